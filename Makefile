@@ -1,0 +1,46 @@
+# Two commands for newcomers: `make demo` and `make test`. Every target sets up what it needs, once.
+# Everything runs as `python -m`, because console scripts break in paths with spaces.
+
+PYTHON ?= python3
+PY := .venv/bin/python
+PIP := $(PY) -m pip --quiet --disable-pip-version-check
+
+# mypy finds the package through a link named herdgraph, so that the checkout may have any name.
+ROOMS := model export runtimes
+TYPED := $(addprefix .venv/types/herdgraph/,$(ROOMS) $(wildcard *.py))
+
+.PHONY: demo test test-slow coverage lint clean
+
+demo: .venv/.demo
+	$(PY) examples/demo.py
+
+test: .venv/.dev
+	$(PY) -m pytest -m "not slow" --cov=herdgraph --cov-report=term:skip-covered
+
+test-slow: .venv/.dev
+	$(PY) -m pytest -m slow
+
+lint: .venv/.dev
+	$(PY) -m ruff check .
+	@mkdir -p .venv/types && ln -sfn ../.. .venv/types/herdgraph
+	MYPYPATH=.venv/types $(PY) -m mypy $(TYPED)
+
+clean:
+	rm -rf .venv .cache .coverage htmlcov build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# torch first and pinned: the newest build that a range admits may bring gigabytes of CUDA packages.
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "herdgraph needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+
+.venv/.torch: | .venv/bin/python
+	$(PIP) install torch==2.13.0
+	@touch $@
+
+.venv/.demo: pyproject.toml | .venv/.torch
+	$(PIP) install -e ".[cpu,build]"
+	@touch $@
+
+.venv/.dev: pyproject.toml | .venv/.torch
+	$(PIP) install -e ".[cpu,build,test,dev]"
+	@touch $@ .venv/.demo

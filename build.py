@@ -1,0 +1,133 @@
+"""Build engines: a Llama 4 checkpoint directory becomes a bundle.
+
+python build.py CHECKPOINT -o BUNDLE [--target cpu] [--recipe fp32] [--dry-run] [--json]
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from herdgraph.console import HerdCommand, emit_json, quantity, size, stderr, table
+from herdgraph.model.config import HerdConfig
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBar
+
+if TYPE_CHECKING:
+    from herdgraph.export.pipeline import Progress
+    from herdgraph.export.targets import Target
+
+_GRAPH_MEMORY = 600 << 20
+"""Memory of the exporter itself: torch, onnx and a graph without weights (see docs/building.md)."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a build will need, before it starts.
+
+    Attributes:
+        parameters: parameters of the checkpoint.
+        bundle_bytes: size of the bundle's weights.
+        free_bytes: free space where it will be written.
+        peak_memory_bytes: estimated peak memory of the build; it does not grow with the number of layers or experts.
+    """
+
+    parameters: int
+    bundle_bytes: int
+    free_bytes: int
+    peak_memory_bytes: int
+
+
+def memory_plan(config: HerdConfig, output: Path) -> MemoryPlan:
+    """Plan a float32 build of a configuration."""
+    from herdgraph.export.weights import BLOCK_BYTES
+    from herdgraph.model.facts import facts_of
+    from herdgraph.model.names import expected_tensors
+
+    shapes = expected_tensors(config)
+    parameters = facts_of(config).total
+    tied = math.prod(shapes["embed_tokens.weight"]) if config.text.tie_word_embeddings else 0
+    expert = max((math.prod(shape[1:]) for name, shape in shapes.items() if ".experts." in name), default=0)
+    parent = next(path for path in output.absolute().parents if path.exists())
+    return MemoryPlan(
+        parameters=parameters,
+        bundle_bytes=4 * (parameters + tied),
+        free_bytes=shutil.disk_usage(parent).free,
+        peak_memory_bytes=_GRAPH_MEMORY + 3 * max(BLOCK_BYTES, 4 * expert),
+    )
+
+
+@click.command(cls=HerdCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle directory to create.")
+@click.option("--target", default="cpu", show_default=True, help="Lowering: cpu, or canonical (unlowered, portable).")
+@click.option("--recipe", default="fp32", show_default=True, help="Precision recipe of the target.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
+@click.option("--dry-run", is_flag=True, help="Check the checkpoint, print the memory plan and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document for scripts.")
+def main(
+    checkpoint: Path, output: Path, target: str, recipe: str, overwrite: bool, dry_run: bool, as_json: bool
+) -> None:
+    """Build a bundle from CHECKPOINT, a directory with a Llama 4 model (Hugging Face or Meta layout).
+
+    Weights are streamed tensor by tensor: the memory needed does not grow with the model.
+    """
+    from herdgraph.export.targets import target_of
+    from herdgraph.model.checkpoint import open_checkpoint
+
+    lowering = target_of(target, recipe)
+    with open_checkpoint(checkpoint) as source:
+        plan = memory_plan(source.config, output)
+        if not as_json:
+            _show_plan(plan, checkpoint, lowering, recipe)
+        if dry_run:
+            if as_json:
+                emit_json(asdict(plan))
+            return
+        from herdgraph.export.pipeline import build_bundle
+
+        started = time.perf_counter()
+        with _progress_bar(quiet=as_json) as bar:
+            bundle = build_bundle(
+                source, output, target=target, recipe=recipe, overwrite=overwrite, progress=_hooks(bar)
+            )
+    seconds = time.perf_counter() - started
+    if as_json:
+        built = {"bundle": str(bundle.directory), "bytes": bundle.bytes, "seconds": round(seconds, 2)}
+        emit_json(built | asdict(plan))
+    else:
+        stderr.print(f"[green]built[/green] {bundle.directory} ({size(bundle.bytes)}) in {seconds:.1f} s")
+
+
+def _show_plan(plan: MemoryPlan, checkpoint: Path, target: Target, recipe: str) -> None:
+    table("build plan", {
+        "checkpoint": f"{checkpoint} ({quantity(plan.parameters)} parameters)",
+        "target": f"{target.name}, recipe {recipe}: {target.purpose}",
+        "bundle": f"about {size(plan.bundle_bytes)} ({size(plan.free_bytes)} free)",
+        "peak memory": f"about {size(plan.peak_memory_bytes)}, whatever the number of layers and experts",
+    })
+
+
+def _progress_bar(*, quiet: bool) -> ProgressBar:
+    columns = (TextColumn("{task.description:32}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    return ProgressBar(*columns, console=stderr, disable=quiet, transient=True)
+
+
+def _hooks(bar: ProgressBar) -> Progress:
+    from herdgraph.export.pipeline import Progress
+
+    task = bar.add_task("starting", total=None)
+    return Progress(
+        stage=lambda name: bar.update(task, description=name),
+        weights=lambda total: bar.update(task, total=total),
+        written=lambda count: bar.update(task, advance=count),
+    )
+
+
+if __name__ == "__main__":
+    main()

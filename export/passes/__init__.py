@@ -1,0 +1,7 @@
+"""Passes: small graph rewrites, onnx-ir in, onnx-ir out. One class, one file, one test file each."""
+
+from .fold_weight_transposes import FoldWeightTransposes
+from .lower_cached_attention import LowerCachedAttention
+from .lower_routed_experts import LowerRoutedExperts
+
+__all__ = ["FoldWeightTransposes", "LowerCachedAttention", "LowerRoutedExperts"]

@@ -1,0 +1,128 @@
+"""Checkpoint in, bundle out: capture, lower, stream weights, write the manifest, rename.
+
+Memory is bounded by the graphs (under 2 GB for the largest herd member) plus a few weight blocks; nothing of the
+output is visible until it is complete.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import onnx_ir as ir
+
+from .. import __version__
+from ..errors import HerdError
+from ..files import atomic_directory
+from ..model.checkpoint import Checkpoint
+from ..runtimes.bundle import PROCESSOR, Bundle, Manifest, describe_files, write_manifest
+from .capture import bind_weights, capture_decoder, capture_vision
+from .targets import Target, target_of
+from .weights import initializers, stream
+
+logger = logging.getLogger(__name__)
+
+_TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Hooks for a progress display.
+
+    Attributes:
+        stage: called with the name of each step.
+        weights: called with the bytes of all weights once they are known.
+        written: called with the bytes of every weight that was written.
+    """
+
+    stage: Callable[[str], None] = lambda _: None
+    weights: Callable[[int], None] = lambda _: None
+    written: Callable[[int], None] = lambda _: None
+
+
+def build_bundle(
+    checkpoint: Checkpoint, output: Path, *, target: str = "cpu", recipe: str = "fp32", overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Build a bundle.
+
+    Args:
+        checkpoint: an open checkpoint.
+        output: directory to create.
+        target: name of the lowering.
+        recipe: precision recipe of the target.
+        overwrite: replace an existing output.
+        progress: hooks for a display.
+
+    Raises:
+        HerdError: unknown target or recipe, the output exists or cannot be written, or there is too little room.
+    """
+    lowering, progress = target_of(target, recipe), progress or Progress()
+    with atomic_directory(output, overwrite=overwrite) as directory:
+        graphs = {}
+        models = dict(_lowered(checkpoint, lowering, progress))
+        total = sum(weight_bytes(model) for model in models.values())
+        progress.weights(total)
+        _require_room(directory, total)
+        for role, model in models.items():
+            progress.stage(f"writing {role} weights")
+            stream(model, directory, f"{role}.data", progress.written)
+            ir.save(model, directory / f"{role}.onnx")
+            graphs[role] = f"{role}.onnx"
+        _carry(checkpoint, directory / PROCESSOR)
+        progress.stage("hashing")
+        write_manifest(directory, Manifest(
+            target=target, recipe=recipe, config=checkpoint.config, graphs=graphs,
+            files=describe_files(directory), toolchain=_toolchain(),
+            source={"checkpoint": checkpoint.directory.name, "fingerprint": checkpoint.fingerprint()},
+        ))
+    return Bundle.open(output, verify=False)
+
+
+def _lowered(checkpoint: Checkpoint, target: Target, progress: Progress) -> Iterator[tuple[str, ir.Model]]:
+    captures = {"decoder": capture_decoder, "vision": capture_vision}
+    if checkpoint.config.vision is None:
+        del captures["vision"]
+    for role, capture in captures.items():
+        progress.stage(f"capturing {role}")
+        model = capture(checkpoint.config)
+        bind_weights(model, checkpoint)
+        progress.stage(f"lowering {role} for {target.name}")
+        target.lower(model)
+        logger.info("%s graph: %d nodes", role, sum(1 for _ in model.graph.all_nodes()))
+        yield role, model
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of the distinct weights of a lowered model."""
+    distinct = {id(value.const_value): value.const_value.nbytes for value in initializers(model) if value.const_value}
+    return sum(distinct.values())
+
+
+def _require_room(directory: Path, needed: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise HerdError(
+            f"the bundle needs {needed / 1e9:.1f} GB, {directory.parent} has {free / 1e9:.1f} GB free: "
+            "choose another output or make room"
+        )
+
+
+def _carry(checkpoint: Checkpoint, directory: Path) -> None:
+    directory.mkdir()
+    for path in checkpoint.carried_files():
+        shutil.copyfile(path, directory / path.name)
+
+
+def _toolchain() -> dict[str, str]:
+    versions = {"herdgraph": __version__}
+    for tool in _TOOLS:
+        try:
+            versions[tool] = metadata.version(tool)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,69 @@
+"""Targets: what a canonical graph is lowered to. A target is a name, a list of passes and the recipes it knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, common
+
+from ..errors import HerdError
+from ..model.operators import DOMAIN
+from .passes import FoldWeightTransposes, LowerCachedAttention, LowerRoutedExperts
+
+
+@dataclass(frozen=True)
+class Target:
+    """A lowering.
+
+    Attributes:
+        name: as given on the command line and stored in the manifest.
+        purpose: one line for people.
+        passes: pass classes, applied in order.
+        recipes: precision recipes it can build.
+    """
+
+    name: str
+    purpose: str
+    passes: tuple[type[InPlacePass], ...]
+    recipes: tuple[str, ...] = ("fp32",)
+
+    def lower(self, model: ir.Model) -> None:
+        """Apply the passes in place, then remove what they left behind.
+
+        Raises:
+            HerdError: a herdgraph operator has no lowering here (a defect of the target).
+        """
+        for rewrite in self.passes:
+            rewrite()(model)
+        if self.passes:
+            for tidy in (common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass(),
+                         common.RemoveUnusedFunctionsPass(), common.RemoveUnusedOpsetsPass()):
+                tidy(model)
+            left = sorted({node.op_type for node in model.graph.all_nodes() if node.domain == DOMAIN})
+            if left:
+                raise HerdError(f"target {self.name} does not lower {', '.join(left)}: report this as a defect")
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("cpu", "ONNX Runtime on a CPU: only routed experts run, caches are appended in place",
+               (FoldWeightTransposes, LowerRoutedExperts, LowerCachedAttention)),
+        Target("canonical", "the unlowered graph with its function bodies, for any ONNX runtime; slow, the oracle", ()),
+    )
+}
+
+
+def target_of(name: str, recipe: str) -> Target:
+    """A target by name, checked against a recipe.
+
+    Raises:
+        HerdError: no such target, or the target does not know the recipe.
+    """
+    if name not in TARGETS:
+        raise HerdError(f"no target is called {name!r}: choose one of {', '.join(TARGETS)}")
+    target = TARGETS[name]
+    if recipe not in target.recipes:
+        raise HerdError(f"target {name} has no recipe {recipe!r}: choose one of {', '.join(target.recipes)}")
+    return target

@@ -1,0 +1,142 @@
+"""Weights as promises: an ONNX initializer that knows how to read itself, and a writer that never holds a whole model.
+
+A ``Weight`` refers to a tensor of a checkpoint, or to one slice of its first axis (one expert), perhaps transposed.
+It is read in blocks of rows, converted, and written at its place in the data file, so that the peak memory of a build
+is a few blocks, whatever the size of the model or of its largest tensor.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+BLOCK_BYTES = 32 << 20
+ALIGNMENT = 4096
+"""Weights start on page boundaries, so that a runtime can map and drop them one by one."""
+INLINE_BYTES = 1024
+
+
+class TensorReader(Protocol):
+    """Reads a tensor, or one slice of its first axis, by canonical name (``model.checkpoint.Checkpoint``)."""
+
+    def read(self, name: str, index: int | slice | None = None) -> torch.Tensor:
+        """The stored values."""
+
+
+class Weight(ir.LazyTensor):
+    """A float32 initializer that is read from a checkpoint only while it is written.
+
+    Args:
+        source: where the stored tensor is read.
+        stored: canonical name there.
+        shape: shape of the stored tensor or, with ``expert``, of one slice of its first axis.
+        expert: slice of the first axis, None for the whole tensor.
+        transposed: exchange the two axes.
+    """
+
+    def __init__(
+        self, source: TensorReader, stored: str, shape: tuple[int, ...], *, expert: int | None = None,
+        transposed: bool = False,
+    ) -> None:
+        self.source, self.stored, self.stored_shape = source, stored, shape
+        self.expert, self.is_transposed = expert, transposed
+        final = ir.Shape(shape[::-1] if transposed else shape)
+        super().__init__(lambda: ir.Tensor(self._whole()), dtype=ir.DataType.FLOAT, shape=final, name=stored)
+
+    def _read(self, start: int, stop: int) -> np.ndarray[Any, Any]:
+        if self.expert is None:
+            values = self.source.read(self.stored, slice(start, stop))
+        else:
+            values = self.source.read(self.stored, self.expert)[start:stop]
+        return values.to(torch.float32).contiguous().numpy()
+
+    def _whole(self) -> np.ndarray[Any, Any]:
+        values = self._read(0, self.stored_shape[0])
+        return np.ascontiguousarray(values.T) if self.is_transposed else values
+
+    def of_expert(self, expert: int) -> Weight:
+        """The slice of one expert."""
+        return Weight(self.source, self.stored, self.stored_shape[1:], expert=expert)
+
+    def transposed(self) -> Weight:
+        """The same values with both axes exchanged."""
+        return Weight(
+            self.source, self.stored, self.stored_shape, expert=self.expert, transposed=not self.is_transposed
+        )
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
+        """First row and values, in blocks of at most ``BLOCK_BYTES``, of the tensor as stored."""
+        rows = self.stored_shape[0]
+        step = max(1, BLOCK_BYTES // (4 * max(1, math.prod(self.stored_shape[1:]))))
+        if self.expert is not None:
+            step = rows  # one expert is read at once: a second read of its first rows would cost as much
+        for start in range(0, rows, step):
+            yield start, self._read(start, min(rows, start + step))
+
+    def write_to(self, file: int, offset: int) -> None:
+        """Write float32 little-endian values at ``offset`` of an open file descriptor."""
+        rows = self.stored_shape[0]
+        for start, block in self.blocks():
+            if not self.is_transposed:
+                os.pwrite(file, block.data, offset + start * block[0].nbytes)
+                continue
+            for column, values in enumerate(np.ascontiguousarray(block.T)):
+                os.pwrite(file, values.data, offset + 4 * (column * rows + start))
+
+
+def expert_of(tensor: ir.TensorProtocol, expert: int) -> ir.TensorProtocol:
+    """Slice ``expert`` of the first axis of any initializer, without reading it when it is a ``Weight``."""
+    return tensor.of_expert(expert) if isinstance(tensor, Weight) else ir.Tensor(tensor.numpy()[expert])
+
+
+def transposed(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """A two-dimensional initializer with its axes exchanged, without reading it when it is a ``Weight``."""
+    return tensor.transposed() if isinstance(tensor, Weight) else ir.Tensor(np.ascontiguousarray(tensor.numpy().T))
+
+
+def initializers(model: ir.Model) -> list[ir.Value]:
+    """All initializers of a model, those of subgraphs included."""
+    return [value for graph in model.graphs() for value in graph.initializers.values()]
+
+
+def stream(model: ir.Model, directory: Path, data_name: str, on_bytes: Callable[[int], None] = lambda _: None) -> None:
+    """Write every large initializer of a model into one file and let the model refer to it.
+
+    Args:
+        model: changed in place: its initializers become external tensors.
+        directory: where the file is created.
+        data_name: the file's name, as the ONNX file will refer to it.
+        on_bytes: called with the number of bytes after each tensor, for progress.
+    """
+    written: dict[int, ir.ExternalTensor] = {}
+    end = 0
+    with (directory / data_name).open("wb") as file:
+        for value in initializers(model):
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes <= INLINE_BYTES:
+                continue
+            if id(tensor) not in written:
+                offset = -(-end // ALIGNMENT) * ALIGNMENT
+                _write(tensor, file.fileno(), offset)
+                end = offset + tensor.nbytes
+                written[id(tensor)] = ir.ExternalTensor(
+                    data_name, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()),
+                    name=str(value.name), base_dir=directory,
+                )
+                on_bytes(tensor.nbytes)
+            value.const_value = written[id(tensor)]
+        file.truncate(end)
+
+
+def _write(tensor: ir.TensorProtocol, file: int, offset: int) -> None:
+    if isinstance(tensor, Weight):
+        tensor.write_to(file, offset)
+    else:
+        os.pwrite(file, tensor.tobytes(), offset)

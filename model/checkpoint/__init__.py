@@ -1,0 +1,27 @@
+"""Checkpoints in and out: Hugging Face and Meta layouts, read lazily under canonical names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..config import HerdConfig
+from .base import Checkpoint
+from .huggingface import open_huggingface
+from .meta import open_meta
+from .save import save_checkpoint
+
+__all__ = ["Checkpoint", "open_checkpoint", "save_checkpoint"]
+
+
+def open_checkpoint(directory: str | Path) -> Checkpoint:
+    """Open a checkpoint directory: ``config.json`` with safetensors, or ``params.json`` with ``consolidated.*.pth``.
+
+    Names and shapes of all tensors are checked against the configuration; no weights are read.
+
+    Raises:
+        HerdError: what is missing, damaged or does not fit, in one line.
+    """
+    directory = Path(directory)
+    config = HerdConfig.from_file(directory)
+    opener = open_huggingface if (directory / "config.json").is_file() else open_meta
+    return opener(directory, config)

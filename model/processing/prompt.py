@@ -1,0 +1,147 @@
+"""A prompt as users write it to what the model takes: token ids and tiles.
+
+Every picture stands in the text as one ``<|image|>``, which becomes, for a single tile,
+
+    <|image_start|> <|image|> patch * n <|image_end|>
+
+and for rows x columns tiles, row by row with separators and the global tile last,
+
+    <|image_start|> (patch * n [<|tile_x_separator|> patch * n ...] <|tile_y_separator|>) * rows
+    <|image|> patch * n <|image_end|>                                          n = tokens per tile
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import HerdError
+from ..config import HerdConfig
+from .chat import ChatTemplate, checked_messages
+from .images import ImageProcessor, Source, TiledImage
+from .tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class PreparedPrompt:
+    """What an engine's ``prefill`` takes.
+
+    Attributes:
+        token_ids: with image tokens where features go.
+        pixel_values: float32 [tiles, 3, side, side] of all pictures in order, None without pictures.
+    """
+
+    token_ids: list[int]
+    pixel_values: np.ndarray[Any, Any] | None = None
+
+
+class PromptProcessor:
+    """Tokenizer, chat template and image processor of one model.
+
+    Args:
+        directory: files of a checkpoint or bundle. They are read when they are first needed, so that a model without
+            tokenizer files still works with token ids.
+        config: the model.
+    """
+
+    def __init__(self, directory: Path, config: HerdConfig) -> None:
+        self._directory, self._config = Path(directory), config
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            HerdError: the directory has none.
+        """
+        return load_tokenizer(self._directory, eos_ids=self._config.text.eos_token_ids)
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template.
+
+        Raises:
+            HerdError: the model has none.
+        """
+        template = ChatTemplate.from_directory(self._directory, self.tokenizer)
+        if template is None:
+            raise HerdError("this model has no chat template: give the prompt as a plain string (--raw)")
+        return template
+
+    @cached_property
+    def image_processor(self) -> ImageProcessor:
+        """Tiling and normalisation.
+
+        Raises:
+            HerdError: the model reads text only.
+        """
+        if self._config.vision is None:
+            raise HerdError("this model reads text only, images were given")
+        return ImageProcessor.from_directory(self._directory, self._config.vision.image_size)
+
+    def prepare(
+        self, prompt: str | Sequence[Any], *, images: Sequence[Source] | None = None, tools: Sequence[Any] | None = None
+    ) -> PreparedPrompt:
+        """Tokens and tiles of a prompt.
+
+        Args:
+            prompt: a string is a raw completion; messages have roles and contents, pictures among them.
+            images: pictures for the ``<|image|>`` placeholders of a string.
+            tools: descriptions for templates that offer tools.
+
+        Raises:
+            HerdError: an empty prompt, an unknown role, pictures and placeholders that do not match, a picture that
+                cannot be read, or more tokens than the model's context.
+        """
+        if isinstance(prompt, str):
+            if not prompt:
+                raise HerdError("the prompt is empty: give a text or at least one message")
+            ids, sources = self.tokenizer.encode_completion(prompt), list(images or ())
+        else:
+            messages = checked_messages(prompt)
+            if images:
+                raise HerdError("images= belongs to a string prompt: put the pictures into the messages")
+            mixed = [message["content"] for message in messages if isinstance(message["content"], list)]
+            sources = [part["source"] for parts in mixed for part in parts if part["type"] == "image"]
+            ids = self.template.encode(messages, self.tokenizer, tools=tools)
+        tiled = [self.image_processor.process(source) for source in sources]
+        ids = self._with_images(ids, tiled)
+        limit = self._config.text.max_position_embeddings
+        if len(ids) > limit:
+            raise HerdError(f"the prompt has {len(ids)} tokens, the model's context is {limit}: shorten it")
+        return PreparedPrompt(ids, np.concatenate([image.pixels for image in tiled]) if tiled else None)
+
+    def _with_images(self, ids: list[int], images: list[TiledImage]) -> list[int]:
+        """Replace every placeholder by its picture's tokens."""
+        placeholder = self.tokenizer.token_to_id("<|image|>") if self._config.vision else None
+        found = ids.count(placeholder) if placeholder is not None else 0
+        if found != len(images):
+            raise HerdError(f"the prompt has {found} image placeholders and {len(images)} images: they must match")
+        if not images:
+            return ids
+        remaining, expanded = iter(images), []
+        for token in ids:
+            expanded += self._image_tokens(next(remaining)) if token == placeholder else [token]
+        return expanded
+
+    def _image_tokens(self, image: TiledImage) -> list[int]:
+        assert self._config.vision is not None, "images were refused before"
+        patches = [self._config.image_token_id] * self._config.vision.tokens_per_tile
+        ids = [self._special("<|image_start|>")]
+        if image.rows * image.columns > 1:
+            for _ in range(image.rows):
+                for column in range(image.columns):
+                    ids += [*([self._special("<|tile_x_separator|>")] if column else []), *patches]
+                ids.append(self._special("<|tile_y_separator|>"))
+        return [*ids, self._special("<|image|>"), *patches, self._special("<|image_end|>")]
+
+    def _special(self, token: str) -> int:
+        found = self.tokenizer.token_to_id(token)
+        if found is None:
+            raise HerdError(f"the tokenizer has no {token} token, which images need: is it this model's tokenizer?")
+        return found

@@ -1,0 +1,180 @@
+"""Reading a dense Llama from a Hugging Face directory: ``config.json``, safetensors in one file or in shards.
+
+These checkpoints store query and key rows for half-split RoPE, where element i of a head turns with element i + K/2;
+Llama 4 turns neighbours. The rows are reordered on reading: row i of the first half goes to 2i, of the second to
+2i + 1. Scores are sums over a head, so the same order in queries and keys leaves them as they were.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import HerdError
+from ..config import RopeScaling
+from .dense import DenseModel
+
+_CARRIED = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
+    "chat_template.jinja", "chat_template.json",
+)
+
+
+def open_hf(directory: Path) -> DenseModel:
+    """Open a Hugging Face directory of ``LlamaForCausalLM``; tensors are read when asked for.
+
+    Raises:
+        HerdError: not a dense Llama, a feature that Llama 4 cannot express, or weights that cannot be read.
+    """
+    raw = _read_json(directory / "config.json")
+    _require_plain_llama(raw)
+    try:
+        return _model_of(directory, raw)
+    except KeyError as error:
+        raise HerdError(f"{directory}/config.json has no value for {error.args[0]!r}") from error
+    except (TypeError, ValueError) as error:
+        raise HerdError(f"{directory}/config.json has a value that cannot be read: {error}") from error
+
+
+def _model_of(directory: Path, raw: Mapping[str, Any]) -> DenseModel:
+    heads, tied = int(raw["num_attention_heads"]), bool(raw.get("tie_word_embeddings", False))
+    head_dim = int(raw.get("head_dim") or raw["hidden_size"] // heads)
+    theta, scaling = _rope(raw)
+    return DenseModel(
+        vocab_size=int(raw["vocab_size"]),
+        hidden_size=int(raw["hidden_size"]),
+        num_layers=int(raw["num_hidden_layers"]),
+        num_heads=heads,
+        num_kv_heads=int(raw.get("num_key_value_heads") or heads),
+        head_dim=head_dim,
+        ffn_size=int(raw["intermediate_size"]),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        tied=tied,
+        context=int(raw.get("max_position_embeddings", 2048)),
+        bos_token_id=raw.get("bos_token_id"),
+        eos_token_ids=_eos_ids(directory, raw),
+        pad_token_id=raw.get("pad_token_id"),
+        tensors=HfTensors(directory, head_dim=head_dim, tied=tied),
+        carried={name: (directory / name).read_bytes() for name in _CARRIED if (directory / name).is_file()},
+    )
+
+
+class HfTensors:
+    """The safetensors files of a directory, under neutral names.
+
+    Args:
+        directory: holds ``model.safetensors`` or shards with ``model.safetensors.index.json``.
+        head_dim: K, to reorder query and key rows.
+        tied: drop the copy of the embedding that some tied checkpoints store as head.
+
+    Raises:
+        HerdError: on construction, when a file is missing or damaged.
+    """
+
+    def __init__(self, directory: Path, *, head_dim: int, tied: bool) -> None:
+        self._head_dim = head_dim
+        self._places: dict[str, tuple[Path, str]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for path in _weight_files(directory):
+            self._add(path)
+        if tied:
+            self.shapes.pop("lm_head.weight", None)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor in float32; query and key rows come in interleaved order."""
+        path, stored = self._places[name]
+        with _open(path) as file:
+            values: Tensor = file.get_tensor(stored).to(torch.float32)
+        return _interleaved(values, self._head_dim) if name.endswith(("q_proj.weight", "k_proj.weight")) else values
+
+    def _add(self, path: Path) -> None:
+        with _open(path) as file:
+            for stored in file.keys():  # noqa: SIM118  (a file handle, not a mapping)
+                # Old checkpoints store a table of frequencies that follows from the configuration.
+                if not stored.endswith("rotary_emb.inv_freq"):
+                    name = stored.removeprefix("model.")
+                    self._places[name] = (path, stored)
+                    self.shapes[name] = tuple(file.get_slice(stored).get_shape())
+
+
+def _interleaved(rows: Tensor, head_dim: int) -> Tensor:
+    """Reorder rows [H · K, D] from half-split to interleaved pairs."""
+    halves = rows.reshape(-1, 2, head_dim // 2, rows.shape[-1])
+    return halves.transpose(1, 2).reshape(rows.shape)
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
+    if index.is_file():
+        weight_map = _read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise HerdError(f"{index} has no weight_map: is it a safetensors index?")
+        return [directory / name for name in sorted(set(weight_map.values()))]
+    if single.is_file():
+        return [single]
+    raise HerdError(f"{directory} holds neither model.safetensors nor model.safetensors.index.json: "
+                    "weights are read from safetensors")
+
+
+def _open(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415  (an extra, and only this reader needs it)
+
+    if not path.is_file():
+        raise HerdError(f"{path} does not exist, but the index names it: the checkpoint is incomplete")
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise HerdError(f"{path} cannot be read as safetensors, it is damaged or cut off: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HerdError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise HerdError(f"{path} holds a {type(content).__name__}, a JSON object is needed")
+    return content
+
+
+def _require_plain_llama(raw: Mapping[str, Any]) -> None:
+    if raw.get("model_type") != "llama":
+        raise HerdError(f"model_type is {raw.get('model_type')!r}, llama is what can be upcycled")
+    for name in ("attention_bias", "mlp_bias"):
+        if raw.get(name):
+            raise HerdError(f"{name} is set: Llama 4's decoder has no biases, this model cannot be upcycled")
+    if raw.get("hidden_act", "silu") != "silu":
+        raise HerdError(f"hidden_act is {raw['hidden_act']!r}, Llama 4's experts use silu")
+    if raw.get("quantization_config"):
+        raise HerdError("the checkpoint is quantised: give the original, or a GGUF file")
+
+
+def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+    """Theta and scaling: transformers 5 keeps both in ``rope_parameters``, earlier files in two fields."""
+    merged = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
+    theta = float(merged.get("rope_theta") or raw.get("rope_theta") or 10000.0)
+    kind = merged.get("rope_type") or merged.get("type") or "default"
+    if kind == "default":
+        return theta, None
+    if kind != "llama3":
+        raise HerdError(f"rope_scaling is of type {kind!r}, which Llama 4 cannot express: default and llama3 are")
+    return theta, RopeScaling(**{item.name: merged[item.name] for item in fields(RopeScaling)})
+
+
+def _eos_ids(directory: Path, raw: Mapping[str, Any]) -> tuple[int, ...]:
+    """Ids of the configuration, then those that only the generation defaults name, such as the end of a turn."""
+    path = directory / "generation_config.json"
+    sources = [raw, _read_json(path)] if path.is_file() else [raw]
+    found: list[int] = []
+    for source in sources:
+        ids = source.get("eos_token_id")
+        found += ids if isinstance(ids, list) else [] if ids is None else [ids]
+    return tuple(dict.fromkeys(found))

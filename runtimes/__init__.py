@@ -1,0 +1,11 @@
+"""Running bundles, without torch: the bundle format, executors, sampling, generation."""
+
+from .bundle import Bundle, Manifest
+from .engine import Engine
+from .generation import Generation, TextStream, Timings
+from .sampling import Sampling, TokenLogprob
+from .sequence import Sequence
+
+__all__ = [
+    "Bundle", "Engine", "Generation", "Manifest", "Sampling", "Sequence", "TextStream", "Timings", "TokenLogprob",
+]

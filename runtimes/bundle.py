@@ -1,0 +1,162 @@
+"""The bundle: a directory that says what it is, for which model and target, and proves that it is whole.
+
+``manifest.json`` names every file with its size and SHA-256, the configuration, target and recipe, the graphs and
+where they came from. A bundle is checked before anything in it is mapped or parsed; no file of it is a pickle, and no
+name in it may leave the directory.
+
+==============  =====================================================================================
+file            content
+==============  =====================================================================================
+manifest.json   this module's ``Manifest``
+decoder.onnx    decoder graph; its weights in ``decoder.data``
+vision.onnx     image graph (multimodal models); its weights in ``vision.data``
+processor/      the checkpoint's tokenizer, chat template, generation and processor files, unchanged
+==============  =====================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..errors import HerdError
+from ..files import sha256_of
+from ..model.config import HerdConfig
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+PROCESSOR = "processor"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 of one file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a bundle declares about itself.
+
+    Attributes:
+        target: name of the lowering, such as ``cpu``; decides which executor runs it.
+        recipe: precision recipe, such as ``fp32``.
+        config: the model.
+        graphs: role (``decoder``, ``vision``) to file name.
+        files: every file but the manifest, by its path inside the bundle.
+        source: fingerprint and directory name of the checkpoint.
+        toolchain: package versions that built it.
+    """
+
+    target: str
+    recipe: str
+    config: HerdConfig
+    graphs: dict[str, str]
+    files: dict[str, FileEntry]
+    source: dict[str, str] = field(default_factory=dict)
+    toolchain: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary, the content of ``manifest.json``."""
+        return {**asdict(self), "config": self.config.to_json()}
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Manifest:
+        """Restore what ``to_json`` wrote; a newer or older format is refused."""
+        found = raw.get("format")
+        if found != FORMAT:
+            advice = "update herdgraph" if isinstance(found, int) and found > FORMAT else "rebuild it with build.py"
+            raise HerdError(f"bundle format is {found}, this herdgraph reads format {FORMAT}: {advice}")
+        files = {name: FileEntry(**entry) for name, entry in raw["files"].items()}
+        return cls(**{**raw, "config": HerdConfig.from_json(raw["config"]), "files": files})
+
+
+def describe_files(directory: Path) -> dict[str, FileEntry]:
+    """Sizes and hashes of all files below a directory, the manifest excepted."""
+    found = {}
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if path.is_file() and name != MANIFEST:
+            found[name] = FileEntry(path.stat().st_size, sha256_of(path))
+    return found
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle directory."""
+
+    directory: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, directory: str | Path, *, verify: bool = True) -> Bundle:
+        """Read and check a bundle.
+
+        Args:
+            directory: the bundle.
+            verify: compare every file's SHA-256; without it only presence and size are compared.
+
+        Raises:
+            HerdError: not a bundle, another format, or a file that is missing, cut or altered.
+        """
+        directory = Path(directory)
+        path = directory / MANIFEST
+        if not path.is_file():
+            raise HerdError(f"{directory} has no {MANIFEST}: not a herdgraph bundle; build one with build.py")
+        try:
+            manifest = Manifest.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError) as error:
+            raise HerdError(f"{path} cannot be read ({error}): rebuild the bundle") from error
+        bundle = cls(directory, manifest)
+        bundle._check(verify)
+        return bundle
+
+    def graph(self, role: str) -> Path:
+        """Path of the graph file of a role."""
+        return self.directory / self.manifest.graphs[role]
+
+    @property
+    def processor(self) -> Path:
+        """Directory of tokenizer, template and image processor files; it may be empty."""
+        return self.directory / PROCESSOR
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(entry.bytes for entry in self.manifest.files.values())
+
+    def _check(self, verify: bool) -> None:
+        for name in (*self.manifest.files, *self.manifest.graphs.values()):
+            pure = PurePosixPath(name)
+            if pure.is_absolute() or ".." in pure.parts:
+                raise HerdError(f"{self.directory / MANIFEST} names {name!r}, which is outside of the bundle: refused")
+        for name in self.manifest.graphs.values():
+            if name not in self.manifest.files:
+                raise HerdError(f"{self.directory / MANIFEST} has no hash for graph {name!r}: rebuild the bundle")
+        with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
+            list(pool.map(lambda item: self._check_file(*item, verify=verify), self.manifest.files.items()))
+
+    def _check_file(self, name: str, entry: FileEntry, *, verify: bool) -> None:
+        path = self.directory / name
+        if not path.is_file():
+            raise HerdError(f"{path} is missing: copy or rebuild the bundle")
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise HerdError(f"{path} has {size} bytes, the manifest says {entry.bytes}: copy or rebuild the bundle")
+        if verify and (found := sha256_of(path)) != entry.sha256:
+            raise HerdError(
+                f"{path} was altered: SHA-256 is {found[:12]}…, the manifest says {entry.sha256[:12]}…; "
+                "copy or rebuild the bundle"
+            )
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json``: the last file of a bundle, since it holds the hashes of the others."""
+    text = json.dumps(manifest.to_json(), indent=2) + "\n"
+    (directory / MANIFEST).write_text(text, encoding="utf-8")

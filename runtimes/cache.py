@@ -1,0 +1,69 @@
+"""Key/value buffers of one sequence.
+
+A layer with attention chunks of C tokens owns at most C slots and starts again at slot 0 every C tokens
+(slot = position % C); a global layer owns a slot per token. Buffers double when they are full, so that short
+sequences are cheap and a long one is copied O(log n) times.
+
+Per token a layer needs 2 · kv_heads · head_dim · 4 bytes in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..model.config import TextConfig
+
+FIRST_SLOTS = 256
+
+Buffer = np.ndarray[Any, Any]
+
+
+class KVBuffers:
+    """Keys and values of all layers, float32 [1, kv_heads, slots, head_dim] each."""
+
+    def __init__(self, config: TextConfig) -> None:
+        self.config = config
+        self.layers: list[tuple[Buffer, Buffer]] = []
+        self.reserve(1)
+
+    def reserve(self, tokens: int) -> bool:
+        """Make room for ``tokens`` positions; True when a buffer had to move."""
+        wanted = [self._slots(layer, tokens) for layer in range(self.config.num_layers)]
+        if self.layers and all(k.shape[2] >= slots for (k, _), slots in zip(self.layers, wanted, strict=True)):
+            return False
+        empty = np.zeros((1, self.config.num_kv_heads, 0, self.config.head_dim), np.float32)
+        old = self.layers or [(empty, empty)] * len(wanted)
+        self.layers = [(_grown(k, slots), _grown(v, slots)) for (k, v), slots in zip(old, wanted, strict=True)]
+        return True
+
+    def _slots(self, layer: int, tokens: int) -> int:
+        """Slots that a layer needs: a power of two times ``FIRST_SLOTS``, never more than its chunk or the context."""
+        slots = FIRST_SLOTS
+        while slots < tokens:
+            slots *= 2
+        return min(slots, self.config.chunk_of(layer) or self.config.max_position_embeddings)
+
+    def copy(self) -> KVBuffers:
+        """An independent copy."""
+        twin = KVBuffers.__new__(KVBuffers)
+        twin.config = self.config
+        twin.layers = [(k.copy(), v.copy()) for k, v in self.layers]
+        return twin
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return sum(k.nbytes + v.nbytes for k, v in self.layers)
+
+
+def _grown(old: Buffer, slots: int) -> Buffer:
+    """The buffer itself when it is large enough, otherwise a longer copy."""
+    batch, heads, held, width = old.shape
+    if held >= slots:
+        return old
+    # Zeros, not garbage: a masked slot still meets a weight of 0, and 0 · NaN would be NaN.
+    new = np.zeros((batch, heads, slots, width), np.float32)
+    new[:, :, :held] = old
+    return new

@@ -1,0 +1,124 @@
+"""Runs the decoder graph: pieces of a prompt, then one token at a time, on buffers bound once.
+
+Every cache buffer is bound both as ``past.*`` and as ``present.*``, so the graph appends in place. For decoding, one
+``IOBinding`` per sequence is built once; afterwards a token costs three scalar writes and one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..model.config import HerdConfig
+from .ort import create_session, load_onnxruntime
+from .sequence import Features, Sequence
+
+PIECE = 512
+"""Longest piece of a prompt in one call: bounds the memory of activations."""
+
+Logits = np.ndarray[Any, Any]
+
+
+class DecodeBinding:
+    """Inputs and outputs of single-token calls for one sequence, as numpy arrays the graph reads and writes."""
+
+    def __init__(self, runner: DecoderRunner, sequence: Sequence) -> None:
+        config = runner.config.text
+        self.input_ids = np.zeros((1, 1), np.int64)
+        self.past_lengths = np.zeros(1, np.int64)
+        self.logits = np.zeros((1, 1, config.vocab_size), np.float32)
+        no_features = np.zeros((0, config.hidden_size), np.float32)
+        self.io = runner.bind(
+            sequence, self.input_ids, self.past_lengths, np.zeros(1, np.int64), no_features, self.logits
+        )
+
+
+class DecoderRunner:
+    """The decoder of a bundle on ONNX Runtime."""
+
+    def __init__(self, graph: Path, config: HerdConfig, *, threads: int | None) -> None:
+        self.config = config
+        self.session = create_session(graph, threads=threads)
+        self._value = load_onnxruntime().OrtValue.ortvalue_from_numpy
+        self._takes_features = any(item.name == "image_features" for item in self.session.get_inputs())
+
+    def decode(self, sequence: Sequence, token_id: int) -> Logits:
+        """Append one text token. Returns its logits, float32 [vocabulary], valid until the next call."""
+        length = len(sequence)
+        sequence.reserve(length + 1)
+        binding = sequence.binding
+        if binding is None:
+            binding = sequence.binding = DecodeBinding(self, sequence)
+        binding.input_ids[0, 0] = token_id
+        binding.past_lengths[0] = length
+        self.session.run_with_iobinding(binding.io)
+        sequence.token_ids.append(token_id)
+        return binding.logits[0, 0]
+
+    def prefill(self, sequence: Sequence, token_ids: Items[int], features: Features, *, all_positions: bool) -> Logits:
+        """Append tokens in pieces that end at chunk boundaries.
+
+        Args:
+            sequence: grows by the tokens.
+            token_ids: at least one.
+            features: one row per image token among ``token_ids``.
+            all_positions: logits of every token instead of the last one's.
+
+        Returns:
+            float32 [T, vocabulary], or [vocabulary] of the last token.
+        """
+        sequence.reserve(len(sequence) + len(token_ids))
+        sequence.binding = None
+        results: list[Logits] = []
+        used = 0
+        for piece in self.split(len(sequence), token_ids):
+            images = piece.count(self.config.image_token_id) if self._takes_features else 0
+            results.append(self._run(sequence, piece, features[used : used + images], all_positions))
+            used += images
+        return np.concatenate(results) if all_positions else results[-1][-1]
+
+    def split(self, start: int, token_ids: Items[int]) -> list[list[int]]:
+        """Cut tokens into pieces of at most ``PIECE`` that do not cross a multiple of the attention chunk."""
+        chunk = self.config.text.attention_chunk_size if any(self.config.text.chunked_layers) else 0
+        pieces: list[list[int]] = []
+        begin = 0
+        while begin < len(token_ids):
+            room = chunk - (start + begin) % chunk if chunk else PIECE
+            end = min(len(token_ids), begin + min(room, PIECE))
+            pieces.append(list(token_ids[begin:end]))
+            begin = end
+        return pieces
+
+    def _run(self, sequence: Sequence, piece: list[int], features: Features, all_positions: bool) -> Logits:
+        rows = np.arange(len(piece) if all_positions else 1, dtype=np.int64)
+        if not all_positions:
+            rows += len(piece) - 1
+        logits = np.empty((1, len(rows), self.config.text.vocab_size), np.float32)
+        io = self.bind(
+            sequence, np.asarray([piece], np.int64), np.asarray([len(sequence)], np.int64), rows, features, logits
+        )
+        self.session.run_with_iobinding(io)
+        sequence.token_ids += piece
+        return logits[0]
+
+    def bind(
+        self, sequence: Sequence, input_ids: Features, past_lengths: Features, rows: Features, features: Features,
+        logits: Features,
+    ) -> Any:
+        """An ``IOBinding`` over numpy memory: later writes to the arrays are what the next run reads."""
+        io = self.session.io_binding()
+        inputs = {"input_ids": input_ids, "past_lengths": past_lengths, "logit_rows": rows}
+        if self._takes_features:
+            inputs["image_features"] = np.ascontiguousarray(features)
+        for name, array in inputs.items():
+            io.bind_ortvalue_input(name, self._value(array))
+        for layer, buffers in enumerate(sequence.buffers.layers):
+            for part, buffer in zip(("key", "value"), buffers, strict=True):
+                value = self._value(buffer)
+                io.bind_ortvalue_input(f"past.{layer}.{part}", value)
+                io.bind_ortvalue_output(f"present.{layer}.{part}", value)
+        io.bind_ortvalue_output("logits", self._value(logits))
+        return io

@@ -1,0 +1,255 @@
+"""The engine: what applications embed.
+
+>>> engine = Engine.load("bundle")
+>>> print(engine.generate("Once upon a time", max_new_tokens=32).text)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable
+from collections.abc import Sequence as Items
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import HerdError
+from ..model.config import HerdConfig
+from ..model.processing import PreparedPrompt, PromptProcessor
+from .bundle import Bundle
+from .decoder import DecoderRunner, Logits
+from .generation import Generation, StopRule, TextStream, Timings
+from .sampling import Sampling
+from .sequence import Features, Sequence
+from .vision import VisionRunner
+
+Prompt = str | list[dict[str, Any]]
+"""A raw completion, or chat messages with roles and contents (see ``model.processing.prompt``)."""
+
+
+class Engine:
+    """A loaded bundle: generates text, or gives logits to those who bring their own loop.
+
+    One engine serves many sequences; one sequence belongs to one thread at a time.
+    """
+
+    def __init__(self, bundle: Bundle, decoder: DecoderRunner, vision: VisionRunner | None) -> None:
+        self.bundle, self._decoder, self._vision = bundle, decoder, vision
+
+    @classmethod
+    def load(cls, path: str | Path, *, threads: int | None = None, verify: bool = True) -> Engine:
+        """Open, check and load a bundle.
+
+        Args:
+            path: bundle directory.
+            threads: threads of one operator, None for one per core.
+            verify: compare every file's SHA-256 with the manifest before it is used.
+
+        Raises:
+            HerdError: the bundle is incomplete, altered, or made for another runtime.
+        """
+        if threads is not None and threads < 1:
+            raise HerdError(f"threads is {threads}, it must be at least 1")
+        bundle = Bundle.open(path, verify=verify)
+        if bundle.manifest.target not in ("cpu", "canonical"):
+            raise HerdError(f"bundle target is {bundle.manifest.target!r}, this runtime executes cpu and canonical")
+        config = bundle.manifest.config
+        decoder = DecoderRunner(bundle.graph("decoder"), config, threads=threads)
+        vision = VisionRunner(bundle.graph("vision"), config, threads=threads) if config.vision else None
+        return cls(bundle, decoder, vision)
+
+    @property
+    def config(self) -> HerdConfig:
+        """The model's configuration."""
+        return self.bundle.manifest.config
+
+    @cached_property
+    def processor(self) -> PromptProcessor:
+        """Text and images to tokens and back, from the files the checkpoint brought along."""
+        return PromptProcessor(self.bundle.processor, self.config)
+
+    # -- text in, text out ---------------------------------------------------------------------------------------
+
+    def generate(self, prompt: Prompt, **options: Any) -> Generation:
+        """Generate to the end. Options as in ``stream``."""
+        stream = self.stream(prompt, **options)
+        for _ in stream:
+            pass
+        return stream.result
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 256,
+        stop: Iterable[str] = (),
+        stop_ids: Iterable[int] | None = None,
+        images: Items[Any] | None = None,
+        sequence: Sequence | None = None,
+        **sampling: Any,
+    ) -> TextStream:
+        """Generate piece by piece.
+
+        Args:
+            prompt: a string (raw completion) or chat messages.
+            max_new_tokens: length limit; the model's context is another.
+            stop: strings that end the text before them.
+            stop_ids: tokens that end the text, None for the model's own.
+            images: pictures for the ``<|image|>`` placeholders of a string prompt; messages carry their own.
+            sequence: continue this one: the prefix that it shares with the prompt is not computed again.
+            sampling: fields of ``Sampling``: temperature, top_k, top_p, min_p, repetition_penalty, seed, logprobs.
+
+        Returns:
+            An iterator of text pieces with a ``result``.
+
+        Raises:
+            HerdError: an impossible prompt or option.
+        """
+        prepared = self.processor.prepare(prompt, images=images)
+        room = self.config.text.max_position_embeddings - len(prepared.token_ids)
+        ids = self.processor.tokenizer.stop_ids if stop_ids is None else stop_ids
+        rule = StopRule(max_new_tokens, frozenset(ids), tuple(stop))
+        sequence = self.new_sequence() if sequence is None else sequence
+        return TextStream(
+            lambda: self._prompt(sequence, prepared),
+            lambda token: self._decoder.decode(sequence, token),
+            tokenizer=self.processor.tokenizer,
+            seen=prepared.token_ids,
+            sampling=_sampling(sampling),
+            stop=StopRule(max(1, min(max_new_tokens, room)), rule.ids, rule.strings),
+        )
+
+    def _prompt(self, sequence: Sequence, prepared: PreparedPrompt) -> tuple[Logits, Timings]:
+        started = time.perf_counter()
+        shared = self._shared_prefix(sequence, prepared)
+        self.truncate(sequence, shared)
+        fresh = prepared.token_ids[shared:]
+        pixels = prepared.pixel_values
+        if pixels is not None:
+            pixels = pixels[len(sequence.tile_digests) :]
+        logits = self.prefill(sequence, fresh, pixels)
+        timings = Timings(prompt_tokens=len(prepared.token_ids), cached_tokens=shared)
+        timings.prefill_seconds = time.perf_counter() - started
+        return logits, timings
+
+    def _shared_prefix(self, sequence: Sequence, prepared: PreparedPrompt) -> int:
+        """Tokens that a prompt shares with a sequence: same ids, same pictures, whole tiles, one left to compute."""
+        old, new = sequence.token_ids, prepared.token_ids
+        limit = min(len(old), len(new) - 1)
+        shared = next((at for at in range(limit) if old[at] != new[at]), limit)
+        if self.config.vision is None or prepared.pixel_values is None:
+            return shared
+        tiles = [_digest(tile) for tile in prepared.pixel_values]
+        pairs = zip(sequence.tile_digests, tiles, strict=False)
+        same = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(tiles), len(sequence.tile_digests)))
+        places = [at for at, token in enumerate(new[:shared]) if token == self.config.image_token_id]
+        per_tile = self.config.vision.tokens_per_tile
+        whole = min(same, len(places) // per_tile)
+        return places[whole * per_tile] if whole * per_tile < len(places) else shared
+
+    # -- tokens in, logits out -----------------------------------------------------------------------------------
+
+    def new_sequence(self) -> Sequence:
+        """An empty sequence."""
+        return Sequence(self.config.text)
+
+    def prefill(
+        self, sequence: Sequence, token_ids: Items[int], pixel_values: np.ndarray[Any, Any] | None = None, *,
+        all_positions: bool = False,
+    ) -> Logits:
+        """Append tokens, and images whose features fill the image-token positions in order.
+
+        Args:
+            sequence: grows by the tokens.
+            token_ids: at least one.
+            pixel_values: float32 [tiles, 3, H, W], normalised, of one or several images.
+            all_positions: logits of every token instead of the last one's.
+
+        Returns:
+            float32 [vocabulary], or [T, vocabulary].
+
+        Raises:
+            HerdError: no tokens, an id outside of the vocabulary, more tokens than the context holds, or images that
+                do not match the image tokens.
+        """
+        token_ids = [int(token) for token in token_ids]
+        self._check_tokens(sequence, token_ids)
+        features = self._features(token_ids, pixel_values)
+        logits = self._decoder.prefill(sequence, token_ids, features, all_positions=all_positions)
+        if pixel_values is not None and len(pixel_values):
+            sequence.features = np.concatenate((sequence.features, features))
+            sequence.tile_digests += [_digest(tile) for tile in pixel_values]
+        return logits
+
+    def decode(self, sequence: Sequence, token_id: int) -> Logits:
+        """Append one text token; returns its logits, float32 [vocabulary]."""
+        self._check_tokens(sequence, [token_id])
+        self._features([token_id], None)
+        return self._decoder.decode(sequence, int(token_id)).copy()
+
+    def truncate(self, sequence: Sequence, length: int) -> None:
+        """Forget all but the first ``length`` tokens.
+
+        Global layers only forget; a chunked layer whose buffer has been reused since is filled again by running the
+        tokens of the last chunk.
+
+        Raises:
+            HerdError: ``length`` is negative or more than the sequence holds.
+        """
+        total = len(sequence)
+        if not 0 <= length <= total:
+            raise HerdError(f"cannot truncate a sequence of {total} tokens to {length}")
+        text = self.config.text
+        chunk = text.attention_chunk_size if any(text.chunked_layers) else 0
+        begin = length
+        if chunk and length % chunk and (total - 1) // chunk != (length - 1) // chunk:
+            begin = length // chunk * chunk
+        again, features = sequence.token_ids[begin:length], sequence.features
+        first, last = (self._image_tokens(sequence.token_ids[:end]) for end in (begin, length))
+        del sequence.token_ids[begin:]
+        if again:
+            self._decoder.prefill(sequence, again, features[first:last], all_positions=False)
+        sequence.features = features[:last]
+        if self.config.vision:
+            del sequence.tile_digests[-(-last // self.config.vision.tokens_per_tile) :]
+
+    def _image_tokens(self, token_ids: Items[int]) -> int:
+        return list(token_ids).count(self.config.image_token_id) if self.config.vision else 0
+
+    def _features(self, token_ids: Items[int], pixel_values: np.ndarray[Any, Any] | None) -> Features:
+        tiles = 0 if pixel_values is None else len(pixel_values)
+        per_tile = self.config.vision.tokens_per_tile if self.config.vision else 0
+        wanted = self._image_tokens(token_ids)
+        if tiles and self._vision is None:
+            raise HerdError("this model reads text only, images were given")
+        if tiles * per_tile != wanted:
+            raise HerdError(f"{tiles} image tiles fill {tiles * per_tile} image tokens, the prompt has {wanted}")
+        if not tiles or self._vision is None or pixel_values is None:
+            return np.zeros((0, self.config.text.hidden_size), np.float32)
+        return self._vision.features(pixel_values)
+
+    def _check_tokens(self, sequence: Sequence, token_ids: Items[int]) -> None:
+        text = self.config.text
+        if not token_ids:
+            raise HerdError("no tokens were given, at least one is needed")
+        wrong = next((token for token in token_ids if not 0 <= token < text.vocab_size), None)
+        if wrong is not None:
+            raise HerdError(f"token id {wrong} is outside of the vocabulary of {text.vocab_size}")
+        total = len(sequence) + len(token_ids)
+        if total > text.max_position_embeddings:
+            raise HerdError(f"{total} tokens are more than the context of {text.max_position_embeddings}")
+
+
+def _digest(tile: np.ndarray[Any, Any]) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(tile).data).digest()
+
+
+def _sampling(options: dict[str, Any]) -> Sampling:
+    unknown = sorted(set(options) - set(Sampling.__dataclass_fields__))
+    if unknown:
+        known = ", ".join(Sampling.__dataclass_fields__)
+        raise HerdError(f"unknown option {unknown[0]!r}: sampling options are {known}")
+    return Sampling(**options)

@@ -1,0 +1,130 @@
+"""From logits to a token: greedy or drawn, with the filters that users know.
+
+Order, as in transformers: repetition penalty, temperature, top-k, top-p, min-p, draw.
+
+* repetition penalty r (Keskar et al. 2019): logits of tokens seen so far are divided by r when positive, multiplied
+  when negative;
+* top-p (Holtzman et al. 2020): the fewest most likely tokens whose probabilities add up to at least p;
+* min-p: tokens at least ``min_p`` times as likely as the most likely one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..errors import HerdError
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen. The default is greedy: the most likely token, always the same.
+
+    Attributes:
+        temperature: 0 for greedy, otherwise logits are divided by it.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the most likely tokens up to this probability; 1 keeps all.
+        min_p: keep tokens at least this likely relative to the most likely one; 0 keeps all.
+        repetition_penalty: above 1 discourages tokens that occurred; 1 changes nothing.
+        seed: of the random draws; None draws differently every time.
+        logprobs: number of alternatives to report per token; None for no log-probabilities at all.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        checks = (
+            (self.temperature >= 0, "temperature", self.temperature, "0 or more"),
+            (self.top_k >= 0, "top_k", self.top_k, "0 or more"),
+            (0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1"),
+            (0 <= self.min_p <= 1, "min_p", self.min_p, "within 0 and 1"),
+            (self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "above 0"),
+            (self.logprobs is None or self.logprobs >= 0, "logprobs", self.logprobs, "0 or more"),
+        )
+        for valid, name, value, wanted in checks:
+            if not valid:
+                raise HerdError(f"{name} is {value}, it must be {wanted}")
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Natural log-probability of a chosen token, and of the most likely alternatives (before any filter)."""
+
+    token_id: int
+    logprob: float
+    top: dict[int, float] = field(default_factory=dict)
+
+
+class Sampler:
+    """Draws tokens for one generation; holds its random state."""
+
+    def __init__(self, options: Sampling) -> None:
+        self.options = options
+        self._random = np.random.default_rng(options.seed)
+
+    def __call__(self, logits_V: Array, seen: Iterable[int]) -> int:
+        """Choose a token.
+
+        Args:
+            logits_V: float32 [vocabulary]; not modified.
+            seen: tokens of the prompt and of the output so far.
+        """
+        options = self.options
+        if options.repetition_penalty != 1.0:
+            logits_V = _penalised(logits_V, seen, options.repetition_penalty)
+        if options.temperature == 0:
+            return int(logits_V.argmax())
+        candidates, logits = _top_k(logits_V, options.top_k)
+        order = np.argsort(-logits, kind="stable")
+        candidates, probabilities = candidates[order], softmax(logits[order] / options.temperature)
+        keep = np.cumsum(probabilities) - probabilities < options.top_p
+        keep &= probabilities >= options.min_p * probabilities[0]
+        kept = probabilities[keep].astype(np.float64)
+        return int(self._random.choice(candidates[keep], p=kept / kept.sum()))
+
+    def logprob(self, logits_V: Array, token_id: int) -> TokenLogprob:
+        """Log-probability of a token under the unfiltered distribution."""
+        count = self.options.logprobs or 0
+        logprobs = log_softmax(logits_V)
+        best = np.argsort(-logprobs, kind="stable")[:count]
+        return TokenLogprob(token_id, float(logprobs[token_id]), {int(i): float(logprobs[i]) for i in best})
+
+
+def softmax(logits: Array) -> Array:
+    """Probabilities along the last axis."""
+    shifted = np.exp(logits - logits.max(-1, keepdims=True))
+    return shifted / shifted.sum(-1, keepdims=True)
+
+
+def log_softmax(logits: Array) -> Array:
+    """Natural log-probabilities along the last axis, in float64."""
+    logits = logits.astype(np.float64)
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def _penalised(logits_V: Array, seen: Iterable[int], penalty: float) -> Array:
+    ids = np.unique(np.fromiter(seen, dtype=np.int64))
+    logits_V = logits_V.copy()
+    values = logits_V[ids]
+    logits_V[ids] = np.where(values > 0, values / penalty, values * penalty)
+    return logits_V
+
+
+def _top_k(logits_V: Array, k: int) -> tuple[Array, Array]:
+    """Ids and logits of the k largest (all when k is 0), unsorted."""
+    if not 0 < k < len(logits_V):
+        return np.arange(len(logits_V)), logits_V
+    ids = np.argpartition(-logits_V, k - 1)[:k]
+    return ids, logits_V[ids]

@@ -1,0 +1,97 @@
+"""Atomic directories: complete or absent, also after a kill."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from herdgraph.errors import HerdError
+from herdgraph.files import atomic_directory, sha256_of
+
+
+def _names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_complete(tmp_path: Path) -> None:
+    with atomic_directory(tmp_path / "out") as directory:
+        (directory / "file").write_text("x")
+        assert not (tmp_path / "out").exists()
+    assert _names(tmp_path) == ["out"]
+    assert _names(tmp_path / "out") == ["file"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_leaves_nothing(error: type[BaseException], tmp_path: Path) -> None:
+    def write() -> None:
+        with atomic_directory(tmp_path / "out") as directory:
+            (directory / "file").write_text("x")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert _names(tmp_path) == []
+
+
+def test_existing_output(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("x")
+    with pytest.raises(HerdError, match="exists already"), atomic_directory(tmp_path / "out"):
+        pass
+    with pytest.raises(ValueError, match="boom"), atomic_directory(tmp_path / "out", overwrite=True):
+        raise ValueError("boom")
+    assert _names(tmp_path / "out") == ["old"], "a failed overwrite keeps the old content"
+    with atomic_directory(tmp_path / "out", overwrite=True) as directory:
+        (directory / "new").write_text("x")
+    assert _names(tmp_path / "out") == ["new"]
+    assert _names(tmp_path) == ["out"]
+
+
+def test_unwritable_and_wrong_outputs(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(HerdError, match="is a file"), atomic_directory(tmp_path / "file", overwrite=True):
+        pass
+    with pytest.raises(HerdError, match="cannot write to"), atomic_directory(tmp_path / "file" / "below"):
+        pass
+    with pytest.raises(HerdError, match="cannot write to"), atomic_directory(Path("/proc/nothing/out")):
+        pass
+
+
+def test_full_disk_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(HerdError, match="No space left on device; nothing was left behind"), \
+            atomic_directory(tmp_path / "out"):
+        raise OSError(28, "No space left on device")
+    assert _names(tmp_path) == []
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from herdgraph.files import atomic_directory
+with atomic_directory(Path(sys.argv[1])) as directory:
+    (directory / "file").write_text("x")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    process.kill()
+    process.wait()
+    time.sleep(0.05)
+    assert not (tmp_path / "out").exists()
+    assert len(_names(tmp_path)) == 1
+    with atomic_directory(tmp_path / "out") as directory:
+        (directory / "file").write_text("y")
+    assert _names(tmp_path) == ["out"]
+
+
+def test_hash(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"")
+    assert sha256_of(tmp_path / "empty").startswith("e3b0c44298fc1c14")
