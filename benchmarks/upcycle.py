@@ -22,11 +22,14 @@ from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.upcycle import upcycle
 from herdgraph.runtimes import Engine
 
+from .peers import let_torchvision_import
+
 TEXT = Path(__file__).parent / "data" / "alice.txt"
 
 
 def dense_logits(gguf: Path, token_ids: list[int]) -> np.ndarray:
     """Logits of the dense model by transformers, [T, V]."""
+    let_torchvision_import()
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()

@@ -101,7 +101,7 @@ class ChatTemplate:
             return self._template.render(
                 messages=messages, tools=tools, add_generation_prompt=True, **self._variables
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template is a program of the checkpoint: it may fail in any way
             raise HerdError(f"the chat template refuses these messages: {error}") from error
 
     def encode(

@@ -50,6 +50,8 @@ class JsonCodec:
         added = self._special.get_added_tokens_decoder()
         self.special_tokens = {token.content: index for index, token in added.items() if token.special}
         self.vocab_size = self._special.get_vocab_size(with_added_tokens=True)
+        # Whether the file's own post-processor adds begin-of-text: it does so even to an empty text.
+        self.puts_tokens_in_front = bool(self._special.encode("").ids)
 
     def encode(self, text: str, *, allow_special: bool) -> list[int]:
         """See ``Codec``."""
@@ -213,19 +215,15 @@ def load_tokenizer(directory: Path, *, eos_ids: Iterable[int] = ()) -> Tokenizer
     listed = generation if isinstance(generation, list) else [] if generation is None else [generation]
     stops = {*eos_ids, *listed}
     if (path := directory / "tokenizer.json").is_file():
-        add_bos = settings.get("add_bos_token", _post_processor_adds_bos(path))
-        return Tokenizer(JsonCodec(path), settings=settings, add_bos=bool(add_bos), stop_ids=stops)
+        codec = JsonCodec(path)
+        add_bos = settings.get("add_bos_token", codec.puts_tokens_in_front)
+        return Tokenizer(codec, settings=settings, add_bos=bool(add_bos), stop_ids=stops)
     if (path := directory / "tokenizer.model").is_file():
         return Tokenizer(MetaCodec(path), settings=settings, add_bos=True, stop_ids=stops)
     raise HerdError(
         f"{directory} has no tokenizer.json or tokenizer.model: text needs one; add it to the checkpoint and rebuild, "
         "or work with token ids"
     )
-
-
-def _post_processor_adds_bos(path: Path) -> bool:
-    """Whether the file's own post-processor puts something in front of an empty text."""
-    return bool(tokenizers.Tokenizer.from_file(str(path)).encode("").ids)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
