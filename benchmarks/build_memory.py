@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,8 @@ from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.names import expected_tensors
 from herdgraph.model.presets import TINY
+
+from .memory import peak_megabytes
 
 
 def configuration(gigabytes: float) -> HerdConfig:
@@ -50,11 +51,11 @@ def build(checkpoint: Path, output: Path) -> dict[str, float]:
     """Build in this process; megabytes and seconds."""
     from herdgraph.export.pipeline import build_bundle
 
-    baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    baseline = peak_megabytes()
     started = time.perf_counter()
     with open_checkpoint(checkpoint) as source:
         bundle = build_bundle(source, output)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    peak = peak_megabytes()
     return {"seconds": time.perf_counter() - started, "baseline_mb": baseline, "peak_mb": peak,
             "above_baseline_mb": peak - baseline, "bundle_gb": bundle.bytes / 1e9}
 

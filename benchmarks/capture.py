@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -19,13 +18,15 @@ from dataclasses import replace
 
 from herdgraph.console import stderr, table
 
+from .memory import peak_megabytes
+
 
 def measure(name: str, experts: int | None) -> dict[str, float | int | str]:
     """Capture one preset in this process."""
     from herdgraph.export.capture import capture_decoder, capture_vision
     from herdgraph.model.presets import preset
 
-    baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    baseline = peak_megabytes() / 1e3
     config = preset(name)
     if experts:
         config = replace(config, text=replace(config.text, num_experts=experts))
@@ -41,7 +42,7 @@ def measure(name: str, experts: int | None) -> dict[str, float | int | str]:
         "decoder_nodes": len(decoder.graph),
         "vision_nodes": len(vision.graph) if vision else 0,
         "baseline_gb": round(baseline, 2),
-        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
+        "peak_gb": round(peak_megabytes() / 1e3, 2),
     }
 
 
