@@ -193,15 +193,17 @@ def _described(config: HerdConfig) -> dict[str, str]:
     facts, text, vision = facts_of(config), config.text, config.vision
     local = sum(1 for layer in range(text.num_layers) if text.chunk_of(layer))
     moe = f"{len(text.moe_layers)} layers x {text.num_experts}, top-{text.top_k}, plus a shared one"
+    kinds = f"{text.num_layers - local} global, {local} in chunks of {text.attention_chunk_size}" if local else "global"
+    cache = f"{size(facts.kv_global_bytes)} per token"
+    if local:
+        cache += f" global, {size(facts.kv_local_bytes)} local up to {size(facts.kv_local_cap_bytes)}"
     return {
         "parameters": f"{quantity(facts.total)} total, {quantity(facts.active)} active per text token",
-        "layers": f"{text.num_layers} ({text.num_layers - local} global, {local} in chunks of "
-                  f"{text.attention_chunk_size}), width {text.hidden_size}",
+        "layers": f"{text.num_layers} ({kinds}), width {text.hidden_size}",
         "experts": moe if text.moe_layers else "none",
         "attention": f"{text.num_heads} heads, {text.num_kv_heads} key/value heads of {text.head_dim}",
         "context": f"{text.max_position_embeddings} tokens, vocabulary {text.vocab_size}",
-        "KV cache (2 bytes)": f"{size(facts.kv_global_bytes)} per token global, {size(facts.kv_local_bytes)} per token "
-                              f"local up to {size(facts.kv_local_cap_bytes)}",
+        "KV cache (16 bit)": cache,
         "images": f"{vision.num_layers} layers, {vision.image_size} px tiles of {vision.tokens_per_tile} tokens"
                   if vision else "none",
     }
