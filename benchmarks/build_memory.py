@@ -69,7 +69,8 @@ def main() -> None:
     if args.build:
         print(json.dumps(build(*args.build)))
         return
-    with tempfile.TemporaryDirectory(dir=".") as name:
+    Path(".cache").mkdir(exist_ok=True)  # large files: next to the repository, not in a small /tmp
+    with tempfile.TemporaryDirectory(dir=".cache") as name:
         checkpoint = Path(name) / "checkpoint"
         config = configuration(args.gigabytes)
         stderr.print("[dim]writing a random checkpoint[/dim]")
