@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config import HerdConfig
-from .base import Checkpoint
+from ..names import expected_tensors
+from .base import Checkpoint, TensorInfo
 from .huggingface import open_huggingface
 from .meta import open_meta
 from .save import save_checkpoint
 
-__all__ = ["Checkpoint", "open_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "TensorInfo", "expected_tensors", "open_checkpoint", "save_checkpoint"]
 
 
 def open_checkpoint(directory: str | Path) -> Checkpoint:

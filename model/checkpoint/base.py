@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
+import torch
 from torch import Tensor
 
 from ...errors import HerdError
@@ -22,6 +24,22 @@ CARRIED = (
 """Files that travel with the weights unchanged."""
 
 _SAMPLE = 1 << 16
+_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What is known of a tensor without reading it.
+
+    Attributes:
+        name: canonical name (``model.names``).
+        shape: of the whole tensor.
+        dtype: of what ``Checkpoint.read`` gives; quantised tensors are given in float32.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -31,28 +49,39 @@ class Checkpoint:
     Attributes:
         directory: where it lies.
         config: the model.
-        tensors: shape, type and reader of every tensor, by canonical name (``model.names``).
-        weight_files: files that hold the weights.
-        input_scales: scales of quantised inputs that the checkpoint carries, by canonical name of the weight.
+        sources: a reader of every tensor, by canonical name.
+        weight_files: files that hold the weights and their scales.
+        input_scales: scales of quantised inputs that the checkpoint carries, by the canonical name of the weight that
+            the input meets; of experts stored one by one by ``experts.{e}.{gate,up,down}_proj.weight``.
     """
 
     directory: Path
     config: HerdConfig
-    tensors: Mapping[str, LazyTensor]
+    sources: Mapping[str, LazyTensor]
     weight_files: Sequence[Path]
     input_scales: Mapping[str, LazyTensor] = field(default_factory=dict)
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Shape and type of every tensor, by canonical name."""
+        return {name: TensorInfo(name, lazy.shape, lazy.dtype) for name, lazy in self.sources.items()}
 
     def read(self, name: str, index: Index = None) -> Tensor:
         """One tensor, or entries of its first axis: only their bytes are read.
 
         Args:
             name: canonical name.
-            index: one entry, a range, or None for all.
+            index: one entry (which drops the axis), a range without a step, or None for all.
 
         Returns:
             A tensor of its own memory, in the stored type; quantised weights are dequantised to float32.
+
+        Raises:
+            HerdError: the checkpoint has no such tensor, or its file changed since it was opened.
         """
-        return self.tensors[name].read(index)
+        if name not in self.sources:
+            raise HerdError(f"{self.directory} has no tensor {name}: names are those of expected_tensors")
+        return self.sources[name].read(index)
 
     def carried_files(self) -> list[Path]:
         """Tokenizer, template, generation and processor files that are there."""
@@ -61,17 +90,24 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """A hash that tells checkpoints apart without reading hundreds of gigabytes.
 
-        SHA-256 over the configuration and, for every weight file, its name, size, and first, middle and last 64 KiB.
+        SHA-256 over the configuration, the shape and type of every tensor, and for each weight file its name, its
+        size and 16 blocks of 64 KiB that are spread evenly from its first byte to its last. A change between the
+        blocks of a large file that alters neither is not seen.
         """
         digest = hashlib.sha256(repr(self.config).encode())
+        for _, info in sorted(self.tensors.items()):
+            digest.update(repr(info).encode())
         for path in sorted(self.weight_files):
             size = path.stat().st_size
             digest.update(f"{path.name} {size}".encode())
             with path.open("rb") as file:
-                for offset in (0, size // 2, max(0, size - _SAMPLE)):
-                    file.seek(offset)
+                for sample in range(_SAMPLES):
+                    file.seek(max(0, size - _SAMPLE) * sample // (_SAMPLES - 1))
                     digest.update(file.read(_SAMPLE))
         return digest.hexdigest()
+
+    def close(self) -> None:
+        """End the use. No file is held open between reads; mappings of Meta's files end with this object."""
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -79,7 +115,7 @@ class Checkpoint:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing is held open between reads."""
+        self.close()
 
 
 def check_tensors(directory: Path, config: HerdConfig, found: Mapping[str, LazyTensor]) -> None:
@@ -97,9 +133,10 @@ def check_tensors(directory: Path, config: HerdConfig, found: Mapping[str, LazyT
         raise HerdError(f"{directory} has a tensor {_some(unknown)} that its config does not know: remove it or fix it")
     for name, shape in expected.items():
         if found[name].shape != shape:
-            raise HerdError(f"{directory}: {name} has shape {list(found[name].shape)}, its config gives {list(shape)}")
+            raise HerdError(f"{directory}: {name} has shape {list(found[name].shape)}, its config gives {list(shape)}: "
+                            "weights and config are of different models")
 
 
 def _some(names: Sequence[str]) -> str:
-    more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-    return f"{names[0]}{more}"
+    more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -12,112 +12,93 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-
 from ...errors import HerdError
 from ..config import HerdConfig
 from .base import Checkpoint, check_tensors
-from .lazy import Concat, FileTensor, LazyTensor, Stack, transposed
+from .header import read_header
+from .lazy import LazyTensor
+from .names import canonical_name, is_buffer, stored_name
 from .quantized import split_scales, with_scales
+from .views import Concat, Stack, transposed
+
+__all__ = ["INDEX", "SINGLE", "canonical_name", "fuse_experts", "open_huggingface", "stored_name"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_PREFIXES = ("model.language_model.", "language_model.model.", "language_model.", "model.")
-_IGNORED = ("rotary_emb.inv_freq", "rotary_embedding.freqs_ci", "_extra_state")
 _EXPERT = re.compile(r"(layers\.\d+\.feed_forward\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
-
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
-    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}
 
 
 def open_huggingface(directory: Path, config: HerdConfig) -> Checkpoint:
     """Open a checkpoint directory with safetensors.
 
+    Args:
+        directory: with ``model.safetensors``, or with shards and ``model.safetensors.index.json``.
+        config: of its ``config.json``.
+
     Raises:
         HerdError: a file is missing or damaged, or the tensors do not fit the configuration.
     """
-    files = weight_files(directory)
+    shards = _shards(directory)
     stored: dict[str, LazyTensor] = {}
-    for path in files:
-        stored |= read_header(path)
+    for path, listed in shards.items():
+        for name, tensor in _shard_tensors(path, listed).items():
+            if canonical_name(name) in stored:
+                raise HerdError(f"{directory} has {canonical_name(name)} twice, once more as {name} in {path.name}: "
+                                "remove the shards of another model")
+            stored[canonical_name(name)] = tensor
     if config.text.tie_word_embeddings:
         stored.pop("lm_head.weight", None)
     weights, scales, input_scales = split_scales(stored)
     tensors = fuse_experts(with_scales(directory, weights, scales))
     check_tensors(directory, config, tensors)
-    return Checkpoint(directory, config, tensors, files, input_scales)
+    return Checkpoint(directory, config, tensors, list(shards), input_scales)
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a directory, in the index's order.
-
-    Raises:
-        HerdError: there are none, or the index is damaged or names a file that is not there.
-    """
+def _shards(directory: Path) -> dict[Path, set[str] | None]:
+    """Weight files with the stored names that the index promises of each; None without an index."""
     index, single = directory / INDEX, directory / SINGLE
     if not index.is_file():
         if single.is_file():
-            return [single]
+            return {single: None}
         raise HerdError(f"{directory} has neither {SINGLE} nor {INDEX}: weights are read from safetensors files")
     try:
-        names = list(dict.fromkeys(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards: dict[Path, set[str] | None] = {
+            directory / file: {name for name, place in weight_map.items() if place == file}
+            for file in dict.fromkeys(weight_map.values())
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise HerdError(f"{index} is not a safetensors index ({error}): download it again") from error
-    for name in names:
-        if Path(name).name != name:
-            raise HerdError(f"{index} names {name!r}, which is outside of the checkpoint: refused")
-        if not (directory / name).is_file():
-            raise HerdError(f"{directory / name} is missing, {INDEX} names it: download the shard")
-    return [directory / name for name in names]
+    for path, file in zip(shards, dict.fromkeys(weight_map.values()), strict=True):
+        if Path(file).name != file:
+            raise HerdError(f"{index} names {file!r}, which is outside of the checkpoint: refused")
+        if not path.is_file():
+            raise HerdError(f"{path} is missing, {INDEX} names it: download the shard")
+    return shards
 
 
-def read_header(path: Path) -> dict[str, LazyTensor]:
-    """Canonical names of a file's tensors; reads the header only.
-
-    Raises:
-        HerdError: not a safetensors file, cut off, or of an unknown type.
-    """
-    try:
-        # The library checks the header, the offsets in it and the length of the file; numpy keeps it from mapping
-        # the file privately, which needs as much free memory as the file is long.
-        with safe_open(path, framework="numpy"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise HerdError(f"{path} is damaged or cut off ({error}): download it again") from error
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    try:
-        return {
-            canonical_name(name): FileTensor(
-                path, 8 + length + entry["data_offsets"][0], tuple(entry["shape"]), _DTYPES[entry["dtype"]]
-            )
-            for name, entry in header.items() if name != "__metadata__" and not name.endswith(_IGNORED)
-        }
-    except KeyError as error:
-        raise HerdError(f"{path} holds a tensor of type {error.args[0]}, which is not supported") from error
-
-
-def canonical_name(stored: str) -> str:
-    """Name without the multimodal model's prefixes."""
-    prefix = next((prefix for prefix in _PREFIXES if stored.startswith(prefix)), "")
-    return stored.removeprefix(prefix)
-
-
-def stored_name(canonical: str, config: HerdConfig) -> str:
-    """The name under which transformers stores a canonical tensor of this model."""
-    if canonical.startswith(("vision_model.", "multi_modal_projector.")):
-        return canonical
-    inner = canonical if canonical.startswith("lm_head.") else f"model.{canonical}"
-    return f"language_model.{inner}" if config.vision else inner
+def _shard_tensors(path: Path, listed: set[str] | None) -> dict[str, LazyTensor]:
+    """A shard's weights by stored name, after comparing them with what the index says of the shard."""
+    found: dict[str, LazyTensor] = {n: tensor for n, tensor in read_header(path).items() if not is_buffer(n)}
+    if listed is None:
+        return found
+    absent = sorted(name for name in listed - found.keys() if not is_buffer(name))
+    if absent:
+        raise HerdError(f"{path} does not hold {absent[0]}, which {INDEX} promises there: download both again")
+    unlisted = sorted(found.keys() - listed)
+    if unlisted:
+        raise HerdError(f"{path} holds {unlisted[0]}, which {INDEX} does not list there: download both again")
+    return found
 
 
 def fuse_experts(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Present experts that are stored one by one as the fused canonical tensors.
+    """Present experts that are stored one by one as the fused canonical tensors; one expert's read stays its own.
+
+    Args:
+        tensors: by canonical name, experts as ``experts.{e}.{gate,up,down}_proj.weight`` of shape [out, in].
+
+    Returns:
+        The other tensors, and ``experts.gate_up_proj`` [E, D, 2F] and ``experts.down_proj`` [E, F, D].
 
     Raises:
         HerdError: a layer has an expert without one of its three matrices.
@@ -128,12 +109,15 @@ def fuse_experts(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         if match := _EXPERT.fullmatch(name):
             layers.setdefault(match[1], {})[int(match[2]), match[3]] = transposed(tensor)
     for prefix, parts in layers.items():
-        experts = 1 + max(expert for expert, _ in parts)
-        for expert in range(experts):
-            for kind in ("gate", "up", "down"):
-                if (expert, kind) not in parts:
-                    raise HerdError(f"{prefix}.{expert} has no {kind}_proj: a shard is missing or the export is broken")
-        gate_up = [Concat((parts[e, "gate"], parts[e, "up"]), axis=1) for e in range(experts)]
-        fused[f"{prefix}.gate_up_proj"] = Stack(gate_up)
-        fused[f"{prefix}.down_proj"] = Stack([parts[e, "down"] for e in range(experts)])
+        experts = range(1 + max(expert for expert, _ in parts))
+        absent = [(e, kind) for e in experts for kind in ("gate", "up", "down") if (e, kind) not in parts]
+        if absent:
+            expert, kind = absent[0]
+            raise HerdError(f"{prefix}.{expert} has no {kind}_proj: a shard is missing or the export is broken")
+        for (expert, kind), part in parts.items():
+            if part.shape != parts[0, kind].shape:
+                raise HerdError(f"{prefix}.{expert}.{kind}_proj has shape {list(part.shape[::-1])}, that of expert 0 "
+                                f"has {list(parts[0, kind].shape[::-1])}: the export is broken")
+        fused[f"{prefix}.gate_up_proj"] = Stack([Concat((parts[e, "gate"], parts[e, "up"]), axis=1) for e in experts])
+        fused[f"{prefix}.down_proj"] = Stack([parts[e, "down"] for e in experts])
     return fused

@@ -1,46 +1,95 @@
 """FP8 weights and their scales.
 
 value = stored · scale, with one scale for the tensor, for each output row ([out, 1] beside [out, in]), or, for fused
-experts [E, in, out], any shape that broadcasts. Scale files name it ``<tensor>_scale`` (compressed-tensors writes
-``weight_scale``) or ``<tensor>_scale_inv``; both are multiplied. Scales of inputs are kept aside for calibration.
+experts [E, in, out], any shape that broadcasts. Both spellings of a scale's name are read, each after the name of its
+weight: ``q_proj.weight_scale`` beside ``q_proj.weight`` (compressed-tensors, ModelOpt, ``weight_scale_inv`` elsewhere,
+which is multiplied too in spite of its name) and ``gate_up_proj_scale`` or ``gate_up_proj_weight_scale`` beside fused
+experts ``gate_up_proj``. Scales of inputs are kept aside for calibration; scales of the KV cache describe no weight
+and are left out.
 """
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ...errors import HerdError
-from .lazy import LazyTensor, Reshaped, Scaled
+from .lazy import Index, LazyTensor
+from .views import Reshaped
 
-_WEIGHT_SCALES = ("_scale", "_scale_inv")
-_INPUT_SCALES = ("input_scale", "input_amax")
-FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_CACHE_SCALE = re.compile(r".*\.(?:[kv]|output)_scale")
+_INPUT_SCALE = re.compile(r"(.*)(?:(?P<fused>_proj_)|\.)input_(?:scale|amax)")
+_WEIGHT_SCALE = re.compile(r"(.*?)(?P<fused>_proj_weight)?_scale(?:_inv)?")
 
-Tensors = dict[str, LazyTensor]
+_log = logging.getLogger(__name__)
+
+LazyTensors = dict[str, LazyTensor]
 
 
-def split_scales(stored: Mapping[str, LazyTensor]) -> tuple[Tensors, Tensors, Tensors]:
-    """Separate weights, weight scales and input scales; scales are filed under their weight's name."""
-    weights: Tensors = {}
-    scales: Tensors = {}
-    inputs: Tensors = {}
+@dataclass(frozen=True)
+class Scaled:
+    """A quantised tensor with its scale: value = stored · scale, in float32.
+
+    Attributes:
+        source: what is stored.
+        scale: of the same rank; axes of size 1 are shared.
+    """
+
+    source: LazyTensor
+    scale: LazyTensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As stored."""
+        return self.source.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the product has."""
+        return torch.float32
+
+    def read(self, index: Index = None) -> Tensor:
+        """Dequantise the wanted part."""
+        # A slice keeps the axis and with it the alignment with the scale.
+        place = slice(index, index + 1) if isinstance(index, int) else index
+        scale = self.scale.read(place if self.scale.shape[0] > 1 else None)
+        values = self.source.read(place).float() * scale.float()
+        return values[0] if isinstance(index, int) else values
+
+
+def split_scales(stored: Mapping[str, LazyTensor]) -> tuple[LazyTensors, LazyTensors, LazyTensors]:
+    """Separate what lies beside each other in a checkpoint.
+
+    Args:
+        stored: all tensors by canonical name.
+
+    Returns:
+        Weights, weight scales and input scales, all by the name of the weight.
+    """
+    weights: LazyTensors = {}
+    scales: LazyTensors = {}
+    inputs: LazyTensors = {}
     for name, tensor in stored.items():
-        owner, _, last = name.rpartition(".")
-        suffix = next((end for end in reversed(_WEIGHT_SCALES) if name.endswith(end)), None)
-        if last in _INPUT_SCALES:
-            inputs[f"{owner}.weight"] = tensor
-        elif suffix is not None:
-            scales[name.removesuffix(suffix)] = tensor
+        if match := _INPUT_SCALE.fullmatch(name):
+            inputs[match[1] + ("_proj" if match["fused"] else ".weight")] = tensor
+        elif _CACHE_SCALE.fullmatch(name):
+            _log.info("left out: %s, a scale of the KV cache", name)
+        elif match := _WEIGHT_SCALE.fullmatch(name):
+            scales[match[1] + ("_proj" if match["fused"] else "")] = tensor
         else:
             weights[name] = tensor
     return weights, scales, inputs
 
 
-def with_scales(directory: Path, weights: Mapping[str, LazyTensor], scales: Mapping[str, LazyTensor]) -> Tensors:
+def with_scales(directory: Path, weights: Mapping[str, LazyTensor], scales: Mapping[str, LazyTensor]) -> LazyTensors:
     """Dequantise every FP8 weight when it is read; other weights pass.
 
     Raises:
@@ -49,19 +98,29 @@ def with_scales(directory: Path, weights: Mapping[str, LazyTensor], scales: Mapp
     orphan = next((name for name in scales if name not in weights), None)
     if orphan is not None:
         raise HerdError(f"{directory} has a scale for {orphan}, but not the tensor: a shard is missing")
-    result = {}
-    for name, tensor in weights.items():
-        if tensor.dtype in FLOAT8 and name not in scales:
-            raise HerdError(f"{directory}: {name} is FP8 and has no scale beside it: the checkpoint is incomplete")
-        if tensor.dtype not in (*FLOAT8, *_FLOATS):
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise HerdError(f"{directory}: {name} is stored as {kind}; floats and FP8 are supported")
-        result[name] = scaled(directory, name, tensor, scales[name]) if name in scales else tensor
-    return result
+    return {name: _dequantised(directory, name, tensor, scales.get(name)) for name, tensor in weights.items()}
+
+
+def _dequantised(directory: Path, name: str, tensor: LazyTensor, scale: LazyTensor | None) -> LazyTensor:
+    if is_float8(tensor) and scale is None:
+        raise HerdError(f"{directory}: {name} is FP8 and has no scale beside it: the checkpoint is incomplete")
+    if not is_float8(tensor) and tensor.dtype not in _FLOATS:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise HerdError(f"{directory}: {name} is stored as {kind}; floats and FP8 are supported: use such a checkpoint")
+    return tensor if scale is None else scaled(directory, name, tensor, scale)
+
+
+def is_float8(tensor: LazyTensor) -> bool:
+    """Whether a tensor is stored in FP8 and means nothing without a scale."""
+    return tensor.dtype in _FLOAT8
 
 
 def scaled(directory: Path, name: str, tensor: LazyTensor, scale: LazyTensor) -> LazyTensor:
-    """A quantised tensor with its scale brought to the tensor's rank."""
+    """A quantised tensor with its scale brought to the tensor's rank.
+
+    Raises:
+        HerdError: the scale does not fit.
+    """
     shape = scale.shape if len(scale.shape) == len(tensor.shape) else _aligned(scale.shape, tensor.shape)
     if shape is None or any(s not in (1, t) for s, t in zip(shape, tensor.shape, strict=True)):
         raise HerdError(

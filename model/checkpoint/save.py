@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -14,7 +15,8 @@ from ...errors import HerdError
 from ...files import atomic_directory
 from ..config import HerdConfig
 from ..names import expected_tensors
-from .huggingface import INDEX, SINGLE, stored_name
+from .huggingface import INDEX, SINGLE
+from .names import stored_name
 
 
 def save_checkpoint(
@@ -65,17 +67,20 @@ class _ShardWriter:
     def add(self, name: str, tensor: Tensor) -> None:
         shape = self.missing.pop(name, None)
         if shape is None:
-            raise HerdError(f"{name} is not a tensor of this configuration, or was given twice")
+            raise HerdError(f"{name} is not a tensor of this configuration, or was given twice: give each of "
+                            "expected_tensors once")
         if tuple(tensor.shape) != shape:
-            raise HerdError(f"{name} has shape {list(tensor.shape)}, the configuration gives {list(shape)}")
+            raise HerdError(f"{name} has shape {list(tensor.shape)}, the configuration gives {list(shape)}: "
+                            "fix one of them")
         if self.pending and self.pending_bytes + tensor.nbytes > self.shard_bytes:
             self._flush()
-        self.pending[stored_name(name, self.config)] = tensor.contiguous()
+        self.pending[stored_name(name, self.config)] = self._own(tensor)
         self.pending_bytes += tensor.nbytes
 
     def finish(self) -> None:
         if self.missing:
-            raise HerdError(f"{next(iter(self.missing))} and {len(self.missing) - 1} more tensors were not given")
+            raise HerdError(f"{next(iter(self.missing))} and {len(self.missing) - 1} more tensors were not given: "
+                            "give each of expected_tensors once")
         self._flush()
         if len(self.shards) == 1:
             self._path(0).rename(self.directory / SINGLE)
@@ -89,10 +94,23 @@ class _ShardWriter:
         (self.directory / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def _flush(self) -> None:
-        save_file(self.pending, self._path(len(self.shards)), metadata={"format": "pt"})
+        try:
+            save_file(self.pending, self._path(len(self.shards)), metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise HerdError(f"writing {self.directory} failed: {error}; nothing was left behind") from error
         self.shards.append(list(self.pending))
         self.total_bytes += self.pending_bytes
         self.pending, self.pending_bytes = {}, 0
 
     def _path(self, index: int) -> Path:
         return self.directory / f"shard-{index}.safetensors"
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        """The tensor dense and in memory of its own.
+
+        A view would keep what it is cut from in memory until its shard is written, and safetensors refuses tensors
+        that share memory, such as one given as embedding and as head. Others are not copied: they can be large.
+        """
+        dense = tensor.detach().cpu().contiguous()
+        shared = any(dense.data_ptr() == other.data_ptr() for other in self.pending.values())
+        return dense.clone() if shared or dense.untyped_storage().nbytes() > dense.nbytes else dense
