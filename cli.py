@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.progress import Progress
 
 from . import __version__
 from .build import main as build
@@ -60,7 +61,8 @@ def generate(
     """Answer one prompt with BUNDLE, streaming to the terminal."""
     from .runtimes import Engine
 
-    engine = Engine.load(bundle, threads=threads)
+    with stderr.status("checking and loading the bundle"):
+        engine = Engine.load(bundle, threads=threads)
     stream = engine.stream(
         prompt if raw else [_user_turn(prompt, images)], images=list(images) if raw and images else None,
         stop=stop, **sampling,
@@ -82,7 +84,8 @@ def chat(bundle: Path, system: str | None, threads: int | None, **sampling: Any)
     """Talk with BUNDLE. /image FILE attaches a picture to the next message, /reset forgets, /quit ends."""
     from .runtimes import Engine
 
-    engine = Engine.load(bundle, threads=threads)
+    with stderr.status("checking and loading the bundle"):
+        engine = Engine.load(bundle, threads=threads)
     opening = [{"role": "system", "content": system}] if system else []
     messages, sequence = list(opening), engine.new_sequence()
     images: list[Path] = []
@@ -233,7 +236,8 @@ def verify(
 
     if tokens < 2:
         raise HerdError(f"--tokens is {tokens}, at least 2 are needed to compare prefill and decode")
-    engine = Engine.load(bundle)
+    with stderr.status("checking and loading the bundle"):
+        engine = Engine.load(bundle)
     if prompt is None:
         token_ids, pixels = random_prompt(engine.config, tokens, images=1 if engine.config.vision else 0, seed=seed)
     else:
@@ -242,7 +246,8 @@ def verify(
     with open_checkpoint(checkpoint) as source:
         if source.config != engine.config:
             raise HerdError(f"{bundle} was built from another configuration than {checkpoint} has: nothing to compare")
-        report = compare(engine, Llama4.from_checkpoint(source).eval(), token_ids, pixels)
+        with stderr.status("loading the torch model and comparing"):
+            report = compare(engine, Llama4.from_checkpoint(source).eval(), token_ids, pixels)
     passed = max(report.max_difference, report.decode_difference) <= bound
     if as_json:
         emit_json({**report.to_json(), "bound": bound, "passed": passed})
@@ -271,7 +276,10 @@ def upcycle(source: Path, output: Path, as_json: bool, **options: Any) -> None:
     """
     from .model.upcycle import upcycle as run
 
-    report = run(source, output, **options)
+    with Progress(console=stderr, disable=as_json, transient=True) as bar:
+        task = bar.add_task("reading the dense model", total=None)
+        report = run(source, output, on_tensor=lambda done, total: bar.update(
+            task, description="writing experts and the rest", completed=done, total=total), **options)
     if as_json:
         emit_json(report.to_json())
     else:

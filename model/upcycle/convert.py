@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from ...errors import HerdError
 from ..checkpoint import save_checkpoint
 from ..config import HerdConfig, TextConfig
 from ..facts import facts_of
+from ..names import expected_tensors
 from .dense import DenseModel, open_dense
 from .experts import DenseFeedForward, expert_size, mixture_tensors
 
@@ -55,6 +56,7 @@ def upcycle(
     seed: int = 0,
     dtype: str = "bfloat16",
     overwrite: bool = False,
+    on_tensor: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> UpcycleReport:
     """Write the Llama 4 mixture of experts that computes what a dense Llama-family model computes.
 
@@ -69,6 +71,7 @@ def upcycle(
         seed: of new weights.
         dtype: ``bfloat16`` or ``float32``.
         overwrite: replace an existing checkpoint.
+        on_tensor: called after each tensor with the number done and the total, for progress.
 
     Raises:
         HerdError: the source is not such a model, an option is impossible, or the output cannot be written.
@@ -78,9 +81,21 @@ def upcycle(
     dense = open_dense(source)
     config = target_config(dense, experts=experts, mode=mode, moe_every=moe_every)
     tensors = upcycled_tensors(dense, config, mode=mode, seed=seed, dtype=_DTYPES[dtype])
-    save_checkpoint(Path(output), config, tensors, carried=dense.carried, overwrite=overwrite)
+    total = len(expected_tensors(config))
+    save_checkpoint(
+        Path(output), config, _counted(tensors, lambda done: on_tensor(done, total)), carried=dense.carried,
+        overwrite=overwrite,
+    )
     facts = facts_of(config)
     return UpcycleReport(Path(output), config, mode, dtype, facts.total, facts.active)
+
+
+def _counted(
+    tensors: Iterator[tuple[str, Tensor]], on_tensor: Callable[[int], None]
+) -> Iterator[tuple[str, Tensor]]:
+    for done, tensor in enumerate(tensors, 1):
+        yield tensor
+        on_tensor(done)
 
 
 def target_config(dense: DenseModel, *, experts: int, mode: str, moe_every: int = 1) -> HerdConfig:
