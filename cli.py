@@ -1,4 +1,4 @@
-"""The ``herdgraph`` command: build, generate, chat, inspect, verify, upcycle.
+"""The ``herdgraph`` command: build, generate, chat, inspect, verify, bench, upcycle.
 
 Commands import what they need when they run: ``generate`` and ``chat`` work on a machine without torch.
 """
@@ -256,6 +256,37 @@ def verify(
     if not passed:
         found = max(report.max_difference, report.decode_difference)
         raise HerdError(f"the largest logit difference is {found:.3g}, the bound is {bound:.3g}")
+
+
+@main.command()
+@click.argument("bundle", type=_PATH)
+@click.option("--prompt", default=512, show_default=True, help="Tokens of the prompt.")
+@click.option("--new", default=32, show_default=True, help="Tokens to decode.")
+@click.option("--context", type=int, help="Tokens before the decoded ones  [default: those of the prompt].")
+@click.option("--repeats", default=3, show_default=True, help="Repetitions; medians are reported.")
+@click.option("--threads", type=int, help="Threads of one operator  [default: one per core].")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def bench(bundle: Path, as_json: bool, **options: Any) -> None:
+    """Measure prefill and decode of BUNDLE, and their shares of what this machine can do, measured in the same run."""
+    from .runtimes.bench import bench as run
+
+    with stderr.status("measuring"):
+        report = run(bundle, **options)
+    if as_json:
+        emit_json(report.to_json())
+        return
+    prefill, decode, limit = report.prefill, report.decode, report.ceilings
+    table(f"{bundle}, {report.prompt_tokens} prompt tokens, decoding at {report.context}", {
+        "load": f"{report.load_seconds:.2f} s",
+        "time to first token": f"{report.first_token_seconds:.3f} s",
+        "prefill": f"{prefill.median:.1f} tokens/s ({prefill.low:.1f} to {prefill.high:.1f}), "
+                   f"{report.prefill_share:.2f} of the fp32 GEMM ceiling",
+        "decode": f"{decode.median:.1f} tokens/s ({decode.low:.1f} to {decode.high:.1f}), "
+                  f"{report.decode_share:.2f} of the read bandwidth",
+        "peak memory": size(report.peak_bytes),
+        "ceilings": f"{limit.read_bandwidth / 1e9:.1f} GB/s read, {limit.fp32_gemm / 1e9:.0f} GFLOP/s fp32, "
+                    f"{limit.int8_gemm / 1e9:.0f} GOP/s int8",
+    })
 
 
 @main.command()

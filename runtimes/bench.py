@@ -1,0 +1,177 @@
+"""How fast a bundle is here, and which share that is of what the machine can do.
+
+A share compares a rate with a ceiling measured in the same run (``ceilings.py``):
+
+* decode, of read bandwidth: every token reads the weights it uses and the visible keys and values once;
+      bytes = active weights without the embedding table + 2 · layers · kv_heads · head_dim · visible · 4
+* prefill, of the fp32 GEMM rate: 2 operations per weight and token (the head runs on one token only), and
+  4 · heads · head_dim · visible for attention.
+
+Tokens are random: routing and timing do not depend on their meaning.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import HerdError
+from ..model.config import HerdConfig, TextConfig
+from ..model.facts import facts_of
+from .ceilings import Ceilings, measure_ceilings
+from .engine import Engine
+from .sequence import Sequence
+
+BYTES_PER_WEIGHT = {"fp32": 4.0}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A rate per second over repetitions."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, work: float, seconds: list[float]) -> Spread:
+        """Rates of equal pieces of work that took these times."""
+        rates = [work / duration for duration in seconds]
+        return cls(statistics.median(rates), min(rates), max(rates))
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """What was measured.
+
+    Attributes:
+        load_seconds: opening, checking and loading the bundle.
+        first_token_seconds: from the prompt's tokens to the first logits, median.
+        prefill: tokens per second.
+        prefill_share: of the fp32 GEMM ceiling.
+        decode: tokens per second at the context.
+        decode_share: of the read bandwidth ceiling.
+        peak_bytes: largest resident memory of this process; the ceilings are measured afterwards.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    context: int
+    repeats: int
+    load_seconds: float
+    first_token_seconds: float
+    prefill: Spread
+    prefill_share: float
+    decode: Spread
+    decode_share: float
+    peak_bytes: int
+    ceilings: Ceilings
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary."""
+        return asdict(self)
+
+
+def bench(
+    bundle: Path, *, prompt: int = 512, new: int = 32, context: int | None = None, repeats: int = 3,
+    threads: int | None = None,
+) -> BenchReport:
+    """Measure a bundle in this process.
+
+    Args:
+        bundle: directory.
+        prompt: tokens of the prompt.
+        new: tokens decoded one by one.
+        context: tokens before the decoded ones; None for the prompt's.
+        repeats: repetitions; medians are reported.
+        threads: as for ``Engine.load``.
+
+    Raises:
+        HerdError: an impossible length, or the bundle cannot be loaded.
+    """
+    context = prompt if context is None else context
+    for name, value in (("prompt", prompt), ("new", new), ("context", context), ("repeats", repeats)):
+        if value < 1:
+            raise HerdError(f"{name} is {value}, it must be at least 1")
+    started = time.perf_counter()
+    engine = Engine.load(bundle, threads=threads)
+    loaded = time.perf_counter() - started
+    prefills = [_prefill(engine, prompt, seed)[1] for seed in range(repeats + 1)][1:]
+    sequence, _ = _prefill(engine, context, seed=0)
+    decodes = [_decode(engine, sequence, new) for _ in range(repeats)]
+    peak = _peak_bytes()
+    ceilings = measure_ceilings(threads)
+    prefill, decode = Spread.of(prompt, prefills), Spread.of(new, decodes)
+    weight_bytes = BYTES_PER_WEIGHT[engine.bundle.manifest.recipe]
+    return BenchReport(
+        prompt_tokens=prompt, new_tokens=new, context=context, repeats=repeats, load_seconds=loaded,
+        first_token_seconds=statistics.median(prefills), prefill=prefill,
+        prefill_share=prefill.median * prefill_operations(engine.config, prompt) / ceilings.fp32_gemm,
+        decode=decode,
+        decode_share=decode.median * decode_bytes(engine.config, context, weight_bytes) / ceilings.read_bandwidth,
+        peak_bytes=peak, ceilings=ceilings,
+    )
+
+
+def decode_bytes(config: HerdConfig, context: int, weight_bytes: float) -> float:
+    """Bytes that one decoded token has to read after ``context`` tokens, keys and values in float32."""
+    text = config.text
+    table = 0 if text.tie_word_embeddings else text.vocab_size * text.hidden_size
+    visible = sum(_visible(text, layer, context) for layer in range(text.num_layers))
+    return (facts_of(config).active - table) * weight_bytes + 2 * text.num_kv_heads * text.head_dim * 4 * visible
+
+
+def prefill_operations(config: HerdConfig, tokens: int) -> float:
+    """Operations per token of a prompt: products with weights, and attention to the tokens before."""
+    text = config.text
+    vocabulary = text.vocab_size * text.hidden_size * (1 if text.tie_word_embeddings else 2)
+    visible = sum(
+        _visible(text, layer, position) for layer in range(text.num_layers) for position in range(tokens)
+    ) / tokens
+    return 2 * (facts_of(config).active - vocabulary) + 4 * text.num_heads * text.head_dim * visible
+
+
+def _visible(text: TextConfig, layer: int, position: int) -> int:
+    """Keys that the token at a position sees, its own included."""
+    chunk = text.chunk_of(layer)
+    return (position % chunk if chunk else position) + 1
+
+
+def _prefill(engine: Engine, tokens: int, seed: int) -> tuple[Sequence, float]:
+    ids = np.random.default_rng(seed).integers(0, engine.config.text.vocab_size, tokens)
+    if engine.config.vision:
+        ids[ids == engine.config.image_token_id] = 0
+    sequence = engine.new_sequence()
+    started = time.perf_counter()
+    engine.prefill(sequence, ids.tolist())
+    return sequence, time.perf_counter() - started
+
+
+def _decode(engine: Engine, sequence: Sequence, tokens: int) -> float:
+    """Decode, then take the tokens back, so that every repetition has the same context."""
+    length = len(sequence)
+    engine.decode(sequence, 1)  # grows buffers and binds once, outside of the time
+    engine.truncate(sequence, length)
+    ids = np.random.default_rng(length).integers(0, engine.config.text.vocab_size, tokens)
+    if engine.config.vision:
+        ids[ids == engine.config.image_token_id] = 0
+    started = time.perf_counter()
+    for token in ids.tolist():
+        engine.decode(sequence, token)
+    seconds = time.perf_counter() - started
+    engine.truncate(sequence, length)
+    return seconds
+
+
+def _peak_bytes() -> int:
+    """Largest resident memory so far (Linux; 0 elsewhere)."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    lines = status.read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
