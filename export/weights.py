@@ -85,10 +85,18 @@ class Weight(ir.LazyTensor):
         rows = self.stored_shape[0]
         for start, block in self.blocks():
             if not self.is_transposed:
-                os.pwrite(file, block.data, offset + start * block[0].nbytes)
+                write_all(file, block, offset + start * block[0].nbytes)
                 continue
             for column, values in enumerate(np.ascontiguousarray(block.T)):
-                os.pwrite(file, values.data, offset + 4 * (column * rows + start))
+                write_all(file, values, offset + 4 * (column * rows + start))
+
+
+def write_all(file: int, values: np.ndarray[Any, Any], offset: int) -> None:
+    """Write an array at an offset, whole: a nearly full disk takes a part first and refuses only the next call."""
+    data = memoryview(values.reshape(-1).view(np.uint8))
+    while data:
+        written = os.pwrite(file, data, offset)
+        data, offset = data[written:], offset + written
 
 
 def expert_of(tensor: ir.TensorProtocol, expert: int) -> ir.TensorProtocol:
@@ -139,4 +147,4 @@ def _write(tensor: ir.TensorProtocol, file: int, offset: int) -> None:
     if isinstance(tensor, Weight):
         tensor.write_to(file, offset)
     else:
-        os.pwrite(file, tensor.tobytes(), offset)
+        write_all(file, np.frombuffer(tensor.tobytes(), np.uint8), offset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import graphs
@@ -70,6 +71,12 @@ def test_one_expert_is_all_that_is_read(expert: int, tmp_path: Path) -> None:
     written = _written(_weight("experts", source).of_expert(expert), tmp_path)
     np.testing.assert_array_equal(written, VALUES["experts"][expert].numpy())
     assert (source.reads, source.largest) == (1, 7 * 11 * 4)
+
+
+def test_a_disk_that_takes_parts_gets_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.pwrite
+    monkeypatch.setattr("os.pwrite", lambda file, data, offset: whole(file, data[:7], offset))
+    np.testing.assert_array_equal(_written(_weight("linear", Source()), tmp_path), VALUES["linear"].float().numpy())
 
 
 def test_helpers_work_on_ordinary_tensors() -> None:
