@@ -93,7 +93,7 @@ class Weight(ir.LazyTensor):
 
 def write_all(file: int, values: np.ndarray[Any, Any], offset: int) -> None:
     """Write an array at an offset, whole: a nearly full disk takes a part first and refuses only the next call."""
-    data = memoryview(values.reshape(-1).view(np.uint8))
+    data = values.reshape(-1).view(np.uint8).data
     while data:
         written = os.pwrite(file, data, offset)
         data, offset = data[written:], offset + written
