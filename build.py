@@ -43,20 +43,22 @@ class MemoryPlan:
     peak_memory_bytes: int
 
 
-def memory_plan(config: HerdConfig, output: Path) -> MemoryPlan:
-    """Plan a float32 build of a configuration."""
+def memory_plan(config: HerdConfig, output: Path, recipe: str) -> MemoryPlan:
+    """Plan a build of a configuration by a precision recipe."""
     from herdgraph.export.weights import BLOCK_BYTES
     from herdgraph.model.facts import facts_of
     from herdgraph.model.names import expected_tensors
+    from herdgraph.runtimes.bundle import BYTES_PER_WEIGHT
 
     shapes = expected_tensors(config)
     parameters = facts_of(config).total
-    tied = math.prod(shapes["embed_tokens.weight"]) if config.text.tie_word_embeddings else 0
+    table = math.prod(shapes["embed_tokens.weight"])
+    products = parameters if config.text.tie_word_embeddings else parameters - table
     expert = max((math.prod(shape[1:]) for name, shape in shapes.items() if ".experts." in name), default=0)
     parent = next(path for path in output.absolute().parents if path.exists())
     return MemoryPlan(
         parameters=parameters,
-        bundle_bytes=4 * (parameters + tied),
+        bundle_bytes=round(4 * table + BYTES_PER_WEIGHT[recipe] * products),
         free_bytes=shutil.disk_usage(parent).free,
         peak_memory_bytes=_GRAPH_MEMORY + 3 * max(BLOCK_BYTES, 4 * expert),
     )
@@ -66,7 +68,7 @@ def memory_plan(config: HerdConfig, output: Path) -> MemoryPlan:
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle directory to create.")
 @click.option("--target", default="cpu", show_default=True, help="Lowering: cpu, or canonical (unlowered, portable).")
-@click.option("--recipe", default="fp32", show_default=True, help="Precision recipe of the target.")
+@click.option("--recipe", default="fp32", show_default=True, help="Precision: fp32 or int8 (8-bit weights in blocks).")
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
 @click.option("--dry-run", is_flag=True, help="Check the checkpoint, print the memory plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document for scripts.")
@@ -82,7 +84,7 @@ def main(
 
     lowering = target_of(target, recipe)
     with open_checkpoint(checkpoint) as source:
-        plan = memory_plan(source.config, output)
+        plan = memory_plan(source.config, output, recipe)
         if not as_json:
             _show_plan(plan, checkpoint, lowering, recipe)
         if dry_run:

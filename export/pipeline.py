@@ -64,7 +64,7 @@ def build_bundle(
     lowering, progress = target_of(target, recipe), progress or Progress()
     with atomic_directory(output, overwrite=overwrite) as directory:
         graphs = {}
-        models = dict(_lowered(checkpoint, lowering, progress))
+        models = dict(_lowered(checkpoint, lowering, recipe, progress))
         total = sum(weight_bytes(model) for model in models.values())
         progress.weights(total)
         _require_room(directory, total)
@@ -83,7 +83,9 @@ def build_bundle(
     return Bundle.open(output, verify=False)
 
 
-def _lowered(checkpoint: Checkpoint, target: Target, progress: Progress) -> Iterator[tuple[str, ir.Model]]:
+def _lowered(
+    checkpoint: Checkpoint, target: Target, recipe: str, progress: Progress
+) -> Iterator[tuple[str, ir.Model]]:
     captures = {"decoder": capture_decoder, "vision": capture_vision}
     if checkpoint.config.vision is None:
         del captures["vision"]
@@ -91,8 +93,8 @@ def _lowered(checkpoint: Checkpoint, target: Target, progress: Progress) -> Iter
         progress.stage(f"capturing {role}")
         model = capture(checkpoint.config)
         bind_weights(model, checkpoint)
-        progress.stage(f"lowering {role} for {target.name}")
-        target.lower(model)
+        progress.stage(f"lowering {role} for {target.name} {recipe}")
+        target.lower(model, recipe)
         logger.info("%s graph: %d nodes", role, sum(1 for _ in model.graph.all_nodes()))
         yield role, model
 

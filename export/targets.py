@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -9,7 +10,7 @@ from onnx_ir.passes import InPlacePass, common
 
 from ..errors import HerdError
 from ..model.operators import DOMAIN
-from .passes import FoldWeightTransposes, LowerCachedAttention, LowerRoutedExperts
+from .passes import FoldWeightTransposes, LowerCachedAttention, LowerRoutedExperts, QuantizeMatMulsInt8
 
 
 @dataclass(frozen=True)
@@ -20,21 +21,21 @@ class Target:
         name: as given on the command line and stored in the manifest.
         purpose: one line for people.
         passes: pass classes, applied in order.
-        recipes: precision recipes it can build.
+        recipes: precision recipes it can build, each with the passes that follow ``passes``.
     """
 
     name: str
     purpose: str
     passes: tuple[type[InPlacePass], ...]
-    recipes: tuple[str, ...] = ("fp32",)
+    recipes: Mapping[str, tuple[type[InPlacePass], ...]]
 
-    def lower(self, model: ir.Model) -> None:
+    def lower(self, model: ir.Model, recipe: str) -> None:
         """Apply the passes in place, then remove what they left behind.
 
         Raises:
             HerdError: a herdgraph operator has no lowering here (a defect of the target).
         """
-        for rewrite in self.passes:
+        for rewrite in (*self.passes, *self.recipes[recipe]):
             rewrite()(model)
         if self.passes:
             for tidy in (common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass(),
@@ -49,8 +50,10 @@ TARGETS = {
     target.name: target
     for target in (
         Target("cpu", "ONNX Runtime on a CPU: only routed experts run, caches are appended in place",
-               (FoldWeightTransposes, LowerRoutedExperts, LowerCachedAttention)),
-        Target("canonical", "the unlowered graph with its function bodies, for any ONNX runtime; slow, the oracle", ()),
+               (FoldWeightTransposes, LowerRoutedExperts, LowerCachedAttention),
+               {"fp32": (), "int8": (QuantizeMatMulsInt8,)}),
+        Target("canonical", "the unlowered graph with its function bodies, for any ONNX runtime; slow, the oracle", (),
+               {"fp32": ()}),
     )
 }
 

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import onnx_ir as ir
@@ -28,6 +28,14 @@ class TensorReader(Protocol):
 
     def read(self, name: str, index: int | slice | None = None) -> torch.Tensor:
         """The stored values."""
+
+
+@runtime_checkable
+class Streamed(Protocol):
+    """An initializer that writes itself."""
+
+    def write_to(self, file: int, offset: int) -> None:
+        """Write all values at ``offset`` of an open file descriptor."""
 
 
 class Weight(ir.LazyTensor):
@@ -144,7 +152,7 @@ def stream(model: ir.Model, directory: Path, data_name: str, on_bytes: Callable[
 
 
 def _write(tensor: ir.TensorProtocol, file: int, offset: int) -> None:
-    if isinstance(tensor, Weight):
+    if isinstance(tensor, Streamed):
         tensor.write_to(file, offset)
     else:
         write_all(file, np.frombuffer(tensor.tobytes(), np.uint8), offset)

@@ -3,7 +3,8 @@
 A share compares a rate with a ceiling measured in the same run (``ceilings.py``):
 
 * decode, of read bandwidth: every token reads the weights it uses and the visible keys and values once;
-      bytes = active weights without the embedding table + 2 · layers · kv_heads · head_dim · visible · 4
+      bytes = active weights without the embedding table · bytes per weight
+              + 2 · layers · kv_heads · head_dim · visible · 4
 * prefill, of the fp32 GEMM rate: 2 operations per weight and token (the head runs on one token only), and
   4 · heads · head_dim · visible for attention.
 
@@ -23,11 +24,10 @@ import numpy as np
 from ..errors import HerdError
 from ..model.config import HerdConfig, TextConfig
 from ..model.facts import facts_of
+from .bundle import BYTES_PER_WEIGHT
 from .ceilings import Ceilings, measure_ceilings
 from .engine import Engine
 from .sequence import Sequence
-
-BYTES_PER_WEIGHT = {"fp32": 4.0}
 
 
 @dataclass(frozen=True)

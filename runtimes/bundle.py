@@ -30,6 +30,9 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 PROCESSOR = "processor"
 
+BYTES_PER_WEIGHT = {"fp32": 4.0, "int8": 1.125}
+"""Stored bytes of a weight by recipe; int8 has a float32 scale for every 32 codes."""
+
 
 @dataclass(frozen=True)
 class FileEntry:

@@ -3,5 +3,6 @@
 from .fold_weight_transposes import FoldWeightTransposes
 from .lower_cached_attention import LowerCachedAttention
 from .lower_routed_experts import LowerRoutedExperts
+from .quantize_matmuls_int8 import QuantizeMatMulsInt8
 
-__all__ = ["FoldWeightTransposes", "LowerCachedAttention", "LowerRoutedExperts"]
+__all__ = ["FoldWeightTransposes", "LowerCachedAttention", "LowerRoutedExperts", "QuantizeMatMulsInt8"]
