@@ -39,7 +39,7 @@ def _rooms_imported_by(path: Path) -> set[str]:
 ALLOWED = {
     "model": ("model", "errors", "files"),
     "export": ("export", "model", "runtimes.bundle", "errors", "files", ""),
-    "runtimes": ("runtimes", "model.config", "model.processing", "errors", "files"),
+    "runtimes": ("runtimes", "model.config", "model.facts", "model.processing", "errors", "files"),
 }
 
 
