@@ -14,6 +14,7 @@ weights reads a branch's pages only when the branch runs.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -23,6 +24,9 @@ from onnx_ir.passes import InPlacePass, PassResult
 from ...model.operators import DOMAIN
 from ..builder import Builder
 from ..weights import expert_of
+
+Piece = tuple[int, int, Callable[..., ir.Value]]
+"""First expert, end, and what builds their rows inside a branch."""
 
 
 class LowerRoutedExperts(InPlacePass):
@@ -60,63 +64,66 @@ class _ExpertsLowering:
     def _build(self, build: Builder) -> ir.Value:
         x_TD, logits_TE = self.node.inputs[:2]
         logits_Tk, experts_Tk = build("TopK", logits_TE, build.constant([self.top_k]), outputs=2, axis=-1)
-        scaled_TkD = build("Mul", build("Unsqueeze", x_TD, build.constant([1])),
-                           build("Unsqueeze", build("Sigmoid", logits_Tk), build.constant([2])))
-        scaled_AD = build("Reshape", scaled_TkD, build.constant([-1, self.width]))
         expert_A = build("Reshape", experts_Tk, build.constant([-1]))
-        _, order_A = build("TopK", expert_A, build("Shape", expert_A), outputs=2, largest=0, sorted=1, axis=0)
-        sorted_AD = build("Gather", scaled_AD, order_A, axis=0)
-        y_sorted_AD = self._all_groups(build, sorted_AD, *self._row_ranges(build, expert_A))
-        zeros_AD = build("ConstantOfShape", build("Shape", y_sorted_AD), value=ir.Tensor(np.zeros(1, np.float32)))
-        y_AD = build("ScatterND", zeros_AD, build("Unsqueeze", order_A, build.constant([1])), y_sorted_AD)
+        order_A = self._order(build, expert_A)
+        sorted_AD = build("Gather", self._scaled(build, x_TD, build("Sigmoid", logits_Tk)), order_A, axis=0)
+        y_sorted_AD = self._all_groups(build, sorted_AD, self._row_bounds(build, expert_A))
+        # Sorting the order itself gives where every assignment went: the inverse permutation.
+        y_AD = build("Gather", y_sorted_AD, self._order(build, order_A), axis=0)
         if self.top_k == 1:
             return y_AD
         y_TkD = build("Reshape", y_AD, build.constant([-1, self.top_k, self.width]))
         return build("ReduceSum", y_TkD, build.constant([1]), keepdims=0)
 
-    def _row_ranges(self, build: Builder, expert_A: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """First row and end of every expert among the sorted tokens, int64 [E] each."""
-        ids_E1 = build.constant([[expert] for expert in range(self.experts)])
-        hits_EA = build("Cast", build("Equal", ids_E1, expert_A), to=ir.DataType.INT64)
-        counts_E = build("ReduceSum", hits_EA, build.constant([1]), keepdims=0)
-        ends_E = build("CumSum", counts_E, build.constant(0))
-        return build("Sub", ends_E, counts_E), ends_E
+    def _scaled(self, build: Builder, x_TD: ir.Value, score_Tk: ir.Value) -> ir.Value:
+        """Every assignment's input, scaled by its score: [A, D]."""
+        if self.top_k == 1:
+            return build("Mul", x_TD, score_Tk)
+        scaled_TkD = build("Mul", build("Unsqueeze", x_TD, build.constant([1])),
+                           build("Unsqueeze", score_Tk, build.constant([2])))
+        return build("Reshape", scaled_TkD, build.constant([-1, self.width]))
 
-    def _all_groups(self, build: Builder, x_AD: ir.Value, begins_E: ir.Value, ends_E: ir.Value) -> ir.Value:
+    @staticmethod
+    def _order(build: Builder, key_A: ir.Value) -> ir.Value:
+        """Indices that sort the keys, smallest first."""
+        return build("TopK", key_A, build("Shape", key_A), outputs=2, largest=0, sorted=1, axis=0)[1]
+
+    def _row_bounds(self, build: Builder, expert_A: ir.Value) -> list[ir.Value]:
+        """E + 1 bounds, shape [1] each: expert e has the sorted rows from bound e up to bound e + 1."""
+        ids_X1 = build.constant([[expert] for expert in range(self.experts + 1)])
+        before_XA = build("Cast", build("Less", expert_A, ids_X1), to=ir.DataType.INT64)
+        bounds_X = build("ReduceSum", before_XA, build.constant([1]), keepdims=0)
+        return list(build("Split", bounds_X, outputs=self.experts + 1, axis=0, num_outputs=self.experts + 1))
+
+    def _all_groups(self, build: Builder, x_AD: ir.Value, bounds: list[ir.Value]) -> ir.Value:
         size = math.ceil(math.sqrt(self.experts))
-        parts = []
-        for first in range(0, self.experts, size):
-            last = min(first + size, self.experts)
-            begin = self._entry(build, begins_E, first)
-            end = self._entry(build, ends_E, last - 1)
-            run = partial(self._group, x_AD=x_AD, begins_E=begins_E, ends_E=ends_E, first=first, last=last)
-            parts.append(build.branch(build("Less", begin, end), run, partial(self._no_rows, x_AD=x_AD)))
+        return self._pieces(build, bounds, [
+            (first, min(first + size, self.experts), partial(self._group, x_AD=x_AD, bounds=bounds))
+            for first in range(0, self.experts, size)
+        ])
+
+    def _group(self, build: Builder, first: int, last: int, x_AD: ir.Value, bounds: list[ir.Value]) -> ir.Value:
+        return self._pieces(build, bounds, [
+            (expert, expert + 1, partial(self._expert, x_AD=x_AD, bounds=bounds)) for expert in range(first, last)
+        ])
+
+    def _pieces(self, build: Builder, bounds: list[ir.Value], pieces: list[Piece]) -> ir.Value:
+        """Rows of consecutive ranges of experts; a range without rows costs a comparison."""
+        parts = [
+            build.branch(
+                build("Less", bounds[first], bounds[last]), partial(run, first=first, last=last), self._no_rows
+            )
+            for first, last, run in pieces
+        ]
         return build("Concat", *parts, axis=0) if len(parts) > 1 else parts[0]
 
-    def _group(
-        self, build: Builder, x_AD: ir.Value, begins_E: ir.Value, ends_E: ir.Value, first: int, last: int
-    ) -> ir.Value:
-        parts = []
-        for expert in range(first, last):
-            begin, end = (self._entry(build, rows_E, expert) for rows_E in (begins_E, ends_E))
-            run = partial(self._expert, x_AD=x_AD, begin=begin, end=end, expert=expert)
-            parts.append(build.branch(build("Less", begin, end), run, partial(self._no_rows, x_AD=x_AD)))
-        return build("Concat", *parts, axis=0) if len(parts) > 1 else parts[0]
-
-    def _expert(self, build: Builder, x_AD: ir.Value, begin: ir.Value, end: ir.Value, expert: int) -> ir.Value:
-        x_RD = build("Slice", x_AD, begin, end, build.constant([0]))
-        gate_up_D2F = build.weight(f"expert_{expert}.gate_up_proj", expert_of(self.gate_up, expert))
-        down_FD = build.weight(f"expert_{expert}.down_proj", expert_of(self.down, expert))
+    def _expert(self, build: Builder, first: int, last: int, x_AD: ir.Value, bounds: list[ir.Value]) -> ir.Value:
+        x_RD = build("Slice", x_AD, bounds[first], bounds[last], build.constant([0]))
+        gate_up_D2F = build.weight(f"expert_{first}.gate_up_proj", expert_of(self.gate_up, first))
+        down_FD = build.weight(f"expert_{first}.down_proj", expert_of(self.down, first))
         gate_RF, up_RF = build("Split", build("MatMul", x_RD, gate_up_D2F), outputs=2, axis=-1, num_outputs=2)
         silu_RF = build("Mul", gate_RF, build("Sigmoid", gate_RF))
         return build("MatMul", build("Mul", silu_RF, up_RF), down_FD)
 
-    @staticmethod
-    def _entry(build: Builder, rows_E: ir.Value, expert: int) -> ir.Value:
-        """One expert's entry, shape [1], as ``Slice`` and ``If`` accept it."""
-        return build("Gather", rows_E, build.constant([expert]), axis=0)
-
-    @staticmethod
-    def _no_rows(build: Builder, x_AD: ir.Value) -> ir.Value:
-        zero = build.constant([0])
-        return build("Slice", x_AD, zero, zero, zero)
+    def _no_rows(self, build: Builder) -> ir.Value:
+        return build("Constant", value=ir.Tensor(np.zeros((0, self.width), np.float32)))
