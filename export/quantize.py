@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .weights import Weight, write_all
+from .weights import channels_of, write_all
 
 Array = np.ndarray[Any, Any]
 
@@ -52,18 +52,14 @@ class BlockCodes(ir.LazyTensor):
     def write_to(self, file: int, offset: int) -> None:
         """Write the codes at ``offset`` of an open file descriptor, a few output channels at a time."""
         scales = np.empty((self.channels, self.blocks), np.float32)
-        for start, rows_NK in self._rows():
+        start = 0
+        for rows_NK in channels_of(self.source):
             blocks = in_blocks(rows_NK)
             part = slice(start, start + len(rows_NK))
             scales[part] = block_scales(blocks)
             write_all(file, block_codes(blocks, scales[part]), offset + start * self.blocks * BLOCK)
+            start += len(rows_NK)
         self._scales = scales
-
-    def _rows(self) -> Any:
-        """Output channels with their inputs: as stored for linear layers, turned over for experts."""
-        if isinstance(self.source, Weight) and self.source.is_transposed:
-            return self.source.blocks()
-        return [(0, np.ascontiguousarray(self.source.numpy().T))]
 
 
 class BlockScales(ir.LazyTensor):

@@ -10,7 +10,7 @@ from onnx_ir.passes import InPlacePass, common
 
 from ..errors import HerdError
 from ..model.operators import DOMAIN
-from .passes import FoldWeightTransposes, LowerCachedAttention, LowerRoutedExperts, QuantizeMatMulsInt8
+from .passes import FoldWeightTransposes, JoinMatMuls, LowerCachedAttention, LowerRoutedExperts, QuantizeMatMulsInt8
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ TARGETS = {
     target.name: target
     for target in (
         Target("cpu", "ONNX Runtime on a CPU: only routed experts run, caches are appended in place",
-               (FoldWeightTransposes, LowerRoutedExperts, LowerCachedAttention),
+               (FoldWeightTransposes, JoinMatMuls, LowerRoutedExperts, LowerCachedAttention),
                {"fp32": (), "int8": (QuantizeMatMulsInt8,)}),
         Target("canonical", "the unlowered graph with its function bodies, for any ONNX runtime; slow, the oracle", (),
                {"fp32": ()}),

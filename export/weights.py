@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -88,15 +88,59 @@ class Weight(ir.LazyTensor):
         for start in range(0, rows, step):
             yield start, self._read(start, min(rows, start + step))
 
+    def channels(self) -> Iterator[np.ndarray[Any, Any]]:
+        """A matrix [K, N] by output channels, a few at a time: rows [n, K] in order."""
+        if self.is_transposed:
+            yield from (block for _, block in self.blocks())
+        else:
+            yield np.ascontiguousarray(self._whole().T)
+
     def write_to(self, file: int, offset: int) -> None:
         """Write float32 little-endian values at ``offset`` of an open file descriptor."""
-        rows = self.stored_shape[0]
+        if self.is_transposed:
+            write_channels(file, self.channels(), offset, width=self.stored_shape[0])
+            return
         for start, block in self.blocks():
-            if not self.is_transposed:
-                write_all(file, block, offset + start * block[0].nbytes)
-                continue
-            for column, values in enumerate(np.ascontiguousarray(block.T)):
-                write_all(file, values, offset + 4 * (column * rows + start))
+            write_all(file, block, offset + start * block[0].nbytes)
+
+
+class Joined(ir.LazyTensor):
+    """Matrices [K, N1], [K, N2], ... side by side as one [K, N1 + N2 + ...], read and written piece by piece."""
+
+    def __init__(self, parts: Sequence[ir.TensorProtocol]) -> None:
+        self.parts = tuple(parts)
+        inputs = parts[0].shape.numpy()[0]
+        self.widths = [part.shape.numpy()[1] for part in parts]
+        super().__init__(
+            lambda: ir.Tensor(np.concatenate([part.numpy() for part in self.parts], axis=1)),
+            dtype=ir.DataType.FLOAT, shape=ir.Shape((inputs, sum(self.widths))),
+        )
+
+    def channels(self) -> Iterator[np.ndarray[Any, Any]]:
+        """All output channels in order, a few at a time: rows [n, K]."""
+        for part in self.parts:
+            yield from channels_of(part)
+
+    def write_to(self, file: int, offset: int) -> None:
+        """Write float32 little-endian values at ``offset`` of an open file descriptor."""
+        write_channels(file, self.channels(), offset, width=sum(self.widths))
+
+
+def channels_of(matrix: ir.TensorProtocol) -> Iterator[np.ndarray[Any, Any]]:
+    """Output channels of any initializer [K, N] in order, as rows [n, K], a few at a time when it is streamed."""
+    if isinstance(matrix, Weight | Joined):
+        yield from matrix.channels()
+    else:
+        yield np.ascontiguousarray(matrix.numpy().T)
+
+
+def write_channels(file: int, channels: Iterator[np.ndarray[Any, Any]], offset: int, *, width: int) -> None:
+    """Write float32 rows [n, K] as the columns of a matrix [K, ``width``] at an offset."""
+    first = 0
+    for rows_NK in channels:
+        for column, values in enumerate(np.ascontiguousarray(rows_NK.T)):
+            write_all(file, values, offset + 4 * (column * width + first))
+        first += len(rows_NK)
 
 
 def write_all(file: int, values: np.ndarray[Any, Any], offset: int) -> None:

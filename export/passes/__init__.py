@@ -1,8 +1,9 @@
 """Passes: small graph rewrites, onnx-ir in, onnx-ir out. One class, one file, one test file each."""
 
 from .fold_weight_transposes import FoldWeightTransposes
+from .join_matmuls import JoinMatMuls
 from .lower_cached_attention import LowerCachedAttention
 from .lower_routed_experts import LowerRoutedExperts
 from .quantize_matmuls_int8 import QuantizeMatMulsInt8
 
-__all__ = ["FoldWeightTransposes", "LowerCachedAttention", "LowerRoutedExperts", "QuantizeMatMulsInt8"]
+__all__ = ["FoldWeightTransposes", "JoinMatMuls", "LowerCachedAttention", "LowerRoutedExperts", "QuantizeMatMulsInt8"]
