@@ -20,6 +20,7 @@ from rich.progress import Progress as ProgressBar
 
 if TYPE_CHECKING:
     from herdgraph.export.pipeline import Progress
+    from herdgraph.export.recipes import Recipe
     from herdgraph.export.targets import Target
 
 _GRAPH_MEMORY = 600 << 20
@@ -43,22 +44,25 @@ class MemoryPlan:
     peak_memory_bytes: int
 
 
-def memory_plan(config: HerdConfig, output: Path, recipe: str) -> MemoryPlan:
+def memory_plan(config: HerdConfig, output: Path, recipe: Recipe) -> MemoryPlan:
     """Plan a build of a configuration by a precision recipe."""
     from herdgraph.export.weights import BLOCK_BYTES
     from herdgraph.model.facts import facts_of
     from herdgraph.model.names import expected_tensors
-    from herdgraph.runtimes.bundle import BYTES_PER_WEIGHT
 
     shapes = expected_tensors(config)
-    parameters = facts_of(config).total
-    table = math.prod(shapes["embed_tokens.weight"])
-    products = parameters if config.text.tie_word_embeddings else parameters - table
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    table = sizes["embed_tokens.weight"]
+    head = 0 if "lm_head.weight" in sizes else table * recipe.bytes_per_weight("lm_head.weight")
+    rest = sum(
+        count * (recipe.bytes_per_weight(name) if len(shapes[name]) > 1 else 4)
+        for name, count in sizes.items() if name != "embed_tokens.weight"
+    )
     expert = max((math.prod(shape[1:]) for name, shape in shapes.items() if ".experts." in name), default=0)
     parent = next(path for path in output.absolute().parents if path.exists())
     return MemoryPlan(
-        parameters=parameters,
-        bundle_bytes=round(4 * table + BYTES_PER_WEIGHT[recipe] * products),
+        parameters=facts_of(config).total,
+        bundle_bytes=round(4 * table + head + rest),
         free_bytes=shutil.disk_usage(parent).free,
         peak_memory_bytes=_GRAPH_MEMORY + 3 * max(BLOCK_BYTES, 4 * expert),
     )
@@ -68,7 +72,7 @@ def memory_plan(config: HerdConfig, output: Path, recipe: str) -> MemoryPlan:
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle directory to create.")
 @click.option("--target", default="cpu", show_default=True, help="Lowering: cpu, or canonical (unlowered, portable).")
-@click.option("--recipe", default="fp32", show_default=True, help="Precision: fp32 or int8 (8-bit weights in blocks).")
+@click.option("--recipe", default="fp32", show_default=True, help="Precision: fp32, int8 or int4.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
 @click.option("--dry-run", is_flag=True, help="Check the checkpoint, print the memory plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document for scripts.")
@@ -82,11 +86,11 @@ def main(
     from herdgraph.export.targets import target_of
     from herdgraph.model.checkpoint import open_checkpoint
 
-    lowering = target_of(target, recipe)
+    lowering, precision = target_of(target, recipe)
     with open_checkpoint(checkpoint) as source:
-        plan = memory_plan(source.config, output, recipe)
+        plan = memory_plan(source.config, output, precision)
         if not as_json:
-            _show_plan(plan, checkpoint, lowering, recipe)
+            _show_plan(plan, checkpoint, lowering, precision)
         if dry_run:
             if as_json:
                 emit_json(asdict(plan))
@@ -106,10 +110,10 @@ def main(
         stderr.print(f"[green]built[/green] {bundle.directory} ({size(bundle.bytes)}) in {seconds:.1f} s")
 
 
-def _show_plan(plan: MemoryPlan, checkpoint: Path, target: Target, recipe: str) -> None:
+def _show_plan(plan: MemoryPlan, checkpoint: Path, target: Target, recipe: Recipe) -> None:
     table("build plan", {
         "checkpoint": f"{checkpoint} ({quantity(plan.parameters)} parameters)",
-        "target": f"{target.name}, recipe {recipe}: {target.purpose}",
+        "target": f"{target.name}, recipe {recipe.name} ({recipe.purpose}): {target.purpose}",
         "bundle": f"about {size(plan.bundle_bytes)} ({size(plan.free_bytes)} free)",
         "peak memory": f"about {size(plan.peak_memory_bytes)}, whatever the number of layers and experts",
     })

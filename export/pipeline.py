@@ -19,8 +19,10 @@ from .. import __version__
 from ..errors import HerdError
 from ..files import atomic_directory
 from ..model.checkpoint import Checkpoint
+from ..model.config import TextConfig
 from ..runtimes.bundle import PROCESSOR, Bundle, Manifest, describe_files, write_manifest
 from .capture import bind_weights, capture_decoder, capture_vision
+from .recipes import Recipe
 from .targets import Target, target_of
 from .weights import initializers, stream
 
@@ -61,10 +63,10 @@ def build_bundle(
     Raises:
         HerdError: unknown target or recipe, the output exists or cannot be written, or there is too little room.
     """
-    lowering, progress = target_of(target, recipe), progress or Progress()
+    (lowering, precision), progress = target_of(target, recipe), progress or Progress()
     with atomic_directory(output, overwrite=overwrite) as directory:
         graphs = {}
-        models = dict(_lowered(checkpoint, lowering, recipe, progress))
+        models = dict(_lowered(checkpoint, lowering, precision, progress))
         total = sum(weight_bytes(model) for model in models.values())
         progress.weights(total)
         _require_room(directory, total)
@@ -77,6 +79,7 @@ def build_bundle(
         progress.stage("hashing")
         write_manifest(directory, Manifest(
             target=target, recipe=recipe, config=checkpoint.config, graphs=graphs,
+            active_bytes=active_bytes(models["decoder"], checkpoint.config.text),
             files=describe_files(directory), toolchain=_toolchain(),
             source={"checkpoint": checkpoint.directory.name, "fingerprint": checkpoint.fingerprint()},
         ))
@@ -84,7 +87,7 @@ def build_bundle(
 
 
 def _lowered(
-    checkpoint: Checkpoint, target: Target, recipe: str, progress: Progress
+    checkpoint: Checkpoint, target: Target, recipe: Recipe, progress: Progress
 ) -> Iterator[tuple[str, ir.Model]]:
     captures = {"decoder": capture_decoder, "vision": capture_vision}
     if checkpoint.config.vision is None:
@@ -93,7 +96,7 @@ def _lowered(
         progress.stage(f"capturing {role}")
         model = capture(checkpoint.config)
         bind_weights(model, checkpoint)
-        progress.stage(f"lowering {role} for {target.name} {recipe}")
+        progress.stage(f"lowering {role} for {target.name} {recipe.name}")
         target.lower(model, recipe)
         logger.info("%s graph: %d nodes", role, sum(1 for _ in model.graph.all_nodes()))
         yield role, model
@@ -103,6 +106,17 @@ def weight_bytes(model: ir.Model) -> int:
     """Bytes of the distinct weights of a lowered model."""
     distinct = {id(value.const_value): value.const_value.nbytes for value in initializers(model) if value.const_value}
     return sum(distinct.values())
+
+
+def active_bytes(decoder: ir.Model, config: TextConfig) -> int:
+    """Bytes of weights that one decoded token reads: all but the embedding table and the experts not chosen."""
+    table = decoder.graph.initializers.get("embed_tokens.weight")
+    routed = sum(
+        value.const_value.nbytes for graph in decoder.graph.subgraphs() for value in graph.initializers.values()
+        if value.const_value
+    )
+    rest = weight_bytes(decoder) - routed - (table.const_value.nbytes if table and table.const_value else 0)
+    return rest + (routed * config.top_k // config.num_experts if routed else 0)
 
 
 def _require_room(directory: Path, needed: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -10,7 +9,8 @@ from onnx_ir.passes import InPlacePass, common
 
 from ..errors import HerdError
 from ..model.operators import DOMAIN
-from .passes import FoldWeightTransposes, JoinMatMuls, LowerCachedAttention, LowerRoutedExperts, QuantizeMatMulsInt8
+from .passes import FoldWeightTransposes, JoinMatMuls, LowerCachedAttention, LowerRoutedExperts, QuantizeMatMuls
+from .recipes import RECIPES, Recipe
 
 
 @dataclass(frozen=True)
@@ -21,22 +21,23 @@ class Target:
         name: as given on the command line and stored in the manifest.
         purpose: one line for people.
         passes: pass classes, applied in order.
-        recipes: precision recipes it can build, each with the passes that follow ``passes``.
+        recipes: names of the precision recipes it can build.
     """
 
     name: str
     purpose: str
     passes: tuple[type[InPlacePass], ...]
-    recipes: Mapping[str, tuple[type[InPlacePass], ...]]
+    recipes: tuple[str, ...]
 
-    def lower(self, model: ir.Model, recipe: str) -> None:
-        """Apply the passes in place, then remove what they left behind.
+    def lower(self, model: ir.Model, recipe: Recipe) -> None:
+        """Apply the passes in place, then the recipe, then remove what they left behind.
 
         Raises:
             HerdError: a herdgraph operator has no lowering here (a defect of the target).
         """
-        for rewrite in (*self.passes, *self.recipes[recipe]):
+        for rewrite in self.passes:
             rewrite()(model)
+        QuantizeMatMuls(recipe)(model)
         if self.passes:
             for tidy in (common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass(),
                          common.RemoveUnusedFunctionsPass(), common.RemoveUnusedOpsetsPass()):
@@ -51,22 +52,22 @@ TARGETS = {
     for target in (
         Target("cpu", "ONNX Runtime on a CPU: only routed experts run, caches are appended in place",
                (FoldWeightTransposes, JoinMatMuls, LowerRoutedExperts, LowerCachedAttention),
-               {"fp32": (), "int8": (QuantizeMatMulsInt8,)}),
+               ("fp32", "int8", "int4")),
         Target("canonical", "the unlowered graph with its function bodies, for any ONNX runtime; slow, the oracle", (),
-               {"fp32": ()}),
+               ("fp32",)),
     )
 }
 
 
-def target_of(name: str, recipe: str) -> Target:
-    """A target by name, checked against a recipe.
+def target_of(name: str, recipe: str) -> tuple[Target, Recipe]:
+    """A target and a recipe by name, checked against each other.
 
     Raises:
-        HerdError: no such target, or the target does not know the recipe.
+        HerdError: no such target or recipe, or the target does not know the recipe.
     """
     if name not in TARGETS:
         raise HerdError(f"no target is called {name!r}: choose one of {', '.join(TARGETS)}")
     target = TARGETS[name]
     if recipe not in target.recipes:
         raise HerdError(f"target {name} has no recipe {recipe!r}: choose one of {', '.join(target.recipes)}")
-    return target
+    return target, RECIPES[recipe]

@@ -3,8 +3,7 @@
 A share compares a rate with a ceiling measured in the same run (``ceilings.py``):
 
 * decode, of read bandwidth: every token reads the weights it uses and the visible keys and values once;
-      bytes = active weights without the embedding table · bytes per weight
-              + 2 · layers · kv_heads · head_dim · visible · 4
+      bytes = the manifest's active_bytes + 2 · layers · kv_heads · head_dim · visible · 4
 * prefill, of the fp32 GEMM rate: 2 operations per weight and token (the head runs on one token only), and
   4 · heads · head_dim · visible for attention.
 
@@ -24,7 +23,6 @@ import numpy as np
 from ..errors import HerdError
 from ..model.config import HerdConfig, TextConfig
 from ..model.facts import facts_of
-from .bundle import BYTES_PER_WEIGHT
 from .ceilings import Ceilings, measure_ceilings
 from .engine import Engine
 from .sequence import Sequence
@@ -107,23 +105,21 @@ def bench(
     peak = _peak_bytes()
     ceilings = measure_ceilings(threads)
     prefill, decode = Spread.of(prompt, prefills), Spread.of(new, decodes)
-    weight_bytes = BYTES_PER_WEIGHT[engine.bundle.manifest.recipe]
+    bytes_per_token = engine.bundle.manifest.active_bytes + kv_bytes(engine.config.text, context)
     return BenchReport(
         prompt_tokens=prompt, new_tokens=new, context=context, repeats=repeats, load_seconds=loaded,
         first_token_seconds=statistics.median(prefills), prefill=prefill,
         prefill_share=prefill.median * prefill_operations(engine.config, prompt) / ceilings.fp32_gemm,
         decode=decode,
-        decode_share=decode.median * decode_bytes(engine.config, context, weight_bytes) / ceilings.read_bandwidth,
+        decode_share=decode.median * bytes_per_token / ceilings.read_bandwidth,
         peak_bytes=peak, ceilings=ceilings,
     )
 
 
-def decode_bytes(config: HerdConfig, context: int, weight_bytes: float) -> float:
-    """Bytes that one decoded token has to read after ``context`` tokens, keys and values in float32."""
-    text = config.text
-    table = 0 if text.tie_word_embeddings else text.vocab_size * text.hidden_size
+def kv_bytes(text: TextConfig, context: int) -> int:
+    """Bytes of keys and values, in float32, that one token reads after ``context`` tokens."""
     visible = sum(_visible(text, layer, context) for layer in range(text.num_layers))
-    return (facts_of(config).active - table) * weight_bytes + 2 * text.num_kv_heads * text.head_dim * 4 * visible
+    return 2 * text.num_kv_heads * text.head_dim * 4 * visible
 
 
 def prefill_operations(config: HerdConfig, tokens: int) -> float:

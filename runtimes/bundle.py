@@ -30,9 +30,6 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 PROCESSOR = "processor"
 
-BYTES_PER_WEIGHT = {"fp32": 4.0, "int8": 1.125}
-"""Stored bytes of a weight by recipe; int8 has a float32 scale for every 32 codes."""
-
 
 @dataclass(frozen=True)
 class FileEntry:
@@ -51,6 +48,7 @@ class Manifest:
         recipe: precision recipe, such as ``fp32``.
         config: the model.
         graphs: role (``decoder``, ``vision``) to file name.
+        active_bytes: bytes of weights that one decoded token reads.
         files: every file but the manifest, by its path inside the bundle.
         source: fingerprint and directory name of the checkpoint.
         toolchain: package versions that built it.
@@ -60,6 +58,7 @@ class Manifest:
     recipe: str
     config: HerdConfig
     graphs: dict[str, str]
+    active_bytes: int
     files: dict[str, FileEntry]
     source: dict[str, str] = field(default_factory=dict)
     toolchain: dict[str, str] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from herdgraph.errors import HerdError
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config import HerdConfig
+from herdgraph.model.names import expected_tensors
 from herdgraph.model.presets import TINY
-from herdgraph.runtimes.bench import bench, decode_bytes, prefill_operations
+from herdgraph.runtimes.bench import bench, kv_bytes, prefill_operations
+from herdgraph.runtimes.bundle import Bundle
 from herdgraph.runtimes.ceilings import FP32_MATMUL, INT8_MATMUL, measure_ceilings
 
 # The 1.5 B bench model: 16 layers of 16 experts, iRoPE (only sizes matter here).
@@ -28,20 +31,30 @@ SCOUT_MINI = HerdConfig(text=replace(
 ))
 
 
-def test_decode_bytes_by_hand() -> None:
-    attention = 1024 * (1024 + 2 * 256 + 1024)
-    experts = 2 * 3 * 1024 * 1664 + 16 * 1024
-    weights = 16 * (attention + experts + 2 * 1024) + 1024 + 32768 * 1024
-    assert weights == pytest.approx(239e6, rel=0.01)
-    keys_and_values = 2 * 2 * 128 * 4 * 16 * 513
-    assert decode_bytes(SCOUT_MINI, 512, 4) == 4 * weights + keys_and_values
+def test_keys_and_values_by_hand() -> None:
+    assert kv_bytes(SCOUT_MINI.text, 512) == 2 * 2 * 128 * 4 * 16 * 513
 
 
 def test_chunked_layers_read_their_chunk_only() -> None:
-    far, near = (decode_bytes(SCOUT_MINI, context, 4) for context in (8192 * 10, 8192 * 10 + 1))
+    text = SCOUT_MINI.text
+    far, near = (kv_bytes(text, context) for context in (8192 * 10, 8192 * 10 + 1))
     assert near - far == 2 * 2 * 128 * 4 * 16, "one more key and value in each of the 16 layers"
-    everywhere = replace(SCOUT_MINI, text=replace(SCOUT_MINI.text, chunked_layers=(False,) * 16))
-    assert decode_bytes(everywhere, 8192 * 10, 4) - far == 2 * 2 * 128 * 4 * 12 * 8192 * 10
+    everywhere = replace(text, chunked_layers=(False,) * 16)
+    assert kv_bytes(everywhere, 8192 * 10) - far == 2 * 2 * 128 * 4 * 12 * 8192 * 10
+
+
+def test_active_bytes_by_hand(bundle: Path) -> None:
+    """Of the routed experts one of four counts, of the vocabulary the head but not the table."""
+    config = TINY.text
+    shapes = {name: math.prod(shape) for name, shape in expected_tensors(TINY).items()}
+    routed = sum(size for name, size in shapes.items() if ".experts." in name)
+    rest = sum(
+        size for name, size in shapes.items()
+        if ".experts." not in name and name != "embed_tokens.weight"
+        and not name.startswith(("vision_model", "multi_modal_projector"))
+    )
+    constants = Bundle.open(bundle).manifest.active_bytes - 4 * (rest + routed * config.top_k // config.num_experts)
+    assert 0 <= constants < 0.05 * 4 * rest, "rotary frequencies and the like"
 
 
 def test_prefill_operations_by_hand() -> None:
@@ -82,7 +95,8 @@ def test_report(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (document["prompt_tokens"], document["new_tokens"], document["context"]) == (40, 5, 21)
     for name in ("prefill", "decode"):
         assert 0 < document[name]["low"] <= document[name]["median"] <= document[name]["high"]
-    share = document["decode"]["median"] * decode_bytes(TINY, 21, 4) / small.read_bandwidth
+    read = Bundle.open(bundle).manifest.active_bytes + kv_bytes(TINY.text, 21)
+    share = document["decode"]["median"] * read / small.read_bandwidth
     assert document["decode_share"] == pytest.approx(share)
     assert "of the read bandwidth" in " ".join(CliRunner().invoke(main, arguments).stdout.split())
 

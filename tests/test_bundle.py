@@ -20,7 +20,8 @@ def bundle(tmp_path: Path) -> Path:
     (directory / "decoder.data").write_bytes(bytes(range(256)) * 64)
     (directory / "processor" / "tokenizer.json").write_text("{}")
     graphs, files = {"decoder": "decoder.onnx"}, describe_files(directory)
-    write_manifest(directory, Manifest(target="cpu", recipe="fp32", config=TINY, graphs=graphs, files=files))
+    write_manifest(directory, Manifest(target="cpu", recipe="fp32", config=TINY, graphs=graphs,
+                                       active_bytes=0, files=files))
     return directory
 
 

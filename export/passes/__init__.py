@@ -4,6 +4,6 @@ from .fold_weight_transposes import FoldWeightTransposes
 from .join_matmuls import JoinMatMuls
 from .lower_cached_attention import LowerCachedAttention
 from .lower_routed_experts import LowerRoutedExperts
-from .quantize_matmuls_int8 import QuantizeMatMulsInt8
+from .quantize_matmuls import QuantizeMatMuls
 
-__all__ = ["FoldWeightTransposes", "JoinMatMuls", "LowerCachedAttention", "LowerRoutedExperts", "QuantizeMatMulsInt8"]
+__all__ = ["FoldWeightTransposes", "JoinMatMuls", "LowerCachedAttention", "LowerRoutedExperts", "QuantizeMatMuls"]

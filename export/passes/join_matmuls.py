@@ -41,8 +41,8 @@ class JoinMatMuls(InPlacePass):
 
     @staticmethod
     def _join(graph: ir.Graph, nodes: list[ir.Node]) -> None:
-        weights = [node.inputs[1] for node in nodes]
-        tensor = Joined([weight.const_value for weight in weights])  # type: ignore[union-attr, misc]
+        weights = [weight for node in nodes if (weight := node.inputs[1]) is not None]
+        tensor = Joined([weight.const_value for weight in weights if weight.const_value is not None])
         joined = ir.Value(
             name="+".join(str(weight.name) for weight in weights), shape=ir.Shape(tensor.shape.numpy()),
             type=ir.TensorType(tensor.dtype), const_value=tensor,
@@ -54,5 +54,4 @@ class JoinMatMuls(InPlacePass):
         outputs = [node.outputs[0] for node in nodes]
         ir.convenience.replace_nodes_and_values(graph, nodes[0], nodes, build.nodes, outputs, parts)
         for weight in weights:
-            assert weight is not None
             del graph.initializers[str(weight.name)]

@@ -63,6 +63,7 @@ class _ExpertsLowering:
 
     def _build(self, build: Builder) -> ir.Value:
         x_TD, logits_TE = self.node.inputs[:2]
+        assert x_TD is not None
         logits_Tk, experts_Tk = build("TopK", logits_TE, build.constant([self.top_k]), outputs=2, axis=-1)
         expert_A = build("Reshape", experts_Tk, build.constant([-1]))
         order_A = self._order(build, expert_A)
