@@ -1,15 +1,17 @@
-"""Files that are either complete or absent: temporary names, one rename, content hashes."""
+"""Files that are either complete or absent: temporary names, one rename, content hashes, JSON that is an object."""
 
 from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import HerdError
 
@@ -17,20 +19,25 @@ _BLOCK = 1 << 22
 
 
 @contextmanager
-def atomic_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_directory(
+    target: Path, *, overwrite: bool = False, mark: str = "manifest.json", inputs: Iterable[Path] = ()
+) -> Iterator[Path]:
     """Yield a temporary sibling of ``target`` that becomes ``target`` when the block ends without an error.
 
     On any error, an interrupt included, the temporary directory is removed and ``target`` is left as it was. What a
     killed process left beside the same target is removed first; its name holds the process id.
 
+    Args:
+        target: directory to create.
+        overwrite: replace an existing directory that holds ``mark``.
+        mark: the file that tells what kind of directory this is.
+        inputs: files and directories that are read meanwhile.
+
     Raises:
-        HerdError: ``target`` exists and ``overwrite`` is false, or its parent cannot be written.
+        HerdError: ``check_output`` refuses the target, or its parent cannot be written.
     """
-    target = Path(target).absolute()
-    if target.exists() and not overwrite:
-        raise HerdError(f"{target} exists already: choose another output or pass --overwrite")
-    if target.exists() and not target.is_dir():
-        raise HerdError(f"{target} is a file, a directory is written here: choose another output")
+    check_output(target, overwrite=overwrite, mark=mark, inputs=inputs)
+    target = Path(target).resolve()  # a link stays, and what it leads to is replaced
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(target)
@@ -44,8 +51,85 @@ def atomic_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]
         _replace_directory(temporary, target)
     except OSError as error:
         raise HerdError(f"writing {target} failed: {error.strerror or error}; nothing was left behind") from error
+    except BaseException as error:
+        error.add_note("nothing incomplete was left behind")  # shown when it was an interruption
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_output(target: Path, *, overwrite: bool, mark: str, inputs: Iterable[Path] = ()) -> None:
+    """Refuse an output that would destroy something. Arguments as in ``atomic_directory``.
+
+    Raises:
+        HerdError: the target is the current directory, is, holds or lies inside of an input, exists without
+            ``overwrite``, or is not a directory with ``mark``.
+    """
+    target = Path(target)
+    if target == Path():
+        raise HerdError("the output is the current directory: give the name of a directory to create")
+    for path in inputs:
+        found, wanted = path.resolve(), target.resolve()
+        if found.is_relative_to(wanted) or wanted.is_relative_to(found):
+            raise HerdError(f"the output {target} overlaps the input {path}: choose another output")
+    if not os.path.lexists(target):
+        return
+    if not target.is_dir():
+        raise HerdError(f"{target} is a file, a directory is written here: choose another output")
+    if not overwrite:
+        raise HerdError(f"{target} exists already: choose another output or pass --overwrite")
+    if not (target / mark).is_file() and any(target.iterdir()):
+        raise HerdError(f"{target} has no {mark}: it is not what is written here and would be lost; choose another "
+                        "output or remove it yourself")
+
+
+def require_room(target: Path, needed: int, what: str) -> None:
+    """Check that what will be written to ``target`` fits.
+
+    Args:
+        target: need not exist.
+        needed: bytes.
+        what: is written, for the message.
+
+    Raises:
+        HerdError: it does not.
+    """
+    free = free_bytes(target)
+    if free is not None and needed > free:
+        raise HerdError(f"{what} needs {size(needed)}, {target.absolute().parent} has {size(free)} free: "
+                        "choose another output or make room")
+
+
+def free_bytes(target: Path) -> int | None:
+    """Free space where ``target`` is or would be, None on file systems that have no size, such as /proc."""
+    usage = shutil.disk_usage(next(path for path in target.absolute().parents if path.exists()))
+    return usage.free if usage.total else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        HerdError: no file, not JSON, or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise HerdError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise HerdError(f"{path} cannot be read as JSON: {error}; get or write it again") from error
+    if not isinstance(content, dict):
+        raise HerdError(f"{path} holds a {type(content).__name__}, a JSON object is needed: get or write it again")
+    return content
+
+
+def size(count: float) -> str:
+    """Bytes for people, decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
 
 
 def _remove_abandoned(target: Path) -> None:

@@ -175,7 +175,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "length without header": (lambda d: _header(d, 1 << 60, b""), "its header takes 1152921504606846976 bytes"),
     "unknown type": (lambda d: _typed(d, "F8_E8M0", 4), "a tensor of type F8_E8M0, which is not supported"),
     "offsets that lie": (lambda d: _typed(d, "F32", 5), "is damaged or cut off"),
-    "no directory": (lambda d: d.rename(d.with_name("moved")), "is not a directory: give one with config.json"),
+    "no directory": (lambda d: d.rename(d.with_name("moved")), "does not exist: give a checkpoint"),
 }
 
 

@@ -52,6 +52,10 @@ def _changed(**text: object) -> dict[str, object]:
     return {**PUBLISHED, "text_config": {**PUBLISHED["text_config"], **text}}
 
 
+def _vision(**vision: object) -> dict[str, object]:
+    return {**PUBLISHED, "vision_config": {**PUBLISHED["vision_config"], **vision}}
+
+
 def test_published_scout_file_is_the_preset() -> None:
     assert HerdConfig.from_hf(PUBLISHED) == SCOUT
 
@@ -114,20 +118,53 @@ def test_parameter_counts(config: HerdConfig, total: int, active: float) -> None
     (_changed(num_key_value_heads=7), "40 attention heads cannot share 7"),
     (_changed(num_experts_per_tok=17), "num_experts_per_tok 17"),
     (_changed(rope_scaling={"rope_type": "yarn", "factor": 2.0}), "rope_type is 'yarn'"),
-    (_changed(hidden_size="wide"), "cannot be read"),
+    (_changed(hidden_size="wide"), "hidden_size is 'wide', a number is needed"),
+    (_changed(attention_chunk_size=-5), "attention_chunk_size is -5, it must be at least 1"),
+    (_changed(max_position_embeddings=0), "max_position_embeddings is 0, it must be above 0"),
+    (_changed(rms_norm_eps=float("nan")), "rms_norm_eps is nan"),
+    (_changed(num_hidden_layers=0), "num_hidden_layers is 0"),
+    (_changed(num_hidden_layers=10**12), "num_hidden_layers is 1000000000000, it must be within 1 and 10000"),
+    (_changed(num_attention_heads=0), "num_attention_heads is 0"),
+    (_changed(num_key_value_heads=0), "num_kv_heads is 0"),
+    (_changed(vocab_size=True), "vocab_size is True"),
+    (_changed(eos_token_id=["a"]), "eos_token_ids is"),
+    (_changed(moe_layers=3), "moe_layers is 3, a list is needed"),
+    (_changed(rope_scaling=[1]), "rope_scaling is a list, a JSON object is needed"),
+    (_vision(patch_size=0), "patch_size is 0, it must be above 0"),
+    (_vision(num_attention_heads=0), "num_heads is 0, it must be above 0"),
+    (_vision(pixel_shuffle_ratio=0), "pixel_shuffle_ratio is 0.0, it must be above 0"),
+    (_vision(image_size=[336, 14]), r"image_size is \[336, 14\], a square is needed"),
+    ({**PUBLISHED, "vision_config": [1]}, "vision_config is a list, a JSON object is needed"),
+    ({**PUBLISHED, "image_token_index": "x"}, "image_token_id is 'x', a whole number is needed"),
 ])
 def test_wrong_configurations(raw: dict[str, object], message: str) -> None:
     with pytest.raises(HerdError, match=message):
         HerdConfig.from_hf(raw)
 
 
+@pytest.mark.parametrize("change", [
+    {"n_layers": 0}, {"n_heads": 0}, {"multiple_of": 0}, {"moe_args": {"num_experts": 16, "capacity_factor": -1}},
+    {"moe_args": [1]}, {"moe_args": {"num_experts": 16, "interleave_moe_layer_step": 0}}, {"norm_eps": float("inf")},
+    {"vision_args": 5}, {"attention_chunk_size": -1},
+], ids=str)
+def test_wrong_meta_configurations(change: dict[str, object]) -> None:
+    with pytest.raises(HerdError):
+        HerdConfig.from_meta({**META, **change})
+
+
 def test_wrong_directories(tmp_path: Path) -> None:
-    with pytest.raises(HerdError, match="is not a directory"):
+    with pytest.raises(HerdError, match="nothing does not exist: give a checkpoint directory"):
         HerdConfig.from_file(tmp_path / "nothing")
     with pytest.raises(HerdError, match=r"neither config\.json nor params\.json"):
         HerdConfig.from_file(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(HerdError, match="cannot be read as JSON"):
+        HerdConfig.from_file(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 200_000)
+    with pytest.raises(HerdError, match="cannot be read as JSON"):
+        HerdConfig.from_file(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama4"}')
+    with pytest.raises(HerdError, match=r"config\.json: there is no value for 'num_hidden_layers'"):
         HerdConfig.from_file(tmp_path)
     (tmp_path / "config.json").unlink()
     (tmp_path / "params.json").write_text('{"dim": 4096}')

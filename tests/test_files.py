@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from herdgraph.errors import HerdError
-from herdgraph.files import atomic_directory, sha256_of
+from herdgraph.files import atomic_directory, free_bytes, require_room, sha256_of
 
 
 def _names(directory: Path) -> list[str]:
@@ -38,16 +38,51 @@ def test_an_error_leaves_nothing(error: type[BaseException], tmp_path: Path) -> 
 
 def test_existing_output(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").write_text("x")
+    (tmp_path / "out" / "manifest.json").write_text("x")
     with pytest.raises(HerdError, match="exists already"), atomic_directory(tmp_path / "out"):
         pass
     with pytest.raises(ValueError, match="boom"), atomic_directory(tmp_path / "out", overwrite=True):
         raise ValueError("boom")
-    assert _names(tmp_path / "out") == ["old"], "a failed overwrite keeps the old content"
+    assert _names(tmp_path / "out") == ["manifest.json"], "a failed overwrite keeps the old content"
     with atomic_directory(tmp_path / "out", overwrite=True) as directory:
         (directory / "new").write_text("x")
     assert _names(tmp_path / "out") == ["new"]
     assert _names(tmp_path) == ["out"]
+
+
+def test_overwrite_destroys_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "home" / "input").mkdir(parents=True)
+    (tmp_path / "home" / "input" / "manifest.json").write_text("x")
+    (tmp_path / "home" / "letters").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "home" / "input")
+    inputs = [tmp_path / "home" / "input"]
+    for target in ("home", "home/input", "home/input/below", "home/../home/input", "link"):
+        with pytest.raises(HerdError, match="overlaps the input"), \
+                atomic_directory(tmp_path / target, overwrite=True, inputs=inputs):
+            pass
+    with pytest.raises(HerdError, match=r"home has no manifest\.json"), \
+            atomic_directory(tmp_path / "home", overwrite=True):
+        pass
+    with pytest.raises(HerdError, match="the output is the current directory"), atomic_directory(Path()):
+        pass
+    assert _names(tmp_path / "home") == ["input", "letters"]
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "manifest.json").write_text("x")
+    (tmp_path / "link").symlink_to("real")
+    with atomic_directory(tmp_path / "link", overwrite=True) as directory:
+        (directory / "new").write_text("x")
+    assert (tmp_path / "link").is_symlink()
+    assert _names(tmp_path / "real") == ["new"]
+
+
+def test_room(tmp_path: Path) -> None:
+    require_room(tmp_path / "none" / "out", 1000, "the bundle")
+    with pytest.raises(HerdError, match=r"the bundle needs 1000000\.0 TB, .*none has .*B free: choose another output"):
+        require_room(tmp_path / "none" / "out", 10**18, "the bundle")
+    assert free_bytes(Path("/proc/out")) is None
 
 
 def test_unwritable_and_wrong_outputs(tmp_path: Path) -> None:

@@ -298,12 +298,24 @@ def dense_directory(tmp_path: Path) -> Path:
         ({"mode": "half"}, "mode is 'half', choose one of shared, split"),
         ({"dtype": "float16"}, "dtype is 'float16', choose one of bfloat16, float32"),
         ({"moe_every": 4}, "moe_every is 4, the model has 3 layers"),
+        ({"seed": -1}, "seed is -1, it must be within 0 and"),
+        ({"seed": 10**30}, "seed is 10+, it must be within 0 and"),
+        ({"experts": 10**12}, r"the checkpoint needs .* TB, .* free: choose another output or make room"),
     ],
 )
 def test_impossible_options(dense_directory: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(HerdError, match=message):
         upcycle(dense_directory, dense_directory.parent / "out", **options)
     assert not (dense_directory.parent / "out").exists()
+
+
+def test_overwriting_the_dense_model_is_refused(dense_directory: Path) -> None:
+    with pytest.raises(HerdError, match="overlaps the input"):
+        upcycle(dense_directory, dense_directory, overwrite=True)
+    (dense_directory.parent / "notes").mkdir()
+    (dense_directory.parent / "notes" / "diary").write_text("x")
+    with pytest.raises(HerdError, match=r"notes has no config\.json"):
+        upcycle(dense_directory, dense_directory.parent / "notes", overwrite=True)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +331,10 @@ def test_impossible_options(dense_directory: Path, options: dict[str, Any], mess
         ({"num_hidden_layers": 2}, r"tensors that a dense Llama has not, such as layers\.2\."),
         ({"intermediate_size": 97}, r"mlp.gate_proj.weight has shape \[96, 64\], its configuration gives \[97, 64\]"),
         ({"hidden_size": None}, "config.json has no value for 'hidden_size'"),
-        ({"hidden_size": "wide"}, "config.json has a value that cannot be read"),
+        ({"hidden_size": "wide"}, "config.json has a value of the wrong kind"),
+        ({"num_attention_heads": 0}, "num_heads is 0, it must be at least 1"),
+        ({"num_hidden_layers": 10**9}, "has 1000000000 layers, 1 to 10000 are read"),
+        ({"rope_parameters": [1]}, "config.json has a value of the wrong kind"),
     ],
 )
 def test_directories_that_cannot_be_upcycled(dense_directory: Path, changes: dict[str, Any], message: str) -> None:
@@ -357,8 +372,11 @@ def test_sources_that_are_no_model(tmp_path: Path) -> None:
     (tmp_path / "zero.gguf").touch()
     with pytest.raises(HerdError, match="does not exist: give a GGUF file or"):
         open_dense(tmp_path / "nowhere")
-    with pytest.raises(HerdError, match="cannot be read as JSON"):
+    with pytest.raises(HerdError, match=r"empty has no config\.json: give a GGUF file or"):
         open_dense(tmp_path / "empty")
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(HerdError, match="fifo is not a regular file"):
+        open_dense(tmp_path / "fifo")
     for name in ("text.gguf", "zero.gguf"):
         with pytest.raises(HerdError, match="is not a GGUF file: it starts with"):
             open_dense(tmp_path / name)

@@ -18,6 +18,8 @@ from ..names import expected_tensors
 from .huggingface import INDEX, SINGLE
 from .names import stored_name
 
+CONFIG = "config.json"
+
 
 def save_checkpoint(
     directory: Path,
@@ -27,6 +29,7 @@ def save_checkpoint(
     carried: Mapping[str, bytes | Path] | None = None,
     shard_bytes: int = 2 << 30,
     overwrite: bool = False,
+    inputs: Iterable[Path] = (),
 ) -> None:
     """Write a checkpoint directory in Hugging Face layout; it appears when it is complete.
 
@@ -36,17 +39,19 @@ def save_checkpoint(
         tensors: canonical names and values, each once, in any order; at most one shard of them is held in memory.
         carried: further files by name: their bytes, or a file to copy.
         shard_bytes: size above which a new shard begins.
-        overwrite: replace an existing directory.
+        overwrite: replace an existing checkpoint.
+        inputs: files and directories that the tensors are read from; the output must not overlap them.
 
     Raises:
-        HerdError: the directory exists or cannot be written, or the tensors are not those of the configuration.
+        HerdError: the directory exists, overlaps an input or cannot be written, or the tensors are not those of
+            the configuration.
     """
-    with atomic_directory(directory, overwrite=overwrite) as temporary:
+    with atomic_directory(directory, overwrite=overwrite, mark=CONFIG, inputs=inputs) as temporary:
         writer = _ShardWriter(temporary, config, shard_bytes)
         for name, tensor in tensors:
             writer.add(name, tensor)
         writer.finish()
-        (temporary / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n", encoding="utf-8")
+        (temporary / CONFIG).write_text(json.dumps(config.to_hf(), indent=2) + "\n", encoding="utf-8")
         for name, content in (carried or {}).items():
             if isinstance(content, Path):
                 shutil.copyfile(content, temporary / name)
@@ -97,7 +102,7 @@ class _ShardWriter:
         try:
             save_file(self.pending, self._path(len(self.shards)), metadata={"format": "pt"})
         except SafetensorError as error:
-            raise HerdError(f"writing {self.directory} failed: {error}; nothing was left behind") from error
+            raise OSError(str(error)) from error  # told by atomic_directory, which knows the final name
         self.shards.append(list(self.pending))
         self.total_bytes += self.pending_bytes
         self.pending, self.pending_bytes = {}, 0

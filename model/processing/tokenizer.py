@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -14,6 +13,7 @@ import tiktoken
 import tokenizers
 
 from ...errors import HerdError
+from ...files import read_json
 from .special import PATTERN, SPECIAL_TOKENS
 
 STOP_TOKENS = ("<|end_of_text|>", "<|eom|>", "<|eot|>")
@@ -227,13 +227,7 @@ def load_tokenizer(directory: Path, *, eos_ids: Iterable[int] = ()) -> Tokenizer
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise HerdError(f"{path} cannot be read as JSON: {error}") from error
-    return content if isinstance(content, dict) else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _token_text(value: Any) -> str | None:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ...errors import HerdError
+from ...files import check_output, require_room
 from ..checkpoint import save_checkpoint
+from ..checkpoint.save import CONFIG
 from ..config import HerdConfig, TextConfig
 from ..facts import facts_of
 from ..names import expected_tensors
@@ -19,6 +21,7 @@ from .experts import DenseFeedForward, expert_size, mixture_tensors
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _MLP = ("gate_proj", "up_proj", "down_proj")
+_SEEDS = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -74,20 +77,26 @@ def upcycle(
         on_tensor: called after each tensor with the number done and the total, for progress.
 
     Raises:
-        HerdError: the source is not such a model, an option is impossible, or the output cannot be written.
+        HerdError: the source is not such a model, an option is impossible, or the output cannot be written or has
+            no room.
     """
     if dtype not in _DTYPES:
         raise HerdError(f"dtype is {dtype!r}, choose one of {', '.join(_DTYPES)}")
+    if not 0 <= seed < _SEEDS:
+        raise HerdError(f"seed is {seed}, it must be within 0 and {_SEEDS - 1}")
+    source, output = Path(source), Path(output)
+    check_output(output, overwrite=overwrite, mark=CONFIG, inputs=[source])
     dense = open_dense(source)
     config = target_config(dense, experts=experts, mode=mode, moe_every=moe_every)
+    facts = facts_of(config)
+    require_room(output, facts.total * _DTYPES[dtype].itemsize, "the checkpoint")
     tensors = upcycled_tensors(dense, config, mode=mode, seed=seed, dtype=_DTYPES[dtype])
     total = len(expected_tensors(config))
     save_checkpoint(
-        Path(output), config, _counted(tensors, lambda done: on_tensor(done, total)), carried=dense.carried,
-        overwrite=overwrite,
+        output, config, _counted(tensors, lambda done: on_tensor(done, total)), carried=dense.carried,
+        overwrite=overwrite, inputs=[source],
     )
-    facts = facts_of(config)
-    return UpcycleReport(Path(output), config, mode, dtype, facts.total, facts.active)
+    return UpcycleReport(output, config, mode, dtype, facts.total, facts.active)
 
 
 def _counted(

@@ -20,7 +20,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ...errors import HerdError
-from ..config import RopeScaling
+from ..config import MOST_LAYERS, RopeScaling
 
 
 class TensorSource(Protocol):
@@ -63,6 +63,13 @@ class DenseModel:
     pad_token_id: int | None
     tensors: TensorSource
     carried: Mapping[str, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "ffn_size", "context"):
+            if getattr(self, name) < 1:
+                raise HerdError(f"the dense model's {name} is {getattr(self, name)}, it must be at least 1: correct it")
+        if not 1 <= self.num_layers <= MOST_LAYERS:  # before lists of that length are made
+            raise HerdError(f"the dense model has {self.num_layers} layers, 1 to {MOST_LAYERS} are read: correct it")
 
     def read(self, name: str) -> Tensor:
         """One tensor by neutral name, float32, read when asked for.
@@ -109,6 +116,8 @@ def open_dense(source: Path) -> DenseModel:
     source = Path(source)
     if not source.exists():
         raise HerdError(f"{source} does not exist: give a GGUF file or a Hugging Face model directory")
+    if not source.is_dir() and not source.is_file():
+        raise HerdError(f"{source} is not a regular file: give a GGUF file or a Hugging Face model directory")
     model = open_hf(source) if source.is_dir() else open_gguf(source)
     _check_tensors(model, source)
     return model

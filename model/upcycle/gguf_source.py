@@ -199,6 +199,6 @@ def _rope_scaling(file: GgufFile, head_dim: int, theta: float) -> RopeScaling | 
 def _frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> Tensor:
     """Frequencies of a decoder of which only the rotation matters."""
     return inverse_frequencies(TextConfig(
-        vocab_size=1, hidden_size=head_dim, num_layers=0, num_heads=1, num_kv_heads=1, head_dim=head_dim,
-        expert_size=1, dense_size=1, rope_theta=theta, rope_scaling=scaling,
+        vocab_size=1, hidden_size=head_dim, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=head_dim,
+        expert_size=1, dense_size=1, rope_layers=(True,), chunked_layers=(False,), rope_theta=theta, rope_scaling=scaling,
     ))

@@ -7,7 +7,6 @@ Llama 4 turns neighbours. The rows are reordered on reading: row i of the first 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...errors import HerdError
+from ...files import read_json
 from ..config import RopeScaling
 from .dense import DenseModel
 
@@ -32,14 +32,17 @@ def open_hf(directory: Path) -> DenseModel:
     Raises:
         HerdError: not a dense Llama, a feature that Llama 4 cannot express, or weights that cannot be read.
     """
-    raw = _read_json(directory / "config.json")
+    if not (directory / "config.json").is_file():
+        raise HerdError(f"{directory} has no config.json: give a GGUF file or a Hugging Face model directory")
+    raw = read_json(directory / "config.json")
     _require_plain_llama(raw)
     try:
         return _model_of(directory, raw)
     except KeyError as error:
-        raise HerdError(f"{directory}/config.json has no value for {error.args[0]!r}") from error
-    except (TypeError, ValueError) as error:
-        raise HerdError(f"{directory}/config.json has a value that cannot be read: {error}") from error
+        raise HerdError(f"{directory}/config.json has no value for {error.args[0]!r}: it is incomplete") from error
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise HerdError(f"{directory}/config.json has a value of the wrong kind: "
+                        "compare it with the original") from error
 
 
 def _model_of(directory: Path, raw: Mapping[str, Any]) -> DenseModel:
@@ -114,7 +117,7 @@ def _interleaved(rows: Tensor, head_dim: int) -> Tensor:
 def _weight_files(directory: Path) -> list[Path]:
     index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
     if index.is_file():
-        weight_map = _read_json(index).get("weight_map")
+        weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
             raise HerdError(f"{index} has no weight_map: is it a safetensors index?")
         return [directory / name for name in sorted(set(weight_map.values()))]
@@ -133,16 +136,6 @@ def _open(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
         raise HerdError(f"{path} cannot be read as safetensors, it is damaged or cut off: {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise HerdError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise HerdError(f"{path} holds a {type(content).__name__}, a JSON object is needed")
-    return content
 
 
 def _require_plain_llama(raw: Mapping[str, Any]) -> None:
@@ -172,7 +165,7 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
 def _eos_ids(directory: Path, raw: Mapping[str, Any]) -> tuple[int, ...]:
     """Ids of the configuration, then those that only the generation defaults name, such as the end of a turn."""
     path = directory / "generation_config.json"
-    sources = [raw, _read_json(path)] if path.is_file() else [raw]
+    sources = [raw, read_json(path)] if path.is_file() else [raw]
     found: list[int] = []
     for source in sources:
         ids = source.get("eos_token_id")
