@@ -17,13 +17,14 @@ processor/      the checkpoint's tokenizer, chat template, generation and proces
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import HerdError
-from ..files import sha256_of
+from ..files import read_json, sha256_of
 from ..model.config import HerdConfig
 
 FORMAT = 1
@@ -37,6 +38,12 @@ class FileEntry:
 
     bytes: int
     sha256: str
+
+    @classmethod
+    def from_json(cls, name: str, raw: object) -> FileEntry:
+        """Restore what a manifest says of a file."""
+        entry = _strict(f"file {name!r}", raw, {"bytes": int, "sha256": str})
+        return cls(entry["bytes"], entry["sha256"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +77,50 @@ class Manifest:
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Manifest:
-        """Restore what ``to_json`` wrote; a newer or older format is refused."""
+        """Restore what ``to_json`` wrote.
+
+        Raises:
+            HerdError: a newer or older format, or a value that is missing, unknown or of the wrong kind.
+        """
         found = raw.get("format")
-        if found != FORMAT:
+        if type(found) is not int or found != FORMAT:
             advice = "update herdgraph" if isinstance(found, int) and found > FORMAT else "rebuild it with build.py"
-            raise HerdError(f"bundle format is {found}, this herdgraph reads format {FORMAT}: {advice}")
-        files = {name: FileEntry(**entry) for name, entry in raw["files"].items()}
-        return cls(**{**raw, "config": HerdConfig.from_json(raw["config"]), "files": files})
+            raise HerdError(f"the bundle format is {found!r}, this herdgraph reads format {FORMAT}: {advice}")
+        values = _strict("the manifest", raw, _FIELDS)
+        config = HerdConfig.from_json(values["config"])
+        for name in ("graphs", "source", "toolchain"):
+            _strict(name, values[name], dict.fromkeys(values[name], str))
+        for role in ("decoder", "vision") if config.vision else ("decoder",):
+            if role not in values["graphs"]:
+                raise HerdError(f"graphs names no {role}: rebuild the bundle")
+        files = {name: FileEntry.from_json(name, entry) for name, entry in values["files"].items()}
+        return cls(**{**values, "config": config, "files": files})
+
+
+_FIELDS: dict[str, type] = {
+    "target": str, "recipe": str, "config": dict, "graphs": dict, "active_bytes": int, "files": dict, "source": dict,
+    "toolchain": dict, "format": int,
+}
+
+
+def _strict(what: str, raw: object, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """A JSON object with exactly these values, of these kinds."""
+    if not isinstance(raw, dict):
+        raise HerdError(f"{what} is {_shown(raw)}, an object is needed: rebuild the bundle")
+    for name in sorted(raw.keys() ^ kinds.keys()):
+        raise HerdError(f"{what} has {'an unknown' if name in raw else 'no'} value {name!r}: rebuild the bundle")
+    for name, kind in kinds.items():
+        if type(raw[name]) is not kind:
+            raise HerdError(f"{what} has {_shown(raw[name])} as {name!r}, {_KINDS[kind]} is needed: rebuild the bundle")
+    return raw
+
+
+_KINDS = {str: "a text", int: "a whole number", dict: "an object"}
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 40 else f"{text[:40]}…"
 
 
 def describe_files(directory: Path) -> dict[str, FileEntry]:
@@ -105,16 +149,21 @@ class Bundle:
             verify: compare every file's SHA-256; without it only presence and size are compared.
 
         Raises:
-            HerdError: not a bundle, another format, or a file that is missing, cut or altered.
+            HerdError: not a bundle, another format, or a file that is missing, cut, altered or unknown.
         """
         directory = Path(directory)
+        if not directory.exists():
+            raise HerdError(f"{directory} does not exist: give the directory of a bundle")
         path = directory / MANIFEST
         if not path.is_file():
-            raise HerdError(f"{directory} has no {MANIFEST}: not a herdgraph bundle; build one with build.py")
+            checkpoint = any((directory / name).is_file() for name in ("config.json", "params.json"))
+            problem = "is a checkpoint" if checkpoint else f"has no {MANIFEST}"
+            raise HerdError(f"{directory} {problem}: not a herdgraph bundle; build one with build.py")
+        raw = read_json(path)
         try:
-            manifest = Manifest.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, TypeError) as error:
-            raise HerdError(f"{path} cannot be read ({error}): rebuild the bundle") from error
+            manifest = Manifest.from_json(raw)
+        except HerdError as error:
+            raise HerdError(f"{path}: {error}") from error
         bundle = cls(directory, manifest)
         bundle._check(verify)
         return bundle
@@ -141,6 +190,11 @@ class Bundle:
         for name in self.manifest.graphs.values():
             if name not in self.manifest.files:
                 raise HerdError(f"{self.directory / MANIFEST} has no hash for graph {name!r}: rebuild the bundle")
+        for path in self.processor.rglob("*"):
+            name = path.relative_to(self.directory).as_posix()
+            if not path.is_dir() and name not in self.manifest.files:
+                raise HerdError(f"{path} is not in the manifest, so nobody vouches for it: remove it or rebuild the "
+                                "bundle")
         with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
             list(pool.map(lambda item: self._check_file(*item, verify=verify), self.manifest.files.items()))
 

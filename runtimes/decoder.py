@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import HerdError
 from ..model.config import HerdConfig
 from .ort import create_session, load_onnxruntime
 from .sequence import Features, Sequence
@@ -42,6 +43,7 @@ class DecoderRunner:
     def __init__(self, graph: Path, config: HerdConfig, *, threads: int | None) -> None:
         self.config = config
         self.session = create_session(graph, threads=threads)
+        _check_caches(self.session, config, graph)
         self._value = load_onnxruntime().OrtValue.ortvalue_from_numpy
         self._takes_features = any(item.name == "image_features" for item in self.session.get_inputs())
 
@@ -122,3 +124,17 @@ class DecoderRunner:
                 io.bind_ortvalue_output(f"present.{layer}.{part}", value)
         io.bind_ortvalue_output("logits", self._value(logits))
         return io
+
+
+def _check_caches(session: Any, config: HerdConfig, graph: Path) -> None:
+    """Compare the caches that a graph takes with those that the configuration gives it."""
+    text = config.text
+    wanted = {f"past.{layer}.{part}" for layer in range(text.num_layers) for part in ("key", "value")}
+    found = {item.name: item.shape for item in session.get_inputs() if item.name.startswith("past.")}
+    if found.keys() != wanted:
+        raise HerdError(f"{graph} takes {len(found)} caches, the manifest's configuration gives {len(wanted)}: "
+                        "rebuild the bundle")
+    for name, (_, heads, _, width) in found.items():
+        if (heads, width) != (text.num_kv_heads, text.head_dim):
+            raise HerdError(f"{graph} takes {heads} heads of {width} in {name}, the manifest's configuration gives "
+                            f"{text.num_kv_heads} of {text.head_dim}: rebuild the bundle")

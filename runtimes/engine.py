@@ -26,6 +26,9 @@ from .sampling import Sampling
 from .sequence import Features, Sequence
 from .vision import VisionRunner
 
+MOST_THREADS = 1024
+"""More cores than a machine has; ONNX Runtime would start as many threads as it is told."""
+
 Prompt = str | list[dict[str, Any]]
 """A raw completion, or chat messages with roles and contents (see ``model.processing.prompt``)."""
 
@@ -51,11 +54,12 @@ class Engine:
         Raises:
             HerdError: the bundle is incomplete, altered, or made for another runtime.
         """
-        if threads is not None and threads < 1:
-            raise HerdError(f"threads is {threads}, it must be at least 1")
+        if threads is not None and not 1 <= threads <= MOST_THREADS:
+            raise HerdError(f"threads is {threads}, it must be within 1 and {MOST_THREADS}")
         bundle = Bundle.open(path, verify=verify)
         if bundle.manifest.target not in ("cpu", "canonical"):
-            raise HerdError(f"bundle target is {bundle.manifest.target!r}, this runtime executes cpu and canonical")
+            raise HerdError(f"{path} is built for target {bundle.manifest.target!r}, this runtime executes cpu and "
+                            "canonical: rebuild it with --target cpu")
         config = bundle.manifest.config
         decoder = DecoderRunner(bundle.graph("decoder"), config, threads=threads)
         vision = VisionRunner(bundle.graph("vision"), config, threads=threads) if config.vision else None

@@ -45,11 +45,14 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checks = (
-            (self.temperature >= 0, "temperature", self.temperature, "0 or more"),
+            # Between 0 and the bound float32 cannot divide by it, and nothing else is chosen than at 0.
+            (self.temperature == 0 or 1e-6 <= self.temperature <= 1e6, "temperature", self.temperature,
+             "0, or within 1e-6 and 1e6"),
             (self.top_k >= 0, "top_k", self.top_k, "0 or more"),
             (0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1"),
             (0 <= self.min_p <= 1, "min_p", self.min_p, "within 0 and 1"),
-            (self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "above 0"),
+            (0 < self.repetition_penalty <= 1e6, "repetition_penalty", self.repetition_penalty, "above 0, at most 1e6"),
+            (self.seed is None or self.seed >= 0, "seed", self.seed, "0 or more"),
             (self.logprobs is None or self.logprobs >= 0, "logprobs", self.logprobs, "0 or more"),
         )
         for valid, name, value, wanted in checks:

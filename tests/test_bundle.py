@@ -11,6 +11,8 @@ from herdgraph.errors import HerdError
 from herdgraph.model.presets import TINY
 from herdgraph.runtimes.bundle import MANIFEST, Bundle, Manifest, describe_files, write_manifest
 
+GRAPHS = {"decoder": "decoder.onnx", "vision": "vision.onnx"}
+
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
@@ -19,9 +21,9 @@ def bundle(tmp_path: Path) -> Path:
     (directory / "decoder.onnx").write_bytes(b"graph")
     (directory / "decoder.data").write_bytes(bytes(range(256)) * 64)
     (directory / "processor" / "tokenizer.json").write_text("{}")
-    graphs, files = {"decoder": "decoder.onnx"}, describe_files(directory)
-    write_manifest(directory, Manifest(target="cpu", recipe="fp32", config=TINY, graphs=graphs,
-                                       active_bytes=0, files=files))
+    (directory / "vision.onnx").write_bytes(b"graph")
+    write_manifest(directory, Manifest(target="cpu", recipe="fp32", config=TINY, graphs=GRAPHS,
+                                       active_bytes=0, files=describe_files(directory)))
     return directory
 
 
@@ -30,12 +32,18 @@ def _edit(bundle: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def _text(bundle: Path, **changes: object) -> None:
+    config = TINY.to_json()
+    _edit(bundle, config={**config, "text": {**config["text"], **changes}})
+
+
 def test_round_trip(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     assert opened.manifest.config == TINY
     assert opened.graph("decoder") == bundle / "decoder.onnx"
-    assert set(opened.manifest.files) == {"decoder.onnx", "decoder.data", "processor/tokenizer.json"}
-    assert opened.bytes == 5 + 256 * 64 + 2
+    assert set(opened.manifest.files) == {"decoder.onnx", "decoder.data", "vision.onnx",
+                                          "processor/tokenizer.json"}
+    assert opened.bytes == 5 + 5 + 256 * 64 + 2
 
 
 def _flip(bundle: Path) -> None:
@@ -48,15 +56,36 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "one byte altered": (_flip, r"decoder.data was altered: SHA-256 .* copy or rebuild"),
     "file cut": (lambda b: (b / "decoder.data").write_bytes(b"x"), r"has 1 bytes, the manifest says 16384"),
     "file missing": (lambda b: (b / "decoder.data").unlink(), r"decoder.data is missing"),
-    "newer format": (lambda b: _edit(b, format=99), r"bundle format is 99, this herdgraph reads format 1: update"),
+    "newer format": (lambda b: _edit(b, format=99), r"json: the bundle format is 99, .* reads format 1: update"),
     "older format": (lambda b: _edit(b, format=0), r"format is 0, .*: rebuild"),
     "no format": (lambda b: _edit(b, format=None), r"format is None"),
-    "path outside": (lambda b: _edit(b, graphs={"decoder": "../../etc/passwd"}), r"outside of the bundle: refused"),
+    "format true": (lambda b: _edit(b, format=True), r"format is True"),
+    "a list": (lambda b: (b / MANIFEST).write_text("[]"), r"holds a list, a JSON object is needed"),
+    "null": (lambda b: (b / MANIFEST).write_text("null"), r"holds a NoneType, a JSON object is needed"),
+    "nested": (lambda b: (b / MANIFEST).write_text("[" * 200_000), r"cannot be read as JSON"),
+    "files a list": (lambda b: _edit(b, files=[]), r"the manifest has \[\] as 'files', an object is needed: rebuild"),
+    "file a number": (lambda b: _edit(b, files={"a": 5}), r"file 'a' is 5, an object is needed"),
+    "hash a number": (lambda b: _edit(b, files={"a": {"bytes": 1, "sha256": 5}}), r"has 5 as 'sha256', a text is need"),
+    "graphs a list": (lambda b: _edit(b, graphs=[]), r"has \[\] as 'graphs', an object"),
+    "no graphs": (lambda b: _edit(b, graphs={}), r"graphs names no decoder"),
+    "no image graph": (lambda b: _edit(b, graphs={"decoder": "decoder.onnx"}), r"graphs names no vision"),
+    "graph a number": (lambda b: _edit(b, graphs={"decoder": 5}), r"graphs has 5 as 'decoder', a text is needed"),
+    "source a number": (lambda b: _edit(b, source=5), r"has 5 as 'source', an object"),
+    "unknown value": (lambda b: _edit(b, colour="red"), r"has an unknown value 'colour'"),
+    "config a text": (lambda b: _edit(b, config={**TINY.to_json(), "text": "x"}), r"TextConfig is 'x', a JSON object"),
+    "config misses": (lambda b: _edit(b, config={}), r"HerdConfig has no field 'begin_image_token_id'"),
+    "context a text": (lambda b: _text(b, max_position_embeddings="9"), r"max_position_embeddings is '9', a whole num"),
+    "endless split": (lambda b: _text(b, attention_chunk_size=-1), r"attention_chunk_size is -1"),
+    "layers a number": (lambda b: _text(b, moe_layers=3), r"moe_layers is 3, a list of whole numbers is needed"),
+    "path outside": (lambda b: _edit(b, graphs=GRAPHS | {"decoder": "../../etc/passwd"}), r"outside of the bundle: refused"),
     "absolute path": (lambda b: _edit(b, files={"/etc/passwd": {"bytes": 1, "sha256": ""}}), r"outside of the bundle"),
-    "unhashed graph": (lambda b: _edit(b, graphs={"decoder": "other.onnx"}), r"has no hash for graph 'other.onnx'"),
+    "unknown file": (lambda b: (b / "processor" / "chat_template.jinja").write_text("x"), r"jinja is not in the mani"),
+    "unhashed graph": (lambda b: _edit(b, graphs=GRAPHS | {"decoder": "other.onnx"}), r"has no hash for graph 'other.onnx'"),
     "not JSON": (lambda b: (b / MANIFEST).write_text("{"), r"cannot be read"),
-    "missing key": (lambda b: (b / MANIFEST).write_text('{"format": 1}'), r"cannot be read \('files'\)"),
+    "missing key": (lambda b: (b / MANIFEST).write_text('{"format": 1}'), r"manifest has no value 'active_bytes'"),
     "no manifest": (lambda b: (b / MANIFEST).unlink(), r"not a herdgraph bundle; build one with build.py"),
+    "checkpoint": (lambda b: (b / MANIFEST).rename(b / "config.json"), r"is a checkpoint: not a herdgraph bundle"),
+    "nothing": (lambda b: b.rename(b.with_name("moved")), r"bundle does not exist: give the directory of a bundle"),
 }
 
 

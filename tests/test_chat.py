@@ -158,6 +158,7 @@ def test_text_parts_become_a_string() -> None:
     ([{"role": "user", "content": [{"type": "text"}]}], "message 0, part 0 is text without"),
     ([{"role": "user", "content": [{"type": "image"}]}], "message 0, part 0 is an image without"),
     ([{"role": "user", "content": ["x"]}], "message 0, part 0 has type None"),
+    ([{"role": "user", "content": " \n"}], "the prompt is empty: give a text or a picture"),
 ])
 def test_wrong_messages(messages: Any, message: str) -> None:
     with pytest.raises(HerdError, match=message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -132,10 +133,12 @@ def test_unreadable_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(HerdError, match=r"text\.png is not an image"):
         load_image(tmp_path / "text.png")
-    with pytest.raises(HerdError, match=r"none\.png cannot be read: No such file"):
+    with pytest.raises(HerdError, match=r"none\.png cannot be read \(No such file or directory\): give"):
         load_image(tmp_path / "none.png")
-    with pytest.raises(HerdError, match="cannot be read: Is a directory"):
-        load_image(tmp_path)
+    os.mkfifo(tmp_path / "fifo.png")
+    for endless in (tmp_path, tmp_path / "fifo.png", Path("/dev/zero")):
+        with pytest.raises(HerdError, match="is not a regular file: give the path of a picture"):
+            load_image(endless)
     with pytest.raises(HerdError, match="the image data is a broken or unsafe image"):
         load_image(_encoded(_noise(64, 64))[:2000])
     with pytest.raises(HerdError, match="the image data is not an image"):

@@ -72,6 +72,10 @@ def test_something_is_always_drawn_within_the_filters(k: int, p: float, min_p: f
     assert probabilities[token] >= min_p * probabilities.max() * (1 - 1e-5)
 
 
+def test_the_lowest_temperature_is_greedy() -> None:
+    assert Sampler(Sampling(temperature=1e-6, seed=1))(LOGITS, []) == LOGITS.argmax()
+
+
 def test_logprobs() -> None:
     entry = Sampler(Sampling(logprobs=3)).logprob(LOGITS, 7)
     expected = torch.from_numpy(LOGITS).log_softmax(-1).numpy()
@@ -84,7 +88,10 @@ def test_logprobs() -> None:
     ({"temperature": -1}, "temperature is -1"), ({"top_p": 0}, "top_p is 0"), ({"top_p": 1.5}, "top_p is 1.5"),
     ({"top_k": -1}, "top_k is -1"), ({"min_p": 2}, "min_p is 2"),
     ({"repetition_penalty": 0}, "repetition_penalty is 0"),
-    ({"logprobs": -1}, "logprobs is -1"),
+    ({"logprobs": -1}, "logprobs is -1"), ({"seed": -1}, "seed is -1, it must be 0 or more"),
+    ({"temperature": 1e-320}, "temperature is 1e-320"), ({"temperature": float("inf")}, "temperature is inf"),
+    ({"temperature": float("nan")}, "temperature is nan"),
+    ({"repetition_penalty": float("inf")}, "repetition_penalty is inf"),
 ])
 def test_wrong_options(options: dict[str, float], message: str) -> None:
     with pytest.raises(HerdError, match=message):

@@ -138,7 +138,11 @@ def checked_messages(messages: Any) -> list[dict[str, Any]]:
         raise HerdError("the prompt is empty: give a text or at least one message")
     if not isinstance(messages, Sequence):
         raise HerdError(f"a prompt is a string or a list of messages, found {type(messages).__name__}")
-    return [_checked(index, message) for index, message in enumerate(messages)]
+    checked = [_checked(index, message) for index, message in enumerate(messages)]
+    last = checked[-1]
+    if last["role"] == "user" and isinstance(last["content"], str) and not last["content"].strip():
+        raise HerdError("the prompt is empty: give a text or a picture")
+    return checked
 
 
 def _checked(index: int, message: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ pixels and normalisation in float32; transformers normalises in bfloat16, a diff
 from __future__ import annotations
 
 import io
+import stat
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -178,11 +179,14 @@ def load_image(source: Source) -> Image.Image:
 
 def _read(path: Path) -> bytes:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise HerdError(f"{path} has {path.stat().st_size} bytes, at most {MAX_BYTES} are read: make it smaller")
+        found = path.stat()
+        if found.st_size > MAX_BYTES:
+            raise HerdError(f"{path} has {found.st_size} bytes, at most {MAX_BYTES} are read: make it smaller")
+        if not stat.S_ISREG(found.st_mode):  # a pipe or a device may never end
+            raise HerdError(f"image {path} is not a regular file: give the path of a picture")
         return path.read_bytes()
     except OSError as error:
-        raise HerdError(f"image {path} cannot be read: {error.strerror}") from error
+        raise HerdError(f"image {path} cannot be read ({error.strerror}): give the path of a picture") from error
 
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -144,7 +144,11 @@ class Tokenizer:
             text: any text.
             allow_special: recognise special tokens in it. By default they are ordinary characters, so that what a
                 user types can never end a turn or begin another.
+
+        Raises:
+            HerdError: the text holds half a character, as bytes that are not UTF-8 become in Python.
         """
+        _require_unicode(text)
         return self._codec.encode(text, allow_special=allow_special)
 
     def encode_completion(self, text: str) -> list[int]:
@@ -233,6 +237,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _token_text(value: Any) -> str | None:
     """A token in ``tokenizer_config.json`` is a string or a dictionary with its content."""
     return value.get("content") if isinstance(value, dict) else value
+
+
+def _require_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise HerdError(f"the text is not valid Unicode at character {error.start}: give it in UTF-8") from error
 
 
 def _split_long_runs(text: str) -> list[str]:

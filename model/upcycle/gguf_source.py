@@ -200,5 +200,6 @@ def _frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> Te
     """Frequencies of a decoder of which only the rotation matters."""
     return inverse_frequencies(TextConfig(
         vocab_size=1, hidden_size=head_dim, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=head_dim,
-        expert_size=1, dense_size=1, rope_layers=(True,), chunked_layers=(False,), rope_theta=theta, rope_scaling=scaling,
+        expert_size=1, dense_size=1, rope_layers=(True,), chunked_layers=(False,), rope_theta=theta,
+        rope_scaling=scaling,
     ))
