@@ -23,6 +23,7 @@ from ..model.config import TextConfig
 from ..runtimes.bundle import PROCESSOR, Bundle, Manifest, describe_files, write_manifest
 from .capture import bind_weights, capture_decoder, capture_vision
 from .recipes import Recipe
+from .rotation import RotatedCheckpoint
 from .targets import Target, target_of
 from .weights import initializers, stream
 
@@ -89,13 +90,14 @@ def build_bundle(
 def _lowered(
     checkpoint: Checkpoint, target: Target, recipe: Recipe, progress: Progress
 ) -> Iterator[tuple[str, ir.Model]]:
+    source = RotatedCheckpoint(checkpoint) if recipe.rotated else checkpoint
     captures = {"decoder": capture_decoder, "vision": capture_vision}
     if checkpoint.config.vision is None:
         del captures["vision"]
     for role, capture in captures.items():
         progress.stage(f"capturing {role}")
-        model = capture(checkpoint.config)
-        bind_weights(model, checkpoint)
+        model = capture(source.config)
+        bind_weights(model, source)
         progress.stage(f"lowering {role} for {target.name} {recipe.name}")
         target.lower(model, recipe)
         logger.info("%s graph: %d nodes", role, sum(1 for _ in model.graph.all_nodes()))

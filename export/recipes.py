@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .quantize import BlockFormat
+from .block_format import BlockFormat
+from .channel_format import ChannelFormat
+
+Format = BlockFormat | ChannelFormat
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Rule:
     """Weights whose name contains ``word`` are stored in ``layout``, None for float32."""
 
     word: str
-    layout: BlockFormat | None
+    layout: Format | None
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,15 @@ class Recipe:
         name: as given on the command line and stored in the manifest.
         purpose: one line for people.
         rules: the first that applies decides.
+        rotated: compute in a basis in which no channel stands out (``rotation.py``), as quantised recipes want.
     """
 
     name: str
     purpose: str
     rules: tuple[Rule, ...] = ()
+    rotated: bool = False
 
-    def layout_of(self, weight: str) -> BlockFormat | None:
+    def layout_of(self, weight: str) -> Format | None:
         """The format of a weight by its name, None for float32."""
         words = re.split("[./+]", weight)
         return next((rule.layout for rule in self.rules if rule.word in ("*", *words)), None)
@@ -46,20 +51,18 @@ class Recipe:
 
 
 _ROUTER = Rule("router", None)
-_INT8, _INT8_FINE = BlockFormat(8, 128), BlockFormat(8, 64)
-_IMAGES = (Rule("vision_model", _INT8_FINE), Rule("multi_modal_projector", _INT8_FINE))
-_HEAD = (Rule("lm_head", _INT8), Rule("embed_tokens", _INT8))
-"""The head is the embedding, transposed, when both are tied."""
+_FINE, _CHANNEL = BlockFormat(8, 32), ChannelFormat()
+_IMAGES = (Rule("vision_model", BlockFormat(8, 64)), Rule("multi_modal_projector", BlockFormat(8, 64)))
 
 RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe("fp32", "float32 throughout"),
-        # The inputs of down_proj have outliers that no norm can be scaled against: its blocks are finer.
-        Recipe("int8", "8-bit weights and activations in blocks",
-               (_ROUTER, *_IMAGES, Rule("down_proj", _INT8_FINE), Rule("*", _INT8))),
-        Recipe("int4", "4-bit experts, 8-bit attention, head and images",
-               (_ROUTER, *_IMAGES, Rule("self_attn", _INT8), *_HEAD, Rule("*", BlockFormat(4, 32)))),
+        # Errors of the head and of queries and keys reach the logits undiluted: they get a scale per block.
+        Recipe("int8", "8-bit weights, a scale per output channel; 8-bit activations",
+               (_ROUTER, *_IMAGES, Rule("lm_head", _FINE), Rule("*", _CHANNEL)), rotated=True),
+        Recipe("int4", "4-bit experts in blocks, 8-bit attention, head and images; 8-bit activations",
+               (_ROUTER, *_IMAGES, Rule("lm_head", _FINE), Rule("self_attn", _CHANNEL), Rule("*", BlockFormat(4, 32))),
+               rotated=True),
     )
 }
-

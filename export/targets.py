@@ -9,7 +9,14 @@ from onnx_ir.passes import InPlacePass, common
 
 from ..errors import HerdError
 from ..model.operators import DOMAIN
-from .passes import FoldWeightTransposes, JoinMatMuls, LowerCachedAttention, LowerRoutedExperts, QuantizeMatMuls
+from .passes import (
+    FoldWeightTransposes,
+    JoinMatMuls,
+    LowerCachedAttention,
+    LowerRoutedExperts,
+    QuantizeMatMuls,
+    RotateHidden,
+)
 from .recipes import RECIPES, Recipe
 
 
@@ -37,6 +44,8 @@ class Target:
         """
         for rewrite in self.passes:
             rewrite()(model)
+        if recipe.rotated:
+            RotateHidden()(model)
         QuantizeMatMuls(recipe)(model)
         if self.passes:
             for tidy in (common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass(),

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from ..errors import HerdError
 from ..model.config import HerdConfig
 from ..model.herd import Llama4
 
@@ -62,7 +63,15 @@ class Fidelity:
 
 
 def random_prompt(config: HerdConfig, tokens: int, *, images: int = 0, seed: int = 0) -> tuple[list[int], Array | None]:
-    """Random text tokens with ``images`` one-tile images of noise at the front."""
+    """Random text tokens with ``images`` one-tile images of noise at the front.
+
+    Raises:
+        HerdError: they are more than the context.
+    """
+    image_tokens = images * config.vision.tokens_per_tile if config.vision else 0
+    if tokens + image_tokens > config.text.max_position_embeddings:
+        raise HerdError(f"{tokens} random tokens and {image_tokens} of images are more than the context of "
+                        f"{config.text.max_position_embeddings}: compare fewer")
     random = np.random.default_rng(seed)
     ids = random.integers(0, config.text.vocab_size, tokens)
     ids[ids == config.image_token_id] = 0
@@ -70,7 +79,7 @@ def random_prompt(config: HerdConfig, tokens: int, *, images: int = 0, seed: int
         return ids.tolist(), None
     shape = (images, config.vision.num_channels, config.vision.image_size, config.vision.image_size)
     pixels = random.normal(size=shape).astype(np.float32)
-    return [config.image_token_id] * (images * config.vision.tokens_per_tile) + ids.tolist(), pixels
+    return [config.image_token_id] * image_tokens + ids.tolist(), pixels
 
 
 def compare(

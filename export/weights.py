@@ -31,6 +31,14 @@ class TensorReader(Protocol):
 
 
 @runtime_checkable
+class Channelled(Protocol):
+    """A matrix [K, N] that gives its output channels a few at a time."""
+
+    def channels(self) -> Iterator[np.ndarray[Any, Any]]:
+        """Rows [n, K] in order."""
+
+
+@runtime_checkable
 class Streamed(Protocol):
     """An initializer that writes itself."""
 
@@ -128,18 +136,18 @@ class Joined(ir.LazyTensor):
 
 def channels_of(matrix: ir.TensorProtocol) -> Iterator[np.ndarray[Any, Any]]:
     """Output channels of any initializer [K, N] in order, as rows [n, K], a few at a time when it is streamed."""
-    if isinstance(matrix, Weight | Joined):
+    if isinstance(matrix, Channelled):
         yield from matrix.channels()
     else:
         yield np.ascontiguousarray(matrix.numpy().T)
 
 
 def write_channels(file: int, channels: Iterator[np.ndarray[Any, Any]], offset: int, *, width: int) -> None:
-    """Write float32 rows [n, K] as the columns of a matrix [K, ``width``] at an offset."""
+    """Write rows [n, K] as the columns of a matrix [K, ``width``] at an offset."""
     first = 0
     for rows_NK in channels:
         for column, values in enumerate(np.ascontiguousarray(rows_NK.T)):
-            write_all(file, values, offset + 4 * (column * width + first))
+            write_all(file, values, offset + values.itemsize * (column * width + first))
         first += len(rows_NK)
 
 

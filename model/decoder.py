@@ -146,7 +146,7 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Shared plus routed."""
         x_TD = x_BTD.flatten(0, 1)
-        return self.shared_expert(x_BTD) + self.experts(x_TD, self.router(x_TD)).view_as(x_BTD)
+        return (self.shared_expert(x_TD) + self.experts(x_TD, self.router(x_TD))).view_as(x_BTD)
 
 
 class DecoderLayer(nn.Module):

@@ -33,6 +33,20 @@ def test_linear() -> None:
     np.testing.assert_allclose(graphs.run(model, x=x)[0], x @ W.T, rtol=1e-6)
 
 
+def test_gemm_of_a_linear_layer() -> None:
+    model = graphs.parse("""
+    linear (float[T, 4] x, float[3, 4] w) => (float[T, 3] y) { y = Gemm <transB = 1> (x, w) }
+    """, w=W)
+    assert FoldWeightTransposes()(model).modified
+    assert graphs.operators(model) == {"MatMul": 1}
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    np.testing.assert_allclose(graphs.run(model, x=x)[0], x @ W.T, rtol=1e-5)
+    kept = graphs.parse("""
+    linear (float[4, T] x, float[3, 4] w) => (float[T, 3] y) { y = Gemm <transA = 1, transB = 1> (x, w) }
+    """, w=W)
+    assert not FoldWeightTransposes()(kept).modified
+
+
 def test_tied_weight_is_kept_in_both_orders() -> None:
     model = graphs.parse(TIED, w=W)
     FoldWeightTransposes()(model)

@@ -11,10 +11,11 @@ import onnx_ir as ir
 import pytest
 import torch
 from herdgraph.export import weights
-from herdgraph.export.passes import QuantizeMatMuls
+from herdgraph.export.block_format import BlockCodes, BlockFormat, BlockScales, BlockZeros, in_blocks, packed
+from herdgraph.export.channel_format import ChannelCodes, ChannelFormat, ChannelScales, channel_scales
+from herdgraph.export.passes import QuantizeMatMuls, RotateHidden
 from herdgraph.export.pipeline import build_bundle
-from herdgraph.export.quantize import BlockCodes, BlockFormat, BlockScales, BlockZeros, in_blocks, packed
-from herdgraph.export.recipes import RECIPES, Recipe, Rule
+from herdgraph.export.recipes import RECIPES, Format, Recipe, Rule
 from herdgraph.export.verify import fidelity
 from herdgraph.export.weights import Weight, stream
 from herdgraph.model.checkpoint import open_checkpoint
@@ -26,7 +27,7 @@ from hypothesis import strategies as st
 FORMATS = [BlockFormat(8, 32), BlockFormat(8, 64), BlockFormat(8, 128), BlockFormat(4, 32), BlockFormat(4, 128)]
 
 
-def _recipe(layout: BlockFormat) -> Recipe:
+def _recipe(layout: Format) -> Recipe:
     return Recipe("test", "", (Rule("router", None), Rule("*", layout)))
 
 
@@ -88,6 +89,56 @@ def test_numbers(inputs: int, channels: int, layout: BlockFormat) -> None:
     assert np.sqrt(((found - exact) ** 2).mean()) < 0.015 * exact.std()
 
 
+@pytest.mark.parametrize(("inputs", "channels"), [(256, 48), (33, 5), (32, 1), (160, 7)])
+def test_numbers_of_channels(inputs: int, channels: int) -> None:
+    random = np.random.default_rng(0)
+    w = random.normal(size=(inputs, channels)).astype(np.float32)
+    x = (random.normal(size=(7, inputs)) * 10.0 ** np.arange(-3, 4)[:, None]).astype(np.float32)
+    x[3] = 0
+    model = graphs.parse(LINEAR.format(K=inputs, N=channels), w=w)
+    assert QuantizeMatMuls(_recipe(ChannelFormat()))(model).modified
+    scales = channel_scales(np.ascontiguousarray(w.T))
+    found, exact = graphs.run(model, x=x)[0], x @ (np.rint(w / scales) * scales)
+    # Every row has a step of its own: half of a 127th of its largest magnitude in each term.
+    bound = np.abs(x).max(1) / 127 / 2 * np.abs(w).sum(0).max() * 1.01
+    assert (np.abs(found - exact).max(1) <= bound).all()
+    assert (found[3] == 0).all()
+
+
+def test_a_token_does_not_depend_on_its_company() -> None:
+    random = np.random.default_rng(0)
+    model = graphs.parse(LINEAR.format(K=64, N=48), w=random.normal(size=(64, 48)).astype(np.float32))
+    QuantizeMatMuls(_recipe(ChannelFormat()))(model)
+    x = random.normal(size=(9, 64)).astype(np.float32)
+    alone = graphs.run(model, x=x[4:5])[0]
+    x[0] *= 1e6
+    np.testing.assert_array_equal(graphs.run(model, x=x)[0][4:5], alone)
+
+
+def test_products_of_one_input_quantise_it_once() -> None:
+    w = np.ones((64, 4), np.float32)
+    model = graphs.parse("""
+    g (float[T, 64] x, float[64, 4] w, float[64, 4] v) => (float[T, 4] y, float[T, 4] z) {
+        y = MatMul (x, w)
+        z = MatMul (x, v)
+    }""", w=w, v=w)
+    QuantizeMatMuls(_recipe(ChannelFormat()))(model)
+    assert graphs.operators(model)["QuantizeLinear"] == 1
+    assert graphs.operators(model)["MatMulIntegerToFloat"] == 2
+
+
+@pytest.mark.parametrize("shape", ["T, 96", "B, T, 96"])
+def test_hidden_rotation_keeps_the_product(shape: str) -> None:
+    random = np.random.default_rng(0)
+    w = random.normal(size=(96, 5)).astype(np.float32)
+    text = f"g (float[{shape}] x, float[96, 5] layer.down_proj) => (float[{shape[:-2]}5] y) {{ y = MatMul (x, W) }}"
+    model = graphs.parse(text.replace("layer.down_proj", "down_proj").replace("W)", "down_proj)"), down_proj=w)
+    x = random.normal(size=(3, 96) if shape[0] == "T" else (2, 3, 96)).astype(np.float32)
+    assert RotateHidden()(model).modified
+    assert not np.allclose(model.graph.initializers["down_proj"].const_value.numpy(), w)
+    np.testing.assert_allclose(graphs.run(model, x=x)[0], x @ w, atol=1e-4)
+
+
 def test_routers_activations_and_constants_are_left_alone() -> None:
     w = np.ones((64, 4), np.float32)
     routing = graphs.parse("r (float[T, 64] x, float[64, 4] router) => (float[T, 4] y) { y = MatMul (x, router) }",
@@ -101,10 +152,10 @@ def test_rules_name_the_parts_of_a_model() -> None:
     int4, int8 = RECIPES["int4"], RECIPES["int8"]
     expert = "layers.1.feed_forward.experts/then_37/then_4/expert_3.down_proj"
     assert int4.layout_of(expert) == BlockFormat(4, 32)
-    assert int8.layout_of(expert) == BlockFormat(8, 64)
+    assert int8.layout_of(expert) == ChannelFormat()
     joined = "layers.1.self_attn.q_proj.weight.T+layers.1.self_attn.k_proj.weight.T"
-    assert int4.layout_of(joined) == BlockFormat(8, 128)
-    assert int4.layout_of("lm_head.weight.T") == BlockFormat(8, 128)
+    assert int4.layout_of(joined) == ChannelFormat()
+    assert int4.layout_of("lm_head.weight.T") == BlockFormat(8, 32)
     assert int4.layout_of("layers.1.feed_forward.router.weight.T") is None
     assert BlockFormat(4, 32).bytes_per_weight() == 0.640625
     assert BlockFormat(8, 32).bytes_per_weight() == 1.125
@@ -143,6 +194,23 @@ def test_streamed_codes_are_the_whole_ones(
         np.testing.assert_array_equal(tensors[name].numpy(), array)
 
 
+@pytest.mark.parametrize("turned", [True, False])
+def test_streamed_channels_are_the_whole_ones(turned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(weights, "INLINE_BYTES", 0)
+    weight = Weight(Source(), "w", (37, 70))
+    codes = ChannelCodes(weight.transposed() if turned else weight)
+    model = graphs.parse("g (float[1] x) => (float[1] y) { y = Identity (x) }")
+    for name, tensor in {"codes": codes, "scales": ChannelScales(codes)}.items():
+        model.graph.register_initializer(ir.Value(name=name, shape=ir.Shape(tensor.shape.numpy()),
+                                                  type=ir.TensorType(tensor.dtype), const_value=tensor))
+    stream(model, tmp_path, "data")
+    rows = VALUES.float().numpy() if turned else VALUES.float().numpy().T
+    scales = channel_scales(rows)
+    np.testing.assert_array_equal(model.graph.initializers["scales"].const_value.numpy(), scales)
+    np.testing.assert_array_equal(model.graph.initializers["codes"].const_value.numpy(), np.rint(rows.T / scales))
+
+
 @pytest.mark.parametrize(("recipe", "bound"), [("int8", 2e-2), ("int4", 0.2)])
 def test_a_whole_model_stays_close(recipe: str, bound: float, tmp_path: Path) -> None:
     model = herds.save(TINY, tmp_path / "checkpoint")
@@ -150,8 +218,11 @@ def test_a_whole_model_stays_close(recipe: str, bound: float, tmp_path: Path) ->
         bundle = build_bundle(checkpoint, tmp_path / "bundle", recipe=recipe)
     graph = ir.load(bundle.graph("decoder"))
     found = graphs.operators(graph)
-    assert found["MatMul"] == 0
-    assert found["MatMulNBits"] == 4 * 2 + 2 * 2 + 2 * 2 + 2 * 4 * 2 + 1, "qkv and o, dense, shared, routed, head"
+    feed_forwards = 2 * 2 + 2 * 2 + 2 * 4 * 2  # dense, shared, routed
+    blocks = 1 + (feed_forwards if recipe == "int4" else 0)
+    assert found["MatMulNBits"] == blocks, "the head, and feed-forwards of int4"
+    assert found["MatMulIntegerToFloat"] == 4 * 2 + 1 + feed_forwards - blocks, "qkv and o, and the rest"
+    assert found["MatMul"] == 2 + feed_forwards // 2, "routers and the rotations of hidden values"
     engine, ids = Engine.load(tmp_path / "bundle", threads=1), [*herds.tokens(6), *[500] * 4, *herds.tokens(40)]
     pixels = torch.randn(1, 3, 28, 28)
     report = fidelity(

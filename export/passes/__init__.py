@@ -5,5 +5,9 @@ from .join_matmuls import JoinMatMuls
 from .lower_cached_attention import LowerCachedAttention
 from .lower_routed_experts import LowerRoutedExperts
 from .quantize_matmuls import QuantizeMatMuls
+from .rotate_hidden import RotateHidden
 
-__all__ = ["FoldWeightTransposes", "JoinMatMuls", "LowerCachedAttention", "LowerRoutedExperts", "QuantizeMatMuls"]
+__all__ = [
+    "FoldWeightTransposes", "JoinMatMuls", "LowerCachedAttention", "LowerRoutedExperts", "QuantizeMatMuls",
+    "RotateHidden",
+]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from ..builder import Builder
 from ..weights import transposed
 
 
 class FoldWeightTransposes(InPlacePass):
-    """Replace ``Transpose(weight)`` by a weight that is written transposed.
+    """Replace ``Transpose(weight)`` by a weight that is written transposed, and ``Gemm`` of one by ``MatMul``.
 
     Checkpoints hold [out, in], ``MatMul`` wants [in, out]. Left in the graph, a runtime folds the transposition at
     every load, in memory. A weight that is also used as it stands (a tied embedding) is stored in both orders.
@@ -18,6 +19,8 @@ class FoldWeightTransposes(InPlacePass):
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite the main graph."""
         graph, modified = model.graph, False
+        for node in [node for node in graph if self._is_plain_gemm(node)]:
+            self._unfold_gemm(graph, node)
         for node in list(graph):
             weight = node.inputs[0] if node.op_type == "Transpose" else None
             if weight is None or not weight.is_initializer() or len(weight.shape or ()) != 2:
@@ -25,6 +28,21 @@ class FoldWeightTransposes(InPlacePass):
             self._fold(graph, node, weight)
             modified = True
         return PassResult(model, modified=modified)
+
+    @staticmethod
+    def _is_plain_gemm(node: ir.Node) -> bool:
+        """X W^T of a weight, which is how torch writes a linear layer on two-dimensional input."""
+        if node.op_type != "Gemm" or len(node.inputs) > 2 or node.inputs[1] is None:
+            return False
+        wanted = {"transA": 0, "transB": 1, "alpha": 1.0}
+        given = {name: node.attributes[name].value for name in wanted if name in node.attributes}
+        return node.inputs[1].is_initializer() and {"transA": 0, "transB": 0, "alpha": 1.0} | given == wanted
+
+    @staticmethod
+    def _unfold_gemm(graph: ir.Graph, node: ir.Node) -> None:
+        build = Builder(str(node.name))
+        y = build("MatMul", node.inputs[0], build("Transpose", node.inputs[1], perm=[1, 0]))
+        ir.convenience.replace_nodes_and_values(graph, node, [node], build.nodes, node.outputs, [y])
 
     def _fold(self, graph: ir.Graph, node: ir.Node, weight: ir.Value) -> None:
         assert weight.const_value is not None, f"{weight.name} has no value yet: bind weights before lowering"

@@ -68,7 +68,8 @@ class _ExpertsLowering:
         expert_A = build("Reshape", experts_Tk, build.constant([-1]))
         order_A = self._order(build, expert_A)
         sorted_AD = build("Gather", self._scaled(build, x_TD, build("Sigmoid", logits_Tk)), order_A, axis=0)
-        y_sorted_AD = self._all_groups(build, sorted_AD, self._row_bounds(build, expert_A))
+        self.bounds_X = self._row_bounds(build, expert_A)
+        y_sorted_AD = self._all_groups(build, sorted_AD)
         # Sorting the order itself gives where every assignment went: the inverse permutation.
         y_AD = build("Gather", y_sorted_AD, self._order(build, order_A), axis=0)
         if self.top_k == 1:
@@ -89,37 +90,41 @@ class _ExpertsLowering:
         """Indices that sort the keys, smallest first."""
         return build("TopK", key_A, build("Shape", key_A), outputs=2, largest=0, sorted=1, axis=0)[1]
 
-    def _row_bounds(self, build: Builder, expert_A: ir.Value) -> list[ir.Value]:
-        """E + 1 bounds, shape [1] each: expert e has the sorted rows from bound e up to bound e + 1."""
+    def _row_bounds(self, build: Builder, expert_A: ir.Value) -> ir.Value:
+        """E + 1 bounds: expert e has the sorted rows from bound e up to bound e + 1."""
         ids_X1 = build.constant([[expert] for expert in range(self.experts + 1)])
         before_XA = build("Cast", build("Less", expert_A, ids_X1), to=ir.DataType.INT64)
-        bounds_X = build("ReduceSum", before_XA, build.constant([1]), keepdims=0)
-        return list(build("Split", bounds_X, outputs=self.experts + 1, axis=0, num_outputs=self.experts + 1))
+        return build("ReduceSum", before_XA, build.constant([1]), keepdims=0)
 
-    def _all_groups(self, build: Builder, x_AD: ir.Value, bounds: list[ir.Value]) -> ir.Value:
+    def _all_groups(self, build: Builder, x_AD: ir.Value) -> ir.Value:
         size = math.ceil(math.sqrt(self.experts))
-        return self._pieces(build, bounds, [
-            (first, min(first + size, self.experts), partial(self._group, x_AD=x_AD, bounds=bounds))
+        return self._pieces(build, [
+            (first, min(first + size, self.experts), partial(self._group, x_AD=x_AD))
             for first in range(0, self.experts, size)
         ])
 
-    def _group(self, build: Builder, first: int, last: int, x_AD: ir.Value, bounds: list[ir.Value]) -> ir.Value:
-        return self._pieces(build, bounds, [
-            (expert, expert + 1, partial(self._expert, x_AD=x_AD, bounds=bounds)) for expert in range(first, last)
+    def _group(self, build: Builder, first: int, last: int, x_AD: ir.Value) -> ir.Value:
+        return self._pieces(build, [
+            (expert, expert + 1, partial(self._expert, x_AD=x_AD)) for expert in range(first, last)
         ])
 
-    def _pieces(self, build: Builder, bounds: list[ir.Value], pieces: list[Piece]) -> ir.Value:
-        """Rows of consecutive ranges of experts; a range without rows costs a comparison."""
+    def _pieces(self, build: Builder, pieces: list[Piece]) -> ir.Value:
+        """Rows of consecutive ranges of experts; a range without rows costs a branch not taken."""
+        bounds = [build("Gather", self.bounds_X, build.constant([piece[end] for piece in pieces])) for end in (0, 1)]
+        conditions = build("Less", *bounds)
+        if len(pieces) > 1:
+            conditions = build("Split", conditions, outputs=len(pieces), axis=0, num_outputs=len(pieces))
+        else:
+            conditions = [conditions]
         parts = [
-            build.branch(
-                build("Less", bounds[first], bounds[last]), partial(run, first=first, last=last), self._no_rows
-            )
-            for first, last, run in pieces
+            build.branch(condition, partial(run, first=first, last=last), self._no_rows)
+            for condition, (first, last, run) in zip(conditions, pieces, strict=True)
         ]
         return build("Concat", *parts, axis=0) if len(parts) > 1 else parts[0]
 
-    def _expert(self, build: Builder, first: int, last: int, x_AD: ir.Value, bounds: list[ir.Value]) -> ir.Value:
-        x_RD = build("Slice", x_AD, bounds[first], bounds[last], build.constant([0]))
+    def _expert(self, build: Builder, first: int, last: int, x_AD: ir.Value) -> ir.Value:
+        begin, end = (build("Gather", self.bounds_X, build.constant([bound])) for bound in (first, last))
+        x_RD = build("Slice", x_AD, begin, end, build.constant([0]))
         gate_up_D2F = build.weight(f"expert_{first}.gate_up_proj", expert_of(self.gate_up, first))
         down_FD = build.weight(f"expert_{first}.down_proj", expert_of(self.down, first))
         gate_RF, up_RF = build("Split", build("MatMul", x_RD, gate_up_D2F), outputs=2, axis=-1, num_outputs=2)

@@ -1,28 +1,44 @@
-"""Matrix products with 8-bit or 4-bit weights in blocks, and activations quantised to 8 bits on the way."""
+"""Matrix products with quantised weights, their inputs quantised to 8 bits on the way.
+
+Weights in blocks (``BlockFormat``) become ``MatMulNBits``, which quantises its input in the same blocks.
+
+Weights with a scale per output channel (``ChannelFormat``) become one integer product. Its input is quantised by row:
+
+    m[t] = max_k |x[t, k]|       q[t, k] = round(127 x[t, k] / m[t]) + 128         uint8, 128 stands for zero
+    y[t, n] = m[t] / 127 · s[n] · sum_k (q[t, k] - 128) c[k, n]
+
+so that a token's result does not depend on the other tokens of its call.
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from ..block_format import BlockCodes, BlockFormat, BlockScales, BlockZeros
 from ..builder import CONTRIB, Builder
-from ..quantize import BlockCodes, BlockFormat, BlockScales, BlockZeros
-from ..recipes import Recipe
+from ..channel_format import ChannelCodes, ChannelScales
+from ..recipes import Format, Recipe
 
 _INT8_ACTIVATIONS = 4
 """``accuracy_level`` of ``MatMulNBits``: products of 8-bit integers, inputs quantised in blocks as the weights are."""
+_SMALLEST = 1e-12
+"""Stands for the largest magnitude of a row of zeros."""
 
 
 class QuantizeMatMuls(InPlacePass):
-    """Replace every ``MatMul`` whose weight the recipe quantises, in the experts' branches too, by ``MatMulNBits``.
+    """Replace every ``MatMul`` whose weight the recipe quantises, in the experts' branches too.
 
     Args:
-        recipe: says which weight is stored how; the numbers are those of ``export/quantize.py``.
+        recipe: says which weight is stored how.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
+        self._inputs: dict[tuple[int, int], tuple[ir.Value, ir.Value]] = {}
+        """Quantised inputs by graph and value: products that read one input share them."""
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite all graphs of the model."""
@@ -33,32 +49,63 @@ class QuantizeMatMuls(InPlacePass):
             model.opset_imports[CONTRIB] = 1
         return PassResult(model, modified=bool(found))
 
-    def _layout(self, node: ir.Node) -> BlockFormat | None:
+    def _layout(self, node: ir.Node) -> Format | None:
         weight = node.inputs[1] if node.op_type == "MatMul" else None
         if weight is None or weight.const_value is None or len(weight.const_value.shape) != 2:
             return None
-        return self.recipe.layout_of(str(weight.name))
+        return self.recipe.layout_of(str(weight.name)) if weight.is_initializer() else None
 
-    def _replace(self, graph: ir.Graph, node: ir.Node, layout: BlockFormat) -> None:
+    def _replace(self, graph: ir.Graph, node: ir.Node, layout: Format) -> None:
         x, weight = node.inputs
+        assert x is not None
         assert weight is not None
         assert weight.const_value is not None
-        inputs, channels = weight.const_value.shape.numpy()
-        codes = BlockCodes(weight.const_value, layout)
-        # Codes first: writing them finds the scales and zero points.
-        tensors: dict[str, ir.TensorProtocol] = {"codes": codes, "scales": BlockScales(codes)}
-        if layout.bits == 4:
-            tensors["zeros"] = BlockZeros(codes)
-        values = [
-            ir.Value(name=f"{weight.name}.{suffix}", shape=ir.Shape(tensor.shape.numpy()),
-                     type=ir.TensorType(tensor.dtype), const_value=tensor)
-            for suffix, tensor in tensors.items()
-        ]
-        for value in values:
-            graph.register_initializer(value)
         build = Builder(f"{node.name}/quantised")
-        y = build("MatMulNBits", x, *values, domain=CONTRIB, K=inputs, N=channels, bits=layout.bits,
-                  block_size=layout.block, accuracy_level=_INT8_ACTIVATIONS)
+        if isinstance(layout, BlockFormat):
+            y = _blocks(build, graph, x, weight, layout)
+        else:
+            y = self._channels(build, graph, x, weight)
         ir.convenience.replace_nodes_and_values(graph, node, [node], build.nodes, node.outputs, [y])
         if not weight.uses():
             del graph.initializers[str(weight.name)]
+
+    def _channels(self, build: Builder, graph: ir.Graph, x: ir.Value, weight: ir.Value) -> ir.Value:
+        assert weight.const_value is not None
+        codes = ChannelCodes(weight.const_value)
+        codes_KN, scales_N = _stored(graph, weight, {"codes": codes, "scales": ChannelScales(codes)})
+        step, zero = _scalar(build, 1 / 127), build("Constant", value=ir.Tensor(np.asarray(128, np.uint8)))
+        key = id(graph), id(x)
+        if key not in self._inputs:
+            amax = build("ReduceMax", build("Abs", x), build.constant([-1]), keepdims=1)
+            amax = build("Max", amax, _scalar(build, _SMALLEST))
+            self._inputs[key] = build("QuantizeLinear", build("Div", x, amax), step, zero), amax
+        q, amax = self._inputs[key]
+        return build("Mul", build("MatMulIntegerToFloat", q, codes_KN, step, scales_N, zero, domain=CONTRIB), amax)
+
+
+def _blocks(build: Builder, graph: ir.Graph, x: ir.Value, weight: ir.Value, layout: BlockFormat) -> ir.Value:
+    assert weight.const_value is not None
+    inputs, channels = weight.const_value.shape.numpy()
+    codes = BlockCodes(weight.const_value, layout)
+    # Codes first: writing them finds the scales and zero points.
+    tensors: dict[str, ir.TensorProtocol] = {"codes": codes, "scales": BlockScales(codes)}
+    if layout.bits == 4:
+        tensors["zeros"] = BlockZeros(codes)
+    return build("MatMulNBits", x, *_stored(graph, weight, tensors), domain=CONTRIB, K=inputs, N=channels,
+                 bits=layout.bits, block_size=layout.block, accuracy_level=_INT8_ACTIVATIONS)
+
+
+def _scalar(build: Builder, value: float) -> ir.Value:
+    return build("Constant", value=ir.Tensor(np.asarray(value, np.float32)))
+
+
+def _stored(graph: ir.Graph, weight: ir.Value, tensors: dict[str, ir.TensorProtocol]) -> list[ir.Value]:
+    """New initializers of a graph, named after the weight that they replace."""
+    values = [
+        ir.Value(name=f"{weight.name}.{suffix}", shape=ir.Shape(tensor.shape.numpy()),
+                 type=ir.TensorType(tensor.dtype), const_value=tensor)
+        for suffix, tensor in tensors.items()
+    ]
+    for value in values:
+        graph.register_initializer(value)
+    return values

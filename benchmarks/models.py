@@ -1,0 +1,86 @@
+"""Random-weight members of the herd that speed is measured on, as Hugging Face checkpoints.
+
+    python -m benchmarks.models {scout-mini|maverick-mini|scout-mini-mm} OUT_DIR
+
+================  ==========  ================================================================
+scout-mini        1.50 B      16 layers, 16 experts in every layer, iRoPE, qk-norm; text
+maverick-mini     1.47 B      12 layers, 128 experts in every second layer; text
+scout-mini-mm     1.54 B      scout-mini with an 8-layer tower for 336-pixel tiles
+================  ==========  ================================================================
+
+Values are seeded and scaled by fan-in (residual outputs by 1/sqrt(2L)), so that logits are of order one. Experts
+differ from each other: equal experts would make caches lie.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from herdgraph.model.checkpoint import save_checkpoint
+from herdgraph.model.config import HerdConfig, RopeScaling, TextConfig, VisionConfig
+from herdgraph.model.names import expected_tensors
+
+
+def _irope(layers: int) -> tuple[bool, ...]:
+    return tuple((layer + 1) % 4 != 0 for layer in range(layers))
+
+
+_SCOUT = TextConfig(
+    vocab_size=32768, hidden_size=1024, num_layers=16, num_heads=8, num_kv_heads=2, head_dim=128, expert_size=1664,
+    dense_size=3328, num_experts=16, top_k=1, moe_layers=tuple(range(16)), rope_layers=_irope(16),
+    chunked_layers=_irope(16), attention_chunk_size=8192, rope_scaling=RopeScaling(), use_qk_norm=True,
+    attn_temperature_tuning=True, max_position_embeddings=1 << 20, bos_token_id=1, eos_token_ids=(2,), pad_token_id=0,
+)
+_MAVERICK = replace(
+    _SCOUT, hidden_size=768, expert_size=768, dense_size=2304, num_layers=12, num_heads=6, num_experts=128,
+    moe_layers=tuple(range(1, 12, 2)), rope_layers=_irope(12), chunked_layers=_irope(12), use_qk_norm=False,
+    rope_scaling=None,
+)
+_TOWER = VisionConfig(
+    hidden_size=512, num_layers=8, num_heads=8, intermediate_size=2048, image_size=336, patch_size=14,
+    adapter_hidden_size=1024, adapter_output_size=1024,
+)
+
+MODELS = {
+    "scout-mini": HerdConfig(text=_SCOUT),
+    "maverick-mini": HerdConfig(text=_MAVERICK),
+    "scout-mini-mm": HerdConfig(text=_SCOUT, vision=_TOWER, image_token_id=32702, begin_image_token_id=32700,
+                                end_image_token_id=32701),
+}
+
+
+def tensors(config: HerdConfig) -> Iterator[tuple[str, torch.Tensor]]:
+    """Seeded bf16 weights, one tensor at a time."""
+    generator = torch.Generator().manual_seed(1234)
+    for name, shape in expected_tensors(config).items():
+        if len(shape) == 1 and "class_embedding" not in name:
+            yield name, torch.full(shape, 0.0 if name.endswith("bias") else 1.0, dtype=torch.bfloat16)
+            continue
+        fan_in = shape[1] if ".experts." in name else shape[-1]
+        scale = 1.0 if "embed_tokens" in name else 0.02 if "embedding" in name else fan_in**-0.5
+        if any(part in name for part in ("o_proj", "down_proj", "fc2")):
+            scale *= (2 * config.text.num_layers) ** -0.5
+        yield name, torch.empty(shape).normal_(0, scale, generator=generator).bfloat16()
+
+
+def write(name: str, directory: Path) -> None:
+    """Write a model unless it is there already."""
+    if not directory.exists():
+        save_checkpoint(directory, MODELS[name], tensors(MODELS[name]))
+
+
+def main() -> None:
+    """Parse the command line and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=MODELS)
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args()
+    write(args.name, args.out)
+
+
+if __name__ == "__main__":
+    main()

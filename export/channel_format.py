@@ -1,0 +1,78 @@
+"""Eight-bit weights with one scale per output channel, made while they are written.
+
+    s[n] = max_k |w[k, n]| / 127        q[k, n] = round(w[k, n] / s[n])        int8 [K, N]
+
+One scale for the whole channel lets the product run as one integer matrix product, the fastest that a CPU has, from a
+single packed copy that serves a prompt and a token alike. It is also coarser than a scale per block: weights and
+activations are rotated first, so that no input stands out (``rotation.py``, ``passes/rotate_hidden.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from .weights import channels_of, write_channels
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class ChannelFormat:
+    """One byte per weight and a float32 scale per output channel."""
+
+    def bytes_per_weight(self) -> float:
+        """Scales are a few bytes in thousands."""
+        return 1.0
+
+
+class ChannelCodes(ir.LazyTensor):
+    """The codes of a weight [K, N], int8 [K, N]."""
+
+    def __init__(self, source: ir.TensorProtocol) -> None:
+        self.source = source
+        self.inputs, self.channels_count = source.shape.numpy()
+        self._scales: Array | None = None
+        super().__init__(
+            lambda: ir.Tensor(np.ascontiguousarray(np.concatenate(list(self.channels())).T)),
+            dtype=ir.DataType.INT8, shape=ir.Shape((self.inputs, self.channels_count)),
+        )
+
+    def channels(self) -> Iterator[Array]:
+        """Codes by output channel, a few at a time: int8 [n, K] in order."""
+        found = []
+        for rows_NK in channels_of(self.source):
+            scales_N = channel_scales(rows_NK)
+            found.append(scales_N)
+            yield np.rint(rows_NK / scales_N[:, None]).astype(np.int8)
+        self._scales = np.concatenate(found)
+
+    def scales(self) -> Array:
+        """float32 [N]; reads the weight unless its codes have been written."""
+        if self._scales is None:
+            for _ in self.channels():
+                pass
+        assert self._scales is not None
+        return self._scales
+
+    def write_to(self, file: int, offset: int) -> None:
+        """Write the codes at ``offset`` of an open file descriptor."""
+        write_channels(file, self.channels(), offset, width=self.channels_count)
+
+
+class ChannelScales(ir.LazyTensor):
+    """The scales that belong to ``ChannelCodes``, float32 [N]."""
+
+    def __init__(self, codes: ChannelCodes) -> None:
+        shape = ir.Shape((codes.channels_count,))
+        super().__init__(lambda: ir.Tensor(codes.scales()), dtype=ir.DataType.FLOAT, shape=shape)
+
+
+def channel_scales(rows_NK: Array) -> Array:
+    """The scale that maps a channel's largest magnitude to 127; 1 for a channel of zeros."""
+    amax_N = np.abs(rows_NK).max(axis=1)
+    return np.where(amax_N > 0, amax_N / 127, 1.0).astype(np.float32)

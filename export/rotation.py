@@ -1,0 +1,127 @@
+"""A checkpoint whose residual stream is rotated: the same function, without inputs that stand out.
+
+Trained transformers carry a few residual channels that are tens of times larger than the rest, and a quantiser that
+has to reach them resolves the others badly. For any orthogonal R the model may as well compute in the basis R
+(Ashkboos et al. 2024, "QuaRot"; SliceGPT):
+
+    E' = E R        W_in' = W_in diag(g) R        W_out' = R^T W_out        norm(x R) = norm(x) R  once g is folded
+
+where g is the weight of the norm before a product, which becomes one. R mixes all channels, so that each looks like
+a normal variable, at no cost when the model runs.
+
+The exact function is kept whatever R is (``tests/test_rotation.py``); R is a product of signs, Hadamard matrices and,
+for the odd factor of the width, one small random orthogonal matrix, so that applying it costs little.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+from ..model.checkpoint import Checkpoint
+from ..model.config import HerdConfig
+
+_LARGEST_FACTOR = 64
+_SEED = 20260
+
+
+@lru_cache
+def hadamard(size: int) -> Tensor:
+    """Orthogonal Hadamard matrix (Sylvester), float32 [size, size], symmetric; ``size`` is a power of two."""
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)
+    return matrix / math.sqrt(size)
+
+
+def power_of_two_in(width: int, limit: int) -> int:
+    """The largest power of two that divides ``width``, at most ``limit``."""
+    return math.gcd(width, limit)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """R = diag(signs) (F1 x F2 x ...), a Kronecker product of small orthogonal matrices; rows are rotated as x R."""
+
+    width: int
+
+    @cached_property
+    def signs(self) -> Tensor:
+        """One sign per channel, seeded."""
+        generator = torch.Generator().manual_seed(_SEED)
+        return torch.randint(0, 2, (self.width,), generator=generator).mul(2).sub(1).float()
+
+    @cached_property
+    def factors(self) -> list[Tensor]:
+        """Hadamard matrices of the power of two in the width, and a random one for the rest."""
+        factors, rest = [], self.width
+        while (size := power_of_two_in(rest, _LARGEST_FACTOR)) > 1:
+            factors.append(hadamard(size))
+            rest //= size
+        if rest > 1:
+            noise = torch.randn(rest, rest, generator=torch.Generator().manual_seed(_SEED))
+            factors.append(torch.linalg.qr(noise)[0].contiguous())
+        return factors
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """X R along the last axis, in float32."""
+        y = (x.float() * self.signs).reshape(-1, *(len(factor) for factor in self.factors))
+        for axis, factor in enumerate(self.factors, 1):
+            y = (y.movedim(axis, -1) @ factor).movedim(-1, axis)
+        return y.reshape(x.shape)
+
+
+class RotatedCheckpoint:
+    """Reads another checkpoint's tensors in the rotated basis, one at a time and only when asked.
+
+    Attributes:
+        config: the model's, with a head of its own when it was tied: the final norm's weight moves into it.
+    """
+
+    def __init__(self, source: Checkpoint) -> None:
+        self.source = source
+        self.config: HerdConfig = replace(source.config, text=replace(source.config.text, tie_word_embeddings=False))
+        self._rotate = Rotation(self.config.text.hidden_size)
+        self._last: tuple[str, Tensor] | None = None
+
+    def read(self, name: str, index: int | slice | None = None) -> Tensor:
+        """A tensor, or one slice of its first axis, as ``Checkpoint.read``; float32 where it was rotated."""
+        role = name.removesuffix(".weight").rsplit(".", 1)[-1]
+        if name.startswith("vision_model."):
+            return self.source.read(name, index)
+        if role.endswith("norm"):
+            return torch.ones_like(self.source.read(name, index))
+        if role == "gate_up_proj":
+            return self._experts(name, index)
+        if role == "embed_tokens" or ".experts." in name:
+            return self._rotate(self.source.read(name, index))
+        if role in ("o_proj", "down_proj", "linear_1"):
+            whole = self._whole(name)
+            return whole if index is None else whole[index]
+        tied = role == "lm_head" and self.source.config.text.tie_word_embeddings
+        weight = self.source.read("embed_tokens.weight" if tied else name, index)
+        return self._rotate(weight.float() * self._gain(name))
+
+    def _experts(self, name: str, index: int | slice | None) -> Tensor:
+        """Inputs are the second axis of fused experts: [E, D, 2F], or [D, 2F] of one."""
+        weight = self.source.read(name, index).float() * self._gain(name)[:, None]
+        return self._rotate(weight.transpose(-1, -2)).transpose(-1, -2)
+
+    def _whole(self, name: str) -> Tensor:
+        """A tensor whose rows mix; the last one is kept, because it is read in pieces."""
+        if self._last is None or self._last[0] != name:
+            self._last = name, self._rotate(self.source.read(name).T).T
+        return self._last[1]
+
+    def _gain(self, name: str) -> Tensor:
+        """The weight of the norm whose output a product reads, [D]."""
+        layer = re.match(r"layers\.\d+\.", name)
+        norm = "norm" if layer is None else layer[0] + (
+            "input_layernorm" if ".self_attn." in name else "post_attention_layernorm"
+        )
+        return self.source.read(f"{norm}.weight").float()
