@@ -30,13 +30,21 @@ class KVBuffers:
 
     def reserve(self, tokens: int) -> bool:
         """Make room for ``tokens`` positions; True when a buffer had to move."""
-        wanted = [self._slots(layer, tokens) for layer in range(self.config.num_layers)]
-        if self.layers and all(k.shape[2] >= slots for (k, _), slots in zip(self.layers, wanted, strict=True)):
+        if self.layers and self.holds(tokens):
             return False
+        wanted = [self._slots(layer, tokens) for layer in range(self.config.num_layers)]
         empty = np.zeros((1, self.config.num_kv_heads, 0, self.config.head_dim), np.float32)
         old = self.layers or [(empty, empty)] * len(wanted)
         self.layers = [(_grown(k, slots), _grown(v, slots)) for (k, v), slots in zip(old, wanted, strict=True)]
         return True
+
+    def holds(self, tokens: int) -> bool:
+        """True when every layer has a slot for each of ``tokens`` positions that it has to remember."""
+        limit = self.config.max_position_embeddings
+        return all(
+            key.shape[2] >= min(tokens, self.config.chunk_of(layer) or limit)
+            for layer, (key, _) in enumerate(self.layers)
+        )
 
     def _slots(self, layer: int, tokens: int) -> int:
         """Slots that a layer needs: a power of two times ``FIRST_SLOTS``, never more than its chunk or the context."""

@@ -14,6 +14,8 @@ import numpy as np
 
 from ..errors import HerdError
 from ..model.config import HerdConfig
+from .batch import DecodeBatch
+from .cache import Buffer
 from .ort import create_session, load_onnxruntime
 from .sequence import Features, Sequence
 
@@ -33,7 +35,7 @@ class DecodeBinding:
         self.logits = np.zeros((1, 1, config.vocab_size), np.float32)
         no_features = np.zeros((0, config.hidden_size), np.float32)
         self.io = runner.bind(
-            sequence, self.input_ids, self.past_lengths, np.zeros(1, np.int64), no_features, self.logits
+            sequence.buffers.layers, self.input_ids, self.past_lengths, np.zeros(1, np.int64), no_features, self.logits
         )
 
 
@@ -45,6 +47,7 @@ class DecoderRunner:
         self.session = create_session(graph, threads=threads)
         _check_caches(self.session, config, graph)
         self._value = load_onnxruntime().OrtValue.ortvalue_from_numpy
+        self._batch: DecodeBatch | None = None
         self._takes_features = any(item.name == "image_features" for item in self.session.get_inputs())
 
     def decode(self, sequence: Sequence, token_id: int) -> Logits:
@@ -59,6 +62,16 @@ class DecoderRunner:
         self.session.run_with_iobinding(binding.io)
         sequence.token_ids.append(token_id)
         return binding.logits[0, 0]
+
+    def decode_batch(self, sequences: Items[Sequence], token_ids: Items[int]) -> Logits:
+        """Append one text token to each of several sequences.
+
+        Returns:
+            float32 [B, vocabulary], valid until the next call.
+        """
+        if self._batch is None or not self._batch.holds(sequences):
+            self._batch = DecodeBatch(self, sequences)
+        return self._batch.run(self.session, token_ids)
 
     def prefill(self, sequence: Sequence, token_ids: Items[int], features: Features, *, all_positions: bool) -> Logits:
         """Append tokens in pieces that end at chunk boundaries.
@@ -100,15 +113,15 @@ class DecoderRunner:
             rows += len(piece) - 1
         logits = np.empty((1, len(rows), self.config.text.vocab_size), np.float32)
         io = self.bind(
-            sequence, np.asarray([piece], np.int64), np.asarray([len(sequence)], np.int64), rows, features, logits
+            sequence.buffers.layers, np.asarray([piece], np.int64), np.asarray([len(sequence)], np.int64), rows, features, logits
         )
         self.session.run_with_iobinding(io)
         sequence.token_ids += piece
         return logits[0]
 
     def bind(
-        self, sequence: Sequence, input_ids: Features, past_lengths: Features, rows: Features, features: Features,
-        logits: Features,
+        self, layers: Items[tuple[Buffer, Buffer]], input_ids: Features, past_lengths: Features, rows: Features,
+        features: Features, logits: Features,
     ) -> Any:
         """An ``IOBinding`` over numpy memory: later writes to the arrays are what the next run reads."""
         io = self.session.io_binding()
@@ -117,7 +130,7 @@ class DecoderRunner:
             inputs["image_features"] = np.ascontiguousarray(features)
         for name, array in inputs.items():
             io.bind_ortvalue_input(name, self._value(array))
-        for layer, buffers in enumerate(sequence.buffers.layers):
+        for layer, buffers in enumerate(layers):
             for part, buffer in zip(("key", "value"), buffers, strict=True):
                 value = self._value(buffer)
                 io.bind_ortvalue_input(f"past.{layer}.{part}", value)

@@ -194,6 +194,28 @@ class Engine:
         self._features([token_id], None)
         return self._decoder.decode(sequence, int(token_id)).copy()
 
+    def decode_batch(self, sequences: Items[Sequence], token_ids: Items[int]) -> Logits:
+        """Append one text token to each of several sequences, of any lengths, in one call.
+
+        Args:
+            sequences: different ones; the same again in the next call costs nothing, others are moved together.
+            token_ids: one per sequence.
+
+        Returns:
+            float32 [B, vocabulary].
+
+        Raises:
+            HerdError: no sequence, one given twice, another number of tokens, or a token that ``decode`` refuses.
+        """
+        if len(sequences) != len(token_ids) or not sequences:
+            raise HerdError(f"{len(sequences)} sequences were given {len(token_ids)} tokens, give one token to each")
+        if len({id(sequence) for sequence in sequences}) < len(sequences):
+            raise HerdError("a sequence was given twice in one batch: fork it")
+        for sequence, token in zip(sequences, token_ids, strict=True):
+            self._check_tokens(sequence, [token])
+            self._features([token], None)
+        return self._decoder.decode_batch(sequences, token_ids).copy()
+
     def truncate(self, sequence: Sequence, length: int) -> None:
         """Forget all but the first ``length`` tokens.
 

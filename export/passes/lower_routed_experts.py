@@ -110,7 +110,8 @@ class _ExpertsLowering:
 
     def _pieces(self, build: Builder, pieces: list[Piece]) -> ir.Value:
         """Rows of consecutive ranges of experts; a range without rows costs a branch not taken."""
-        bounds = [build("Gather", self.bounds_X, build.constant([piece[end] for piece in pieces])) for end in (0, 1)]
+        begins, ends = [first for first, _, _ in pieces], [last for _, last, _ in pieces]
+        bounds = [build("Gather", self.bounds_X, build.constant(ids)) for ids in (begins, ends)]
         conditions = build("Less", *bounds)
         if len(pieces) > 1:
             conditions = build("Split", conditions, outputs=len(pieces), axis=0, num_outputs=len(pieces))

@@ -47,6 +47,7 @@ class RotateHidden(InPlacePass):
     @staticmethod
     def _rotate(graph: ir.Graph, node: ir.Node) -> None:
         x, weight = node.inputs
+        assert x is not None
         assert weight is not None
         assert weight.const_value is not None
         width = int(weight.const_value.shape.numpy()[0])
