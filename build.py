@@ -6,14 +6,15 @@ python build.py CHECKPOINT -o BUNDLE [--target cpu] [--recipe fp32] [--dry-run] 
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from herdgraph.console import HerdCommand, emit_json, quantity, size, stderr, table
+from herdgraph.console import HerdCommand, complain, emit_json, progress, quantity, size, succeed, table
+from herdgraph.errors import HerdError
+from herdgraph.files import check_output, free_bytes, require_room
 from herdgraph.model.config import HerdConfig
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
@@ -22,9 +23,13 @@ if TYPE_CHECKING:
     from herdgraph.export.pipeline import Progress
     from herdgraph.export.recipes import Recipe
     from herdgraph.export.targets import Target
+    from herdgraph.model.checkpoint import Checkpoint
 
 _GRAPH_MEMORY = 600 << 20
 """Memory of the exporter itself: torch, onnx and a graph without weights (see docs/building.md)."""
+
+_GRAPH_BYTES = 4 << 20
+"""More than the graphs without weights, and the manifest, take on disk."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +39,13 @@ class MemoryPlan:
     Attributes:
         parameters: parameters of the checkpoint.
         bundle_bytes: size of the bundle's weights.
-        free_bytes: free space where it will be written.
+        free_bytes: free space where it will be written, None where that is not known.
         peak_memory_bytes: estimated peak memory of the build; it does not grow with the number of layers or experts.
     """
 
     parameters: int
     bundle_bytes: int
-    free_bytes: int
+    free_bytes: int | None
     peak_memory_bytes: int
 
 
@@ -59,11 +64,10 @@ def memory_plan(config: HerdConfig, output: Path, recipe: Recipe) -> MemoryPlan:
         for name, count in sizes.items() if name != "embed_tokens.weight"
     )
     expert = max((math.prod(shape[1:]) for name, shape in shapes.items() if ".experts." in name), default=0)
-    parent = next(path for path in output.absolute().parents if path.exists())
     return MemoryPlan(
         parameters=facts_of(config).total,
         bundle_bytes=round(4 * table + head + rest),
-        free_bytes=shutil.disk_usage(parent).free,
+        free_bytes=free_bytes(output),
         peak_memory_bytes=_GRAPH_MEMORY + 3 * max(BLOCK_BYTES, 4 * expert),
     )
 
@@ -79,9 +83,10 @@ def memory_plan(config: HerdConfig, output: Path, recipe: Recipe) -> MemoryPlan:
 def main(
     checkpoint: Path, output: Path, target: str, recipe: str, overwrite: bool, dry_run: bool, as_json: bool
 ) -> None:
-    """Build a bundle from CHECKPOINT, a directory with a Llama 4 model (Hugging Face or Meta layout).
+    """Build a bundle from a checkpoint.
 
-    Weights are streamed tensor by tensor: the memory needed does not grow with the model.
+    CHECKPOINT is a directory with a Llama 4 model in Hugging Face or Meta layout. Weights are streamed tensor by
+    tensor: the memory needed does not grow with the model.
     """
     from herdgraph.export.targets import target_of
     from herdgraph.model.checkpoint import open_checkpoint
@@ -89,11 +94,16 @@ def main(
     lowering, precision = target_of(target, recipe)
     with open_checkpoint(checkpoint) as source:
         plan = memory_plan(source.config, output, precision)
+        objection = _objection(source, output, plan, overwrite=overwrite)
+        if objection and not dry_run:
+            raise objection
         if not as_json:
-            _show_plan(plan, checkpoint, lowering, precision)
+            _show_plan(plan, checkpoint, lowering, precision, err=not dry_run)
         if dry_run:
             if as_json:
                 emit_json(asdict(plan))
+            if objection:
+                complain(str(objection), kind="warning")
             return
         from herdgraph.export.pipeline import build_bundle
 
@@ -107,21 +117,35 @@ def main(
         built = {"bundle": str(bundle.directory), "bytes": bundle.bytes, "seconds": round(seconds, 2)}
         emit_json(built | asdict(plan))
     else:
-        stderr.print(f"[green]built[/green] {bundle.directory} ({size(bundle.bytes)}) in {seconds:.1f} s")
+        succeed("built", f"{bundle.directory} ({size(bundle.bytes)}) in {seconds:.1f} s")
 
 
-def _show_plan(plan: MemoryPlan, checkpoint: Path, target: Target, recipe: Recipe) -> None:
+def _objection(source: Checkpoint, output: Path, plan: MemoryPlan, *, overwrite: bool) -> HerdError | None:
+    """Why the output cannot be written, known before the time that a capture takes."""
+    from herdgraph.runtimes.bundle import MANIFEST
+
+    try:
+        check_output(output, overwrite=overwrite, mark=MANIFEST, inputs=[source.directory])
+        carried = sum(path.stat().st_size for path in source.carried_files())
+        require_room(output, plan.bundle_bytes + carried + _GRAPH_BYTES, "the bundle")
+    except HerdError as error:
+        return error
+    return None
+
+
+def _show_plan(plan: MemoryPlan, checkpoint: Path, target: Target, recipe: Recipe, *, err: bool) -> None:
+    free = "" if plan.free_bytes is None else f" ({size(plan.free_bytes)} free)"
     table("build plan", {
         "checkpoint": f"{checkpoint} ({quantity(plan.parameters)} parameters)",
         "target": f"{target.name}, recipe {recipe.name} ({recipe.purpose}): {target.purpose}",
-        "bundle": f"about {size(plan.bundle_bytes)} ({size(plan.free_bytes)} free)",
+        "bundle": f"about {size(plan.bundle_bytes)}{free}",
         "peak memory": f"about {size(plan.peak_memory_bytes)}, whatever the number of layers and experts",
-    })
+    }, err=err)
 
 
 def _progress_bar(*, quiet: bool) -> ProgressBar:
     columns = (TextColumn("{task.description:32}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    return ProgressBar(*columns, console=stderr, disable=quiet, transient=True)
+    return progress(*columns, quiet=quiet)
 
 
 def _hooks(bar: ProgressBar) -> Progress:

@@ -5,22 +5,29 @@ Commands import what they need when they run: ``generate`` and ``chat`` work on 
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.progress import Progress
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from . import __version__
 from .build import main as build
-from .console import HerdGroup, emit_json, quantity, size, stderr, table
+from .console import HerdGroup, complain, emit_json, progress, quantity, size, stderr, succeed, table
 from .errors import HerdError
 
 if TYPE_CHECKING:
     from .model.config import HerdConfig
-    from .runtimes import Engine, Sequence, TextStream
+    from .runtimes import Engine, TextStream
 
 _PATH = click.Path(path_type=Path)
+_COUNT = click.IntRange(min=1)
+_THREADS = click.option("--threads", type=click.IntRange(1, 1024), show_default="one per core",
+                        help="Threads of one operator.")
 
 
 @click.group(cls=HerdGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,12 +41,15 @@ main.add_command(build, "build")
 
 def _sampling_options(command: Any) -> Any:
     options = (
-        click.option("--max-new-tokens", default=256, show_default=True, help="Length limit."),
-        click.option("--temperature", default=0.0, show_default=True, help="0 is greedy; the reference uses 0.6."),
-        click.option("--top-p", default=1.0, show_default=True, help="Nucleus; the reference uses 0.9."),
-        click.option("--top-k", default=0, show_default=True, help="Keep the k most likely tokens, 0 for all."),
-        click.option("--seed", type=int, help="Seed of the draws."),
-        click.option("--threads", type=int, help="Threads of one operator  [default: one per core]."),
+        click.option("--max-new-tokens", type=_COUNT, default=256, show_default=True, help="Length limit."),
+        click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True,
+                     help="0 is greedy; the reference uses 0.6."),
+        click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True,
+                     help="Nucleus; the reference uses 0.9."),
+        click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True,
+                     help="Keep the k most likely tokens, 0 for all."),
+        click.option("--seed", type=click.IntRange(min=0), show_default="another each time", help="Seed of the draws."),
+        _THREADS,
     )
     for option in reversed(options):
         command = option(command)
@@ -49,7 +59,8 @@ def _sampling_options(command: Any) -> Any:
 @main.command()
 @click.argument("bundle", type=_PATH)
 @click.option("-p", "--prompt", required=True, help="What to say.")
-@click.option("--image", "images", type=_PATH, multiple=True, help="Picture to look at; may be repeated.")
+@click.option("--image", "images", type=_PATH, multiple=True,
+              help="Picture to look at; may be repeated. With --raw, the prompt says where by <|image|>.")
 @click.option("--raw", is_flag=True, help="Complete the prompt as it is, without the chat template.")
 @click.option("--stop", multiple=True, help="End before this string; may be repeated.")
 @_sampling_options
@@ -58,11 +69,8 @@ def generate(
     bundle: Path, prompt: str, images: tuple[Path, ...], raw: bool, stop: tuple[str, ...], threads: int | None,
     as_json: bool, **sampling: Any,
 ) -> None:
-    """Answer one prompt with BUNDLE, streaming to the terminal."""
-    from .runtimes import Engine
-
-    with stderr.status("checking and loading the bundle"):
-        engine = Engine.load(bundle, threads=threads)
+    """Answer one prompt with BUNDLE."""
+    engine = _loaded(bundle, threads, sampling)
     stream = engine.stream(
         prompt if raw else [_user_turn(prompt, images)], images=list(images) if raw and images else None,
         stop=stop, **sampling,
@@ -76,41 +84,91 @@ def generate(
     _print_timings(stream)
 
 
+def _loaded(bundle: Path, threads: int | None, sampling: dict[str, Any]) -> Engine:
+    """A loaded bundle, after options that it would refuse later were refused."""
+    from .runtimes import Engine
+    from .runtimes.sampling import Sampling
+
+    Sampling(**{name: value for name, value in sampling.items() if name != "max_new_tokens"})
+    with stderr.status("checking and loading the bundle"):
+        return Engine.load(bundle, threads=threads)
+
+
 @main.command()
 @click.argument("bundle", type=_PATH)
 @click.option("--system", help="System message.")
 @_sampling_options
 def chat(bundle: Path, system: str | None, threads: int | None, **sampling: Any) -> None:
-    """Talk with BUNDLE. /image FILE attaches a picture to the next message, /reset forgets, /quit ends."""
-    from .runtimes import Engine
+    """Talk with BUNDLE.
 
-    with stderr.status("checking and loading the bundle"):
-        engine = Engine.load(bundle, threads=threads)
-    opening = [{"role": "system", "content": system}] if system else []
-    messages, sequence = list(opening), engine.new_sequence()
-    images: list[Path] = []
+    /image FILE attaches a picture to the next message, /reset forgets, /quit ends.
+    """
+    engine = _loaded(bundle, threads, sampling)
+    talk = Conversation(engine, system, sampling)
+    if isinstance(sys.stdin, TextIOWrapper):  # bytes that are not text are refused with their message
+        sys.stdin.reconfigure(errors="surrogateescape")
     stderr.print("[dim]/image FILE, /reset, /quit[/dim]")
     while (line := _read_line()) is not None:
-        if line == "/reset":
-            messages, images = list(opening), []
-        elif line.startswith("/image "):
-            images.append(Path(line.removeprefix("/image ").strip()))
+        try:
+            talk.hear(line)
+        except HerdError as error:
+            complain(str(error))
+
+
+class Conversation:
+    """What was said on the terminal, and the pictures that go with the next message.
+
+    Args:
+        engine: answers.
+        system: system message, None for none.
+        sampling: options of ``Engine.stream``.
+
+    Raises:
+        HerdError: the bundle has no tokenizer or chat template, or the system message is not text.
+    """
+
+    def __init__(self, engine: Engine, system: str | None, sampling: dict[str, Any]) -> None:
+        self._engine, self._sampling = engine, sampling
+        self._opening = [{"role": "system", "content": system}] if system else []
+        self._sequence = engine.new_sequence()
+        self._forget()
+        engine.processor.template.encode([*self._opening, _user_turn("Hello", ())], engine.processor.tokenizer)
+
+    def hear(self, line: str) -> None:
+        """Do what a line says, or answer it.
+
+        Raises:
+            HerdError: it cannot be done; the conversation stays as it was.
+        """
+        word, _, rest = line.partition(" ")
+        if word == "/reset":
+            self._forget()
+        elif word == "/image":
+            self._attach(rest.strip())
+        elif re.fullmatch(r"/\w+", word):
+            raise HerdError(f"there is no command {word}: use /image FILE, /reset or /quit")
         elif line:
-            messages.append(_user_turn(line, tuple(images)))
-            images = []
-            _reply(engine, sequence, messages, sampling)
+            self._answer(line)
 
+    def _forget(self) -> None:
+        self._messages: list[dict[str, Any]] = list(self._opening)
+        self._images: list[Any] = []
 
-def _reply(engine: Engine, sequence: Sequence, messages: list[dict[str, Any]], sampling: dict[str, Any]) -> None:
-    """Answer the last message; a message that cannot be answered is taken back."""
-    try:
-        stream = engine.stream(messages, sequence=sequence, **sampling)
+    def _attach(self, name: str) -> None:
+        from .model.processing.images import load_image
+
+        if not name:
+            raise HerdError("/image needs the name of a file: /image FILE")
+        assert self._engine.processor.image_processor, "models without images were refused"
+        self._images.append(load_image(name))
+
+    def _answer(self, line: str) -> None:
+        """Answer a message; one that cannot be answered is taken back."""
+        messages = [*self._messages, _user_turn(line, self._images)]
+        stream = self._engine.stream(messages, sequence=self._sequence, **self._sampling)
         _print_stream(stream)
-    except HerdError as error:
-        messages.pop()
-        stderr.print(f"[red]error: {error}[/red]")
-        return
-    messages.append({"role": "assistant", "content": stream.result.text})
+        self._messages = [*messages, {"role": "assistant", "content": stream.result.text}]
+        self._images = []
 
 
 def _read_line() -> str | None:
@@ -122,10 +180,10 @@ def _read_line() -> str | None:
     return None if line in ("/quit", "/exit") else line
 
 
-def _user_turn(text: str, images: tuple[Path, ...]) -> dict[str, Any]:
+def _user_turn(text: str, images: Sequence[Any]) -> dict[str, Any]:
     if not images:
         return {"role": "user", "content": text}
-    parts: list[dict[str, Any]] = [{"type": "image", "path": str(path)} for path in images]
+    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
@@ -139,7 +197,7 @@ def _print_timings(stream: TextStream) -> None:
     timings = stream.result.timings
     stderr.print(
         f"[dim]{timings.prompt_tokens} prompt tokens in {timings.prefill_seconds:.2f} s, {timings.new_tokens} new at "
-        f"{timings.decode_tokens_per_second:.1f} tokens/s, ended by {stream.result.finish_reason}[/dim]"
+        f"{timings.decode_tokens_per_second:.1f} tokens/s, ended by {stream.result.finish_reason}[/dim]", soft_wrap=True
     )
 
 
@@ -157,14 +215,17 @@ def _as_json(stream: TextStream) -> dict[str, Any]:
 @click.argument("path", metavar="CHECKPOINT_OR_BUNDLE", type=_PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def inspect(path: Path, as_json: bool) -> None:
-    """Show what a checkpoint or a bundle holds: parameters, layers, experts, cache sizes, files and hashes."""
+    """Show what a checkpoint or a bundle holds.
+
+    Parameters, layers, experts, cache sizes, files and hashes.
+    """
     from .runtimes.bundle import MANIFEST, Bundle
 
     if (path / MANIFEST).is_file():
         bundle = Bundle.open(path)
         config, manifest = bundle.manifest.config, bundle.manifest
-        about = {"bundle": str(path), "target": manifest.target, "recipe": manifest.recipe, **manifest.source,
-                 "toolchain": manifest.toolchain}
+        about = {"bundle": str(path), "format": manifest.format, "target": manifest.target, "recipe": manifest.recipe,
+                 "graphs": manifest.graphs, **manifest.source, "toolchain": manifest.toolchain}
         files = {name: (entry.bytes, entry.sha256) for name, entry in manifest.files.items()}
     else:
         from .model.checkpoint import open_checkpoint
@@ -206,7 +267,7 @@ def _described(config: HerdConfig) -> dict[str, str]:
         "experts": moe if text.moe_layers else "none",
         "attention": f"{text.num_heads} heads, {text.num_kv_heads} key/value heads of {text.head_dim}",
         "context": f"{text.max_position_embeddings} tokens, vocabulary {text.vocab_size}",
-        "KV cache (16 bit)": cache,
+        "KV cache (at 16 bit)": cache,
         "images": f"{vision.num_layers} layers, {vision.image_size} px tiles of {vision.tokens_per_tile} tokens"
                   if vision else "none",
     }
@@ -215,27 +276,29 @@ def _described(config: HerdConfig) -> dict[str, str]:
 @main.command()
 @click.argument("bundle", type=_PATH)
 @click.argument("checkpoint", type=_PATH)
-@click.option("-p", "--prompt", help="Text to compare on  [default: random tokens, with an image where possible].")
-@click.option("--image", "images", type=_PATH, multiple=True, help="Picture before the prompt; may be repeated.")
-@click.option("--tokens", default=128, show_default=True, help="Number of random tokens.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the random tokens.")
-@click.option("--bound", default=1e-3, show_default=True, help="Largest logit difference that passes.")
+@click.option("-p", "--prompt", show_default="random tokens, with an image where possible", help="Text to compare on.")
+@click.option("--image", "images", type=_PATH, multiple=True,
+              help="Picture before the prompt; may be repeated, needs -p.")
+@click.option("--tokens", type=click.IntRange(min=2), default=128, show_default=True, help="Number of random tokens.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random tokens.")
+@click.option("--bound", type=click.FloatRange(min=0), default=1e-3, show_default=True,
+              help="Largest logit difference that passes.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def verify(
     bundle: Path, checkpoint: Path, prompt: str | None, images: tuple[Path, ...], tokens: int, seed: int, bound: float,
     as_json: bool,
 ) -> None:
-    """Compare the logits of BUNDLE with the torch model of CHECKPOINT. Exits with 1 above the bound.
+    """Compare BUNDLE with the torch model of CHECKPOINT.
 
-    The torch model is held in memory in float32 as a whole.
+    Exits with 1 when a logit differs by more than the bound. The torch model is held in memory in float32 as a whole.
     """
     from .export.verify import compare, random_prompt
     from .model.checkpoint import open_checkpoint
     from .model.herd import Llama4
     from .runtimes import Engine
 
-    if tokens < 2:
-        raise HerdError(f"--tokens is {tokens}, at least 2 are needed to compare prefill and decode")
+    if images and prompt is None:
+        raise HerdError("--image needs a prompt: give one with -p, or no image")
     with stderr.status("checking and loading the bundle"):
         engine = Engine.load(bundle)
     if prompt is None:
@@ -260,14 +323,17 @@ def verify(
 
 @main.command()
 @click.argument("bundle", type=_PATH)
-@click.option("--prompt", default=512, show_default=True, help="Tokens of the prompt.")
-@click.option("--new", default=32, show_default=True, help="Tokens to decode.")
-@click.option("--context", type=int, help="Tokens before the decoded ones  [default: those of the prompt].")
-@click.option("--repeats", default=3, show_default=True, help="Repetitions; medians are reported.")
-@click.option("--threads", type=int, help="Threads of one operator  [default: one per core].")
+@click.option("--prompt", type=_COUNT, default=512, show_default=True, help="Tokens of the prompt.")
+@click.option("--new", type=_COUNT, default=32, show_default=True, help="Tokens to decode.")
+@click.option("--context", type=_COUNT, show_default="those of the prompt", help="Tokens before the decoded ones.")
+@click.option("--repeats", type=_COUNT, default=3, show_default=True, help="Repetitions; medians are reported.")
+@_THREADS
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def bench(bundle: Path, as_json: bool, **options: Any) -> None:
-    """Measure prefill and decode of BUNDLE, and their shares of what this machine can do, measured in the same run."""
+    """Measure how fast BUNDLE is.
+
+    Prefill and decode, and their shares of what this machine can do, measured in the same run.
+    """
     from .runtimes.bench import bench as run
 
     with stderr.status("measuring"):
@@ -292,27 +358,30 @@ def bench(bundle: Path, as_json: bool, **options: Any) -> None:
 @main.command()
 @click.argument("source", type=_PATH)
 @click.option("-o", "--output", type=_PATH, required=True, help="Checkpoint directory to create.")
-@click.option("--experts", default=4, show_default=True, help="Routed experts of a mixture layer.")
+@click.option("--experts", type=_COUNT, default=4, show_default=True,
+              help="Routed experts of a mixture layer; an even number in split mode.")
 @click.option("--mode", type=click.Choice(["shared", "split"]), default="shared", show_default=True,
               help="shared: the shared expert is the whole FFN, routed experts start silent. "
                    "split: routed experts carry the second half of the FFN.")
-@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True)
-@click.option("--seed", default=0, show_default=True, help="Seed of new weights.")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True,
+              help="Type of the weights that are written.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of new weights.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def upcycle(source: Path, output: Path, as_json: bool, **options: Any) -> None:
-    """Turn SOURCE, a dense Llama-family model (GGUF file or Hugging Face directory), into a Llama 4 checkpoint.
+    """Turn a dense Llama into a Llama 4 checkpoint.
 
-    The function of the dense model is kept; training then lets the experts specialise.
+    SOURCE is a dense Llama-family model: a GGUF file or a Hugging Face directory. Its function is kept; training then
+    lets the experts specialise.
     """
     from .model.upcycle import upcycle as run
 
-    with Progress(console=stderr, disable=as_json, transient=True) as bar:
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with progress(*columns, quiet=as_json) as bar:
         task = bar.add_task("reading the dense model", total=None)
         report = run(source, output, on_tensor=lambda done, total: bar.update(
             task, description="writing experts and the rest", completed=done, total=total), **options)
     if as_json:
         emit_json(report.to_json())
     else:
-        stderr.print(f"[green]wrote[/green] {output}: {quantity(report.total)} parameters, "
-                     f"{quantity(report.active)} active per token")
+        succeed("wrote", f"{output}: {quantity(report.total)} parameters, {quantity(report.active)} active per token")

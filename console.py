@@ -4,61 +4,122 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
 from typing import Any, NoReturn
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.progress import Progress, ProgressColumn
 
 from .errors import HerdError
+from .files import size
+
+__all__ = [
+    "HerdCommand", "HerdGroup", "complain", "emit_json", "fail", "progress", "quantity", "size", "stderr", "stdout",
+    "succeed", "table",
+]
 
 stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
 
+_OUT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|failed to allocate|bad_alloc", re.IGNORECASE)
+"""How torch and ONNX Runtime say it, in exceptions of no particular class."""
 
-class HerdGroup(click.Group):
-    """A command group whose ``HerdError`` are one red line and exit status 1."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a subcommand with errors for people."""
-        return guarded(lambda: super(HerdGroup, self).invoke(ctx))
+class Interrupted(BaseException):
+    """A signal asked the process to end. No ``Exception``, so that nothing on the way out takes it for an error."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 class HerdCommand(click.Command):
-    """A single command with the same manners."""
+    """A command whose errors are one red line, with exit status 1, or 2 for wrong usage."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command with errors for people."""
-        return guarded(lambda: super(HerdCommand, self).invoke(ctx))
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Parse and run with errors for people."""
+        return guarded(lambda: super(HerdCommand, self).main(*args, **{**options, "standalone_mode": False}))
 
 
-def guarded(run: Any) -> Any:
-    """Call ``run``; a ``HerdError`` or running out of memory ends the process with one line."""
+class HerdGroup(HerdCommand, click.Group):
+    """A command group with the same manners."""
+
+
+def guarded(run: Callable[[], Any]) -> Any:
+    """Call ``run``; what is wrong with an input, the environment or the usage ends the process with one line."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    signal.signal(signal.SIGTERM, _interrupt)
+    _end_cleanly_on_signals()
     try:
-        return run()
+        result = run()
+        sys.stdout.flush()
+        return result
     except HerdError as error:
         fail(str(error))
-    except MemoryError:
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        fail(error.format_message(), status=error.exit_code)
+    except Interrupted as error:
+        fail("; ".join(("interrupted", *getattr(error, "__notes__", ()))), status=128 + error.number)
+    except OSError as error:
+        _discard_output()
+        fail(f"{error.filename or 'input or output'} failed: {error.strerror or error}")
+    except Exception as error:
+        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
         fail("out of memory: close other programs or use a smaller model")
-    except KeyboardInterrupt:
-        fail("interrupted; nothing incomplete was left behind", status=130)
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-    """Turn SIGTERM into an exception, so that temporary files are removed on the way out."""
-    raise KeyboardInterrupt
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _end_cleanly_on_signals() -> None:
+    """Let signals unwind the stack, so that temporary files are removed; what the caller ignores stays ignored."""
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+    for further in _SIGNALS:  # the way out is short, and a second signal must not cut it
+        signal.signal(further, signal.SIG_IGN)
+    raise Interrupted(number)
+
+
+def _discard_output() -> None:
+    """Point a standard output that takes nothing more to nowhere, or Python complains when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def complain(message: str, *, kind: str = "error") -> None:
+    """Print one line to standard error, however long."""
+    click.secho(f"{kind}: {' '.join(message.split())}", fg="red" if kind == "error" else "yellow", err=True)
 
 
 def fail(message: str, *, status: int = 1) -> NoReturn:
     """Print one line to standard error and exit."""
-    click.secho(f"error: {' '.join(message.split())}", fg="red", err=True)
+    complain(message)
     sys.exit(status)
+
+
+def succeed(verb: str, what: str) -> None:
+    """Say in one line on standard error what was made."""
+    click.echo(f"{click.style(verb, fg='green')} {what}", err=True)
+
+
+def progress(*columns: str | ProgressColumn, quiet: bool = False) -> Progress:
+    """A progress display that vanishes; where there is no terminal it would leave empty lines, and is not shown."""
+    return Progress(*columns, console=stderr, disable=quiet or not stderr.is_terminal, transient=True)
 
 
 def emit_json(value: Any) -> None:
@@ -66,21 +127,19 @@ def emit_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def table(title: str, rows: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> None:
-    """Print a two-column table to standard output."""
-    grid = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, value in rows.items() if isinstance(rows, Mapping) else rows:
-        grid.add_row(f"[bold]{name}[/bold]", str(value))
-    stdout.print(grid)
+def table(title: str, rows: Mapping[str, Any] | Iterable[tuple[str, Any]], *, err: bool = False) -> None:
+    """Print names and values in two columns, every value whole and as it is.
 
-
-def size(count: float) -> str:
-    """Bytes for people, decimal units."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+    Args:
+        title: printed above.
+        rows: by name.
+        err: print to standard error instead of standard output.
+    """
+    rows = list(rows.items() if isinstance(rows, Mapping) else rows)
+    width = max((len(name) for name, _ in rows), default=0)
+    click.secho(title, italic=True, err=err)
+    for name, value in rows:
+        click.echo(f"{click.style(name.ljust(width), bold=True)}  {value}", err=err)
 
 
 def quantity(count: float) -> str:
