@@ -238,7 +238,7 @@ def inspect(path: Path, as_json: bool) -> None:
         emit_json({**about, "facts": _facts(config), "config": config.to_json(), "files": files})
         return
     table(str(path), {name: _short(value) for name, value in about.items()} | _described(config))
-    table("files", [(name, f"{size(count)}  {digest[:16]}") for name, (count, digest) in files.items()])
+    table("files", [(name, f"{size(count)}  {digest[:16]}".rstrip()) for name, (count, digest) in files.items()])
 
 
 def _facts(config: HerdConfig) -> dict[str, int]:

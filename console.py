@@ -65,7 +65,9 @@ def guarded(run: Callable[[], Any]) -> Any:
         error.show()
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        fail(error.format_message(), status=error.exit_code)
+        context = getattr(error, "ctx", None)
+        hint = f" See {context.command_path} --help." if context else ""
+        fail(error.format_message() + hint, status=error.exit_code)
     except Interrupted as error:
         fail("; ".join(("interrupted", *getattr(error, "__notes__", ()))), status=128 + error.number)
     except OSError as error:

@@ -140,6 +140,16 @@ def test_unsafe_and_refusing_templates(source: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_templates_that_are_no_text(directory: Path) -> None:
+    tokenizer = load_tokenizer(directory)
+    (directory / "chat_template.json").write_text('{"chat_template": 5}')
+    with pytest.raises(HerdError, match="has a int as chat template, a text is needed"):
+        ChatTemplate.from_directory(directory, tokenizer)
+    (directory / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(HerdError, match=r"chat_template\.jinja is not UTF-8 text"):
+        ChatTemplate.from_directory(directory, tokenizer)
+
+
 def test_broken_template() -> None:
     with pytest.raises(HerdError, match="cannot be parsed"):
         ChatTemplate("{% for %}", {})

@@ -68,7 +68,7 @@ def test_chat(paths: tuple[Path, Path], tmp_path: Path) -> None:
     for error, found in zip(errors, (
         f"error: image {missing} cannot be read (No such file or directory)", "error: /image needs the name of a file",
         "error: there is no command /foo: use /image FILE, /reset or /quit", "the model's context is 4096",
-        "is not valid Unicode",
+        "no Unicode character",
     ), strict=True):
         assert found in error
 
@@ -233,6 +233,21 @@ def test_a_plan_does_not_need_a_reader(paths: tuple[Path, Path], tmp_path: Path)
     assert lines[0] == "build plan"
     assert lines[-1].startswith(f"built {output} (")
     assert all(lines), "no line is empty"
+
+
+def test_upcycle_says_one_line(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(vocab_size=300, **sizes)).save_pretrained(tmp_path / "dense")
+    done = run("upcycle", tmp_path / "dense", "-o", tmp_path / "out", "--experts", 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(f"wrote {tmp_path / 'out'}: ")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    assert "overlaps" in one_error(run("upcycle", tmp_path / "dense", "-o", tmp_path, "--overwrite"))
+    assert "free: choose another" in one_error(run("upcycle", tmp_path / "dense", "-o", tmp_path / "x", "--experts",
+                                                   10**12))
 
 
 def test_a_full_standard_output_is_one_line(paths: tuple[Path, Path]) -> None:

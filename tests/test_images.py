@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from pathlib import Path
 
@@ -149,6 +150,17 @@ def test_unreadable_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "big.png").write_bytes(b"x" * 2000)
     with pytest.raises(HerdError, match=r"big\.png has 2000 bytes"):
         load_image(tmp_path / "big.png")
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"max_patches": 10**9}, "max_patches is 1000000000, it must be within 1 and 1024"),
+    ({"max_patches": "many"}, "have a value of the wrong kind"), ({"image_mean": 5}, "have a value of the wrong kind"),
+    ({"image_mean": [0.5]}, "three numbers each"), ({"image_std": [0, 1, 1]}, "no std of 0"),
+])
+def test_wrong_options(options: dict[str, object], message: str, tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(options))
+    with pytest.raises(HerdError, match=message):
+        ImageProcessor.from_directory(tmp_path, 28)
 
 
 def test_decompression_bombs() -> None:

@@ -80,8 +80,8 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "too many images": ("no placeholder", {"images": [_picture(9, 9)]}, "0 image placeholders and 1 images"),
     "images beside messages": ([{"role": "user", "content": "x"}], {"images": [_picture(9, 9)]}, "into the messages"),
     "too long": ("x" * 5000, {}, "the prompt has 5000 tokens, the model's context is 4096"),
-    "half a character": ("caf\udcc3", {}, "is not valid Unicode at character 3: give it in UTF-8"),
-    "half a character in a message": ([{"role": "user", "content": "\udcff"}], {}, "is not valid Unicode"),
+    "half a character": ("caf\udcc3", {}, r"the text holds '\\udcc3', which is no Unicode character"),
+    "half a character in a message": ([{"role": "user", "content": "\udcff"}], {}, "no Unicode character"),
     "unknown role": ([{"role": "boss", "content": "x"}], {}, "role 'boss'"),
     "broken image": ("<|image|>", {"images": [b"nonsense"]}, "is not an image"),
 }

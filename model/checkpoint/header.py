@@ -47,8 +47,8 @@ def _entries(path: Path) -> tuple[dict[str, Any], int]:
         text = file.read(length)
     try:
         entries = dict(json.loads(text).items())
-    except (ValueError, AttributeError) as error:
-        raise HerdError(f"{path} is damaged or cut off: its header is not a JSON object ({error}); "
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise HerdError(f"{path} is damaged or cut off: its header is not a JSON object; "
                         "download it again") from error
     entries.pop("__metadata__", None)
     return entries, 8 + length

@@ -7,12 +7,12 @@ weights in FP8 with a scale beside them (compressed-tensors and its kin).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from ...errors import HerdError
+from ...files import read_json
 from ..config import HerdConfig
 from .base import Checkpoint, check_tensors
 from .header import read_header
@@ -61,14 +61,13 @@ def _shards(directory: Path) -> dict[Path, set[str] | None]:
         if single.is_file():
             return {single: None}
         raise HerdError(f"{directory} has neither {SINGLE} nor {INDEX}: weights are read from safetensors files")
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards: dict[Path, set[str] | None] = {
-            directory / file: {name for name, place in weight_map.items() if place == file}
-            for file in dict.fromkeys(weight_map.values())
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise HerdError(f"{index} is not a safetensors index ({error}): download it again") from error
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise HerdError(f"{index} is not a safetensors index: it has no weight_map of file names; download it again")
+    shards: dict[Path, set[str] | None] = {
+        directory / file: {name for name, place in weight_map.items() if place == file}
+        for file in dict.fromkeys(weight_map.values())
+    }
     for path, file in zip(shards, dict.fromkeys(weight_map.values()), strict=True):
         if Path(file).name != file:
             raise HerdError(f"{index} names {file!r}, which is outside of the checkpoint: refused")

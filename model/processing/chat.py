@@ -190,11 +190,16 @@ def _map_text(message: Message, change: Any) -> dict[str, Any]:
 
 def _template_source(directory: Path, configured: Any) -> str | None:
     if (path := directory / "chat_template.jinja").is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise HerdError(f"{path} is not UTF-8 text: get it again") from error
     configured = _read_json(directory / "chat_template.json").get("chat_template", configured)
     if isinstance(configured, list):  # several named templates
-        named = {entry["name"]: entry["template"] for entry in configured}
+        named = {entry.get("name"): entry.get("template") for entry in configured if isinstance(entry, Mapping)}
         configured = named.get("default", next(iter(named.values()), None))
+    if configured is not None and not isinstance(configured, str):
+        raise HerdError(f"{directory} has a {type(configured).__name__} as chat template, a text is needed")
     return configured
 
 

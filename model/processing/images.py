@@ -33,6 +33,8 @@ MAX_PIXELS = 178_956_970
 MAX_BYTES = 256 << 20
 """Largest encoded picture that is read."""
 
+_MOST_TILES = 1024
+
 Source = str | Path | bytes | Image.Image
 
 
@@ -65,9 +67,16 @@ class ImageProcessor:
 
     side: int = 336
     max_patches: int = 16
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
     resize_to_max_canvas: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_patches <= _MOST_TILES:
+            raise HerdError(f"max_patches is {self.max_patches}, it must be within 1 and {_MOST_TILES}")
+        if not len(self.mean) == len(self.std) == 3 or not all(self.std):
+            raise HerdError(f"images are normalised by mean {self.mean} and std {self.std}, three numbers each and no "
+                            "std of 0 are needed")
 
     @classmethod
     def from_directory(cls, directory: Path, side: int) -> ImageProcessor:
@@ -76,17 +85,24 @@ class ImageProcessor:
         Args:
             directory: of the checkpoint; without the files the defaults hold.
             side: tile side of the model, which has the last word.
+
+        Raises:
+            HerdError: an option is impossible.
         """
         raw = _read_json(directory / "preprocessor_config.json")
         raw = raw or _read_json(directory / "processor_config.json").get("image_processor", {})
         default = cls()
-        return cls(
-            side=side,
-            max_patches=int(raw.get("max_patches", default.max_patches)),
-            mean=tuple(raw.get("image_mean", default.mean)),
-            std=tuple(raw.get("image_std", default.std)),
-            resize_to_max_canvas=bool(raw.get("resize_to_max_canvas", False)),
-        )
+        try:
+            return cls(
+                side=side,
+                max_patches=int(raw.get("max_patches", default.max_patches)),
+                mean=tuple(map(float, raw.get("image_mean", default.mean))),
+                std=tuple(map(float, raw.get("image_std", default.std))),
+                resize_to_max_canvas=bool(raw.get("resize_to_max_canvas", False)),
+            )
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise HerdError(f"the image processor's options in {directory} have a value of the wrong kind: "
+                            "compare them with the original") from error
 
     def process(self, source: Source) -> TiledImage:
         """Load a picture and cut it into tiles.

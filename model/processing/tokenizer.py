@@ -243,7 +243,8 @@ def _require_unicode(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise HerdError(f"the text is not valid Unicode at character {error.start}: give it in UTF-8") from error
+        found = text[error.start]
+        raise HerdError(f"the text holds {found!r}, which is no Unicode character: give it in UTF-8") from error
 
 
 def _split_long_runs(text: str) -> list[str]:
