@@ -8,7 +8,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -54,20 +55,15 @@ class HerdGroup(HerdCommand, click.Group):
 def guarded(run: Callable[[], Any]) -> Any:
     """Call ``run``; what is wrong with an input, the environment or the usage ends the process with one line."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    _end_cleanly_on_signals()
     try:
-        result = run()
+        with _signals_unwind():
+            result = run()
         sys.stdout.flush()
         return result
     except HerdError as error:
         fail(str(error))
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        sys.exit(error.exit_code)
     except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        hint = f" See {context.command_path} --help." if context else ""
-        fail(error.format_message() + hint, status=error.exit_code)
+        _fail_usage(error)
     except Interrupted as error:
         fail("; ".join(("interrupted", *getattr(error, "__notes__", ()))), status=128 + error.number)
     except OSError as error:
@@ -79,14 +75,30 @@ def guarded(run: Callable[[], Any]) -> Any:
         fail("out of memory: close other programs or use a smaller model")
 
 
+def _fail_usage(error: click.ClickException) -> NoReturn:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        sys.exit(error.exit_code)
+    context = getattr(error, "ctx", None)
+    hint = f" See {context.command_path} --help." if context else ""
+    fail(error.format_message() + hint, status=error.exit_code)
+
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def _end_cleanly_on_signals() -> None:
+@contextmanager
+def _signals_unwind() -> Iterator[None]:
     """Let signals unwind the stack, so that temporary files are removed; what the caller ignores stays ignored."""
-    for number in _SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:

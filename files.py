@@ -116,7 +116,9 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise HerdError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise HerdError(f"{path} cannot be read as JSON, it is nested too deeply: get or write it again") from error
+    except ValueError as error:
         raise HerdError(f"{path} cannot be read as JSON: {error}; get or write it again") from error
     if not isinstance(content, dict):
         raise HerdError(f"{path} holds a {type(content).__name__}, a JSON object is needed: get or write it again")

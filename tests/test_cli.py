@@ -283,6 +283,18 @@ def test_an_interrupted_reader_promises_nothing(paths: tuple[Path, Path]) -> Non
     assert process.returncode == 143
 
 
+def test_what_the_caller_ignores_stays_ignored(paths: tuple[Path, Path], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "herdgraph", "build", paths[0], "-o", tmp_path / "out"]
+    process = subprocess.Popen(["nohup", *command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    while not any(tmp_path.iterdir()):
+        time.sleep(0.01)
+        assert process.poll() is None
+    process.send_signal(signal.SIGHUP)
+    assert process.wait() == 0
+    assert (tmp_path / "out" / "manifest.json").is_file()
+
+
 def test_running_out_of_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     import torch
     from herdgraph.console import guarded
