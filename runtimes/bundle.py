@@ -17,7 +17,7 @@ processor/      the checkpoint's tokenizer, chat template, generation and proces
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -30,6 +30,7 @@ from ..model.config import HerdConfig
 FORMAT = 1
 MANIFEST = "manifest.json"
 PROCESSOR = "processor"
+WEIGHTS = ".data"
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,9 @@ class Bundle:
         except HerdError as error:
             raise HerdError(f"{path}: {error}") from error
         bundle = cls(directory, manifest)
-        bundle._check(verify)
+        bundle._check()
+        if verify:
+            bundle.verify(manifest.files)
         return bundle
 
     def graph(self, role: str) -> Path:
@@ -182,7 +185,21 @@ class Bundle:
         """Size of all files."""
         return sum(entry.bytes for entry in self.manifest.files.values())
 
-    def _check(self, verify: bool) -> None:
+    @property
+    def weight_files(self) -> list[str]:
+        """Names of the files that hold weights: nearly all the bytes."""
+        return [name for name in self.manifest.files if name.endswith(WEIGHTS)]
+
+    def verify(self, names: Iterable[str]) -> None:
+        """Compare the SHA-256 of files with the manifest.
+
+        Raises:
+            HerdError: a file was altered.
+        """
+        with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
+            list(pool.map(self._verify, names))
+
+    def _check(self) -> None:
         for name in (*self.manifest.files, *self.manifest.graphs.values()):
             pure = PurePosixPath(name)
             if pure.is_absolute() or ".." in pure.parts:
@@ -195,17 +212,17 @@ class Bundle:
             if not path.is_dir() and name not in self.manifest.files:
                 raise HerdError(f"{path} is not in the manifest, so nobody vouches for it: remove it or rebuild the "
                                 "bundle")
-        with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
-            list(pool.map(lambda item: self._check_file(*item, verify=verify), self.manifest.files.items()))
+        for name, entry in self.manifest.files.items():
+            path = self.directory / name
+            if not path.is_file():
+                raise HerdError(f"{path} is missing: copy or rebuild the bundle")
+            size = path.stat().st_size
+            if size != entry.bytes:
+                raise HerdError(f"{path} has {size} bytes, the manifest says {entry.bytes}: copy or rebuild the bundle")
 
-    def _check_file(self, name: str, entry: FileEntry, *, verify: bool) -> None:
-        path = self.directory / name
-        if not path.is_file():
-            raise HerdError(f"{path} is missing: copy or rebuild the bundle")
-        size = path.stat().st_size
-        if size != entry.bytes:
-            raise HerdError(f"{path} has {size} bytes, the manifest says {entry.bytes}: copy or rebuild the bundle")
-        if verify and (found := sha256_of(path)) != entry.sha256:
+    def _verify(self, name: str) -> None:
+        path, entry = self.directory / name, self.manifest.files[name]
+        if (found := sha256_of(path)) != entry.sha256:
             raise HerdError(
                 f"{path} was altered: SHA-256 is {found[:12]}…, the manifest says {entry.sha256[:12]}…; "
                 "copy or rebuild the bundle"

@@ -16,7 +16,7 @@ from ..errors import HerdError
 from ..model.config import HerdConfig
 from .batch import DecodeBatch
 from .cache import Buffer
-from .ort import create_session, load_onnxruntime
+from .ort import Memory, create_session, load_onnxruntime
 from .sequence import Features, Sequence
 
 PIECE = 512
@@ -42,9 +42,9 @@ class DecodeBinding:
 class DecoderRunner:
     """The decoder of a bundle on ONNX Runtime."""
 
-    def __init__(self, graph: Path, config: HerdConfig, *, threads: int | None) -> None:
+    def __init__(self, graph: Path, config: HerdConfig, *, threads: int | None, memory: Memory = "fast") -> None:
         self.config = config
-        self.session = create_session(graph, threads=threads)
+        self.session = create_session(graph, threads=threads, memory=memory)
         _check_caches(self.session, config, graph)
         self._value = load_onnxruntime().OrtValue.ortvalue_from_numpy
         self._batch: DecodeBatch | None = None
@@ -112,9 +112,8 @@ class DecoderRunner:
         if not all_positions:
             rows += len(piece) - 1
         logits = np.empty((1, len(rows), self.config.text.vocab_size), np.float32)
-        io = self.bind(
-            sequence.buffers.layers, np.asarray([piece], np.int64), np.asarray([len(sequence)], np.int64), rows, features, logits
-        )
+        ids, lengths = np.asarray([piece], np.int64), np.asarray([len(sequence)], np.int64)
+        io = self.bind(sequence.buffers.layers, ids, lengths, rows, features, logits)
         self.session.run_with_iobinding(io)
         sequence.token_ids += piece
         return logits[0]

@@ -10,9 +10,10 @@ import hashlib
 import time
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from ..model.processing import PreparedPrompt, PromptProcessor
 from .bundle import Bundle
 from .decoder import DecoderRunner, Logits
 from .generation import Generation, StopRule, TextStream, Timings
+from .ort import Memory
 from .sampling import Sampling
 from .sequence import Features, Sequence
 from .vision import VisionRunner
@@ -43,27 +45,40 @@ class Engine:
         self.bundle, self._decoder, self._vision = bundle, decoder, vision
 
     @classmethod
-    def load(cls, path: str | Path, *, threads: int | None = None, verify: bool = True) -> Engine:
+    def load(
+        cls, path: str | Path, *, threads: int | None = None, verify: bool = True, memory: Memory = "fast"
+    ) -> Engine:
         """Open, check and load a bundle.
 
         Args:
             path: bundle directory.
             threads: threads of one operator, None for one per core.
-            verify: compare every file's SHA-256 with the manifest before it is used.
+            verify: compare every file's SHA-256 with the manifest; weights, which are only numbers, while they load.
+            memory: ``fast`` packs all weights for speed, in memory of their own; ``low`` uses them as they lie in the
+                bundle, and the operating system reads and drops them page by page: a bundle may be larger than the
+                memory, and experts that are never chosen are never read.
 
         Raises:
             HerdError: the bundle is incomplete, altered, or made for another runtime.
         """
         if threads is not None and not 1 <= threads <= MOST_THREADS:
             raise HerdError(f"threads is {threads}, it must be within 1 and {MOST_THREADS}")
-        bundle = Bundle.open(path, verify=verify)
+        if memory not in get_args(Memory):
+            raise HerdError(f"memory is {memory!r}, it must be one of {', '.join(get_args(Memory))}")
+        bundle = Bundle.open(path, verify=False)
         if bundle.manifest.target not in ("cpu", "canonical"):
             raise HerdError(f"{path} is built for target {bundle.manifest.target!r}, this runtime executes cpu and "
                             "canonical: rebuild it with --target cpu")
-        config = bundle.manifest.config
-        decoder = DecoderRunner(bundle.graph("decoder"), config, threads=threads)
-        vision = VisionRunner(bundle.graph("vision"), config, threads=threads) if config.vision else None
-        return cls(bundle, decoder, vision)
+        # Reading all weights to hash them would fill a small memory with pages that are not needed.
+        weights = [] if memory == "low" or not verify else bundle.weight_files
+        if verify:
+            bundle.verify(set(bundle.manifest.files) - set(bundle.weight_files))
+        with ThreadPoolExecutor(1) as pool:
+            hashing = pool.submit(bundle.verify, weights)
+            try:
+                return cls(bundle, *_runners(bundle, threads, memory))
+            finally:
+                hashing.result()
 
     @property
     def config(self) -> HerdConfig:
@@ -267,6 +282,14 @@ class Engine:
         total = len(sequence) + len(token_ids)
         if total > text.max_position_embeddings:
             raise HerdError(f"{total} tokens are more than the context of {text.max_position_embeddings}")
+
+
+def _runners(bundle: Bundle, threads: int | None, memory: Memory) -> tuple[DecoderRunner, VisionRunner | None]:
+    config = bundle.manifest.config
+    decoder = DecoderRunner(bundle.graph("decoder"), config, threads=threads, memory=memory)
+    if not config.vision:
+        return decoder, None
+    return decoder, VisionRunner(bundle.graph("vision"), config, threads=threads, memory=memory)
 
 
 def _digest(tile: np.ndarray[Any, Any]) -> bytes:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import HerdError
 from ..model.config import HerdConfig, VisionConfig
-from .ort import create_session
+from .ort import Memory, create_session
 from .sequence import Features
 
 TILES_PER_CALL = 4
@@ -19,11 +19,11 @@ TILES_PER_CALL = 4
 class VisionRunner:
     """The image tower of a bundle on ONNX Runtime."""
 
-    def __init__(self, graph: Path, config: HerdConfig, *, threads: int | None) -> None:
+    def __init__(self, graph: Path, config: HerdConfig, *, threads: int | None, memory: Memory = "fast") -> None:
         assert config.vision is not None, "a bundle with an image graph has an image configuration"
         self.config: VisionConfig = config.vision
         self.width = config.text.hidden_size
-        self.session = create_session(graph, threads=threads)
+        self.session = create_session(graph, threads=threads, memory=memory)
 
     def features(self, pixel_values: np.ndarray[Any, Any]) -> Features:
         """Tiles [N, 3, H, W], normalised float32, to features [N · tokens per tile, width].
