@@ -38,10 +38,12 @@ class BlockFormat:
     Attributes:
         bits: 8 or 4.
         block: inputs that share a scale, a power of two from 16.
+        fitted: search f; otherwise it is 1, which is rounding to nearest.
     """
 
     bits: int
     block: int
+    fitted: bool = True
 
     def blocks(self, inputs: int) -> int:
         """Blocks of one output channel."""
@@ -55,7 +57,9 @@ class BlockFormat:
         """Quantise blocks [N, b, K] to codes in 0..255 or 0..15."""
         blocks = torch.from_numpy(blocks_NbK)
         importance = None if importance_bK is None else torch.from_numpy(importance_bK)
-        scales, zeros = _symmetric(blocks) if self.bits == 8 else _fitted(blocks, importance)
+        scales, zeros = (
+            _symmetric(blocks) if self.bits == 8 else _fitted(blocks, importance, SHRINKS if self.fitted else (1.0,))
+        )
         codes = _codes(blocks, scales, zeros, self.bits)
         return Blocks(codes.to(torch.uint8).numpy(), scales.numpy(), zeros.to(torch.uint8).numpy())
 
@@ -159,12 +163,12 @@ def _symmetric(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(amax > 0, amax / 127, 1.0), torch.full(amax.shape, 128.0)
 
 
-def _fitted(blocks: Tensor, importance: Tensor | None) -> tuple[Tensor, Tensor]:
-    """4-bit scales and zero points with the least weighted square error among ``SHRINKS``."""
+def _fitted(blocks: Tensor, importance: Tensor | None, shrinks: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """4-bit scales and zero points with the least weighted square error among some shares of the range."""
     low, high = blocks.amin(dim=-1).clamp(max=0), blocks.amax(dim=-1).clamp(min=0)
     least = torch.full(low.shape, torch.inf)
     scales, zeros = torch.ones(low.shape), torch.zeros(low.shape)
-    for shrink in SHRINKS:
+    for shrink in shrinks:
         scale = torch.where(high > low, (high - low) * shrink / 15, 1.0)
         zero = (-low / scale + 7.5 * (shrink - 1) / shrink).round_().clamp_(0, 15)
         errors = _codes(blocks, scale, zero, 4).sub_(zero[..., None]).mul_(scale[..., None]).sub_(blocks).square_()

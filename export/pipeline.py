@@ -48,7 +48,7 @@ class Progress:
 
 
 def build_bundle(
-    checkpoint: Checkpoint, output: Path, *, target: str = "cpu", recipe: str = "fp32", overwrite: bool = False,
+    checkpoint: Checkpoint, output: Path, *, target: str = "cpu", recipe: str | Recipe = "fp32", overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
     """Build a bundle.
@@ -57,7 +57,7 @@ def build_bundle(
         checkpoint: an open checkpoint.
         output: directory to create.
         target: name of the lowering.
-        recipe: precision recipe of the target.
+        recipe: precision recipe: the name of one of the target, or one of your own.
         overwrite: replace an existing output.
         progress: hooks for a display.
 
@@ -79,7 +79,7 @@ def build_bundle(
         _carry(checkpoint, directory / PROCESSOR)
         progress.stage("hashing")
         write_manifest(directory, Manifest(
-            target=target, recipe=recipe, config=checkpoint.config, graphs=graphs,
+            target=target, recipe=precision.name, config=checkpoint.config, graphs=graphs,
             active_bytes=active_bytes(models["decoder"], checkpoint.config.text),
             files=describe_files(directory), toolchain=_toolchain(),
             source={"checkpoint": checkpoint.directory.name, "fingerprint": checkpoint.fingerprint()},

@@ -68,8 +68,8 @@ TARGETS = {
 }
 
 
-def target_of(name: str, recipe: str) -> tuple[Target, Recipe]:
-    """A target and a recipe by name, checked against each other.
+def target_of(name: str, recipe: str | Recipe) -> tuple[Target, Recipe]:
+    """A target and a recipe by name, checked against each other; a recipe of your own is taken as it is.
 
     Raises:
         HerdError: no such target or recipe, or the target does not know the recipe.
@@ -77,6 +77,8 @@ def target_of(name: str, recipe: str) -> tuple[Target, Recipe]:
     if name not in TARGETS:
         raise HerdError(f"no target is called {name!r}: choose one of {', '.join(TARGETS)}")
     target = TARGETS[name]
+    if isinstance(recipe, Recipe):
+        return target, recipe
     if recipe not in target.recipes:
         raise HerdError(f"target {name} has no recipe {recipe!r}: choose one of {', '.join(target.recipes)}")
     return target, RECIPES[recipe]

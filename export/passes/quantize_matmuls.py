@@ -23,8 +23,6 @@ from ..recipes import Format, Recipe
 
 _INT8_ACTIVATIONS = 4
 """``accuracy_level`` of ``MatMulNBits``: products of 8-bit integers, inputs quantised in blocks as the weights are."""
-_SMALLEST = 1e-12
-"""Stands for the largest magnitude of a row of zeros."""
 
 
 class QuantizeMatMuls(InPlacePass):
@@ -77,7 +75,7 @@ class QuantizeMatMuls(InPlacePass):
         key = id(graph), id(x)
         if key not in self._inputs:
             amax = build("ReduceMax", build("Abs", x), build.constant([-1]), keepdims=1)
-            amax = build("Max", amax, _scalar(build, _SMALLEST))
+            # A row of zeros gives 0 / 0; whatever code that becomes, it is multiplied by the row's amax of 0.
             self._inputs[key] = build("QuantizeLinear", build("Div", x, amax), step, zero), amax
         q, amax = self._inputs[key]
         return build("Mul", build("MatMulIntegerToFloat", q, codes_KN, step, scales_N, zero, domain=CONTRIB), amax)
