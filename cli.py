@@ -17,17 +17,21 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemaini
 
 from . import __version__
 from .build import main as build
+from .calibration.cli import calibrate
 from .console import HerdGroup, complain, emit_json, progress, quantity, size, stderr, succeed, table
 from .errors import HerdError
 
 if TYPE_CHECKING:
     from .model.config import HerdConfig
     from .runtimes import Engine, TextStream
+    from .runtimes.ort import Memory
 
 _PATH = click.Path(path_type=Path)
 _COUNT = click.IntRange(min=1)
 _THREADS = click.option("--threads", type=click.IntRange(1, 1024), show_default="one per core",
                         help="Threads of one operator.")
+_MEMORY = click.option("--memory", type=click.Choice(["fast", "low"]), default="fast", show_default=True,
+                       help="low: use weights as they lie on disk, read only when needed; slower.")
 
 
 @click.group(cls=HerdGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -37,6 +41,7 @@ def main() -> None:
 
 
 main.add_command(build, "build")
+main.add_command(calibrate)
 
 
 def _sampling_options(command: Any) -> Any:
@@ -50,6 +55,7 @@ def _sampling_options(command: Any) -> Any:
                      help="Keep the k most likely tokens, 0 for all."),
         click.option("--seed", type=click.IntRange(min=0), show_default="another each time", help="Seed of the draws."),
         _THREADS,
+        _MEMORY,
     )
     for option in reversed(options):
         command = option(command)
@@ -67,10 +73,10 @@ def _sampling_options(command: Any) -> Any:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of streaming.")
 def generate(
     bundle: Path, prompt: str, images: tuple[Path, ...], raw: bool, stop: tuple[str, ...], threads: int | None,
-    as_json: bool, **sampling: Any,
+    memory: Memory, as_json: bool, **sampling: Any,
 ) -> None:
     """Answer one prompt with BUNDLE."""
-    engine = _loaded(bundle, threads, sampling)
+    engine = _loaded(bundle, threads, memory, sampling)
     stream = engine.stream(
         prompt if raw else [_user_turn(prompt, images)], images=list(images) if raw and images else None,
         stop=stop, **sampling,
@@ -84,26 +90,26 @@ def generate(
     _print_timings(stream)
 
 
-def _loaded(bundle: Path, threads: int | None, sampling: dict[str, Any]) -> Engine:
+def _loaded(bundle: Path, threads: int | None, memory: Memory, sampling: dict[str, Any]) -> Engine:
     """A loaded bundle, after options that it would refuse later were refused."""
     from .runtimes import Engine
     from .runtimes.sampling import Sampling
 
     Sampling(**{name: value for name, value in sampling.items() if name != "max_new_tokens"})
     with stderr.status("checking and loading the bundle"):
-        return Engine.load(bundle, threads=threads)
+        return Engine.load(bundle, threads=threads, memory=memory)
 
 
 @main.command()
 @click.argument("bundle", type=_PATH)
 @click.option("--system", help="System message.")
 @_sampling_options
-def chat(bundle: Path, system: str | None, threads: int | None, **sampling: Any) -> None:
+def chat(bundle: Path, system: str | None, threads: int | None, memory: Memory, **sampling: Any) -> None:
     """Talk with BUNDLE.
 
     /image FILE attaches a picture to the next message, /reset forgets, /quit ends.
     """
-    engine = _loaded(bundle, threads, sampling)
+    engine = _loaded(bundle, threads, memory, sampling)
     talk = Conversation(engine, system, sampling)
     if isinstance(sys.stdin, TextIOWrapper):  # bytes that are not text are refused with their message
         sys.stdin.reconfigure(errors="surrogateescape")
@@ -326,8 +332,10 @@ def verify(
 @click.option("--prompt", type=_COUNT, default=512, show_default=True, help="Tokens of the prompt.")
 @click.option("--new", type=_COUNT, default=32, show_default=True, help="Tokens to decode.")
 @click.option("--context", type=_COUNT, show_default="those of the prompt", help="Tokens before the decoded ones.")
+@click.option("--batch", type=_COUNT, default=1, show_default=True, help="Sequences decoded together, besides one.")
 @click.option("--repeats", type=_COUNT, default=3, show_default=True, help="Repetitions; medians are reported.")
 @_THREADS
+@_MEMORY
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def bench(bundle: Path, as_json: bool, **options: Any) -> None:
     """Measure how fast BUNDLE is.
@@ -349,6 +357,8 @@ def bench(bundle: Path, as_json: bool, **options: Any) -> None:
                    f"{report.prefill_share:.2f} of the fp32 GEMM ceiling",
         "decode": f"{decode.median:.1f} tokens/s ({decode.low:.1f} to {decode.high:.1f}), "
                   f"{report.decode_share:.2f} of the read bandwidth",
+        **({f"decode, {report.batch} together": f"{both.median:.1f} tokens/s ({both.low:.1f} to {both.high:.1f})"}
+           if (both := report.batch_decode) else {}),
         "peak memory": size(report.peak_bytes),
         "ceilings": f"{limit.read_bandwidth / 1e9:.1f} GB/s read, {limit.fp32_gemm / 1e9:.0f} GFLOP/s fp32, "
                     f"{limit.int8_gemm / 1e9:.0f} GOP/s int8",

@@ -1,10 +1,10 @@
 """What a precision recipe costs on a real model and real English: perplexity and KL per token against fp32.
 
-    python -m benchmarks.quality [CHECKPOINT] [--recipes int8 int4 int4-rtn]
+    python -m benchmarks.quality [CHECKPOINT] [--recipes int8 int4 int4-rtn int4-gptq]
 
 The text, several pages (Alice in Wonderland; entries of the Jargon File, which is in the public domain), was used to
 fit nothing. It is read in windows of 512 tokens. ``int4-rtn`` is the baseline of the 4-bit recipe: the same formats,
-every weight rounded to nearest and nothing rotated.
+every weight rounded to nearest and nothing rotated. ``int4-gptq`` is built with ``--calibration``, on other text.
 
 The last two columns compare a recipe with itself: tokens decoded one by one with the same tokens prefilled, and
 decoded in a batch of eight with decoded alone. That is how much a result depends on what else is in the call.
@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from herdgraph.calibration.cli import DEFAULT_TEXT
+from herdgraph.calibration.moments import measure
 from herdgraph.console import fail, size, stderr, stdout
 from herdgraph.export.block_format import BlockFormat
 from herdgraph.export.pipeline import build_bundle
@@ -26,6 +28,7 @@ from herdgraph.export.recipes import RECIPES, Recipe, Rule
 from herdgraph.export.verify import fidelity
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.runtimes import Engine
+from rich.console import Console
 from rich.table import Table
 
 TEXTS = [Path(__file__).parent / "data" / name for name in ("alice.txt", "jargon.txt")]
@@ -40,6 +43,16 @@ def int4_rtn() -> Recipe:
         for rule in RECIPES["int4"].rules
     )
     return replace(RECIPES["int4"], name="int4", rules=rules, rotated=False)
+
+
+def build(source: Path, bundle: Path, recipe: str) -> None:
+    """Build a bundle by the name of a row of the table."""
+    precision = int4_rtn() if recipe == "int4-rtn" else RECIPES[recipe.removesuffix("-gptq")]
+    moments = bundle.with_suffix(".safetensors") if recipe.endswith("-gptq") else None
+    with open_checkpoint(source) as checkpoint:
+        if moments:
+            measure(checkpoint, precision, [DEFAULT_TEXT.read_text(encoding="utf-8")], moments)
+        build_bundle(checkpoint, bundle, recipe=precision, calibration=moments)
 
 
 def windows(engine: Engine) -> list[list[int]]:
@@ -85,7 +98,7 @@ def main() -> None:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", type=Path, default=Path(".cache/demo/checkpoint"))
-    parser.add_argument("--recipes", nargs="+", default=["int8", "int4-rtn", "int4"])
+    parser.add_argument("--recipes", nargs="+", default=["int8", "int4-rtn", "int4", "int4-gptq"])
     args = parser.parse_args()
     if not args.checkpoint.is_dir():
         fail(f"{args.checkpoint} does not exist: run `make demo` once, or name a checkpoint")
@@ -97,8 +110,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=".cache" if Path(".cache").is_dir() else None) as name:
         for recipe in ("fp32", *args.recipes):
             stderr.print(f"[dim]building and measuring {recipe}[/dim]")
-            with open_checkpoint(args.checkpoint) as checkpoint:
-                build_bundle(checkpoint, Path(name) / recipe, recipe=int4_rtn() if recipe == "int4-rtn" else recipe)
+            build(args.checkpoint, Path(name) / recipe, recipe)
             engine = Engine.load(Path(name) / recipe)
             texts = texts or windows(engine)
             found = prefilled(engine, texts)
@@ -112,7 +124,7 @@ def main() -> None:
                 f"{_kl(middle, alone):.1e}", f"{_kl(alone, decoded(engine, texts, batch=True)):.1e}",
             )
     stdout.print(f"{len(texts or [])} windows of {WINDOW} tokens")
-    stdout.print(table)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,9 @@ Output channel n of a weight [K, N] is cut into blocks b of 32, 64 or 128 inputs
     8 bits  s[n, b] = max_k |w[k, n]| / 127                  q = round(w / s) + 128                 (zero at 128)
     4 bits  s[n, b] = f · (max_k w - min_k w) / 15           q = clip(round(w / s) + z, 0, 15)      z an integer
 
-    minimising over f   sum_k  i_k · ((q - z) · s - w[k, n])²
-
-A scale that clips the ends of a block a little often fits the rest better: f is searched, and i_k, the mean square of
-input k in calibration data (1 without), tells which weights matter. A last block that K does not fill is filled
-with zeros.
+A scale that clips the ends of a block a little often fits the rest better: f is searched for the least square error.
+With second moments of the inputs, rounding also makes up for its own errors (``gptq.py``). A last block that K does
+not fill is filled with zeros.
 """
 
 from __future__ import annotations
@@ -22,7 +20,9 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from .gptq import compensated, factor
 from .weights import channels_of, write_all
 
 Array = np.ndarray[Any, Any]
@@ -53,15 +53,31 @@ class BlockFormat:
         """Codes, float32 scales and, with 4 bits, zero points."""
         return (self.bits + (32 + (self.bits if self.bits == 4 else 0)) / self.block) / 8
 
-    def quantise(self, blocks_NbK: Array, importance_bK: Array | None = None) -> Blocks:
-        """Quantise blocks [N, b, K] to codes in 0..255 or 0..15."""
+    def quantise(self, blocks_NbK: Array, factor_KK: Tensor | None = None) -> Blocks:
+        """Quantise blocks [N, b, K] to codes in 0..255 or 0..15.
+
+        Args:
+            blocks_NbK: float32.
+            factor_KK: of the inputs' second moments (``gptq.factor``), None to round to nearest.
+        """
         blocks = torch.from_numpy(blocks_NbK)
-        importance = None if importance_bK is None else torch.from_numpy(importance_bK)
-        scales, zeros = (
-            _symmetric(blocks) if self.bits == 8 else _fitted(blocks, importance, SHRINKS if self.fitted else (1.0,))
-        )
-        codes = _codes(blocks, scales, zeros, self.bits)
+        if factor_KK is None:
+            scales, zeros = self.fit(blocks)
+            codes = self.round(blocks, scales, zeros)
+        else:
+            codes, scales, zeros = compensated(blocks.flatten(1), factor_KK, self)
         return Blocks(codes.to(torch.uint8).numpy(), scales.numpy(), zeros.to(torch.uint8).numpy())
+
+    def fit(self, blocks: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scales and zero points [N, b] of blocks [N, b, K]; ``weight`` [b, K] says which errors matter."""
+        if self.bits == 8:
+            return _symmetric(blocks)
+        return _fitted(blocks, weight, SHRINKS if self.fitted else (1.0,))
+
+    def round(self, blocks: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+        """Nearest codes as float32, ties to even."""
+        lowest, highest = (1, 255) if self.bits == 8 else (0, 15)
+        return (blocks / scales[..., None]).round_().add_(zeros[..., None]).clamp_(lowest, highest)
 
 
 class Blocks(NamedTuple):
@@ -82,14 +98,14 @@ class BlockCodes(ir.LazyTensor):
     Args:
         source: the weight, one of a checkpoint or any other two-dimensional initializer.
         layout: bits and block.
-        importance: mean square of each input in calibration data, [K].
+        moments: second moments of the inputs, [K, K], None to round to nearest.
     """
 
-    def __init__(self, source: ir.TensorProtocol, layout: BlockFormat, importance: Array | None = None) -> None:
+    def __init__(self, source: ir.TensorProtocol, layout: BlockFormat, moments: Tensor | None = None) -> None:
         self.source, self.layout = source, layout
         inputs, self.channels = source.shape.numpy()
         self.blocks = layout.blocks(inputs)
-        self._importance = None if importance is None else in_blocks(importance[None], layout.block)[0]
+        self._moments = moments
         self._found: tuple[Array, Array] | None = None
         shape = ir.Shape((self.channels, self.blocks, layout.block * layout.bits // 8))
         super().__init__(lambda: ir.Tensor(self._whole()), dtype=ir.DataType.UINT8, shape=shape)
@@ -117,14 +133,21 @@ class BlockCodes(ir.LazyTensor):
     def _quantise(self, use: Callable[[int, Array], None]) -> None:
         scales = np.empty((self.channels, self.blocks), np.float32)
         zeros = np.empty((self.channels, self.blocks), np.uint8)
-        first = 0
+        first, upper = 0, self._factor()
         for rows_NK in channels_of(self.source):
-            found = self.layout.quantise(in_blocks(rows_NK, self.layout.block), self._importance)
+            found = self.layout.quantise(in_blocks(rows_NK, self.layout.block), upper)
             part = slice(first, first + len(rows_NK))
             scales[part], zeros[part] = found.scales, found.zeros
             use(first, found.codes if self.layout.bits == 8 else packed(found.codes))
             first += len(rows_NK)
         self._found = scales, zeros
+
+
+    def _factor(self) -> Tensor | None:
+        if self._moments is None:
+            return None
+        rest = self.blocks * self.layout.block - len(self._moments)
+        return factor(functional.pad(self._moments, (0, rest, 0, rest)))
 
 
 class BlockScales(ir.LazyTensor):
@@ -163,7 +186,7 @@ def _symmetric(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(amax > 0, amax / 127, 1.0), torch.full(amax.shape, 128.0)
 
 
-def _fitted(blocks: Tensor, importance: Tensor | None, shrinks: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+def _fitted(blocks: Tensor, weight: Tensor | None, shrinks: tuple[float, ...]) -> tuple[Tensor, Tensor]:
     """4-bit scales and zero points with the least weighted square error among some shares of the range."""
     low, high = blocks.amin(dim=-1).clamp(max=0), blocks.amax(dim=-1).clamp(min=0)
     least = torch.full(low.shape, torch.inf)
@@ -171,15 +194,10 @@ def _fitted(blocks: Tensor, importance: Tensor | None, shrinks: tuple[float, ...
     for shrink in shrinks:
         scale = torch.where(high > low, (high - low) * shrink / 15, 1.0)
         zero = (-low / scale + 7.5 * (shrink - 1) / shrink).round_().clamp_(0, 15)
-        errors = _codes(blocks, scale, zero, 4).sub_(zero[..., None]).mul_(scale[..., None]).sub_(blocks).square_()
-        error = errors.sum(dim=-1) if importance is None else torch.einsum("nbk,bk->nb", errors, importance)
+        codes = (blocks / scale[..., None]).round_().add_(zero[..., None]).clamp_(0, 15)
+        errors = codes.sub_(zero[..., None]).mul_(scale[..., None]).sub_(blocks).square_()
+        error = errors.sum(dim=-1) if weight is None else torch.einsum("nbk,bk->nb", errors, weight)
         better = error < least
         least = torch.where(better, error, least)
         scales, zeros = torch.where(better, scale, scales), torch.where(better, zero, zeros)
     return scales, zeros
-
-
-def _codes(blocks: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> Tensor:
-    """Nearest codes as float32, ties to even."""
-    lowest, highest = (1, 255) if bits == 8 else (0, 15)
-    return (blocks / scales[..., None]).round_().add_(zeros[..., None]).clamp_(lowest, highest)

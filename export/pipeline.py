@@ -16,12 +16,12 @@ from pathlib import Path
 import onnx_ir as ir
 
 from .. import __version__
-from ..errors import HerdError
-from ..files import atomic_directory
+from ..files import atomic_directory, require_room
 from ..model.checkpoint import Checkpoint
 from ..model.config import TextConfig
 from ..runtimes.bundle import PROCESSOR, Bundle, Manifest, describe_files, write_manifest
 from .capture import bind_weights, capture_decoder, capture_vision
+from .moments import MomentsFile
 from .recipes import Recipe
 from .rotation import RotatedCheckpoint
 from .targets import Target, target_of
@@ -48,8 +48,8 @@ class Progress:
 
 
 def build_bundle(
-    checkpoint: Checkpoint, output: Path, *, target: str = "cpu", recipe: str | Recipe = "fp32", overwrite: bool = False,
-    progress: Progress | None = None,
+    checkpoint: Checkpoint, output: Path, *, target: str = "cpu", recipe: str | Recipe = "fp32",
+    calibration: Path | None = None, overwrite: bool = False, progress: Progress | None = None,
 ) -> Bundle:
     """Build a bundle.
 
@@ -58,6 +58,7 @@ def build_bundle(
         output: directory to create.
         target: name of the lowering.
         recipe: precision recipe: the name of one of the target, or one of your own.
+        calibration: second moments of inputs, written by ``herdgraph calibrate``; 4-bit weights are rounded by them.
         overwrite: replace an existing output.
         progress: hooks for a display.
 
@@ -65,12 +66,13 @@ def build_bundle(
         HerdError: unknown target or recipe, the output exists or cannot be written, or there is too little room.
     """
     (lowering, precision), progress = target_of(target, recipe), progress or Progress()
-    with atomic_directory(output, overwrite=overwrite) as directory:
+    moments = MomentsFile.open(calibration, checkpoint.fingerprint()) if calibration else None
+    with atomic_directory(output, overwrite=overwrite, inputs=[checkpoint.directory]) as directory:
         graphs = {}
-        models = dict(_lowered(checkpoint, lowering, precision, progress))
+        models = dict(_lowered(checkpoint, lowering, precision, moments, progress))
         total = sum(weight_bytes(model) for model in models.values())
         progress.weights(total)
-        _require_room(directory, total)
+        require_room(output, total, "the bundle")
         for role, model in models.items():
             progress.stage(f"writing {role} weights")
             stream(model, directory, f"{role}.data", progress.written)
@@ -88,7 +90,7 @@ def build_bundle(
 
 
 def _lowered(
-    checkpoint: Checkpoint, target: Target, recipe: Recipe, progress: Progress
+    checkpoint: Checkpoint, target: Target, recipe: Recipe, moments: MomentsFile | None, progress: Progress
 ) -> Iterator[tuple[str, ir.Model]]:
     source = RotatedCheckpoint(checkpoint) if recipe.rotated else checkpoint
     captures = {"decoder": capture_decoder, "vision": capture_vision}
@@ -99,7 +101,7 @@ def _lowered(
         model = capture(source.config)
         bind_weights(model, source)
         progress.stage(f"lowering {role} for {target.name} {recipe.name}")
-        target.lower(model, recipe)
+        target.lower(model, recipe, moments)
         logger.info("%s graph: %d nodes", role, sum(1 for _ in model.graph.all_nodes()))
         yield role, model
 
@@ -119,15 +121,6 @@ def active_bytes(decoder: ir.Model, config: TextConfig) -> int:
     )
     rest = weight_bytes(decoder) - routed - (table.const_value.nbytes if table and table.const_value else 0)
     return rest + (routed * config.top_k // config.num_experts if routed else 0)
-
-
-def _require_room(directory: Path, needed: int) -> None:
-    free = shutil.disk_usage(directory).free
-    if needed > free:
-        raise HerdError(
-            f"the bundle needs {needed / 1e9:.1f} GB, {directory.parent} has {free / 1e9:.1f} GB free: "
-            "choose another output or make room"
-        )
 
 
 def _carry(checkpoint: Checkpoint, directory: Path) -> None:

@@ -9,6 +9,7 @@ from onnx_ir.passes import InPlacePass, common
 
 from ..errors import HerdError
 from ..model.operators import DOMAIN
+from .moments import MomentsFile
 from .passes import (
     FoldWeightTransposes,
     JoinMatMuls,
@@ -36,7 +37,7 @@ class Target:
     passes: tuple[type[InPlacePass], ...]
     recipes: tuple[str, ...]
 
-    def lower(self, model: ir.Model, recipe: Recipe) -> None:
+    def lower(self, model: ir.Model, recipe: Recipe, moments: MomentsFile | None = None) -> None:
         """Apply the passes in place, then the recipe, then remove what they left behind.
 
         Raises:
@@ -46,7 +47,7 @@ class Target:
             rewrite()(model)
         if recipe.rotated:
             RotateHidden()(model)
-        QuantizeMatMuls(recipe)(model)
+        QuantizeMatMuls(recipe, moments)(model)
         if self.passes:
             for tidy in (common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass(),
                          common.RemoveUnusedFunctionsPass(), common.RemoveUnusedOpsetsPass()):

@@ -25,6 +25,7 @@ from ..model.config import HerdConfig, TextConfig
 from ..model.facts import facts_of
 from .ceilings import Ceilings, measure_ceilings
 from .engine import Engine
+from .ort import Memory
 from .sequence import Sequence
 
 
@@ -54,6 +55,8 @@ class BenchReport:
         prefill_share: of the fp32 GEMM ceiling.
         decode: tokens per second at the context.
         decode_share: of the read bandwidth ceiling.
+        batch: sequences decoded together.
+        batch_decode: tokens per second of all of them; None for a batch of one.
         peak_bytes: largest resident memory of this process; the ceilings are measured afterwards.
     """
 
@@ -67,6 +70,8 @@ class BenchReport:
     prefill_share: float
     decode: Spread
     decode_share: float
+    batch: int
+    batch_decode: Spread | None
     peak_bytes: int
     ceilings: Ceilings
 
@@ -76,8 +81,8 @@ class BenchReport:
 
 
 def bench(
-    bundle: Path, *, prompt: int = 512, new: int = 32, context: int | None = None, repeats: int = 3,
-    threads: int | None = None,
+    bundle: Path, *, prompt: int = 512, new: int = 32, context: int | None = None, batch: int = 1,
+    repeats: int = 3, threads: int | None = None, memory: Memory = "fast",
 ) -> BenchReport:
     """Measure a bundle in this process.
 
@@ -86,22 +91,27 @@ def bench(
         prompt: tokens of the prompt.
         new: tokens decoded one by one.
         context: tokens before the decoded ones; None for the prompt's.
+        batch: sequences, all at this context, that are decoded together besides.
         repeats: repetitions; medians are reported.
         threads: as for ``Engine.load``.
+        memory: as for ``Engine.load``.
 
     Raises:
         HerdError: an impossible length, or the bundle cannot be loaded.
     """
     context = prompt if context is None else context
-    for name, value in (("prompt", prompt), ("new", new), ("context", context), ("repeats", repeats)):
+    for name, value in (("prompt", prompt), ("new", new), ("context", context), ("batch", batch),
+                        ("repeats", repeats)):
         if value < 1:
             raise HerdError(f"{name} is {value}, it must be at least 1")
     started = time.perf_counter()
-    engine = Engine.load(bundle, threads=threads)
+    engine = Engine.load(bundle, threads=threads, memory=memory)
     loaded = time.perf_counter() - started
     prefills = [_prefill(engine, prompt, seed)[1] for seed in range(repeats + 1)][1:]
     sequence, _ = _prefill(engine, context, seed=0)
-    decodes = [_decode(engine, sequence, new) for _ in range(repeats)]
+    decodes = [_decode(engine, [sequence], new) for _ in range(repeats)]
+    together = [sequence, *(sequence.fork() for _ in range(batch - 1))]
+    batches = [_decode(engine, together, new) for _ in range(repeats)] if batch > 1 else []
     peak = _peak_bytes()
     ceilings = measure_ceilings(threads)
     prefill, decode = Spread.of(prompt, prefills), Spread.of(new, decodes)
@@ -112,6 +122,7 @@ def bench(
         prefill_share=prefill.median * prefill_operations(engine.config, prompt) / ceilings.fp32_gemm,
         decode=decode,
         decode_share=decode.median * bytes_per_token / ceilings.read_bandwidth,
+        batch=batch, batch_decode=Spread.of(batch * new, batches) if batches else None,
         peak_bytes=peak, ceilings=ceilings,
     )
 
@@ -148,19 +159,27 @@ def _prefill(engine: Engine, tokens: int, seed: int) -> tuple[Sequence, float]:
     return sequence, time.perf_counter() - started
 
 
-def _decode(engine: Engine, sequence: Sequence, tokens: int) -> float:
+def _decode(engine: Engine, sequences: list[Sequence], tokens: int) -> float:
     """Decode, then take the tokens back, so that every repetition has the same context."""
-    length = len(sequence)
-    engine.decode(sequence, 1)  # grows buffers and binds once, outside of the time
-    engine.truncate(sequence, length)
-    ids = np.random.default_rng(length).integers(0, engine.config.text.vocab_size, tokens)
+    length, alone = len(sequences[0]), len(sequences) == 1
+    ids = np.random.default_rng(length).integers(0, engine.config.text.vocab_size, (tokens + 1, len(sequences)))
     if engine.config.vision:
         ids[ids == engine.config.image_token_id] = 0
+    steps = ids.tolist()
+
+    def step(row: list[int]) -> None:
+        if alone:
+            engine.decode(sequences[0], row[0])
+        else:
+            engine.decode_batch(sequences, row)
+
+    step(steps[0])  # grows buffers and binds once, outside of the time
     started = time.perf_counter()
-    for token in ids.tolist():
-        engine.decode(sequence, token)
+    for row in steps[1:]:
+        step(row)
     seconds = time.perf_counter() - started
-    engine.truncate(sequence, length)
+    for sequence in sequences:
+        engine.truncate(sequence, length)
     return seconds
 
 

@@ -59,15 +59,6 @@ def test_zeros_stay_zeros(layout: BlockFormat) -> None:
     assert (_dequantised(np.zeros((40, 3), np.float32), layout) == 0).all()
 
 
-def test_important_inputs_are_stored_better() -> None:
-    blocks = np.random.default_rng(0).normal(size=(50, 1, 32)).astype(np.float32)
-    importance = np.full((1, 32), 1e-3, np.float32)
-    importance[0, 5] = 1
-    plain, weighted = (BlockFormat(4, 32).quantise(blocks, given).values() for given in (None, importance))
-    error = [float(((values - blocks)[:, 0, 5] ** 2).sum()) for values in (plain, weighted)]
-    assert error[1] < 0.7 * error[0]
-
-
 LINEAR = """
 linear (float[T, {K}] x, float[{K}, {N}] w) => (float[T, {N}] y) {{ y = MatMul (x, w) }}
 """

@@ -15,11 +15,14 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
+from torch import Tensor
 
 from ..block_format import BlockCodes, BlockFormat, BlockScales, BlockZeros
 from ..builder import CONTRIB, Builder
 from ..channel_format import ChannelCodes, ChannelScales
+from ..moments import MomentsFile
 from ..recipes import Format, Recipe
+from .rotate_hidden import BlockRotated
 
 _INT8_ACTIVATIONS = 4
 """``accuracy_level`` of ``MatMulNBits``: products of 8-bit integers, inputs quantised in blocks as the weights are."""
@@ -30,11 +33,12 @@ class QuantizeMatMuls(InPlacePass):
 
     Args:
         recipe: says which weight is stored how.
+        moments: second moments of inputs, for weights in blocks.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, moments: MomentsFile | None = None) -> None:
         super().__init__()
-        self.recipe = recipe
+        self.recipe, self.moments = recipe, moments
         self._inputs: dict[tuple[int, int], tuple[ir.Value, ir.Value]] = {}
         """Quantised inputs by graph and value: products that read one input share them."""
 
@@ -60,12 +64,28 @@ class QuantizeMatMuls(InPlacePass):
         assert weight.const_value is not None
         build = Builder(f"{node.name}/quantised")
         if isinstance(layout, BlockFormat):
-            y = _blocks(build, graph, x, weight, layout)
+            y = self._blocks(build, graph, x, weight, layout)
         else:
             y = self._channels(build, graph, x, weight)
         ir.convenience.replace_nodes_and_values(graph, node, [node], build.nodes, node.outputs, [y])
         if not weight.uses():
             del graph.initializers[str(weight.name)]
+
+    def _blocks(self, build: Builder, graph: ir.Graph, x: ir.Value, weight: ir.Value, layout: BlockFormat) -> ir.Value:
+        assert weight.const_value is not None
+        inputs, channels = weight.const_value.shape.numpy()
+        codes = BlockCodes(weight.const_value, layout, self._moments_of(weight))
+        # Codes first: writing them finds the scales and zero points.
+        tensors: dict[str, ir.TensorProtocol] = {"codes": codes, "scales": BlockScales(codes)}
+        if layout.bits == 4:
+            tensors["zeros"] = BlockZeros(codes)
+        return build("MatMulNBits", x, *_stored(graph, weight, tensors), domain=CONTRIB, K=inputs, N=channels,
+                     bits=layout.bits, block_size=layout.block, accuracy_level=_INT8_ACTIVATIONS)
+
+    def _moments_of(self, weight: ir.Value) -> Tensor | None:
+        found = self.moments.of(str(weight.name)) if self.moments else None
+        source = weight.const_value
+        return source.rotated_moments(found) if found is not None and isinstance(source, BlockRotated) else found
 
     def _channels(self, build: Builder, graph: ir.Graph, x: ir.Value, weight: ir.Value) -> ir.Value:
         assert weight.const_value is not None
@@ -79,18 +99,6 @@ class QuantizeMatMuls(InPlacePass):
             self._inputs[key] = build("QuantizeLinear", build("Div", x, amax), step, zero), amax
         q, amax = self._inputs[key]
         return build("Mul", build("MatMulIntegerToFloat", q, codes_KN, step, scales_N, zero, domain=CONTRIB), amax)
-
-
-def _blocks(build: Builder, graph: ir.Graph, x: ir.Value, weight: ir.Value, layout: BlockFormat) -> ir.Value:
-    assert weight.const_value is not None
-    inputs, channels = weight.const_value.shape.numpy()
-    codes = BlockCodes(weight.const_value, layout)
-    # Codes first: writing them finds the scales and zero points.
-    tensors: dict[str, ir.TensorProtocol] = {"codes": codes, "scales": BlockScales(codes)}
-    if layout.bits == 4:
-        tensors["zeros"] = BlockZeros(codes)
-    return build("MatMulNBits", x, *_stored(graph, weight, tensors), domain=CONTRIB, K=inputs, N=channels,
-                 bits=layout.bits, block_size=layout.block, accuracy_level=_INT8_ACTIVATIONS)
 
 
 def _scalar(build: Builder, value: float) -> ir.Value:

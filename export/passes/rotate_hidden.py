@@ -76,8 +76,14 @@ class BlockRotated(ir.LazyTensor):
     def channels(self) -> Iterator[np.ndarray[Any, Any]]:
         """Output channels in order, a few at a time: rows [n, K]."""
         for rows_NK in channels_of(self.source):
-            blocks = torch.from_numpy(rows_NK).unflatten(1, (-1, self.block))
-            yield (blocks @ hadamard(self.block)).flatten(1).numpy()
+            yield self._rotate(torch.from_numpy(rows_NK)).numpy()
+
+    def rotated_moments(self, moments_KK: torch.Tensor) -> torch.Tensor:
+        """Second moments of h B for those of h: B^T H B."""
+        return self._rotate(self._rotate(moments_KK).T)
+
+    def _rotate(self, rows: torch.Tensor) -> torch.Tensor:
+        return (rows.unflatten(1, (-1, self.block)) @ hadamard(self.block)).flatten(1)
 
     def write_to(self, file: int, offset: int) -> None:
         """Write float32 little-endian values at ``offset`` of an open file descriptor."""
