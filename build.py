@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,14 +77,16 @@ def memory_plan(config: HerdConfig, output: Path, recipe: Recipe) -> MemoryPlan:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle directory to create.")
 @click.option("--target", default="cpu", show_default=True, help="Lowering: cpu, or canonical (unlowered, portable).")
 @click.option("--recipe", default="fp32", show_default=True, help="Precision: fp32, int8 or int4.")
+@click.option("--kv", type=click.Choice(["float32", "int8"]), default="float32", show_default=True,
+              help="Keys and values; int8 needs --calibration.")
 @click.option("--calibration", type=click.Path(path_type=Path),
               help="What `herdgraph calibrate` measured: 4-bit weights are rounded by it.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
 @click.option("--dry-run", is_flag=True, help="Check the checkpoint, print the memory plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document for scripts.")
 def main(
-    checkpoint: Path, output: Path, target: str, recipe: str, calibration: Path | None, overwrite: bool, dry_run: bool,
-    as_json: bool,
+    checkpoint: Path, output: Path, target: str, recipe: str, kv: str, calibration: Path | None, overwrite: bool,
+    dry_run: bool, as_json: bool,
 ) -> None:
     """Build a bundle from a checkpoint.
 
@@ -95,6 +97,7 @@ def main(
     from herdgraph.model.checkpoint import open_checkpoint
 
     lowering, precision = target_of(target, recipe)
+    precision = replace(precision, int8_caches=kv == "int8")
     with open_checkpoint(checkpoint) as source:
         plan = memory_plan(source.config, output, precision)
         objection = _objection(source, output, plan, overwrite=overwrite)
@@ -113,7 +116,7 @@ def main(
         started = time.perf_counter()
         with _progress_bar(quiet=as_json) as bar:
             bundle = build_bundle(
-                source, output, target=target, recipe=recipe, calibration=calibration, overwrite=overwrite,
+                source, output, target=target, recipe=precision, calibration=calibration, overwrite=overwrite,
                 progress=_hooks(bar),
             )
     seconds = time.perf_counter() - started

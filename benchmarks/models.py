@@ -1,6 +1,6 @@
 """Random-weight members of the herd that speed is measured on, as Hugging Face checkpoints.
 
-    python -m benchmarks.models {scout-mini|maverick-mini|scout-mini-mm} OUT_DIR
+    python -m benchmarks.models {scout-mini|maverick-mini|scout-mini-mm} OUT_DIR [--calibration FILE]
 
 ================  ==========  ================================================================
 scout-mini        1.50 B      16 layers, 16 experts in every layer, iRoPE, qk-norm; text
@@ -9,7 +9,8 @@ scout-mini-mm     1.54 B      scout-mini with an 8-layer tower for 336-pixel til
 ================  ==========  ================================================================
 
 Values are seeded and scaled by fan-in (residual outputs by 1/sqrt(2L)), so that logits are of order one. Experts
-differ from each other: equal experts would make caches lie.
+differ from each other: equal experts would make caches lie. The calibration is measured on random tokens, for bundles
+with 8-bit keys and values.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from herdgraph.model.checkpoint import save_checkpoint
+from herdgraph.calibration.moments import measure
+from herdgraph.export.recipes import RECIPES
+from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.config import HerdConfig, RopeScaling, TextConfig, VisionConfig
 from herdgraph.model.names import expected_tensors
 
@@ -73,13 +76,23 @@ def write(name: str, directory: Path) -> None:
         save_checkpoint(directory, MODELS[name], tensors(MODELS[name]))
 
 
+def calibrate(directory: Path, output: Path) -> None:
+    """Measure a model on four windows of random tokens."""
+    with open_checkpoint(directory) as checkpoint:
+        windows = torch.randint(0, 32000, (4, 512), generator=torch.Generator().manual_seed(0)).tolist()
+        measure(checkpoint, RECIPES["int8"], windows, output)
+
+
 def main() -> None:
     """Parse the command line and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=MODELS)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--calibration", type=Path)
     args = parser.parse_args()
     write(args.name, args.out)
+    if args.calibration:
+        calibrate(args.out, args.calibration)
 
 
 if __name__ == "__main__":

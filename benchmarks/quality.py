@@ -1,10 +1,11 @@
 """What a precision recipe costs on a real model and real English: perplexity and KL per token against fp32.
 
-    python -m benchmarks.quality [CHECKPOINT] [--recipes int8 int4 int4-rtn int4-gptq]
+    python -m benchmarks.quality [CHECKPOINT] [--recipes int8 int8-kv8 int4-rtn int4 int4-gptq]
 
 The text, several pages (Alice in Wonderland; entries of the Jargon File, which is in the public domain), was used to
 fit nothing. It is read in windows of 512 tokens. ``int4-rtn`` is the baseline of the 4-bit recipe: the same formats,
-every weight rounded to nearest and nothing rotated. ``int4-gptq`` is built with ``--calibration``, on other text.
+every weight rounded to nearest and nothing rotated. ``-gptq`` and ``-kv8`` (8-bit keys and
+values) are built with ``--calibration``, on other text.
 
 The last two columns compare a recipe with itself: tokens decoded one by one with the same tokens prefilled, and
 decoded in a batch of eight with decoded alone. That is how much a result depends on what else is in the call.
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from herdgraph.calibration.cli import DEFAULT_TEXT
-from herdgraph.calibration.moments import measure
+from herdgraph.calibration.moments import measure, windows_of
 from herdgraph.console import fail, size, stderr, stdout
 from herdgraph.export.block_format import BlockFormat
 from herdgraph.export.pipeline import build_bundle
@@ -47,11 +48,12 @@ def int4_rtn() -> Recipe:
 
 def build(source: Path, bundle: Path, recipe: str) -> None:
     """Build a bundle by the name of a row of the table."""
-    precision = int4_rtn() if recipe == "int4-rtn" else RECIPES[recipe.removesuffix("-gptq")]
-    moments = bundle.with_suffix(".safetensors") if recipe.endswith("-gptq") else None
+    precision = int4_rtn() if recipe == "int4-rtn" else RECIPES[recipe.split("-", maxsplit=1)[0]]
+    precision = replace(precision, int8_caches="-kv8" in recipe)
+    moments = bundle.with_suffix(".safetensors") if "-gptq" in recipe or "-kv8" in recipe else None
     with open_checkpoint(source) as checkpoint:
         if moments:
-            measure(checkpoint, precision, [DEFAULT_TEXT.read_text(encoding="utf-8")], moments)
+            measure(checkpoint, precision, windows_of(checkpoint, [DEFAULT_TEXT.read_text(encoding="utf-8")]), moments)
         build_bundle(checkpoint, bundle, recipe=precision, calibration=moments)
 
 
@@ -98,7 +100,7 @@ def main() -> None:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", type=Path, default=Path(".cache/demo/checkpoint"))
-    parser.add_argument("--recipes", nargs="+", default=["int8", "int4-rtn", "int4", "int4-gptq"])
+    parser.add_argument("--recipes", nargs="+", default=["int8", "int8-kv8", "int4-rtn", "int4", "int4-gptq"])
     args = parser.parse_args()
     if not args.checkpoint.is_dir():
         fail(f"{args.checkpoint} does not exist: run `make demo` once, or name a checkpoint")

@@ -27,7 +27,7 @@ def calibrate(checkpoint: Path, output: Path, recipe: str, data: tuple[Path, ...
     """
     from ..export.targets import target_of
     from ..model.checkpoint import open_checkpoint
-    from .moments import measure
+    from .moments import measure, windows_of
 
     _, precision = target_of("cpu", recipe)
     if not output.absolute().parent.is_dir():
@@ -35,7 +35,7 @@ def calibrate(checkpoint: Path, output: Path, recipe: str, data: tuple[Path, ...
     texts = [_text(path) for path in data or (DEFAULT_TEXT,)]
     with open_checkpoint(checkpoint) as source, progress(*Progress.get_default_columns(), quiet=as_json) as bar:
         task = bar.add_task("measuring", total=None)
-        tokens = measure(source, precision, texts, output,
+        tokens = measure(source, precision, windows_of(source, texts), output,
                          lambda done, total: bar.update(task, completed=done, total=total))
     if as_json:
         emit_json({"output": str(output), "tokens": tokens})

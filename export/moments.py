@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import HerdError
 
+LARGEST = "largest_key_and_value"
 _EXPERT = re.compile(r"(layers\.\d+\.feed_forward\.experts)/.*expert_(\d+)\.(gate_up_proj|down_proj)$")
 
 
@@ -36,6 +37,15 @@ class MomentsFile:
         if metadata.get("fingerprint") != fingerprint:
             raise HerdError(f"{path} was measured on another checkpoint: write it again with `herdgraph calibrate`")
         return cls(path, names)
+
+    def largest(self, layer: int) -> tuple[float, float] | None:
+        """Largest magnitudes of a layer's keys, as they enter the cache, and values; None when not measured."""
+        name = f"layers.{layer}.self_attn.{LARGEST}"
+        if name not in self._names:
+            return None
+        with safe_open(self.path, "pt") as file:
+            key, value = file.get_tensor(name).tolist()
+        return key, value
 
     def of(self, weight: str) -> Tensor | None:
         """Moments [K, K] of the input of a weight, None when they were not measured.

@@ -16,6 +16,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from .. import __version__
+from ..errors import HerdError
 from ..files import atomic_directory, require_room
 from ..model.checkpoint import Checkpoint
 from ..model.config import TextConfig
@@ -66,6 +67,9 @@ def build_bundle(
         HerdError: unknown target or recipe, the output exists or cannot be written, or there is too little room.
     """
     (lowering, precision), progress = target_of(target, recipe), progress or Progress()
+    if precision.int8_caches and calibration is None:
+        raise HerdError("8-bit keys and values need to know how large they get: pass --calibration FILE, written by "
+                        "`herdgraph calibrate`")
     moments = MomentsFile.open(calibration, checkpoint.fingerprint()) if calibration else None
     with atomic_directory(output, overwrite=overwrite, inputs=[checkpoint.directory]) as directory:
         graphs = {}

@@ -32,12 +32,14 @@ class Recipe:
         purpose: one line for people.
         rules: the first that applies decides.
         rotated: compute in a basis in which no channel stands out (``rotation.py``), as quantised recipes want.
+        int8_caches: keys and values in 8 bits instead of float32; needs a calibration file.
     """
 
     name: str
     purpose: str
     rules: tuple[Rule, ...] = ()
     rotated: bool = False
+    int8_caches: bool = False
 
     def layout_of(self, weight: str) -> Format | None:
         """The format of a weight by its name, None for float32."""

@@ -15,6 +15,7 @@ from .passes import (
     JoinMatMuls,
     LowerCachedAttention,
     LowerRoutedExperts,
+    QuantizeCaches,
     QuantizeMatMuls,
     RotateHidden,
 )
@@ -48,6 +49,9 @@ class Target:
         if recipe.rotated:
             RotateHidden()(model)
         QuantizeMatMuls(recipe, moments)(model)
+        if recipe.int8_caches:
+            assert moments is not None, "build_bundle refuses 8-bit caches without calibration"
+            QuantizeCaches(moments)(model)
         if self.passes:
             for tidy in (common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass(),
                          common.RemoveUnusedFunctionsPass(), common.RemoveUnusedOpsetsPass()):

@@ -84,14 +84,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, positions: Positions, cache: KVCache | None) -> tuple[Tensor, KVCache | None]:
         """Attend to the cache and the new tokens, or to the new tokens alone when there is no cache."""
-        q_BTN, k_BTM, v_BTM = self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
-        if self.rotates:
-            q_BTN = rotary_embedding(q_BTN, positions.cos_BTh, positions.sin_BTh, num_heads=self.num_heads)
-            k_BTM = rotary_embedding(k_BTM, positions.cos_BTh, positions.sin_BTh, num_heads=self.kv_heads)
-        if self.qk_norm is not None:
-            q_BTN, k_BTM = self.qk_norm(q_BTN), self.qk_norm(k_BTM)
-        if self.tuned:
-            q_BTN = (q_BTN * positions.temperature_BT1).type_as(q_BTN)
+        q_BTN, k_BTM, v_BTM = self.project(x_BTD, positions)
         if cache is None:
             y_BTN = block_attention(
                 q_BTN, k_BTM, v_BTM, num_heads=self.num_heads, kv_heads=self.kv_heads, chunk=self.chunk
@@ -101,6 +94,18 @@ class Attention(nn.Module):
             q_BTN, k_BTM, v_BTM, *cache, positions.past_lengths_B, num_heads=self.num_heads, chunk=self.chunk
         )
         return self.o_proj(y_BTN), KVCache(k, v)
+
+    def project(self, x_BTD: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ready to attend, and keys and values as they enter the cache."""
+        q_BTN, k_BTM, v_BTM = self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
+        if self.rotates:
+            q_BTN = rotary_embedding(q_BTN, positions.cos_BTh, positions.sin_BTh, num_heads=self.num_heads)
+            k_BTM = rotary_embedding(k_BTM, positions.cos_BTh, positions.sin_BTh, num_heads=self.kv_heads)
+        if self.qk_norm is not None:
+            q_BTN, k_BTM = self.qk_norm(q_BTN), self.qk_norm(k_BTM)
+        if self.tuned:
+            q_BTN = (q_BTN * positions.temperature_BT1).type_as(q_BTN)
+        return q_BTN, k_BTM, v_BTM
 
 
 class FeedForward(nn.Module):

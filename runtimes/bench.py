@@ -3,7 +3,7 @@
 A share compares a rate with a ceiling measured in the same run (``ceilings.py``):
 
 * decode, of read bandwidth: every token reads the weights it uses and the visible keys and values once;
-      bytes = the manifest's active_bytes + 2 · layers · kv_heads · head_dim · visible · 4
+      bytes = the manifest's active_bytes + 2 · layers · kv_heads · head_dim · visible · element size
 * prefill, of the fp32 GEMM rate: 2 operations per weight and token (the head runs on one token only), and
   4 · heads · head_dim · visible for attention.
 
@@ -115,7 +115,8 @@ def bench(
     peak = _peak_bytes()
     ceilings = measure_ceilings(threads)
     prefill, decode = Spread.of(prompt, prefills), Spread.of(new, decodes)
-    bytes_per_token = engine.bundle.manifest.active_bytes + kv_bytes(engine.config.text, context)
+    element = sequence.buffers.layers[0][0].itemsize
+    bytes_per_token = engine.bundle.manifest.active_bytes + kv_bytes(engine.config.text, context, element)
     return BenchReport(
         prompt_tokens=prompt, new_tokens=new, context=context, repeats=repeats, load_seconds=loaded,
         first_token_seconds=statistics.median(prefills), prefill=prefill,
@@ -127,10 +128,10 @@ def bench(
     )
 
 
-def kv_bytes(text: TextConfig, context: int) -> int:
-    """Bytes of keys and values, in float32, that one token reads after ``context`` tokens."""
+def kv_bytes(text: TextConfig, context: int, element: int = 4) -> int:
+    """Bytes of keys and values, of ``element`` bytes each, that one token reads after ``context`` tokens."""
     visible = sum(_visible(text, layer, context) for layer in range(text.num_layers))
-    return 2 * text.num_kv_heads * text.head_dim * 4 * visible
+    return 2 * text.num_kv_heads * text.head_dim * element * visible
 
 
 def prefill_operations(config: HerdConfig, tokens: int) -> float:

@@ -4,7 +4,7 @@ A layer with attention chunks of C tokens owns at most C slots and starts again 
 (slot = position % C); a global layer owns a slot per token. Buffers double when they are full, so that short
 sequences are cheap and a long one is copied O(log n) times.
 
-Per token a layer needs 2 · kv_heads · head_dim · 4 bytes in float32.
+Per token a layer needs 2 · kv_heads · head_dim elements: 4 bytes each in float32, 1 in int8.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from ..model.config import TextConfig
 FIRST_SLOTS = 256
 
 Buffer = np.ndarray[Any, Any]
+DType = type[np.float32] | type[np.int8]
 
 
 class KVBuffers:
-    """Keys and values of all layers, float32 [1, kv_heads, slots, head_dim] each."""
+    """Keys and values of all layers, [1, kv_heads, slots, head_dim] each, in the type that the graph takes."""
 
-    def __init__(self, config: TextConfig) -> None:
-        self.config = config
+    def __init__(self, config: TextConfig, dtype: DType = np.float32) -> None:
+        self.config, self.dtype = config, dtype
         self.layers: list[tuple[Buffer, Buffer]] = []
         self.reserve(1)
 
@@ -33,7 +34,7 @@ class KVBuffers:
         if self.layers and self.holds(tokens):
             return False
         wanted = [self._slots(layer, tokens) for layer in range(self.config.num_layers)]
-        empty = np.zeros((1, self.config.num_kv_heads, 0, self.config.head_dim), np.float32)
+        empty = np.zeros((1, self.config.num_kv_heads, 0, self.config.head_dim), self.dtype)
         old = self.layers or [(empty, empty)] * len(wanted)
         self.layers = [(_grown(k, slots), _grown(v, slots)) for (k, v), slots in zip(old, wanted, strict=True)]
         return True
@@ -56,7 +57,7 @@ class KVBuffers:
     def copy(self) -> KVBuffers:
         """An independent copy."""
         twin = KVBuffers.__new__(KVBuffers)
-        twin.config = self.config
+        twin.config, twin.dtype = self.config, self.dtype
         twin.layers = [(k.copy(), v.copy()) for k, v in self.layers]
         return twin
 
@@ -72,6 +73,6 @@ def _grown(old: Buffer, slots: int) -> Buffer:
     if held >= slots:
         return old
     # Zeros, not garbage: a masked slot still meets a weight of 0, and 0 · NaN would be NaN.
-    new = np.zeros((batch, heads, slots, width), np.float32)
+    new = np.zeros((batch, heads, slots, width), old.dtype)
     new[:, :, :held] = old
     return new

@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import HerdError
 from ..model.config import HerdConfig
 from .batch import DecodeBatch
-from .cache import Buffer
+from .cache import Buffer, DType
 from .ort import Memory, create_session, load_onnxruntime
 from .sequence import Features, Sequence
 
@@ -47,6 +47,7 @@ class DecoderRunner:
         self.session = create_session(graph, threads=threads, memory=memory)
         _check_caches(self.session, config, graph)
         self._value = load_onnxruntime().OrtValue.ortvalue_from_numpy
+        self.cache_type = _cache_type(self.session)
         self._batch: DecodeBatch | None = None
         self._takes_features = any(item.name == "image_features" for item in self.session.get_inputs())
 
@@ -136,6 +137,12 @@ class DecoderRunner:
                 io.bind_ortvalue_output(f"present.{layer}.{part}", value)
         io.bind_ortvalue_output("logits", self._value(logits))
         return io
+
+
+def _cache_type(session: Any) -> DType:
+    """Element type of keys and values in a graph."""
+    types = {item.type for item in session.get_inputs() if item.name.startswith("past.")}
+    return np.int8 if types == {"tensor(int8)"} else np.float32
 
 
 def _check_caches(session: Any, config: HerdConfig, graph: Path) -> None:

@@ -173,7 +173,7 @@ class Engine:
 
     def new_sequence(self) -> Sequence:
         """An empty sequence."""
-        return Sequence(self.config.text)
+        return Sequence(self.config.text, self._decoder.cache_type)
 
     def prefill(
         self, sequence: Sequence, token_ids: Items[int], pixel_values: np.ndarray[Any, Any] | None = None, *,

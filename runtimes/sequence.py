@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..model.config import TextConfig
-from .cache import KVBuffers
+from .cache import DType, KVBuffers
 
 Features = np.ndarray[Any, Any]
 
@@ -23,11 +23,11 @@ class Sequence:
         binding: the executor's own per-sequence state; dropped whenever buffers move.
     """
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, cache_type: DType = np.float32) -> None:
         self.token_ids: list[int] = []
         self.features: Features = np.zeros((0, config.hidden_size), np.float32)
         self.tile_digests: list[bytes] = []
-        self.buffers = KVBuffers(config)
+        self.buffers = KVBuffers(config, cache_type)
         self.binding: Any = None
 
     def __len__(self) -> int:

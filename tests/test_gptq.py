@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from herdgraph.calibration.moments import Moments, measure, watch
+from herdgraph.calibration.moments import Moments, measure, watch, windows_of
 from herdgraph.cli import main
 from herdgraph.errors import HerdError
 from herdgraph.export.block_format import BlockCodes, BlockFormat, in_blocks
@@ -111,7 +111,7 @@ def test_moments_are_those_of_the_inputs(checkpoint: Path) -> None:
 def test_a_bundle_rounded_by_data_is_closer_on_it(checkpoint: Path, tmp_path: Path) -> None:
     logits = {}
     with open_checkpoint(checkpoint) as source:
-        measure(source, RECIPES["int4"], [TEXT], tmp_path / "moments.safetensors")
+        measure(source, RECIPES["int4"], windows_of(source, [TEXT]), tmp_path / "moments.safetensors")
         for name, recipe, calibration in (
             ("exact", "fp32", None), ("plain", "int4", None), ("gptq", "int4", tmp_path / "moments.safetensors"),
         ):
