@@ -20,7 +20,10 @@ from .ort import Memory, create_session, load_onnxruntime
 from .sequence import Features, Sequence
 
 PIECE = 512
-"""Longest piece of a prompt in one call: bounds the memory of activations."""
+"""Longest piece of a prompt in one call: enough rows to fill the matrix products."""
+SCORES_BYTES = 512 << 20
+"""Attention scores of one layer in one call: pieces get shorter where the past is long."""
+SHORTEST = 16
 
 Logits = np.ndarray[Any, Any]
 
@@ -97,13 +100,15 @@ class DecoderRunner:
         return np.concatenate(results) if all_positions else results[-1][-1]
 
     def split(self, start: int, token_ids: Items[int]) -> list[list[int]]:
-        """Cut tokens into pieces of at most ``PIECE`` that do not cross a multiple of the attention chunk."""
-        chunk = self.config.text.attention_chunk_size if any(self.config.text.chunked_layers) else 0
+        """Cut tokens into pieces that are fast, bounded in memory, and do not cross a multiple of the chunk."""
+        text = self.config.text
+        chunk = text.attention_chunk_size if any(text.chunked_layers) else 0
         pieces: list[list[int]] = []
         begin = 0
         while begin < len(token_ids):
-            room = chunk - (start + begin) % chunk if chunk else PIECE
-            end = min(len(token_ids), begin + min(room, PIECE))
+            past = start + begin
+            length = min(PIECE, max(SHORTEST, SCORES_BYTES // (4 * text.num_heads * (past + PIECE))))
+            end = min(len(token_ids), begin + min(length, chunk - past % chunk if chunk else length))
             pieces.append(list(token_ids[begin:end]))
             begin = end
         return pieces

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
@@ -26,7 +25,7 @@ from .generation import Generation, StopRule, TextStream, Timings
 from .ort import Memory
 from .sampling import Sampling
 from .sequence import Features, Sequence
-from .vision import VisionRunner
+from .vision import VisionRunner, digest
 
 MOST_THREADS = 1024
 """More cores than a machine has; ONNX Runtime would start as many threads as it is told."""
@@ -161,7 +160,7 @@ class Engine:
         shared = next((at for at in range(limit) if old[at] != new[at]), limit)
         if self.config.vision is None or prepared.pixel_values is None:
             return shared
-        tiles = [_digest(tile) for tile in prepared.pixel_values]
+        tiles = [digest(tile) for tile in prepared.pixel_values]
         pairs = zip(sequence.tile_digests, tiles, strict=False)
         same = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(tiles), len(sequence.tile_digests)))
         places = [at for at, token in enumerate(new[:shared]) if token == self.config.image_token_id]
@@ -200,7 +199,7 @@ class Engine:
         logits = self._decoder.prefill(sequence, token_ids, features, all_positions=all_positions)
         if pixel_values is not None and len(pixel_values):
             sequence.features = np.concatenate((sequence.features, features))
-            sequence.tile_digests += [_digest(tile) for tile in pixel_values]
+            sequence.tile_digests += [digest(tile) for tile in pixel_values]
         return logits
 
     def decode(self, sequence: Sequence, token_id: int) -> Logits:
@@ -290,10 +289,6 @@ def _runners(bundle: Bundle, threads: int | None, memory: Memory) -> tuple[Decod
     if not config.vision:
         return decoder, None
     return decoder, VisionRunner(bundle.graph("vision"), config, threads=threads, memory=memory)
-
-
-def _digest(tile: np.ndarray[Any, Any]) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(tile).data).digest()
 
 
 def _sampling(options: dict[str, Any]) -> Sampling:

@@ -13,7 +13,7 @@ from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.presets import TINY
 from herdgraph.runtimes import Engine
-from herdgraph.runtimes.decoder import PIECE
+from herdgraph.runtimes.decoder import PIECE, SCORES_BYTES, SHORTEST
 from PIL import Image
 
 CHUNK = TINY.text.attention_chunk_size
@@ -244,3 +244,33 @@ def test_empty_prompt_and_threads(engine: Engine, bundle: Path) -> None:
         engine.generate("")
     with pytest.raises(HerdError, match="threads is 0"):
         Engine.load(bundle, threads=0)
+
+
+# -- what is remembered, and what is bounded ---------------------------------------------------------------------------
+
+
+def test_features_of_a_picture_are_computed_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = engine._vision
+    assert runner is not None
+    calls: list[int] = []
+    compute = runner._computed
+    monkeypatch.setattr(runner, "_computed", lambda tiles: calls.append(len(tiles)) or compute(tiles))
+    tiles = np.random.default_rng(5).normal(size=(6, 3, 28, 28)).astype(np.float32)
+    tiles[5] = tiles[1]
+    first, again = runner.features(tiles), runner.features(tiles[::-1].copy())
+    assert calls == [5, 0], "five different tiles, then none"
+    per_tile = len(first) // 6
+    np.testing.assert_array_equal(again.reshape(6, per_tile, -1)[::-1].reshape(first.shape), first)
+    np.testing.assert_allclose(runner.features(tiles[2:3]), first[2 * per_tile : 3 * per_tile])
+    monkeypatch.setattr("herdgraph.runtimes.vision.REMEMBERED_BYTES", 2 * first.nbytes // 6)
+    runner.features(np.zeros((1, 3, 28, 28), np.float32))
+    assert len(runner._remembered) == 2
+
+
+def test_pieces_are_shorter_where_the_past_is_long(engine: Engine) -> None:
+    decoder = engine._decoder
+    heads = TINY.text.num_heads
+    far = 1 << 24
+    lengths = {len(piece) for piece in decoder.split(far, list(range(64)))}
+    assert max(lengths) == SHORTEST
+    assert 4 * heads * (far + PIECE) * SHORTEST > SCORES_BYTES
