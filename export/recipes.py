@@ -52,19 +52,21 @@ class Recipe:
         return layout.bytes_per_weight() if layout else 4.0
 
 
-_ROUTER = Rule("router", None)
-_FINE, _CHANNEL = BlockFormat(8, 32), ChannelFormat()
-_IMAGES = (Rule("vision_model", BlockFormat(8, 64)), Rule("multi_modal_projector", BlockFormat(8, 64)))
+_CHANNEL = ChannelFormat()
+_COMMON = (
+    Rule("router", None),
+    # The image tower is not rotated: its inputs keep their outliers, and want a scale per block.
+    Rule("vision_model", BlockFormat(8, 64)), Rule("multi_modal_projector", BlockFormat(8, 64)),
+)
 
 RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe("fp32", "float32 throughout"),
-        # Errors of the head and of queries and keys reach the logits undiluted: they get a scale per block.
         Recipe("int8", "8-bit weights, a scale per output channel; 8-bit activations",
-               (_ROUTER, *_IMAGES, Rule("lm_head", _FINE), Rule("*", _CHANNEL)), rotated=True),
-        Recipe("int4", "4-bit experts in blocks, 8-bit attention, head and images; 8-bit activations",
-               (_ROUTER, *_IMAGES, Rule("lm_head", _FINE), Rule("self_attn", _CHANNEL), Rule("*", BlockFormat(4, 32))),
+               (*_COMMON, Rule("*", _CHANNEL)), rotated=True),
+        Recipe("int4", "4-bit feed-forwards in blocks, 8-bit attention, head and images; 8-bit activations",
+               (*_COMMON, Rule("lm_head", _CHANNEL), Rule("self_attn", _CHANNEL), Rule("*", BlockFormat(4, 32))),
                rotated=True),
     )
 }
