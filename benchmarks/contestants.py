@@ -96,7 +96,7 @@ def _stamp(sources: list[Path]) -> str:
             if path.is_file() and "__pycache__" not in path.parts:
                 stat = path.stat()
                 content = path.read_bytes() if path.suffix == ".py" else f"{stat.st_size} {stat.st_mtime_ns}".encode()
-                digest.update(str(path).encode() + content)
+                digest.update(str(path.relative_to(source.parent)).encode() + content)
     return digest.hexdigest()
 
 
