@@ -54,15 +54,19 @@ class Builder(Tape):
         self._weights.append(value)
         return value
 
-    def graph(self, output: ir.Value) -> ir.Graph:
+    def graph(self, *outputs: ir.Value) -> ir.Graph:
         """What was recorded, as a subgraph without inputs."""
-        return ir.Graph([], [output], nodes=self.nodes, initializers=self._weights, name=self.prefix)
+        return ir.Graph([], outputs, nodes=self.nodes, initializers=self._weights, name=self.prefix)
 
-    def branch(self, condition: ir.Value, then: Callable[[Builder], ir.Value], otherwise: Callable[[Builder], ir.Value]
-               ) -> ir.Value:
-        """An ``If`` whose branches are built by two functions; weights made inside stay inside."""
+    def branch(self, condition: ir.Value, then: Callable[[Builder], Any], otherwise: Callable[[Builder], Any], *,
+               outputs: int = 1) -> Any:
+        """An ``If`` whose branches are built by two functions; weights made inside stay inside.
+
+        The functions return one value, or a tuple of as many as ``outputs`` says.
+        """
         graphs = []
         for name, build in (("then", then), ("else", otherwise)):
             inner = Builder(f"{self.prefix}/{name}_{len(self.nodes)}")
-            graphs.append(inner.graph(build(inner)))
-        return self("If", condition, then_branch=graphs[0], else_branch=graphs[1])
+            built = build(inner)
+            graphs.append(inner.graph(*(built if outputs > 1 else (built,))))
+        return self("If", condition, outputs=outputs, then_branch=graphs[0], else_branch=graphs[1])
