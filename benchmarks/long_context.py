@@ -60,7 +60,8 @@ def main() -> None:
     parser.add_argument("--real", action="store_true")
     args = parser.parse_args()
     engine = Engine.load(args.bundle, threads=args.threads)
-    table = Table("context", "ms per token", "ratio", "keys and values", "local layers", "prefill", title=str(args.bundle))
+    columns = ("context", "ms per token", "ratio", "keys and values", "local layers", "prefill")
+    table = Table(*columns, title=str(args.bundle))
     first, config = 0.0, engine.config.text
     for context in args.contexts:
         stderr.print(f"[dim]{context} tokens[/dim]")
@@ -69,7 +70,8 @@ def main() -> None:
         first = first or seconds
         local = sum(k.nbytes + v.nbytes for i, (k, v) in enumerate(sequence.buffers.layers) if config.chunk_of(i))
         table.add_row(
-            f"{context:,}", f"{1e3 * seconds:.2f}", f"{seconds / first:.2f}", size(sequence.buffers.nbytes), size(local),
+            f"{context:,}", f"{1e3 * seconds:.2f}", f"{seconds / first:.2f}", size(sequence.buffers.nbytes),
+            size(local),
             f"{context / prefill:.0f} tokens/s" if prefill else "-",
         )
     Console(width=110).print(table)

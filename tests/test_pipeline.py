@@ -63,7 +63,7 @@ def test_a_checkpoint_without_processor_files_builds(tmp_path: Path) -> None:
 def test_full_disk(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(HerdError, match=r"bundle needs .* GB free: choose another output or make room"):
+    with pytest.raises(HerdError, match=r"bundle needs .* has 1.0 kB free: choose another output or make room"):
         _build(checkpoint, tmp_path / "bundle")
     assert not any(tmp_path.iterdir())
 
