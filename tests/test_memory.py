@@ -12,13 +12,14 @@ from pathlib import Path
 import herds
 import numpy as np
 import pytest
-from benchmarks.low_memory import GROUPS, drop_from_page_cache, limited, run
-from benchmarks.models import MODELS, tensors
 from herdgraph.errors import HerdError
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.presets import TINY
 from herdgraph.runtimes import Engine
+
+from benchmarks.low_memory import GROUPS, drop_from_page_cache, limited, run
+from benchmarks.models import MODELS, tensors
 
 PROBE = """
 import json, sys
@@ -75,7 +76,7 @@ def test_loading_takes_the_size_of_the_bundle(large: Path) -> None:
     # Constants come on top that a bundle of gigabytes does not notice: the runtime, and pages that wait to be dropped.
     assert fast["peak"] < 1.15 * whole + (192 << 20)
     assert fast["resident"] < 1.05 * whole + (96 << 20)
-    assert low["peak"] < 0.35 * whole
+    assert low["peak"] < 0.5 * whole
 
 
 @pytest.mark.skipif(not any(os.access(path, os.W_OK) for path in GROUPS), reason="needs control groups: root on Linux")
