@@ -75,9 +75,15 @@ class Engine:
         with ThreadPoolExecutor(1) as pool:
             hashing = pool.submit(bundle.verify, weights)
             try:
-                return cls(bundle, *_runners(bundle, threads, memory))
+                engine = cls(bundle, *_runners(bundle, threads, memory))
             finally:
                 hashing.result()
+        engine._warm_up()
+        return engine
+
+    def _warm_up(self) -> None:
+        """Run a token, so that buffers that a first call allocates are there before somebody waits for it."""
+        self._decoder.decode(self.new_sequence(), 0)
 
     @property
     def config(self) -> HerdConfig:

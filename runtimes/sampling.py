@@ -89,18 +89,19 @@ class Sampler:
         if options.temperature == 0:
             return int(logits_V.argmax())
         candidates, logits = _top_k(logits_V, options.top_k)
-        order = np.argsort(-logits, kind="stable")
-        candidates, probabilities = candidates[order], softmax(logits[order] / options.temperature)
-        keep = np.cumsum(probabilities) - probabilities < options.top_p
-        keep &= probabilities >= options.min_p * probabilities[0]
-        kept = probabilities[keep].astype(np.float64)
-        return int(self._random.choice(candidates[keep], p=kept / kept.sum()))
+        probabilities = softmax(logits / options.temperature)
+        kept = np.arange(len(probabilities)) if options.top_p == 1 else _nucleus(probabilities, options.top_p)
+        if options.min_p > 0:
+            kept = kept[probabilities[kept] >= options.min_p * probabilities.max()]
+        bounds = np.cumsum(probabilities[kept], dtype=np.float64)
+        drawn = np.searchsorted(bounds, self._random.random() * bounds[-1], side="right")
+        return int(candidates[kept[min(int(drawn), len(kept) - 1)]])
 
     def logprob(self, logits_V: Array, token_id: int) -> TokenLogprob:
         """Log-probability of a token under the unfiltered distribution."""
         count = self.options.logprobs or 0
         logprobs = log_softmax(logits_V)
-        best = np.argsort(-logprobs, kind="stable")[:count]
+        best = _most_likely(logprobs, count)
         return TokenLogprob(token_id, float(logprobs[token_id]), {int(i): float(logprobs[i]) for i in best})
 
 
@@ -115,6 +116,27 @@ def log_softmax(logits: Array) -> Array:
     logits = logits.astype(np.float64)
     shifted = logits - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def _nucleus(probabilities: Array, top_p: float) -> Array:
+    """Indices of the fewest most likely tokens that add up to ``top_p``, the most likely first.
+
+    They are nearly always among the first few hundred, so a vocabulary of 200,000 is not sorted to find them.
+    """
+    for count in (256, 4096, len(probabilities)):
+        order = _most_likely(probabilities, count)
+        sums = np.cumsum(probabilities[order])
+        if sums[-1] >= top_p or count >= len(probabilities):
+            break
+    return order[sums - probabilities[order] < top_p]
+
+
+def _most_likely(values: Array, count: int) -> Array:
+    """Indices of the largest values, largest first; equal ones in the order of their indices."""
+    if 0 < count < len(values):
+        some = np.sort(np.argpartition(-values, count - 1)[:count])
+        return some[np.argsort(-values[some], kind="stable")]
+    return np.argsort(-values, kind="stable") if count else np.zeros(0, np.int64)
 
 
 def _penalised(logits_V: Array, seen: Iterable[int], penalty: float) -> Array:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from herdgraph.errors import HerdError
-from herdgraph.runtimes.sampling import Sampler, Sampling, log_softmax, softmax
+from herdgraph.runtimes.sampling import Sampler, Sampling, _nucleus, log_softmax, softmax
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
@@ -70,6 +70,16 @@ def test_something_is_always_drawn_within_the_filters(k: int, p: float, min_p: f
     rank = int((LOGITS[token] < LOGITS).sum())
     assert k == 0 or rank < k
     assert probabilities[token] >= min_p * probabilities.max() * (1 - 1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0.01, 0.999), st.integers(0, 9), st.sampled_from([0.3, 1.0, 4.0]))
+def test_a_nucleus_without_sorting_is_the_sorted_one(p: float, seed: int, spread: float) -> None:
+    probabilities = softmax(np.random.default_rng(seed).normal(0, spread, 9000).astype(np.float32))
+    order = np.argsort(-probabilities, kind="stable")
+    sums = np.cumsum(probabilities[order])
+    wanted = order[sums - probabilities[order] < p]
+    np.testing.assert_array_equal(_nucleus(probabilities, p), wanted)
 
 
 def test_the_lowest_temperature_is_greedy() -> None:
