@@ -93,12 +93,14 @@ def main(
     CHECKPOINT is a directory with a Llama 4 model in Hugging Face or Meta layout. Weights are streamed tensor by
     tensor: the memory needed does not grow with the model.
     """
+    from herdgraph.export.moments import moments_for
     from herdgraph.export.targets import target_of
     from herdgraph.model.checkpoint import open_checkpoint
 
     lowering, precision = target_of(target, recipe)
     precision = replace(precision, int8_caches=kv == "int8")
     with open_checkpoint(checkpoint) as source:
+        moments_for(precision, calibration, source)  # refused before anything is said or done
         plan = memory_plan(source.config, output, precision)
         objection = _objection(source, output, plan, overwrite=overwrite)
         if objection and not dry_run:

@@ -10,6 +10,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import HerdError
+from ..model.checkpoint import Checkpoint
+from .recipes import Recipe
 
 LARGEST = "largest_key_and_value"
 _EXPERT = re.compile(r"(layers\.\d+\.feed_forward\.experts)/.*expert_(\d+)\.(gate_up_proj|down_proj)$")
@@ -60,3 +62,17 @@ class MomentsFile:
         with safe_open(self.path, "pt") as file:
             tensor: Tensor = file.get_slice(name)[int(expert[2])] if expert else file.get_tensor(name)
             return tensor.to(torch.float32)
+
+
+def moments_for(recipe: Recipe, path: Path | None, checkpoint: Checkpoint) -> MomentsFile | None:
+    """The calibration file that a build was given, checked.
+
+    Raises:
+        HerdError: the recipe needs one and none was given, or it is not one of this checkpoint.
+    """
+    if path is not None:
+        return MomentsFile.open(path, checkpoint.fingerprint())
+    if recipe.int8_caches:
+        raise HerdError("8-bit keys and values need to know how large they get: pass --calibration FILE, written by "
+                        "`herdgraph calibrate`")
+    return None

@@ -16,13 +16,12 @@ from pathlib import Path
 import onnx_ir as ir
 
 from .. import __version__
-from ..errors import HerdError
 from ..files import atomic_directory, require_room
 from ..model.checkpoint import Checkpoint
 from ..model.config import TextConfig
 from ..runtimes.bundle import PROCESSOR, Bundle, Manifest, describe_files, write_manifest
 from .capture import bind_weights, capture_decoder, capture_vision
-from .moments import MomentsFile
+from .moments import MomentsFile, moments_for
 from .recipes import Recipe
 from .rotation import RotatedCheckpoint
 from .targets import Target, target_of
@@ -64,13 +63,11 @@ def build_bundle(
         progress: hooks for a display.
 
     Raises:
-        HerdError: unknown target or recipe, the output exists or cannot be written, or there is too little room.
+        HerdError: unknown target or recipe, a calibration that is missing or another's, the output exists or cannot be
+            written, or there is too little room.
     """
     (lowering, precision), progress = target_of(target, recipe), progress or Progress()
-    if precision.int8_caches and calibration is None:
-        raise HerdError("8-bit keys and values need to know how large they get: pass --calibration FILE, written by "
-                        "`herdgraph calibrate`")
-    moments = MomentsFile.open(calibration, checkpoint.fingerprint()) if calibration else None
+    moments = moments_for(precision, calibration, checkpoint)
     with atomic_directory(output, overwrite=overwrite, inputs=[checkpoint.directory]) as directory:
         graphs = {}
         models = dict(_lowered(checkpoint, lowering, precision, moments, progress))
