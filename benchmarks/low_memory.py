@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -73,7 +74,8 @@ def measure(bundle: Path, tokens: int) -> dict[str, float]:
 def run(bundle: Path, tokens: int, group: Path | None) -> dict[str, float]:
     """The same in a process of its own, inside of a control group."""
     enter = f"echo $$ > {group}/cgroup.procs && " if group else ""
-    command = f"{enter}exec {sys.executable} -m benchmarks.low_memory {bundle} --tokens {tokens} --inside"
+    words = [sys.executable, "-m", "benchmarks.low_memory", str(bundle), "--tokens", str(tokens), "--inside"]
+    command = f"{enter}exec {shlex.join(words)}"
     done = subprocess.run(["sh", "-c", command], check=False, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         fail(f"the process ended with {done.returncode}: the limit is too small for it")

@@ -261,11 +261,14 @@ def test_a_full_standard_output_is_one_line(paths: tuple[Path, Path]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_leave_nothing_behind(number: signal.Signals, paths: tuple[Path, Path], tmp_path: Path) -> None:
+    # Whoever runs the tests may ignore signals (nohup, a background job); a child would inherit that.
     process = subprocess.Popen([sys.executable, "-m", "herdgraph", "build", paths[0], "-o", tmp_path / "out"],
-                               stderr=subprocess.PIPE, text=True)
+                               stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))  # noqa: PLW1509
     while not any(tmp_path.iterdir()):
         time.sleep(0.01)
         assert process.poll() is None
+    time.sleep(0.1)  # beyond the instant between making the directory and guarding it
     process.send_signal(number)
     _, said = process.communicate()
     assert process.returncode == 128 + number
