@@ -24,6 +24,7 @@ from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.herd import Llama4
 from herdgraph.model.presets import TINY
 from herdgraph.runtimes import Engine
+from safetensors.torch import load_file
 
 LAYOUT = BlockFormat(4, 16)
 TEXT = "The herd grazes where the grass is greenest, and every calf follows its own mother. " * 60
@@ -123,9 +124,30 @@ def test_a_bundle_rounded_by_data_is_closer_on_it(checkpoint: Path, tmp_path: Pa
     assert gptq.mean_kl < 0.7 * plain.mean_kl
 
 
-def test_names_of_graphs() -> None:
-    file = MomentsFile(Path("none"), frozenset())
-    assert file.of("layers.0.feed_forward.gate_proj.weight.T+layers.0.feed_forward.up_proj.weight.T") is None
+def test_names_of_graphs_find_their_moments(checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "moments.safetensors"
+    with open_checkpoint(checkpoint) as source:
+        measure(source, RECIPES["int4"], windows_of(source, [TEXT]), path)
+        file = MomentsFile.open(path, source.fingerprint())
+    stored = load_file(path)
+    joined = "layers.0.feed_forward.gate_proj.weight.T+layers.0.feed_forward.up_proj.weight.T"
+    expert = "layers.1.feed_forward.experts/then_24/then_4/expert_2.down_proj"
+    for name, wanted in ((joined, stored["layers.0.feed_forward.gate_proj.weight"]),
+                         (expert, stored["layers.1.feed_forward.experts.down_proj"][2])):
+        found = file.of(name)
+        assert found is not None
+        torch.testing.assert_close(found, wanted)
+    assert file.of("layers.0.self_attn.q_proj.weight.T") is None
+
+
+def test_a_calibration_for_another_recipe_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """Weights that it does not know would be rounded to nearest, and nobody would notice."""
+    path = tmp_path / "moments.safetensors"
+    with open_checkpoint(checkpoint) as source:
+        measure(source, RECIPES["int8"], windows_of(source, [TEXT]), path)
+        with pytest.raises(HerdError, match=r"says nothing of .* calibrate --recipe int4"):
+            build_bundle(source, tmp_path / "bundle", recipe="int4", calibration=path)
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_the_command_and_its_refusals(checkpoint: Path, tmp_path: Path) -> None:

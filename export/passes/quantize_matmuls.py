@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 from torch import Tensor
 
+from ...errors import HerdError
 from ..block_format import BlockCodes, BlockFormat, BlockScales, BlockZeros
 from ..builder import CONTRIB, Builder
 from ..channel_format import ChannelCodes, ChannelScales
@@ -74,7 +75,7 @@ class QuantizeMatMuls(InPlacePass):
     def _blocks(self, build: Builder, graph: ir.Graph, x: ir.Value, weight: ir.Value, layout: BlockFormat) -> ir.Value:
         assert weight.const_value is not None
         inputs, channels = weight.const_value.shape.numpy()
-        codes = BlockCodes(weight.const_value, layout, self._moments_of(weight))
+        codes = BlockCodes(weight.const_value, layout, self._moments_of(weight, layout))
         # Codes first: writing them finds the scales and zero points.
         tensors: dict[str, ir.TensorProtocol] = {"codes": codes, "scales": BlockScales(codes)}
         if layout.bits == 4:
@@ -82,8 +83,11 @@ class QuantizeMatMuls(InPlacePass):
         return build("MatMulNBits", x, *_stored(graph, weight, tensors), domain=CONTRIB, K=inputs, N=channels,
                      bits=layout.bits, block_size=layout.block, accuracy_level=_INT8_ACTIVATIONS)
 
-    def _moments_of(self, weight: ir.Value) -> Tensor | None:
+    def _moments_of(self, weight: ir.Value, layout: BlockFormat) -> Tensor | None:
         found = self.moments.of(str(weight.name)) if self.moments else None
+        if self.moments and layout.bits == 4 and found is None:
+            raise HerdError(f"{self.moments.path} says nothing of {weight.name}, which is stored in 4 bits: write it "
+                            f"again with `herdgraph calibrate --recipe {self.recipe.name}`")
         source = weight.const_value
         return source.rotated_moments(found) if found is not None and isinstance(source, BlockRotated) else found
 
