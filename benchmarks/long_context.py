@@ -1,6 +1,7 @@
 """What a token costs at long context, and how much memory its past takes.
 
-    python -m benchmarks.long_context BUNDLE [--threads 1] [--contexts 512 8192 65536 1000000] [--real]
+    python -m benchmarks.long_context BUNDLE ... [--threads 1] [--contexts 512 8192 65536 1000000] [--real]
+                                      [--plot FILE]
 
 Without ``--real`` the past is random numbers in the caches, because reading them takes as long whatever they mean;
 with it the past is computed, token by token of a random prompt, which takes minutes from 64k on.
@@ -18,6 +19,8 @@ from herdgraph.console import size, stderr
 from herdgraph.runtimes import Engine, Sequence
 from rich.console import Console
 from rich.table import Table
+
+from .figures import lines
 
 STEPS = 16
 
@@ -51,30 +54,39 @@ def seconds_per_token(engine: Engine, sequence: Sequence) -> float:
     return statistics.median(times)
 
 
-def main() -> None:
-    """Parse the command line and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--contexts", type=int, nargs="+", default=[512, 8192, 65536, 1000000])
-    parser.add_argument("--real", action="store_true")
-    args = parser.parse_args()
-    engine = Engine.load(args.bundle, threads=args.threads)
+def measure(bundle: Path, args: argparse.Namespace) -> list[tuple[float, float]]:
+    """Print a table of one bundle; contexts and milliseconds per token."""
+    engine = Engine.load(bundle, threads=args.threads)
     columns = ("context", "ms per token", "ratio", "keys and values", "local layers", "prefill")
-    table = Table(*columns, title=str(args.bundle))
-    first, config = 0.0, engine.config.text
+    table = Table(*columns, title=str(bundle))
+    found: list[tuple[float, float]] = []
+    config = engine.config.text
     for context in args.contexts:
         stderr.print(f"[dim]{context} tokens[/dim]")
         sequence, prefill = with_past(engine, context, real=args.real)
-        seconds = seconds_per_token(engine, sequence)
-        first = first or seconds
+        found.append((context, 1e3 * seconds_per_token(engine, sequence)))
         local = sum(k.nbytes + v.nbytes for i, (k, v) in enumerate(sequence.buffers.layers) if config.chunk_of(i))
         table.add_row(
-            f"{context:,}", f"{1e3 * seconds:.2f}", f"{seconds / first:.2f}", size(sequence.buffers.nbytes),
+            f"{context:,}", f"{found[-1][1]:.2f}", f"{found[-1][1] / found[0][1]:.2f}", size(sequence.buffers.nbytes),
             size(local),
             f"{context / prefill:.0f} tokens/s" if prefill else "-",
         )
     Console(width=110).print(table)
+    return found
+
+
+def main() -> None:
+    """Parse the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundles", type=Path, nargs="+")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--contexts", type=int, nargs="+", default=[512, 8192, 65536, 1000000])
+    parser.add_argument("--real", action="store_true")
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_args()
+    found = {bundle.name: measure(bundle, args) for bundle in args.bundles}
+    if args.plot:
+        lines(args.plot, "Time per token over its context", "tokens before", "ms per token", found)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Where the time of a token goes, by the role of the operator, and how many experts a batch touches.
 
-    python -m benchmarks.roles BUNDLE [--threads 1] [--context 512] [--batch 1] [--prompt] [--json]
+    python -m benchmarks.roles BUNDLE [--threads 1] [--context 512] [--batch 1] [--prompt]
+                               [--json] [--plot FILE]
 
 ONNX Runtime's own profiler writes one event per operator; writing them makes small operators look one to three
 microseconds longer than they are. ``--prompt`` profiles a prompt of --context tokens instead of a token.
@@ -22,6 +23,8 @@ import onnxruntime
 from herdgraph.runtimes import Engine
 from rich.console import Console
 from rich.table import Table
+
+from .figures import bars
 
 TOKENS = 8
 ROLES = (
@@ -92,6 +95,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--prompt", action="store_true")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         decoder_module.create_session = profiled_session(directory)
@@ -104,6 +108,9 @@ def main() -> None:
             spent[role_of(event)] += event["dur"]
             count[role_of(event)] += 1
     touched = experts_touched(events, runs)
+    if args.plot:
+        bars(args.plot, f"Where a token's time goes: {args.bundle.name}, {args.context} tokens before", "ms",
+             {role: us / runs / 1000 for role, us in spent.most_common()})
     if args.json:
         print(json.dumps({"ms": {role: us / runs / 1000 for role, us in spent.items()}, "experts_per_layer": touched}))
         return
