@@ -1,26 +1,38 @@
 """Recipes: which part of the model is stored in which precision.
 
-A weight takes the format of the first rule whose word stands in its name (``layers.0.self_attn.q_proj.weight``);
-norms, router and embedding stay float32, because a router's error sends tokens to other experts.
+A weight takes the format of the first rule whose part stands in its name (``self_attn``, or ``layers.0.self_attn``,
+in ``layers.0.self_attn.q_proj.weight``); norms, router and embedding stay in floating point, because a router's error
+sends tokens to other experts.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from .block_format import BlockFormat
 from .channel_format import ChannelFormat
+from .fp8_format import Fp8Format
 
-Format = BlockFormat | ChannelFormat
+Format = BlockFormat | ChannelFormat | Fp8Format
+Caches = Literal["float", "int8", "fp8"]
+"""How keys and values are stored; ``float`` is the type that the target computes in."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Weights whose name contains ``word`` are stored in ``layout``, None for float32."""
+    """Weights with ``part`` in their name, whole words between dots, are stored in ``layout``, None for floats."""
 
-    word: str
+    part: str
     layout: Format | None
+
+    def applies(self, weight: str) -> bool:
+        """Whether the rule is about a weight, by its name in a checkpoint or a graph; ``*`` is about all."""
+        name = f"{weight.replace('/', '.').replace('+', '.')}."
+        if self.part.startswith("layers."):  # the decoder's, not those of the image tower
+            return name.startswith(f"{self.part}.")
+        return self.part == "*" or f".{self.part}." in f".{name}"
 
 
 @dataclass(frozen=True)
@@ -32,22 +44,37 @@ class Recipe:
         purpose: one line for people.
         rules: the first that applies decides.
         rotated: compute in a basis in which no channel stands out (``rotation.py``), as quantised recipes want.
-        int8_caches: keys and values in 8 bits instead of float32; needs a calibration file.
+        caches: how keys and values are stored; 8 bits need a calibration.
     """
 
     name: str
     purpose: str
     rules: tuple[Rule, ...] = ()
     rotated: bool = False
-    int8_caches: bool = False
+    caches: Caches = "float"
 
     def layout_of(self, weight: str) -> Format | None:
-        """The format of a weight by its name, None for float32."""
-        words = re.split("[./+]", weight)
-        return next((rule.layout for rule in self.rules if rule.word in ("*", *words)), None)
+        """The format of a weight by its name, None for floats."""
+        return next((rule.layout for rule in self.rules if rule.applies(weight)), None)
+
+    def keeping(self, parts: Iterable[str]) -> Recipe:
+        """The same recipe with the weights of some parts of the model in floating point."""
+        return replace(self, rules=(*(Rule(part, None) for part in parts), *self.rules))
+
+    @property
+    def fp8(self) -> bool:
+        """Whether any weight is stored in FP8."""
+        return any(isinstance(rule.layout, Fp8Format) for rule in self.rules)
+
+    @property
+    def needs_calibration(self) -> str:
+        """What cannot be stored without a calibration, for a message; empty when nothing is."""
+        if self.fp8:
+            return "FP8 inputs of matrix products"
+        return "" if self.caches == "float" else "8-bit keys and values"
 
     def bytes_per_weight(self, weight: str) -> float:
-        """Stored bytes per element of a weight."""
+        """Stored bytes per element of a weight on a target that computes in float32."""
         layout = self.layout_of(weight)
         return layout.bytes_per_weight() if layout else 4.0
 
@@ -63,6 +90,10 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe("fp32", "float32 throughout"),
+        Recipe("bf16", "bfloat16 throughout, router and norms in float32"),
+        Recipe("fp8", "FP8 (E4M3) products, scales by calibration; router, head and embedding in floating point",
+               (Rule("router", None), Rule("lm_head", None), Rule("embed_tokens", None), Rule("patch_embedding", None),
+                Rule("*", Fp8Format()))),
         Recipe("int8", "8-bit weights, a scale per output channel; 8-bit activations",
                (*_COMMON, Rule("*", _CHANNEL)), rotated=True),
         Recipe("int4", "4-bit feed-forwards in blocks, 8-bit attention, head and images; 8-bit activations",

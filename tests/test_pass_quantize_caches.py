@@ -8,7 +8,8 @@ from pathlib import Path
 import herds
 import numpy as np
 import pytest
-from herdgraph.calibration.moments import measure
+from herdgraph.calibration.calibrate import Options, calibrate
+from herdgraph.calibration.windows import Data, Window
 from herdgraph.errors import HerdError
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.export.recipes import RECIPES
@@ -17,7 +18,7 @@ from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.presets import TINY
 from herdgraph.runtimes import Engine
 
-RECIPE = replace(RECIPES["fp32"], int8_caches=True)
+RECIPE = replace(RECIPES["fp32"], caches="int8")
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +26,10 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Engine]:
     directory = tmp_path_factory.mktemp("caches")
     herds.save(TINY, directory / "checkpoint")
     with open_checkpoint(directory / "checkpoint") as checkpoint:
-        measure(checkpoint, RECIPE, [herds.tokens(200, seed) for seed in (8, 9)], directory / "moments.safetensors")
+        data = Data([Window(herds.tokens(200, seed)) for seed in (8, 9)], [])
+        calibrate(checkpoint, directory / "calibration", data, Options(RECIPE))
         build_bundle(checkpoint, directory / "exact")
-        build_bundle(checkpoint, directory / "int8", recipe=RECIPE, calibration=directory / "moments.safetensors")
+        build_bundle(checkpoint, directory / "int8", recipe=RECIPE, calibration=directory / "calibration")
     return Engine.load(directory / "exact", threads=1), Engine.load(directory / "int8", threads=1)
 
 
@@ -79,7 +81,7 @@ def test_calibration_is_needed(tmp_path: Path) -> None:
     herds.save(TINY, tmp_path / "checkpoint")
     with (
         open_checkpoint(tmp_path / "checkpoint") as checkpoint,
-        pytest.raises(HerdError, match="pass --calibration FILE"),
+        pytest.raises(HerdError, match=r"8-bit keys and values need .* pass --calibration DIRECTORY"),
     ):
         build_bundle(checkpoint, tmp_path / "bundle", recipe=RECIPE)
     assert not (tmp_path / "bundle").exists()

@@ -19,7 +19,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from ...errors import HerdError
 from ..builder import Builder
-from ..moments import MomentsFile
+from ..calibration_file import CalibrationFile
 
 HEADROOM = 1.1
 """Largest magnitude that fits, relative to the largest seen in calibration; beyond it values saturate."""
@@ -31,12 +31,12 @@ class QuantizeCaches(InPlacePass):
     """Turn the caches of ``GroupQueryAttention`` into int8, with one scale for keys and one for values per layer.
 
     Args:
-        moments: a calibration file with the largest magnitudes of keys and values.
+        calibration: the largest magnitudes of keys and values.
     """
 
-    def __init__(self, moments: MomentsFile) -> None:
+    def __init__(self, calibration: CalibrationFile) -> None:
         super().__init__()
-        self.moments = moments
+        self.calibration = calibration
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite the main graph and the types of its cache inputs and outputs."""
@@ -64,9 +64,9 @@ class QuantizeCaches(InPlacePass):
         ir.convenience.replace_nodes_and_values(graph, node, [node], build.nodes, node.outputs, outputs)
 
     def _largest(self, layer: int) -> tuple[float, float]:
-        found = self.moments.largest(layer)
+        found = self.calibration.largest(layer, observer="max")
         if found is None:
-            raise HerdError(f"{self.moments.path} has no magnitudes of keys and values: write it again with "
+            raise HerdError(f"{self.calibration.path} has no magnitudes of keys and values: write it again with "
                             "`herdgraph calibrate`")
         return found
 

@@ -20,9 +20,10 @@ from torch import Tensor
 from ...errors import HerdError
 from ..block_format import BlockCodes, BlockFormat, BlockScales, BlockZeros
 from ..builder import CONTRIB, Builder
-from ..channel_format import ChannelCodes, ChannelScales
-from ..moments import MomentsFile
-from ..recipes import Format, Recipe
+from ..calibration_file import CalibrationFile
+from ..channel_format import ChannelCodes, ChannelFormat, ChannelScales
+from ..fp8_format import Fp8Format
+from ..recipes import Recipe
 from .rotate_hidden import BlockRotated
 
 _INT8_ACTIVATIONS = 4
@@ -34,12 +35,12 @@ class QuantizeMatMuls(InPlacePass):
 
     Args:
         recipe: says which weight is stored how.
-        moments: second moments of inputs, for weights in blocks.
+        calibration: second moments of inputs, for weights in blocks.
     """
 
-    def __init__(self, recipe: Recipe, moments: MomentsFile | None = None) -> None:
+    def __init__(self, recipe: Recipe, calibration: CalibrationFile | None = None) -> None:
         super().__init__()
-        self.recipe, self.moments = recipe, moments
+        self.recipe, self.calibration = recipe, calibration
         self._inputs: dict[tuple[int, int], tuple[ir.Value, ir.Value]] = {}
         """Quantised inputs by graph and value: products that read one input share them."""
 
@@ -52,13 +53,14 @@ class QuantizeMatMuls(InPlacePass):
             model.opset_imports[CONTRIB] = 1
         return PassResult(model, modified=bool(found))
 
-    def _layout(self, node: ir.Node) -> Format | None:
+    def _layout(self, node: ir.Node) -> BlockFormat | ChannelFormat | None:
         weight = node.inputs[1] if node.op_type == "MatMul" else None
         if weight is None or weight.const_value is None or len(weight.const_value.shape) != 2:
             return None
-        return self.recipe.layout_of(str(weight.name)) if weight.is_initializer() else None
+        layout = self.recipe.layout_of(str(weight.name)) if weight.is_initializer() else None
+        return None if isinstance(layout, Fp8Format) else layout
 
-    def _replace(self, graph: ir.Graph, node: ir.Node, layout: Format) -> None:
+    def _replace(self, graph: ir.Graph, node: ir.Node, layout: BlockFormat | ChannelFormat) -> None:
         x, weight = node.inputs
         assert x is not None
         assert weight is not None
@@ -84,10 +86,10 @@ class QuantizeMatMuls(InPlacePass):
                      bits=layout.bits, block_size=layout.block, accuracy_level=_INT8_ACTIVATIONS)
 
     def _moments_of(self, weight: ir.Value, layout: BlockFormat) -> Tensor | None:
-        found = self.moments.of(str(weight.name)) if self.moments else None
-        if self.moments and layout.bits == 4 and found is None:
-            raise HerdError(f"{self.moments.path} says nothing of {weight.name}, which is stored in 4 bits: write it "
-                            f"again with `herdgraph calibrate --recipe {self.recipe.name}`")
+        found = self.calibration.moments(str(weight.name)) if self.calibration else None
+        if self.calibration and layout.bits == 4 and found is None:
+            raise HerdError(f"{self.calibration.path} says nothing of {weight.name}, which is stored in 4 bits: write "
+                            f"it again with `herdgraph calibrate --recipe {self.recipe.name}`")
         source = weight.const_value
         return source.rotated_moments(found) if found is not None and isinstance(source, BlockRotated) else found
 

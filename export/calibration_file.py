@@ -1,0 +1,154 @@
+"""What calibration found, by the names that weights have in graphs: reads what ``calibration/`` wrote.
+
+A calibration is a directory:
+
+=====================  =================================================================================
+file                   content
+=====================  =================================================================================
+calibration.json       versions, fingerprint of the checkpoint, hash of the data, observer, roles to keep
+                       in high precision, and the statistics of the report
+scales.safetensors     ``<observer>/<weight>``: largest magnitude to represent of the input that a weight
+                       meets, float32 scalar, or [E] for experts; ``.../largest_key_and_value``: [2];
+                       ``centre/<weight>`` [K]: what is subtracted from that input first
+moments/<layer>        second moments of inputs, only for recipes with 4-bit weights
+=====================  =================================================================================
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import HerdError
+from ..files import read_json
+from ..model.checkpoint import Checkpoint
+from .recipes import Recipe
+
+DESCRIPTION = "calibration.json"
+SCALES = "scales.safetensors"
+MOMENTS = "moments"
+FORMAT = 1
+LARGEST = "largest_key_and_value"
+CENTRE = "centre"
+OBSERVERS = ("max", "percentile", "mse", "entropy")
+
+_EXPERT = re.compile(r"(layers\.\d+\.feed_forward\.experts)/.*expert_(\d+)\.(gate_up_proj|down_proj)$")
+_ADVICE = "write it again with `herdgraph calibrate`"
+
+
+@dataclass(frozen=True)
+class CalibrationFile:
+    """An opened calibration; tensors are read one by one, when asked.
+
+    Attributes:
+        path: the directory.
+        description: content of ``calibration.json``.
+        observer: whose largest magnitudes are used.
+    """
+
+    path: Path
+    description: dict[str, Any]
+    observer: str
+
+    @classmethod
+    def open(cls, path: Path, fingerprint: str, *, observer: str | None = None) -> CalibrationFile:
+        """Open a calibration and check that it was measured on a checkpoint.
+
+        Args:
+            path: the directory.
+            fingerprint: of the checkpoint.
+            observer: one of ``OBSERVERS``, None for the one that calibration chose.
+
+        Raises:
+            HerdError: not a calibration, another format's or another checkpoint's, or an observer that it has not.
+        """
+        if not (path / DESCRIPTION).is_file():
+            raise HerdError(f"{path} has no {DESCRIPTION}, it is not a calibration: write one with `herdgraph "
+                            "calibrate`")
+        description = read_json(path / DESCRIPTION)
+        if description.get("format") != FORMAT:
+            raise HerdError(f"the calibration format of {path} is {description.get('format')!r}, this herdgraph reads "
+                            f"{FORMAT}: {_ADVICE}")
+        if (found := description.get("fingerprint")) != fingerprint:
+            raise HerdError(f"{path} was measured on another checkpoint (its fingerprint is {str(found)[:12]}…, this "
+                            f"one's {fingerprint[:12]}…): {_ADVICE}")
+        chosen = str(description.get("observer"))
+        if observer not in (None, chosen, *OBSERVERS):
+            raise HerdError(f"{path} knows no observer {observer!r}: choose one of {', '.join(OBSERVERS)}")
+        return cls(path, description, observer or chosen)
+
+    def _read(self, file: str, name: str, index: int | None = None) -> Tensor | None:
+        if not (self.path / file).exists():
+            return None
+        try:
+            with safe_open(self.path / file, "pt") as tensors:
+                if name not in tensors.keys():  # noqa: SIM118 - the handle is no mapping
+                    return None
+                tensor: Tensor = tensors.get_tensor(name) if index is None else tensors.get_slice(name)[index]
+                return tensor.to(torch.float32)
+        except (OSError, SafetensorError) as error:
+            raise HerdError(f"{self.path / file} cannot be read ({error}): {_ADVICE}") from error
+
+    @property
+    def kept(self) -> list[str]:
+        """Parts of the model that calibration found must stay in floating point, as a recipe's rules call them."""
+        return [str(part) for part in self.description.get("kept", [])]
+
+    def largest(self, layer: int, *, observer: str | None = None) -> tuple[float, float] | None:
+        """Largest magnitudes of a layer's keys, as they enter the cache, and values; None when not measured."""
+        found = self._read(SCALES, f"{observer or self.observer}/layers.{layer}.self_attn.{LARGEST}")
+        return None if found is None else (float(found[0]), float(found[1]))
+
+    def input_amax(self, weight: str) -> Tensor:
+        """Largest magnitude to represent of the input that a weight meets: a scalar, or [E] for all experts of a layer.
+
+        Args:
+            weight: an initializer's name: a checkpoint's, one with ``.T``, several joined by ``+``, or an expert's.
+
+        Raises:
+            HerdError: it was not measured.
+        """
+        name, expert = stored_name(weight)
+        found = self._read(SCALES, f"{self.observer}/{name}")
+        if found is None:
+            raise HerdError(f"{self.path} says nothing of {name} by observer {self.observer!r}: {_ADVICE} for this "
+                            "recipe")
+        return found if expert is None else found[expert]
+
+    def centre(self, weight: str) -> Tensor | None:
+        """What is subtracted from the input that a weight meets, [K]; None for nothing, as for experts."""
+        name, _ = stored_name(weight)
+        return self._read(SCALES, f"{CENTRE}/{name}")
+
+    def moments(self, weight: str) -> Tensor | None:
+        """Second moments [K, K] of the input that a weight meets, None when they were not measured. Names as above."""
+        name, expert = stored_name(weight)
+        layer = ".".join(name.split(".")[:2])
+        return self._read(f"{MOMENTS}/{layer}.safetensors", name, expert)
+
+
+def stored_name(weight: str) -> tuple[str, int | None]:
+    """The name that a calibration uses for the input of a weight in a graph, and the expert if it is one's."""
+    if expert := _EXPERT.match(weight):
+        return f"{expert[1]}.{expert[3]}", int(expert[2])
+    return weight.split("+", maxsplit=1)[0].removesuffix(".T"), None
+
+
+def calibration_for(recipe: Recipe, path: Path | None, checkpoint: Checkpoint) -> CalibrationFile | None:
+    """The calibration that a build was given, checked.
+
+    Raises:
+        HerdError: the recipe needs one and none was given, or it is not one of this checkpoint.
+    """
+    if path is not None:
+        return CalibrationFile.open(path, checkpoint.fingerprint())
+    if needs := recipe.needs_calibration:
+        raise HerdError(f"{needs} need to know how large they get: pass --calibration DIRECTORY, written by "
+                        f"`herdgraph calibrate --recipe {recipe.name}`")
+    return None
