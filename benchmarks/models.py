@@ -1,6 +1,6 @@
 """Random-weight members of the herd that speed is measured on, as Hugging Face checkpoints.
 
-    python -m benchmarks.models {scout-mini|maverick-mini|scout-mini-mm} OUT_DIR [--calibration FILE]
+    python -m benchmarks.models {scout-mini|maverick-mini|scout-mini-mm} OUT_DIR [--calibration DIRECTORY]
 
 ================  ==========  ================================================================
 scout-mini        1.50 B      16 layers, 16 experts in every layer, iRoPE, qk-norm; text
@@ -21,7 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from herdgraph.calibration.moments import measure
+from herdgraph.calibration.calibrate import Options, calibrate
+from herdgraph.calibration.windows import Data, Window
 from herdgraph.export.recipes import RECIPES
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.config import HerdConfig, RopeScaling, TextConfig, VisionConfig
@@ -76,11 +77,11 @@ def write(name: str, directory: Path) -> None:
         save_checkpoint(directory, MODELS[name], tensors(MODELS[name]))
 
 
-def calibrate(directory: Path, output: Path) -> None:
-    """Measure a model on four windows of random tokens."""
+def calibrated(directory: Path, output: Path) -> None:
+    """Calibrate a model on four windows of random tokens, for bundles with 8-bit keys and values."""
     with open_checkpoint(directory) as checkpoint:
         windows = torch.randint(0, 32000, (4, 512), generator=torch.Generator().manual_seed(0)).tolist()
-        measure(checkpoint, RECIPES["int8"], windows, output)
+        calibrate(checkpoint, output, Data([Window(ids) for ids in windows], []), Options(RECIPES["int8"]))
 
 
 def main() -> None:
@@ -92,7 +93,7 @@ def main() -> None:
     args = parser.parse_args()
     write(args.name, args.out)
     if args.calibration:
-        calibrate(args.out, args.calibration)
+        calibrated(args.out, args.calibration)
 
 
 if __name__ == "__main__":

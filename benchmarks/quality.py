@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from herdgraph.calibration.cli import DEFAULT_TEXT
-from herdgraph.calibration.moments import measure, windows_of
+from herdgraph.calibration.calibrate import Options, calibrate
+from herdgraph.calibration.samples import read_samples
+from herdgraph.calibration.windows import data_of
 from herdgraph.console import fail, size, stderr, stdout
 from herdgraph.export.block_format import BlockFormat
 from herdgraph.export.pipeline import build_bundle
@@ -40,7 +41,7 @@ DECODED = 64
 def int4_rtn() -> Recipe:
     """The 4-bit recipe without what herdgraph adds to rounding."""
     rules = tuple(
-        Rule(rule.word, replace(rule.layout, fitted=False) if isinstance(rule.layout, BlockFormat) else rule.layout)
+        Rule(rule.part, replace(rule.layout, fitted=False) if isinstance(rule.layout, BlockFormat) else rule.layout)
         for rule in RECIPES["int4"].rules
     )
     return replace(RECIPES["int4"], name="int4", rules=rules, rotated=False)
@@ -49,12 +50,12 @@ def int4_rtn() -> Recipe:
 def build(source: Path, bundle: Path, recipe: str) -> None:
     """Build a bundle by the name of a row of the table."""
     precision = int4_rtn() if recipe == "int4-rtn" else RECIPES[recipe.split("-", maxsplit=1)[0]]
-    precision = replace(precision, int8_caches="-kv8" in recipe)
-    moments = bundle.with_suffix(".safetensors") if "-gptq" in recipe or "-kv8" in recipe else None
+    precision = replace(precision, caches="int8" if "-kv8" in recipe else "float")
+    calibration = bundle.with_suffix(".calibration") if "-gptq" in recipe or precision.needs_calibration else None
     with open_checkpoint(source) as checkpoint:
-        if moments:
-            measure(checkpoint, precision, windows_of(checkpoint, [DEFAULT_TEXT.read_text(encoding="utf-8")]), moments)
-        build_bundle(checkpoint, bundle, recipe=precision, calibration=moments)
+        if calibration:
+            calibrate(checkpoint, calibration, data_of(checkpoint, read_samples([], images=False)), Options(precision))
+        build_bundle(checkpoint, bundle, recipe=precision, calibration=calibration)
 
 
 def windows(engine: Engine) -> list[list[int]]:
@@ -100,7 +101,7 @@ def main() -> None:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", type=Path, default=Path(".cache/demo/checkpoint"))
-    parser.add_argument("--recipes", nargs="+", default=["int8", "int8-kv8", "int4-rtn", "int4", "int4-gptq"])
+    parser.add_argument("--recipes", nargs="+", default=["int8", "int8-kv8", "int4-rtn", "int4", "int4-gptq", "fp8"])
     args = parser.parse_args()
     if not args.checkpoint.is_dir():
         fail(f"{args.checkpoint} does not exist: run `make demo` once, or name a checkpoint")

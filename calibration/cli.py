@@ -1,50 +1,95 @@
-"""The calibrate command."""
+"""The calibrate command, ``herdgraph calibrate`` and ``python -m herdgraph.calibration``."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
-from rich.progress import Progress
+from rich.progress import Progress as Bar
 
-from ..console import emit_json, progress, succeed
-from ..errors import HerdError
+from ..console import HerdCommand, complain, emit_json, progress, succeed, table
 
-DEFAULT_TEXT = Path(__file__).parent / "data" / "jargon.txt"
+_OBSERVERS = click.Choice(["max", "percentile", "mse", "entropy"])
 
 
-@click.command()
+@click.command(cls=HerdCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="File to write (.safetensors).")
-@click.option("--recipe", default="int4", show_default=True, help="Recipe whose weights are to be rounded.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Directory to create.")
 @click.option("--data", type=click.Path(path_type=Path), multiple=True, show_default="pages of the Jargon File",
-              help="Plain text file; may be repeated.")
+              help="Text, .jsonl file, picture, directory of pictures or saved dataset; may be repeated.")
+@click.option("--recipe", type=click.Choice(["fp8", "int8", "int4"]), default="fp8", show_default=True,
+              help="What is to be quantised: fp8 wants scales, int4 second moments, both and int8 cache magnitudes.")
+@click.option("--kv", type=click.Choice(["float", "fp8"]), default="float", show_default=True,
+              help="Keys and values that the quality is judged with.")
+@click.option("--observer", type=_OBSERVERS, default="mse", show_default=True,
+              help="Which magnitude an FP8 scale covers.")
+@click.option("--tokens", type=click.IntRange(min=64), default=16384, show_default=True, help="Tokens to read at most.")
+@click.option("--least", type=click.IntRange(min=1), default=64, show_default=True,
+              help="Tokens that every expert is shown: its own, then those closest to being sent to it.")
+@click.option("--min-tokens", type=click.IntRange(min=0), default=1, show_default=True,
+              help="Tokens that every expert must get from the router itself.")
+@click.option("--on-few", type=click.Choice(["warn", "fail"]), default="warn", show_default=True,
+              help="What happens when an expert gets fewer.")
+@click.option("--max-kl", type=click.FloatRange(min=0, min_open=True),
+              help="Keep the fewest parts in high precision that hold the mean KL per token within this.")
+@click.option("--import-scales", is_flag=True, help="Take the scales that an FP8 checkpoint carries; reads no data.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing calibration.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def calibrate(checkpoint: Path, output: Path, recipe: str, data: tuple[Path, ...], as_json: bool) -> None:
-    """Measure what CHECKPOINT's weights are used for.
+def calibrate(
+    checkpoint: Path, output: Path, data: tuple[Path, ...], recipe: str, kv: str, tokens: int, max_kl: float | None,
+    import_scales: bool, overwrite: bool, as_json: bool, **options: Any,
+) -> None:
+    """Measure what CHECKPOINT's weights meet, for `build.py --calibration`.
 
-    The result is for `build.py --calibration`. The model is held in memory in float32 as a whole.
+    The model is read layer by layer and expert by expert: it may be larger than the memory. A run that was cut off
+    continues where it stopped. The output holds report.html.
     """
-    from ..export.targets import target_of
+    from ..export.recipes import RECIPES
     from ..model.checkpoint import open_checkpoint
-    from .moments import measure, windows_of
+    from . import calibrate as api
+    from .imported import import_scales as imported
+    from .samples import read_samples
+    from .windows import data_of
 
-    _, precision = target_of("cpu", recipe)
-    if not output.absolute().parent.is_dir():
-        raise HerdError(f"{output.absolute().parent} is not a directory: choose another output")
-    texts = [_text(path) for path in data or (DEFAULT_TEXT,)]
-    with open_checkpoint(checkpoint) as source, progress(*Progress.get_default_columns(), quiet=as_json) as bar:
-        task = bar.add_task("measuring", total=None)
-        tokens = measure(source, precision, windows_of(source, texts), output,
-                         lambda done, total: bar.update(task, completed=done, total=total))
+    with open_checkpoint(checkpoint) as source, progress(*Bar.get_default_columns(), quiet=as_json) as bar:
+        if import_scales:
+            found = imported(source, output, overwrite=overwrite)
+        else:
+            if not data:
+                complain("no --data was given: calibrating on built-in text" + " and drawn pictures" * bool(
+                    source.config.vision) + "; give your own for a model that will serve you", kind="warning")
+            samples = read_samples(data, images=source.config.vision is not None)
+            read = data_of(source, samples, most_tokens=tokens)
+            chosen = api.Options(replace(RECIPES[recipe], caches=kv), bound=max_kl, **options)  # type: ignore[arg-type]
+            found = api.calibrate(source, output, read, chosen, overwrite=overwrite, progress=_hooks(bar, api.Progress))
     if as_json:
-        emit_json({"output": str(output), "tokens": tokens})
+        emit_json({name: value for name, value in found.items() if name != "inputs"})
     else:
-        succeed("wrote", f"{output}, measured on {tokens} tokens")
+        _show(found)
+        succeed("wrote", f"{output}; open {output / 'report.html'}")
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise HerdError(f"{path} cannot be read as text: {error}") from error
+def _hooks(bar: Bar, hooks: Any) -> Any:
+    task = bar.add_task("reading", total=None)
+    return hooks(
+        stage=lambda name, parts: bar.reset(task, description=name, total=parts),
+        part=lambda: bar.advance(task),
+    )
+
+
+def _show(found: dict[str, Any]) -> None:
+    quality, own = found["quality"], found["coverage"]["own"]
+    rows = {"data": f"{found['data']['tokens']} tokens, {found['data']['tiles']} image tiles"}
+    if own:
+        counts = [count for layer in own.values() for count in layer]
+        shown = sum(1 for layer in found["coverage"]["shown"].values() for count in layer if count)
+        rows["experts"] = (f"{len(counts)}, {min(counts)} to {max(counts)} tokens from the router; {shown} were shown "
+                           f"more; {len(found['coverage']['dead'])} got none of their own")
+    if quality:
+        rows["against float32"] = (f"KL {quality['mean_kl']:.2e} per token, perplexity {quality['change']:+.2%}, same "
+                                   f"top token {quality['top1']:.1%} ({quality['tokens']} tokens held out)")
+        rows["kept in high precision"] = ", ".join(found["kept"]) or "nothing beyond the recipe"
+    table("calibration", rows)
+

@@ -149,11 +149,18 @@ class VisionModel(nn.Module):
 
     def forward(self, pixels_NCHW: Tensor) -> Tensor:
         """[N, 3, H, W] normalised pixels to [N, tokens per tile, adapter width]."""
+        x_NPC = self.embed(pixels_NCHW)
+        return self.adapt(self.model(x_NPC, *self.rotary(x_NPC.shape[0])))
+
+    def embed(self, pixels_NCHW: Tensor) -> Tensor:
+        """What the first layer reads: patches with the class token last, [N, P + 1, C]."""
         patches = self.patch_embedding(pixels_NCHW)
         class_token = self.class_embedding.expand(patches.shape[0], 1, -1)
-        x_NPC = self.layernorm_pre(torch.cat((patches, class_token), dim=1) + self.positional_embedding_vlm)
-        x_NPC = self.layernorm_post(self.model(x_NPC, *self.rotary(patches.shape[0])))
-        return self.vision_adapter(x_NPC[:, :-1])
+        return self.layernorm_pre(torch.cat((patches, class_token), dim=1) + self.positional_embedding_vlm)
+
+    def adapt(self, x_NPC: Tensor) -> Tensor:
+        """What the last layer gave, without the class token, to adapter width."""
+        return self.vision_adapter(self.layernorm_post(x_NPC)[:, :-1])
 
 
 class Projector(nn.Module):

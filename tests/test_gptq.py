@@ -8,13 +8,15 @@ import herds
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
-from herdgraph.calibration.moments import Moments, measure, watch, windows_of
-from herdgraph.cli import main
+from herdgraph.calibration.calibrate import Options, calibrate
+from herdgraph.calibration.measure import measure
+from herdgraph.calibration.moments import BORROWED
+from herdgraph.calibration.samples import Sample
+from herdgraph.calibration.windows import Data, Window, data_of
 from herdgraph.errors import HerdError
 from herdgraph.export.block_format import BlockCodes, BlockFormat, in_blocks
+from herdgraph.export.calibration_file import CalibrationFile
 from herdgraph.export.gptq import compensated, factor
-from herdgraph.export.moments import MomentsFile
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.export.recipes import RECIPES
 from herdgraph.export.rotation import RotatedCheckpoint
@@ -87,36 +89,46 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_moments_are_those_of_the_inputs(checkpoint: Path) -> None:
+@pytest.fixture(scope="module")
+def calibration(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("calibration") / "out"
     with open_checkpoint(checkpoint) as source:
-        decoder = Llama4.from_checkpoint(RotatedCheckpoint(source)).eval().decoder
-    moments, seen = Moments(), []
-    watch(decoder, moments, RECIPES["int4"])
+        data = data_of(source, [Sample(TEXT)], most_tokens=5000, held_out=0)
+        calibrate(source, output, data, Options(RECIPES["int4"]))
+    return output
+
+
+def test_moments_are_those_of_the_inputs(checkpoint: Path, tmp_path: Path) -> None:
+    """Hooks on the torch model see the same inputs, an expert's scaled by its token's score."""
+    ids, seen = herds.tokens(50), []
+    with open_checkpoint(checkpoint) as source:
+        rotated = RotatedCheckpoint(source)
+        measure(rotated, RECIPES["int4"], Data([Window(ids)], []), tmp_path, key="", least=1)
+        decoder = Llama4.from_checkpoint(rotated).eval().decoder
     experts = decoder.layers[1].feed_forward.experts
     experts.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs))
     with torch.inference_mode():
-        decoder(torch.tensor([herds.tokens(50)]))
+        decoder(torch.tensor([ids]))
     x_TD, logits_TE = seen[0]
+    stored = load_file(tmp_path / "moments" / "layers.1.safetensors")
     name = "layers.1.feed_forward.experts.gate_up_proj"
-    best = logits_TE.max(-1)
+    best, sums = logits_TE.max(-1), torch.zeros(4, 64, 64)
     for expert in range(4):
         rows = (x_TD * torch.sigmoid(best.values)[:, None])[best.indices == expert]
-        torch.testing.assert_close(moments.sums[name][expert], rows.T @ rows, atol=1e-3, rtol=1e-4)
-    shared = moments.sums["layers.1.feed_forward.shared_expert.up_proj.weight"]
+        assert len(rows), "its own tokens only, none is shown in addition"
+        sums[expert] = rows.T @ rows
+    torch.testing.assert_close(stored[name], sums + BORROWED * sums.sum(0), atol=1e-3, rtol=1e-4)
+    shared = stored["layers.1.feed_forward.shared_expert.up_proj.weight"]
     torch.testing.assert_close(shared, x_TD.T @ x_TD, atol=1e-3, rtol=1e-4)
-    assert not any("self_attn" in name or "router" in name or "lm_head" in name for name in moments.sums)
-    lent = moments.shared_among_experts()[name]
-    torch.testing.assert_close(lent, moments.sums[name] + 0.05 * moments.sums[name].sum(0), atol=1e-4, rtol=1e-4)
+    assert not any("self_attn" in name or "router" in name for name in stored)
+    assert not list(tmp_path.glob("moments/*vision*"))
 
 
-def test_a_bundle_rounded_by_data_is_closer_on_it(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_bundle_rounded_by_data_is_closer_on_it(checkpoint: Path, calibration: Path, tmp_path: Path) -> None:
     logits = {}
     with open_checkpoint(checkpoint) as source:
-        measure(source, RECIPES["int4"], windows_of(source, [TEXT]), tmp_path / "moments.safetensors")
-        for name, recipe, calibration in (
-            ("exact", "fp32", None), ("plain", "int4", None), ("gptq", "int4", tmp_path / "moments.safetensors"),
-        ):
-            build_bundle(source, tmp_path / name, recipe=recipe, calibration=calibration)
+        for name, recipe, moments in (("exact", "fp32", None), ("plain", "int4", None), ("gptq", "int4", calibration)):
+            build_bundle(source, tmp_path / name, recipe=recipe, calibration=moments)
             engine = Engine.load(tmp_path / name, threads=1)
             ids = engine.processor.tokenizer.encode(TEXT)[:400]
             logits[name] = engine.prefill(engine.new_sequence(), ids, all_positions=True)
@@ -124,48 +136,26 @@ def test_a_bundle_rounded_by_data_is_closer_on_it(checkpoint: Path, tmp_path: Pa
     assert gptq.mean_kl < 0.7 * plain.mean_kl
 
 
-def test_names_of_graphs_find_their_moments(checkpoint: Path, tmp_path: Path) -> None:
-    path = tmp_path / "moments.safetensors"
+def test_names_of_graphs_find_their_moments(checkpoint: Path, calibration: Path) -> None:
     with open_checkpoint(checkpoint) as source:
-        measure(source, RECIPES["int4"], windows_of(source, [TEXT]), path)
-        file = MomentsFile.open(path, source.fingerprint())
-    stored = load_file(path)
+        file = CalibrationFile.open(calibration, source.fingerprint())
+    stored = {name: tensor for layer in (0, 1)
+              for name, tensor in load_file(calibration / "moments" / f"layers.{layer}.safetensors").items()}
     joined = "layers.0.feed_forward.gate_proj.weight.T+layers.0.feed_forward.up_proj.weight.T"
     expert = "layers.1.feed_forward.experts/then_24/then_4/expert_2.down_proj"
     for name, wanted in ((joined, stored["layers.0.feed_forward.gate_proj.weight"]),
                          (expert, stored["layers.1.feed_forward.experts.down_proj"][2])):
-        found = file.of(name)
+        found = file.moments(name)
         assert found is not None
         torch.testing.assert_close(found, wanted)
-    assert file.of("layers.0.self_attn.q_proj.weight.T") is None
+    assert file.moments("layers.0.self_attn.q_proj.weight.T") is None
 
 
 def test_a_calibration_for_another_recipe_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     """Weights that it does not know would be rounded to nearest, and nobody would notice."""
-    path = tmp_path / "moments.safetensors"
     with open_checkpoint(checkpoint) as source:
-        measure(source, RECIPES["int8"], windows_of(source, [TEXT]), path)
+        data = data_of(source, [Sample(TEXT)], most_tokens=600)
+        calibrate(source, tmp_path / "calibration", data, Options(RECIPES["int8"]))
         with pytest.raises(HerdError, match=r"says nothing of .* calibrate --recipe int4"):
-            build_bundle(source, tmp_path / "bundle", recipe="int4", calibration=path)
+            build_bundle(source, tmp_path / "bundle", recipe="int4", calibration=tmp_path / "calibration")
     assert not (tmp_path / "bundle").exists()
-
-
-def test_the_command_and_its_refusals(checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text(TEXT)
-    output = tmp_path / "moments.safetensors"
-
-    def run(*arguments: object) -> str:
-        result = CliRunner().invoke(main, ["calibrate", *map(str, arguments)])
-        return result.output if result.exit_code else ""
-
-    assert run(checkpoint, "-o", output, "--data", tmp_path / "text.txt") == ""
-    assert output.is_file()
-    (tmp_path / "short.txt").write_text("too short")
-    assert "at least 512 are needed" in run(checkpoint, "-o", output, "--data", tmp_path / "short.txt")
-    assert "cannot be read as text" in run(checkpoint, "-o", output, "--data", tmp_path / "none.txt")
-    assert "is not a directory" in run(checkpoint, "-o", tmp_path / "none" / "m.safetensors")
-    assert not list(tmp_path.glob("*.partial"))
-    with pytest.raises(HerdError, match="another checkpoint"):
-        MomentsFile.open(output, "0" * 64)
-    with pytest.raises(HerdError, match="herdgraph calibrate"):
-        MomentsFile.open(tmp_path / "text.txt", "0" * 64)

@@ -53,6 +53,7 @@ class Checkpoint:
         weight_files: files that hold the weights and their scales.
         input_scales: scales of quantised inputs that the checkpoint carries, by the canonical name of the weight that
             the input meets; of experts stored one by one by ``experts.{e}.{gate,up,down}_proj.weight``.
+        cache_scales: scales of quantised keys and values that it carries, as ``layers.0.self_attn.k`` and ``.v``.
     """
 
     directory: Path
@@ -60,6 +61,7 @@ class Checkpoint:
     sources: Mapping[str, LazyTensor]
     weight_files: Sequence[Path]
     input_scales: Mapping[str, LazyTensor] = field(default_factory=dict)
+    cache_scales: Mapping[str, LazyTensor] = field(default_factory=dict)
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:

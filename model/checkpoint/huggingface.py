@@ -48,10 +48,10 @@ def open_huggingface(directory: Path, config: HerdConfig) -> Checkpoint:
             stored[canonical_name(name)] = tensor
     if config.text.tie_word_embeddings:
         stored.pop("lm_head.weight", None)
-    weights, scales, input_scales = split_scales(stored)
+    weights, scales, input_scales, cache_scales = split_scales(stored)
     tensors = fuse_experts(with_scales(directory, weights, scales))
     check_tensors(directory, config, tensors)
-    return Checkpoint(directory, config, tensors, list(shards), input_scales)
+    return Checkpoint(directory, config, tensors, list(shards), input_scales, cache_scales)
 
 
 def _shards(directory: Path) -> dict[Path, set[str] | None]:

@@ -4,8 +4,8 @@ value = stored · scale, with one scale for the tensor, for each output row ([ou
 experts [E, in, out], any shape that broadcasts. Both spellings of a scale's name are read, each after the name of its
 weight: ``q_proj.weight_scale`` beside ``q_proj.weight`` (compressed-tensors, ModelOpt, ``weight_scale_inv`` elsewhere,
 which is multiplied too in spite of its name) and ``gate_up_proj_scale`` or ``gate_up_proj_weight_scale`` beside fused
-experts ``gate_up_proj``. Scales of inputs are kept aside for calibration; scales of the KV cache describe no weight
-and are left out.
+experts ``gate_up_proj``. Scales of inputs, and of keys and values (``self_attn.k_scale``, ``k_proj.k_scale``,
+``k_proj.output_scale``), describe no weight and are kept aside for calibration.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from .views import Reshaped
 
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_CACHE_SCALE = re.compile(r".*\.(?:[kv]|output)_scale")
+_CACHE_SCALE = re.compile(r"(.*?)\.(?:[kv]_proj\.)?([kv])_scale|(.*)\.([kv])_proj\.output_scale")
+_OTHER_SCALE = re.compile(r".*\.(?:q|output)_scale")
 _INPUT_SCALE = re.compile(r"(.*)(?:(?P<fused>_proj_)|\.)input_(?:scale|amax)")
 _WEIGHT_SCALE = re.compile(r"(.*?)(?P<fused>_proj_weight)?_scale(?:_inv)?")
 
@@ -65,28 +66,32 @@ class Scaled:
         return values[0] if isinstance(index, int) else values
 
 
-def split_scales(stored: Mapping[str, LazyTensor]) -> tuple[LazyTensors, LazyTensors, LazyTensors]:
+def split_scales(stored: Mapping[str, LazyTensor]) -> tuple[LazyTensors, LazyTensors, LazyTensors, LazyTensors]:
     """Separate what lies beside each other in a checkpoint.
 
     Args:
         stored: all tensors by canonical name.
 
     Returns:
-        Weights, weight scales and input scales, all by the name of the weight.
+        Weights, weight scales and input scales, all by the name of the weight, and scales of caches as
+        ``layers.0.self_attn.k``.
     """
     weights: LazyTensors = {}
     scales: LazyTensors = {}
     inputs: LazyTensors = {}
+    caches: LazyTensors = {}
     for name, tensor in stored.items():
         if match := _INPUT_SCALE.fullmatch(name):
             inputs[match[1] + ("_proj" if match["fused"] else ".weight")] = tensor
-        elif _CACHE_SCALE.fullmatch(name):
-            _log.info("left out: %s, a scale of the KV cache", name)
+        elif match := _CACHE_SCALE.fullmatch(name):
+            caches[f"{match[1] or match[3]}.{match[2] or match[4]}"] = tensor
+        elif _OTHER_SCALE.fullmatch(name):
+            _log.info("left out: %s, a scale of no weight, input or cache", name)
         elif match := _WEIGHT_SCALE.fullmatch(name):
             scales[match[1] + ("_proj" if match["fused"] else "")] = tensor
         else:
             weights[name] = tensor
-    return weights, scales, inputs
+    return weights, scales, inputs, caches
 
 
 def with_scales(directory: Path, weights: Mapping[str, LazyTensor], scales: Mapping[str, LazyTensor]) -> LazyTensors:

@@ -1,0 +1,132 @@
+"""What FP8 costs on a real model and real English, by observer, by form of the scales, and by what is kept in bf16.
+
+    python -m benchmarks.fp8 [CHECKPOINT] [--windows 8]
+
+Calibrated on the built-in text, judged on text that no scale was fitted on (Alice in Wonderland, entries of the Jargon
+File). All rows of a table are one pass over the same tokens. ``python -m benchmarks.quality --recipes fp8`` measures
+the built bundle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+from herdgraph.calibration.calibrate import products_from
+from herdgraph.calibration.evaluate import evaluate
+from herdgraph.calibration.measure import measure
+from herdgraph.calibration.observers import OBSERVERS
+from herdgraph.calibration.products import Exact, Quantised
+from herdgraph.calibration.samples import read_samples
+from herdgraph.calibration.search import parts_of
+from herdgraph.calibration.windows import Window, data_of
+from herdgraph.console import fail
+from herdgraph.export.recipes import RECIPES
+from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
+from herdgraph.model.processing import PromptProcessor
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from .quality import TEXTS, WINDOW
+
+FP8 = RECIPES["fp8"]
+
+
+class WeightsOnly(Quantised):
+    """FP8 weights, exact inputs."""
+
+    def __call__(self, name: str, x: Tensor, weight_KN: Tensor, expert: int | None = None) -> Tensor:
+        """``x @ weight`` with a rounded weight and an exact input."""
+        return x @ self._rounded_weight(name, weight_KN) if self.recipe.layout_of(name) else x @ weight_KN
+
+
+class InputsOnly(Quantised):
+    """FP8 inputs, exact weights."""
+
+    def _rounded_weight(self, name: str, weight_KN: Tensor) -> Tensor:
+        return weight_KN
+
+
+def variants(amaxes: dict[str, Tensor], checkpoint: Checkpoint) -> dict[str, Quantised]:
+    """Rows of the table."""
+    make = products_from(amaxes, "mse")
+    shared = {name: amax.max().expand(amax.shape) if ".experts." in name else amax for name, amax in amaxes.items()}
+
+    def amax(name: str) -> Tensor:
+        return amaxes[f"mse/{name}"]
+
+    def centre(name: str) -> Tensor | None:
+        return amaxes.get(f"centre/{name}")
+
+    rows: dict[str, Quantised] = {f"observer {name}": products_from(amaxes, name)(FP8) for name in OBSERVERS}
+    rows["mse, one scale for all experts of a layer"] = products_from(shared, "mse")(FP8)
+    rows["max, not centred"] = Quantised(FP8, lambda name: amaxes[f"uncentred/{name}"], lambda _: None)
+    rows["mse, only weights in FP8"] = WeightsOnly(FP8, amax, centre)
+    rows["mse, only inputs in FP8"] = InputsOnly(FP8, amax, centre)
+    for name, rules in parts_of(checkpoint.config).items():
+        rows[f"mse, {name} in high precision"] = make(FP8.keeping(rules))
+    rows["mse, routed experts only in FP8 (Meta's choice)"] = make(
+        FP8.keeping([rule for name, rules in parts_of(checkpoint.config).items() if name != "routed experts"
+                     for rule in rules]))
+    return rows
+
+
+def held_out(checkpoint: Checkpoint, count: int) -> list[Window]:
+    """Windows of text that was used for nothing else."""
+    tokenizer = PromptProcessor(checkpoint.directory, checkpoint.config).tokenizer
+    ids = [token for path in TEXTS for token in tokenizer.encode(path.read_text(encoding="utf-8"))]
+    return [Window(ids[first : first + WINDOW]) for first in range(0, len(ids) - WINDOW + 1, WINDOW)][:count]
+
+
+def measured(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Magnitudes by every observer, from the built-in text; those by ``uncentred`` are of inputs as they are."""
+    data = data_of(checkpoint, read_samples([], images=False), most_tokens=16384)
+    with tempfile.TemporaryDirectory() as work:
+        amaxes = measure(checkpoint, FP8, data, Path(work) / "work", key="").amaxes
+    plain = Magnitudes()
+    evaluate(checkpoint, {"": plain}, data.measured[:-1])  # type: ignore[dict-item]
+    found = {name.removeprefix("max/"): amax for name, amax in amaxes.items() if name.startswith("max/")}
+    return amaxes | {f"uncentred/{name}": plain.amaxes.get(name, amax) for name, amax in found.items()}
+
+
+class Magnitudes(Exact):
+    """Exact products that keep the largest magnitude of each input, experts excepted."""
+
+    def __init__(self) -> None:
+        self.amaxes: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, x: Tensor, weight_KN: Tensor, expert: int | None = None) -> Tensor:
+        """Record and multiply."""
+        if expert is None:
+            self.amaxes[name] = torch.maximum(self.amaxes.get(name, torch.tensor(0.0)), x.abs().max())
+        return x @ weight_KN
+
+    def forget(self) -> None:
+        """Nothing is held."""
+
+
+def main() -> None:
+    """Parse the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", nargs="?", type=Path, default=Path(".cache/demo/checkpoint"))
+    parser.add_argument("--windows", type=int, default=8)
+    args = parser.parse_args()
+    if not args.checkpoint.is_dir():
+        fail(f"{args.checkpoint} does not exist: run `make demo` once, or name a checkpoint")
+    torch.manual_seed(0)
+    with open_checkpoint(args.checkpoint) as checkpoint:
+        amaxes = measured(checkpoint)
+        found = evaluate(checkpoint, variants(amaxes, checkpoint), held_out(checkpoint, args.windows))
+    table = Table(title=f"{found.tokens} tokens, float32 perplexity {found.exact_perplexity:.3f}")
+    for column in ("", "perplexity", "change", "mean KL", "same top token"):
+        table.add_column(column, no_wrap=True)
+    for name, row in found.variants.items():
+        table.add_row(name, f"{row.perplexity:.3f}", f"{row.change:+.2%}", f"{row.mean_kl:.2e}", f"{row.top1:.1%}")
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""Calibration from a checkpoint and data to a directory: measure, check coverage, judge, choose, report.
+
+>>> with open_checkpoint("scout") as checkpoint:
+...     calibrate(checkpoint, Path("calib"), data_of(checkpoint, read_samples([], images=True)), Options())
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .. import __version__
+from ..errors import HerdError
+from ..export.calibration_file import CENTRE, DESCRIPTION, FORMAT, LARGEST, MOMENTS, OBSERVERS, SCALES
+from ..export.recipes import Recipe
+from ..export.rotation import RotatedCheckpoint
+from ..files import atomic_directory, check_output
+from ..model.checkpoint import Checkpoint
+from .evaluate import Evaluation, Quality, evaluate
+from .measure import Measured, measure
+from .products import Quantised
+from .report import write_report
+from .search import parts_of, search
+from .stream import Source
+from .windows import Data, Window
+
+logger = logging.getLogger(__name__)
+
+WORST = 3
+"""Layers that are judged for themselves in the report."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to calibrate.
+
+    Attributes:
+        recipe: what is to be quantised.
+        observer: whose largest magnitudes a build uses; all are stored.
+        least: tokens that every expert is shown (``coverage.py``).
+        min_tokens: tokens that every expert must get from the router itself.
+        on_few: what happens when one gets fewer.
+        bound: search the parts to keep in high precision so that the mean KL per token stays within it; None: none.
+    """
+
+    recipe: Recipe
+    observer: str = "mse"
+    least: int = 64
+    min_tokens: int = 1
+    on_few: Literal["warn", "fail"] = "warn"
+    bound: float | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Hooks for a display.
+
+    Attributes:
+        stage: called with the name of a step and how many parts it has.
+        part: called after each part.
+    """
+
+    stage: Callable[[str, int], None] = lambda _name, _parts: None
+    part: Callable[[], None] = lambda: None
+
+
+def calibrate(
+    checkpoint: Checkpoint, output: Path, data: Data, options: Options, *, overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Calibrate a checkpoint.
+
+    Args:
+        checkpoint: an open checkpoint.
+        output: directory to create.
+        data: windows to measure and to judge by.
+        options: see there.
+        overwrite: replace an existing calibration.
+        progress: hooks for a display.
+
+    Returns:
+        The content of ``calibration.json``.
+
+    Raises:
+        HerdError: an output that cannot be written, options that cannot be met, a weight or an input that is not
+            finite, experts without tokens (``on_few``), or a bound that no choice keeps.
+    """
+    check_output(output, overwrite=overwrite, mark=DESCRIPTION, inputs=[checkpoint.directory])
+    _check_options(options, data)
+    progress = progress or Progress()
+    source: Source = RotatedCheckpoint(checkpoint) if options.recipe.rotated else checkpoint
+    layers = source.config.text.num_layers
+    work = output.absolute().with_name(f".{output.name}.calibrating")
+    key = repr((checkpoint.fingerprint(), data.digest(), options.recipe, options.least, __version__))
+    progress.stage("measuring", layers)
+    measured = measure(source, options.recipe, data, work, key=key, least=options.least,
+                       on_part=lambda _: progress.part())
+    _check_coverage(measured, options)
+    make = products_from(measured.amaxes, options.observer)
+    found = _Found(kept=_unseen(source, options.recipe, data))
+    if options.recipe.fp8 and data.held_out:
+        _judge(source, options, make, data.held_out, found, progress)
+    description = _description(checkpoint, data, options, measured, found)
+    with atomic_directory(output, overwrite=overwrite, mark=DESCRIPTION, inputs=[checkpoint.directory]) as directory:
+        if (work / MOMENTS).is_dir():  # linked, not moved: until the output is there, the work must stay whole
+            shutil.copytree(work / MOMENTS, directory / MOMENTS, copy_function=_link)
+        save_file(measured.amaxes, directory / SCALES)
+        (directory / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
+        write_report(directory / "report.html", description)
+    shutil.rmtree(work, ignore_errors=True)
+    return description
+
+
+@dataclass
+class _Found:
+    """What judging found.
+
+    Attributes:
+        evaluation: of the recipe that was chosen.
+        kept: parts to keep in high precision, as rules call them.
+        tried: quality by what was kept.
+        worst: quality with one of the worst layers in high precision, by layer.
+    """
+
+    evaluation: Evaluation | None = None
+    kept: tuple[str, ...] = ()
+    tried: dict[str, Quality] | None = None
+    worst: dict[int, Quality] | None = None
+
+
+def products_from(amaxes: dict[str, Tensor], observer: str) -> Callable[[Recipe], Quantised]:
+    """Quantised products of a recipe by one observer's magnitudes, named as ``export/calibration_file.py`` says."""
+
+    def input_amax(name: str) -> Tensor:
+        return amaxes[f"{observer}/{name}"]
+
+    def largest(name: str) -> tuple[float, float]:
+        key, value = amaxes[f"{observer}/{name}.{LARGEST}"].tolist()
+        return key, value
+
+    return lambda recipe: Quantised(recipe, input_amax, lambda name: amaxes.get(f"{CENTRE}/{name}"), largest)
+
+
+def _check_options(options: Options, data: Data) -> None:
+    if options.observer not in OBSERVERS:
+        raise HerdError(f"no observer is called {options.observer!r}: choose one of {', '.join(OBSERVERS)}")
+    if options.bound is not None and not (options.recipe.fp8 and data.held_out):
+        reason = "no data is held out" if options.recipe.fp8 else f"{options.recipe.name} stores nothing in FP8"
+        raise HerdError(f"KL cannot be kept within {options.bound:g}, because {reason}: give more data or no bound")
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file where the file system can give one, else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _unseen(source: Source, recipe: Recipe, data: Data) -> tuple[str, ...]:
+    """Parts that no data reached: the image tower of a model that was shown no picture stays in high precision."""
+    seen = any(window.pixels is not None for window in data.measured)
+    if source.config.vision is None or seen or not recipe.fp8:
+        return ()
+    logger.warning("the model sees, and the data has no pictures: the image tower will stay in high precision")
+    return tuple(parts_of(source.config)["images"])
+
+
+def _check_coverage(measured: Measured, options: Options) -> None:
+    if options.on_few == "fail":
+        measured.coverage.require(options.min_tokens)
+        return
+    if poor := measured.coverage.below(options.min_tokens):
+        layer, expert, count = poor[0]
+        logger.warning("%d experts got fewer than %d tokens from the router (layer %d expert %d: %d); they were shown "
+                       "the tokens closest to being sent", len(poor), options.min_tokens, layer, expert, count)
+
+
+def _judge(
+    source: Source, options: Options, make: Callable[[Recipe], Quantised], windows: list[Window], found: _Found,
+    progress: Progress,
+) -> None:
+    layers, parts = source.config.text.num_layers, parts_of(source.config)
+    recipe = options.recipe.keeping(found.kept)
+    if options.bound is not None:
+        progress.stage("searching", 2 * layers)
+        names, found.tried = search(source, recipe, make, windows, options.bound, progress.part)
+        found.kept += tuple(rule for name in names for rule in parts[name])
+        recipe = recipe.keeping(found.kept)
+    progress.stage("judging", layers)
+    chosen = make(recipe)
+    found.evaluation = evaluate(source, {"chosen": chosen}, windows, local=chosen, on_layer=progress.part)
+    errors = [max(pair) for pair in found.evaluation.layer_errors]
+    worst = sorted(range(layers), key=lambda layer: -errors[layer])[:WORST]
+    progress.stage("judging the worst layers", layers)
+    better = evaluate(source, {str(layer): make(recipe.keeping([f"layers.{layer}"])) for layer in worst}, windows,
+                      on_layer=progress.part)
+    found.worst = {int(layer): quality for layer, quality in better.variants.items()}
+
+
+def _description(
+    checkpoint: Checkpoint, data: Data, options: Options, measured: Measured, found: _Found
+) -> dict[str, Any]:
+    evaluation = found.evaluation
+    return {
+        "format": FORMAT, "fingerprint": checkpoint.fingerprint(), "checkpoint": checkpoint.directory.name,
+        "recipe": options.recipe.name, "observer": options.observer, "kept": list(found.kept),
+        "versions": {"herdgraph": __version__, "torch": metadata.version("torch")},
+        "data": {"sha256": data.digest(), "tokens": data.tokens, "windows": len(data.measured),
+                 "held_out_windows": len(data.held_out),
+                 "tiles": sum(len(window.pixels) for window in data.measured if window.pixels is not None)},
+        "coverage": {
+            "least": options.least,
+            "own": {str(layer): own.tolist() for layer, own in measured.coverage.own.items()},
+            "shown": {str(layer): shown.tolist() for layer, shown in measured.coverage.shown.items()},
+            "dead": [[layer, expert] for layer, expert, _ in measured.coverage.below(1)],
+        },
+        "inputs": measured.inputs,
+        "quality": None if evaluation is None else {
+            "tokens": evaluation.tokens, "exact_perplexity": evaluation.exact_perplexity,
+            **asdict(evaluation.variants["chosen"]), "layer_errors": [list(pair) for pair in evaluation.layer_errors],
+            "with_layer_kept": {str(layer): asdict(quality) for layer, quality in (found.worst or {}).items()},
+            "tried": {name: asdict(quality) for name, quality in (found.tried or {}).items()},
+        },
+    }
+

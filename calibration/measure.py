@@ -1,0 +1,187 @@
+"""Measuring: one pass over the layers, each layer's statistics written when it is done, so that a kill costs one layer.
+
+While it runs there is a hidden directory beside the output: the hidden states after the last finished layer, and one
+file of results per finished part (``vision``, ``layers.0``, ...). The same command continues there; another checkpoint,
+other data or another recipe starts anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..errors import HerdError
+from ..export.calibration_file import LARGEST, MOMENTS, OBSERVERS
+from ..export.recipes import Recipe
+from .coverage import Coverage
+from .observed import Observed
+from .products import require_finite
+from .stream import DecoderStream, Run, Source, States
+from .vision_stream import VisionStream
+from .windows import Data, Window
+
+VISION = "vision"
+
+
+@dataclass
+class Measured:
+    """What a pass found.
+
+    Attributes:
+        amaxes: ``<observer>/<weight>`` to largest magnitudes, as ``export/calibration_file.py`` stores them.
+        inputs: statistics per weight for the report.
+        coverage: tokens per expert.
+    """
+
+    coverage: Coverage
+    amaxes: dict[str, Tensor] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
+
+
+def measure(
+    source: Source, recipe: Recipe, data: Data, work: Path, *, key: str, least: int = 64,
+    on_part: Callable[[str], None] = lambda _: None,
+) -> Measured:
+    """Run the measured windows through a model and keep what its products read.
+
+    Args:
+        source: the checkpoint in the basis in which it will be quantised.
+        recipe: decides what is recorded.
+        data: windows.
+        work: directory of unfinished work, created; see this module's first lines.
+        key: names checkpoint, data and options: work of another key is thrown away.
+        least: tokens that every expert is to see.
+        on_part: called with the name of each part when it is done.
+
+    Raises:
+        HerdError: a product's input is not finite.
+    """
+    store = _Store.open(work, hashlib.sha256(key.encode()).hexdigest())
+    result = Measured(Coverage(least))
+    experts = source.config.text.num_experts
+    with torch.inference_mode():
+        stream = DecoderStream(source)
+        tokens = [window.token_ids for window in data.measured]
+        x_ND = store.states()
+        if x_ND is None:
+            x_ND = stream.embed(tokens, _features(source, recipe, data.measured, store))
+        states = States(x_ND, [len(window) for window in tokens])
+        if store.has(VISION):
+            store.load(VISION, result)
+            on_part(VISION)
+        for index in range(source.config.text.num_layers):
+            part = f"layers.{index}"
+            if not store.has(part):
+                observed, coverage = Observed(recipe, experts), Coverage(least)
+                with stream.layer(index) as layer:
+                    stream.attend(layer, [Run(states, observed)])
+                    stream.feed_forward(index, layer, [Run(states, observed)], coverage)
+                require_finite(states.x_ND, f"the output of {part}")
+                store.save(part, observed, coverage, states.x_ND)
+            store.load(part, result)
+            on_part(part)
+    return result
+
+
+def _features(source: Source, recipe: Recipe, windows: list[Window], store: _Store) -> list[Tensor | None]:
+    """Image features of each window; the tower is measured on the way."""
+    tiles = [torch.from_numpy(window.pixels) for window in windows if window.pixels is not None]
+    if not tiles or source.config.vision is None:
+        return [None] * len(windows)
+    observed = Observed(recipe, 0)
+    rows = VisionStream(source).features(torch.cat(tiles), observed)
+    if not store.has(VISION):
+        store.save(VISION, observed, Coverage(0), None)
+    per_tile = source.config.vision.tokens_per_tile
+    pieces = iter(rows.split([per_tile * len(pixels) for pixels in tiles]))
+    return [None if window.pixels is None else next(pieces) for window in windows]
+
+
+@dataclass(frozen=True)
+class _Store:
+    """Unfinished work on disk. Files appear whole; the states and the layer that they come after appear together."""
+
+    directory: Path
+
+    @classmethod
+    def open(cls, directory: Path, key: str) -> _Store:
+        mark = directory / "key"
+        try:
+            if not mark.is_file() or mark.read_text(encoding="utf-8") != key:
+                shutil.rmtree(directory, ignore_errors=True)
+                directory.mkdir(parents=True)
+                mark.write_text(key, encoding="utf-8")
+        except OSError as error:
+            raise HerdError(f"cannot write to {directory}: {error.strerror}; choose another output") from error
+        return cls(directory)
+
+    def has(self, part: str) -> bool:
+        return (self.directory / f"{part}.json").exists()
+
+    def states(self) -> Tensor | None:
+        """Hidden states after the last layer that is done, None when none is."""
+        done = sum(1 for _ in self.directory.glob("layers.*.json"))
+        return load_file(self.directory / f"after.{done - 1}.safetensors")["x"] if done else None
+
+    def save(self, part: str, observed: Observed, coverage: Coverage, states: Tensor | None) -> None:
+        """Write what a part gave. The description is renamed last: it says that everything else is there."""
+        amaxes = observed.amaxes()
+        save_file(amaxes, self.directory / f"{part}.safetensors")
+        if moments := observed.moments.tensors():
+            with _appearing(self.directory / MOMENTS / f"{part}.safetensors") as path:
+                save_file(moments, path)
+        if states is not None:
+            index = int(part.rsplit(".", 1)[1])
+            save_file({"x": states.clone()}, self.directory / f"after.{index}.safetensors")
+        description = {
+            "inputs": described(observed, amaxes),
+            "own": {str(layer): own.tolist() for layer, own in coverage.own.items()},
+            "shown": {str(layer): shown.tolist() for layer, shown in coverage.shown.items()},
+        }
+        with _appearing(self.directory / f"{part}.json") as path:
+            path.write_text(json.dumps(description), encoding="utf-8")
+        if states is not None and index:
+            (self.directory / f"after.{index - 1}.safetensors").unlink(missing_ok=True)
+
+    def load(self, part: str, result: Measured) -> None:
+        """Add what a part gave."""
+        description = json.loads((self.directory / f"{part}.json").read_text(encoding="utf-8"))
+        result.amaxes |= load_file(self.directory / f"{part}.safetensors")
+        result.inputs |= description["inputs"]
+        for name, found in (("own", result.coverage.own), ("shown", result.coverage.shown)):
+            found |= {int(layer): torch.tensor(counts) for layer, counts in description[name].items()}
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes ``path`` when the block ends."""
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    yield temporary
+    temporary.replace(path)
+
+
+def described(observed: Observed, amaxes: dict[str, Tensor]) -> dict[str, Any]:
+    """Statistics of every input, and of keys and values, for the report: lists by expert."""
+    stored = {name: (name, histograms) for name, histograms in observed.histograms.items()}
+    stored |= {f"{name}.cache": (f"{name}.{LARGEST}", list(pair)) for name, pair in observed.caches.items()}
+    found = {}
+    for name, (key, histograms) in stored.items():
+        chosen = {observer: amaxes[f"{observer}/{key}"].reshape(-1).tolist() for observer in OBSERVERS}
+        found[name] = {
+            "rows": [histogram.rows for histogram in histograms],
+            "amax": chosen,
+            "clipped": {observer: [histogram.share_beyond(value) for histogram, value in zip(
+                histograms, values, strict=True)] for observer, values in chosen.items()},
+        }
+    return found

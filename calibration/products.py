@@ -1,0 +1,139 @@
+"""The seam of calibration: every matrix product of a streamed model asks a ``Products`` for its result.
+
+``Exact`` multiplies. ``Quantised`` multiplies what FP8 would, as an engine does, in float32. ``Observed``
+(``observed.py``) multiplies exactly and looks at the inputs. A model is never changed to be measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import HerdError
+from ..export.fp8_format import Fp8Format, channel_scales, input_scale, to_e4m3
+from ..export.passes.quantize_fp8 import lifts
+from ..export.recipes import Recipe
+
+
+class Products(Protocol):
+    """Multiplies inputs with weights."""
+
+    def __call__(self, name: str, x: Tensor, weight_KN: Tensor, expert: int | None = None) -> Tensor:
+        """``x @ weight``. ``name`` is the weight's in the checkpoint, ``expert`` its index in a stack of them."""
+
+    def cached(self, name: str, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of an attention layer as they come back from the cache."""
+
+
+class Exact:
+    """Products as they are."""
+
+    def __call__(self, name: str, x: Tensor, weight_KN: Tensor, expert: int | None = None) -> Tensor:
+        """``x @ weight``."""
+        return x @ weight_KN
+
+    def cached(self, name: str, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Unchanged."""
+        return key, value
+
+
+class Quantised:
+    """Products as an FP8 engine computes them: both sides rounded to E4M3, summed in float32.
+
+    Args:
+        recipe: which weights are stored in FP8.
+        input_amax: the largest magnitude to represent of a weight's input, a scalar or [E], by the weight's name.
+        centre: what is subtracted from a weight's input before it is rounded, by the weight's name, None for nothing.
+        largest: the largest magnitudes of keys and values, by the name of the attention; for recipes with FP8 caches.
+    """
+
+    def __init__(
+        self, recipe: Recipe, input_amax: Callable[[str], Tensor], centre: Callable[[str], Tensor | None],
+        largest: Callable[[str], tuple[float, float]] | None = None,
+    ) -> None:
+        self.recipe, self._input_amax, self._centre, self._largest = recipe, input_amax, centre, largest
+        self._weights: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, name: str, x: Tensor, weight_KN: Tensor, expert: int | None = None) -> Tensor:
+        """``x @ weight``, in FP8 when the recipe says so."""
+        if not isinstance(self.recipe.layout_of(name), Fp8Format):
+            return x @ weight_KN
+        amax = self._input_amax(name)
+        scale = input_scale(float(amax.max()))
+        if expert is not None:
+            scale /= float(lifts(amax)[expert])
+        weight = self._rounded_weight(name, weight_KN)
+        centre_K = self._centre(name)
+        if centre_K is None:
+            return rounded(x, scale) @ weight
+        return rounded(x - centre_K, scale) @ weight + centre_K @ weight_KN
+
+    def cached(self, name: str, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values through E4M3 when the recipe caches in FP8."""
+        if self.recipe.caches != "fp8" or self._largest is None:
+            return key, value
+        amax_key, amax_value = self._largest(name)
+        return rounded(key, input_scale(amax_key)), rounded(value, input_scale(amax_value))
+
+    def _rounded_weight(self, name: str, weight_KN: Tensor) -> Tensor:
+        """The rounded weight; that of the last call is kept, because windows follow each other."""
+        source, found = self._weights.get(name, (None, None))
+        # The source is kept as well, so that no other weight can lie where it does.
+        if source is None or found is None or source.data_ptr() != weight_KN.data_ptr():
+            scales_N = channel_scales(weight_KN.T)
+            found = to_e4m3(weight_KN / scales_N).float() * scales_N
+            self._weights[name] = weight_KN, found
+        return found
+
+    def forget(self) -> None:
+        """Drop the weights of a layer that is done."""
+        self._weights.clear()
+
+
+def require_finite(x: Tensor, what: str) -> None:
+    """Refuse values that are not finite; makes no copy of x.
+
+    Raises:
+        HerdError: says what holds them.
+    """
+    if x.numel() and not torch.isfinite(bounds := torch.stack(x.aminmax())).all():
+        kind = "a NaN" if bounds.isnan().any() else "an infinity"
+        raise HerdError(f"{what} holds {kind}: the checkpoint is damaged, or its weights overflow")
+
+
+def rounded(x: Tensor, scale: float) -> Tensor:
+    """Values of x after a trip through E4M3 by a scale."""
+    return to_e4m3(x / scale).float() * scale
+
+
+class NamedLinear(nn.Linear):
+    """A linear layer whose product goes through a ``Products``."""
+
+    def __init__(self, linear: nn.Linear, name: str) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        self.name = name
+        self.products: Products = Exact()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x @ weight.T + bias``."""
+        y = self.products(self.name, x, self.weight.detach().T)
+        return y if self.bias is None else y + self.bias
+
+
+def name_linears(module: nn.Module, prefix: str = "") -> None:
+    """Replace every linear layer of a module on the meta device by a ``NamedLinear``."""
+    for path, part in list(module.named_modules()):
+        if type(part) is nn.Linear:
+            owner, _, attribute = path.rpartition(".")
+            setattr(module.get_submodule(owner), attribute, NamedLinear(part, f"{prefix}{path}.weight"))
+
+
+def let_use(module: nn.Module, products: Products) -> None:
+    """Let the linear layers of a module ask a ``Products`` from now on."""
+    for part in module.modules():
+        if isinstance(part, NamedLinear):
+            part.products = products
+

@@ -1,0 +1,86 @@
+"""Recipe search: the fewest parts of a model in high precision that keep its KL within a bound.
+
+Parts are what a recipe's rules speak of: attention, dense feed-forwards, shared experts, routed experts, and the image
+tower. Each is first judged for itself, everything else in FP8; then the parts that help most are added one after
+another until the bound is met. That is greedy: two parts that only help together are found late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ..errors import HerdError
+from ..export.recipes import Recipe
+from ..model.config import HerdConfig
+from .evaluate import Evaluation, Quality, evaluate
+from .products import Quantised
+from .stream import Source
+from .windows import Window
+
+MakeProducts = Callable[[Recipe], Quantised]
+
+
+def parts_of(config: HerdConfig) -> dict[str, list[str]]:
+    """The parts of a model that may be kept in high precision: name for people to what a recipe's rules call them."""
+    text = config.text
+    dense = [f"layers.{layer}.feed_forward" for layer in range(text.num_layers) if layer not in text.moe_layers]
+    parts = {
+        "attention": ["self_attn"], "routed experts": ["feed_forward.experts"] if text.moe_layers else [],
+        "shared experts": ["shared_expert"] if text.moe_layers else [], "dense feed-forwards": dense,
+        "images": ["vision_model", "multi_modal_projector"] if config.vision else [],
+    }
+    return {name: rules for name, rules in parts.items() if rules}
+
+
+def search(
+    source: Source, recipe: Recipe, make: MakeProducts, windows: Sequence[Window], bound: float,
+    on_layer: Callable[[], None] = lambda: None,
+) -> tuple[list[str], dict[str, Quality]]:
+    """Parts to keep in high precision.
+
+    Args:
+        source: the checkpoint.
+        recipe: everything in FP8.
+        make: products of a recipe.
+        windows: to judge by.
+        bound: on the mean KL per token, nats.
+        on_layer: called after every layer of every pass, for progress.
+
+    Returns:
+        The parts by name (see ``parts_of``), and the quality of everything that was tried, by what was kept.
+
+    Raises:
+        HerdError: the bound is missed with all parts kept.
+    """
+    parts = parts_of(source.config)
+
+    def keeping(names: Sequence[str]) -> Recipe:
+        return recipe.keeping([rule for name in names for rule in parts[name]])
+
+    alone = _judged(source, {(): recipe, **{(part,): keeping([part]) for part in parts}}, make, windows, on_layer)
+    tried = dict(alone)
+    if alone[()].mean_kl <= bound:
+        return [], _by_name(tried)
+    order = sorted(parts, key=lambda part: alone[part,].mean_kl)
+    growing = {tuple(order[:count]): keeping(order[:count]) for count in range(2, len(order) + 1)}
+    tried |= _judged(source, growing, make, windows, on_layer) if growing else {}
+    for count in range(1, len(order) + 1):
+        if tried[tuple(order[:count])].mean_kl <= bound:
+            return order[:count], _by_name(tried)
+    best = tried[tuple(order)].mean_kl
+    raise HerdError(f"no choice of parts keeps KL within {bound:g}: with all of them in high precision it is "
+                    f"{best:.3g}; raise the bound")
+
+
+def _judged(
+    source: Source, recipes: dict[tuple[str, ...], Recipe], make: MakeProducts, windows: Sequence[Window],
+    on_layer: Callable[[], None],
+) -> dict[tuple[str, ...], Quality]:
+    names = {", ".join(kept): kept for kept in recipes}
+    found: Evaluation = evaluate(source, {name or "fp8": make(recipes[kept]) for name, kept in names.items()}, windows,
+                                 on_layer=on_layer)
+    return {kept: found.variants[name or "fp8"] for name, kept in names.items()}
+
+
+def _by_name(tried: dict[tuple[str, ...], Quality]) -> dict[str, Quality]:
+    return {", ".join(kept) or "nothing": quality for kept, quality in tried.items()}
