@@ -23,7 +23,8 @@ class Builder(Tape):
         super().__init__()
         self.prefix = prefix
         self._constants: dict[tuple[Any, ...], ir.Value] = {}
-        self._weights: list[ir.Value] = []
+        self.weights: list[ir.Value] = []
+        """Initializers of the graph that this builder makes."""
 
     def __call__(
         self, op_type: str, *inputs: ir.Value | None, outputs: int = 1, domain: str = "", **attributes: Any
@@ -37,7 +38,7 @@ class Builder(Tape):
             value.name = name if outputs == 1 else f"{name}:{index}"
         return values[0] if outputs == 1 else tuple(values)
 
-    def constant(self, value: int | Sequence[int] | Sequence[Sequence[int]]) -> ir.Value:
+    def constant(self, value: int | Sequence[Any]) -> ir.Value:
         """A small int64 constant; equal ones are shared inside this builder."""
         array = np.asarray(value, dtype=np.int64)
         key = (array.tobytes(), array.shape)
@@ -51,12 +52,12 @@ class Builder(Tape):
             name=f"{self.prefix}/{name}", shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype),
             const_value=tensor,
         )
-        self._weights.append(value)
+        self.weights.append(value)
         return value
 
     def graph(self, *outputs: ir.Value) -> ir.Graph:
         """What was recorded, as a subgraph without inputs."""
-        return ir.Graph([], outputs, nodes=self.nodes, initializers=self._weights, name=self.prefix)
+        return ir.Graph([], outputs, nodes=self.nodes, initializers=self.weights, name=self.prefix)
 
     def branch(self, condition: ir.Value, then: Callable[[Builder], Any], otherwise: Callable[[Builder], Any], *,
                outputs: int = 1) -> Any:

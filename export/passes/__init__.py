@@ -1,14 +1,23 @@
 """Passes: small graph rewrites, onnx-ir in, onnx-ir out. One class, one file, one test file each."""
 
+from .compute_in import ComputeIn
 from .fold_weight_transposes import FoldWeightTransposes
 from .join_matmuls import JoinMatMuls
 from .lower_cached_attention import LowerCachedAttention
+from .lower_experts_dense import LowerExpertsDense
+from .lower_experts_fused import LowerExpertsFused
+from .lower_experts_gathered import LowerExpertsGathered
+from .lower_experts_unrolled import LowerExpertsUnrolled
+from .lower_explicit_attention import LowerExplicitAttention
 from .lower_routed_experts import LowerRoutedExperts
 from .quantize_caches import QuantizeCaches
+from .quantize_caches_fp8 import QuantizeCachesFp8
+from .quantize_fp8 import QuantizeFp8
 from .quantize_matmuls import QuantizeMatMuls
 from .rotate_hidden import RotateHidden
 
 __all__ = [
-    "FoldWeightTransposes", "JoinMatMuls", "LowerCachedAttention", "LowerRoutedExperts", "QuantizeCaches",
-    "QuantizeMatMuls", "RotateHidden",
+    "ComputeIn", "FoldWeightTransposes", "JoinMatMuls", "LowerCachedAttention", "LowerExpertsDense",
+    "LowerExpertsFused", "LowerExpertsGathered", "LowerExpertsUnrolled", "LowerExplicitAttention",
+    "LowerRoutedExperts", "QuantizeCaches", "QuantizeCachesFp8", "QuantizeFp8", "QuantizeMatMuls", "RotateHidden",
 ]

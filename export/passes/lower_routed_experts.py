@@ -19,82 +19,25 @@ from functools import partial
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import InPlacePass, PassResult
 
-from ...model.operators import DOMAIN
 from ..builder import Builder
 from ..weights import expert_of
+from ._routing import ExpertsLowering, ExpertsPass, feed_forward
 
 Piece = tuple[int, int, Callable[..., ir.Value]]
 """First expert, end, and what builds their rows inside a branch."""
 
 
-class LowerRoutedExperts(InPlacePass):
-    """Replace every ``RoutedExperts`` by grouped, conditional matrix products."""
-
-    def call(self, model: ir.Model) -> PassResult:
-        """Rewrite the main graph."""
-        targets = [node for node in model.graph if node.domain == DOMAIN and node.op_type == "RoutedExperts"]
-        for node in targets:
-            _ExpertsLowering(node).replace()
-        return PassResult(model, modified=bool(targets))
-
-
-class _ExpertsLowering:
-    """One node's rewrite. A: assignments, tokens times choices; they are sorted by expert."""
-
-    def __init__(self, node: ir.Node) -> None:
-        self.node = node
-        self.top_k = node.attributes["top_k"].as_int()
-        self.weights = [value for value in node.inputs[2:] if value is not None]
-        gate_up, down = (value.const_value for value in self.weights)
-        assert gate_up is not None and down is not None, f"{node.name} has unbound weights: bind before lowering"  # noqa: PT018
-        self.gate_up, self.down = gate_up, down
-        self.experts, self.width = gate_up.shape.numpy()[:2]
-
-    def replace(self) -> None:
-        graph = self.node.graph
-        assert isinstance(graph, ir.Graph)
-        build = Builder(str(self.node.name))
-        y_TD = self._build(build)
-        ir.convenience.replace_nodes_and_values(graph, self.node, [self.node], build.nodes, self.node.outputs, [y_TD])
-        for weight in self.weights:
-            del graph.initializers[str(weight.name)]
-
-    def _build(self, build: Builder) -> ir.Value:
-        x_TD, logits_TE = self.node.inputs[:2]
-        assert x_TD is not None
-        logits_Tk, experts_Tk = build("TopK", logits_TE, build.constant([self.top_k]), outputs=2, axis=-1)
+class _Grouped(ExpertsLowering):
+    def build(self, build: Builder) -> ir.Value:
+        logits_Tk, experts_Tk = self.choose(build)
         expert_A = build("Reshape", experts_Tk, build.constant([-1]))
-        order_A = self._order(build, expert_A)
-        sorted_AD = build("Gather", self._scaled(build, x_TD, build("Sigmoid", logits_Tk)), order_A, axis=0)
-        self.bounds_X = self._row_bounds(build, expert_A)
+        order_A = self.order(build, expert_A)
+        sorted_AD = build("Gather", self.scaled(build, build("Sigmoid", logits_Tk)), order_A, axis=0)
+        self.bounds_X = self.row_bounds(build, expert_A)
         y_sorted_AD = self._all_groups(build, sorted_AD)
         # Sorting the order itself gives where every assignment went: the inverse permutation.
-        y_AD = build("Gather", y_sorted_AD, self._order(build, order_A), axis=0)
-        if self.top_k == 1:
-            return y_AD
-        y_TkD = build("Reshape", y_AD, build.constant([-1, self.top_k, self.width]))
-        return build("ReduceSum", y_TkD, build.constant([1]), keepdims=0)
-
-    def _scaled(self, build: Builder, x_TD: ir.Value, score_Tk: ir.Value) -> ir.Value:
-        """Every assignment's input, scaled by its score: [A, D]."""
-        if self.top_k == 1:
-            return build("Mul", x_TD, score_Tk)
-        scaled_TkD = build("Mul", build("Unsqueeze", x_TD, build.constant([1])),
-                           build("Unsqueeze", score_Tk, build.constant([2])))
-        return build("Reshape", scaled_TkD, build.constant([-1, self.width]))
-
-    @staticmethod
-    def _order(build: Builder, key_A: ir.Value) -> ir.Value:
-        """Indices that sort the keys, smallest first."""
-        return build("TopK", key_A, build("Shape", key_A), outputs=2, largest=0, sorted=1, axis=0)[1]
-
-    def _row_bounds(self, build: Builder, expert_A: ir.Value) -> ir.Value:
-        """E + 1 bounds: expert e has the sorted rows from bound e up to bound e + 1."""
-        ids_X1 = build.constant([[expert] for expert in range(self.experts + 1)])
-        before_XA = build("Cast", build("Less", expert_A, ids_X1), to=ir.DataType.INT64)
-        return build("ReduceSum", before_XA, build.constant([1]), keepdims=0)
+        return self.summed(build, build("Gather", y_sorted_AD, self.order(build, order_A), axis=0))
 
     def _all_groups(self, build: Builder, x_AD: ir.Value) -> ir.Value:
         size = math.ceil(math.sqrt(self.experts))
@@ -128,9 +71,13 @@ class _ExpertsLowering:
         x_RD = build("Slice", x_AD, begin, end, build.constant([0]))
         gate_up_D2F = build.weight(f"expert_{first}.gate_up_proj", expert_of(self.gate_up, first))
         down_FD = build.weight(f"expert_{first}.down_proj", expert_of(self.down, first))
-        gate_RF, up_RF = build("Split", build("MatMul", x_RD, gate_up_D2F), outputs=2, axis=-1, num_outputs=2)
-        silu_RF = build("Mul", gate_RF, build("Sigmoid", gate_RF))
-        return build("MatMul", build("Mul", silu_RF, up_RF), down_FD)
+        return feed_forward(build, x_RD, gate_up_D2F, down_FD)
 
     def _no_rows(self, build: Builder) -> ir.Value:
         return build("Constant", value=ir.Tensor(np.zeros((0, self.width), np.float32)))
+
+
+class LowerRoutedExperts(ExpertsPass):
+    """Replace every ``RoutedExperts`` by grouped, conditional matrix products."""
+
+    lowering = _Grouped

@@ -1,0 +1,51 @@
+"""Float32 weights rounded to 16 bits while they are written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from .weights import Channelled, Weight, write_all, write_channels
+
+Array = np.ndarray[Any, Any]
+
+TYPES = {ir.DataType.BFLOAT16: torch.bfloat16, ir.DataType.FLOAT16: torch.float16}
+"""The 16-bit types."""
+
+
+class Rounded(ir.LazyTensor):
+    """A float32 initializer rounded to a 16-bit type while it is written, block by block.
+
+    Args:
+        source: any initializer; weights of a checkpoint are not read before they are written.
+        dtype: ``BFLOAT16`` or ``FLOAT16``.
+    """
+
+    def __init__(self, source: ir.TensorProtocol, dtype: ir.DataType) -> None:
+        self.source = source
+        shape = ir.Shape(source.shape.numpy())
+        super().__init__(
+            lambda: ir.Tensor(rounded(source.numpy(), dtype).view(dtype.numpy()), dtype=dtype),
+            dtype=dtype, shape=shape, name=source.name,
+        )
+
+    def write_to(self, file: int, offset: int) -> None:
+        """Write little-endian values at ``offset`` of an open file descriptor."""
+        if isinstance(self.source, Weight) and not self.source.is_transposed:
+            for start, block in self.source.blocks():
+                write_all(file, rounded(block, self.dtype), offset + start * block[0].nbytes // 2)
+        elif isinstance(self.source, Channelled):
+            rows = (rounded(rows_NK, self.dtype) for rows_NK in self.source.channels())
+            write_channels(file, rows, offset, width=int(self.shape.numpy()[1]))
+        else:
+            write_all(file, rounded(self.source.numpy(), self.dtype), offset)
+
+
+def rounded(values: Array, dtype: ir.DataType) -> Array:
+    """The bits of float32 values in a 16-bit type, to nearest even: int16 in the same order."""
+    found = torch.from_numpy(np.ascontiguousarray(values)).to(TYPES[dtype])
+    bits: Array = found.view(torch.int16).numpy()
+    return bits
