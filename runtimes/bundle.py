@@ -57,6 +57,7 @@ class Manifest:
         config: the model.
         graphs: role (``decoder``, ``vision``) to file name.
         active_bytes: bytes of weights that one decoded token reads.
+        plans: of TensorRT targets, by role: compute capabilities, TensorRT version, profiles, and what was proved.
         files: every file but the manifest, by its path inside the bundle.
         source: fingerprint and directory name of the checkpoint.
         toolchain: package versions that built it.
@@ -68,6 +69,7 @@ class Manifest:
     graphs: dict[str, str]
     active_bytes: int
     files: dict[str, FileEntry]
+    plans: dict[str, Any] = field(default_factory=dict)
     source: dict[str, str] = field(default_factory=dict)
     toolchain: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
@@ -99,8 +101,8 @@ class Manifest:
 
 
 _FIELDS: dict[str, type] = {
-    "target": str, "recipe": str, "config": dict, "graphs": dict, "active_bytes": int, "files": dict, "source": dict,
-    "toolchain": dict, "format": int,
+    "target": str, "recipe": str, "config": dict, "graphs": dict, "active_bytes": int, "plans": dict, "files": dict,
+    "source": dict, "toolchain": dict, "format": int,
 }
 
 

@@ -4,28 +4,22 @@ A layer with attention chunks of C tokens owns at most C slots and starts again 
 (slot = position % C); a global layer owns a slot per token. Buffers double when they are full, so that short
 sequences are cheap and a long one is copied O(log n) times.
 
-Per token a layer needs 2 · kv_heads · head_dim elements: 4 bytes each in float32, 1 in int8.
+Per token a layer needs 2 · kv_heads · head_dim elements: 4 bytes each in float32, 2 in bfloat16, 1 in int8 and FP8.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-
 from ..model.config import TextConfig
+from .memory import Buffer, CacheMemory, HostMemory
 
 FIRST_SLOTS = 256
 
-Buffer = np.ndarray[Any, Any]
-DType = type[np.float32] | type[np.int8]
-
 
 class KVBuffers:
-    """Keys and values of all layers, [1, kv_heads, slots, head_dim] each, in the type that the graph takes."""
+    """Keys and values of all layers, [1, kv_heads, slots, head_dim] each, where the executor wants them."""
 
-    def __init__(self, config: TextConfig, dtype: DType = np.float32) -> None:
-        self.config, self.dtype = config, dtype
+    def __init__(self, config: TextConfig, memory: CacheMemory | None = None) -> None:
+        self.config, self.memory = config, memory or HostMemory()
         self.layers: list[tuple[Buffer, Buffer]] = []
         self.reserve(1)
 
@@ -34,9 +28,11 @@ class KVBuffers:
         if self.layers and self.holds(tokens):
             return False
         wanted = [self._slots(layer, tokens) for layer in range(self.config.num_layers)]
-        empty = np.zeros((1, self.config.num_kv_heads, 0, self.config.head_dim), self.dtype)
-        old = self.layers or [(empty, empty)] * len(wanted)
-        self.layers = [(_grown(k, slots), _grown(v, slots)) for (k, v), slots in zip(old, wanted, strict=True)]
+        old = self.layers or [(None, None)] * len(wanted)
+        self.layers = [
+            (self._grown(key, slots), self._grown(value, slots))
+            for (key, value), slots in zip(old, wanted, strict=True)
+        ]
         return True
 
     def holds(self, tokens: int) -> bool:
@@ -52,27 +48,31 @@ class KVBuffers:
         slots = FIRST_SLOTS
         while slots < tokens:
             slots *= 2
-        return min(slots, self.config.chunk_of(layer) or self.config.max_position_embeddings)
+        limit = self.config.max_position_embeddings
+        return min(slots, limit, self.config.chunk_of(layer) or limit)
+
+    def _grown(self, old: Buffer | None, slots: int) -> Buffer:
+        """The buffer itself when it is large enough, otherwise a longer copy."""
+        if old is not None and old.shape[2] >= slots:
+            return old
+        new = self.memory.zeros((1, self.config.num_kv_heads, slots, self.config.head_dim))
+        if old is not None:
+            self.memory.copy(old, new)
+        return new
 
     def copy(self) -> KVBuffers:
         """An independent copy."""
         twin = KVBuffers.__new__(KVBuffers)
-        twin.config, twin.dtype = self.config, self.dtype
-        twin.layers = [(k.copy(), v.copy()) for k, v in self.layers]
+        twin.config, twin.memory = self.config, self.memory
+        twin.layers = [(self._copied(k), self._copied(v)) for k, v in self.layers]
         return twin
+
+    def _copied(self, buffer: Buffer) -> Buffer:
+        new = self.memory.zeros(buffer.shape)
+        self.memory.copy(buffer, new)
+        return new
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
         return sum(k.nbytes + v.nbytes for k, v in self.layers)
-
-
-def _grown(old: Buffer, slots: int) -> Buffer:
-    """The buffer itself when it is large enough, otherwise a longer copy."""
-    batch, heads, held, width = old.shape
-    if held >= slots:
-        return old
-    # Zeros, not garbage: a masked slot still meets a weight of 0, and 0 · NaN would be NaN.
-    new = np.zeros((batch, heads, slots, width), old.dtype)
-    new[:, :, :held] = old
-    return new

@@ -15,17 +15,12 @@ import numpy as np
 from ..errors import HerdError
 from ..model.config import HerdConfig
 from .batch import DecodeBatch
-from .cache import Buffer, DType
+from .memory import Buffer, HostMemory
 from .ort import Memory, create_session, load_onnxruntime
+from .pieces import PIECE, SCORES_BYTES, SHORTEST, Logits, Runner
 from .sequence import Features, Sequence
 
-PIECE = 512
-"""Longest piece of a prompt in one call: enough rows to fill the matrix products."""
-SCORES_BYTES = 512 << 20
-"""Attention scores of one layer in one call: pieces get shorter where the past is long."""
-SHORTEST = 16
-
-Logits = np.ndarray[Any, Any]
+__all__ = ["PIECE", "SCORES_BYTES", "SHORTEST", "DecodeBinding", "DecoderRunner", "Logits"]
 
 
 class DecodeBinding:
@@ -42,7 +37,7 @@ class DecodeBinding:
         )
 
 
-class DecoderRunner:
+class DecoderRunner(Runner):
     """The decoder of a bundle on ONNX Runtime."""
 
     def __init__(self, graph: Path, config: HerdConfig, *, threads: int | None, memory: Memory = "fast") -> None:
@@ -50,12 +45,12 @@ class DecoderRunner:
         self.session = create_session(graph, threads=threads, memory=memory)
         _check_caches(self.session, config, graph)
         self._value = load_onnxruntime().OrtValue.ortvalue_from_numpy
-        self.cache_type = _cache_type(self.session)
+        self.memory = HostMemory(_cache_type(self.session))
         self._batch: DecodeBatch | None = None
-        self._takes_features = any(item.name == "image_features" for item in self.session.get_inputs())
+        self.takes_features = any(item.name == "image_features" for item in self.session.get_inputs())
 
     def decode(self, sequence: Sequence, token_id: int) -> Logits:
-        """Append one text token. Returns its logits, float32 [vocabulary], valid until the next call."""
+        """Append one text token; see ``Runner``."""
         length = len(sequence)
         sequence.reserve(length + 1)
         binding = sequence.binding
@@ -68,60 +63,16 @@ class DecoderRunner:
         return binding.logits[0, 0]
 
     def decode_batch(self, sequences: Items[Sequence], token_ids: Items[int]) -> Logits:
-        """Append one text token to each of several sequences.
-
-        Returns:
-            float32 [B, vocabulary], valid until the next call.
-        """
+        """Append one text token to each of several sequences; see ``Runner``."""
         if self._batch is None or not self._batch.holds(sequences):
             self._batch = DecodeBatch(self, sequences)
         return self._batch.run(self.session, token_ids)
 
-    def prefill(self, sequence: Sequence, token_ids: Items[int], features: Features, *, all_positions: bool) -> Logits:
-        """Append tokens in pieces that end at chunk boundaries.
-
-        Args:
-            sequence: grows by the tokens.
-            token_ids: at least one.
-            features: one row per image token among ``token_ids``.
-            all_positions: logits of every token instead of the last one's.
-
-        Returns:
-            float32 [T, vocabulary], or [vocabulary] of the last token.
-        """
-        sequence.reserve(len(sequence) + len(token_ids))
-        sequence.binding = None
-        results: list[Logits] = []
-        used = 0
-        for piece in self.split(len(sequence), token_ids):
-            images = piece.count(self.config.image_token_id) if self._takes_features else 0
-            results.append(self._run(sequence, piece, features[used : used + images], all_positions))
-            used += images
-        return np.concatenate(results) if all_positions else results[-1][-1]
-
-    def split(self, start: int, token_ids: Items[int]) -> list[list[int]]:
-        """Cut tokens into pieces that are fast, bounded in memory, and do not cross a multiple of the chunk."""
-        text = self.config.text
-        chunk = text.attention_chunk_size if any(text.chunked_layers) else 0
-        pieces: list[list[int]] = []
-        begin = 0
-        while begin < len(token_ids):
-            past = start + begin
-            length = min(PIECE, max(SHORTEST, SCORES_BYTES // (4 * text.num_heads * (past + PIECE))))
-            end = min(len(token_ids), begin + min(length, chunk - past % chunk if chunk else length))
-            pieces.append(list(token_ids[begin:end]))
-            begin = end
-        return pieces
-
-    def _run(self, sequence: Sequence, piece: list[int], features: Features, all_positions: bool) -> Logits:
-        rows = np.arange(len(piece) if all_positions else 1, dtype=np.int64)
-        if not all_positions:
-            rows += len(piece) - 1
+    def run_piece(self, sequence: Sequence, piece: list[int], features: Features, rows: Features) -> Logits:
+        """Append a piece; see ``Runner``."""
         logits = np.empty((1, len(rows), self.config.text.vocab_size), np.float32)
         ids, lengths = np.asarray([piece], np.int64), np.asarray([len(sequence)], np.int64)
-        io = self.bind(sequence.buffers.layers, ids, lengths, rows, features, logits)
-        self.session.run_with_iobinding(io)
-        sequence.token_ids += piece
+        self.session.run_with_iobinding(self.bind(sequence.buffers.layers, ids, lengths, rows, features, logits))
         return logits[0]
 
     def bind(
@@ -131,7 +82,7 @@ class DecoderRunner:
         """An ``IOBinding`` over numpy memory: later writes to the arrays are what the next run reads."""
         io = self.session.io_binding()
         inputs = {"input_ids": input_ids, "past_lengths": past_lengths, "logit_rows": rows}
-        if self._takes_features:
+        if self.takes_features:
             inputs["image_features"] = np.ascontiguousarray(features)
         for name, array in inputs.items():
             io.bind_ortvalue_input(name, self._value(array))
@@ -144,7 +95,7 @@ class DecoderRunner:
         return io
 
 
-def _cache_type(session: Any) -> DType:
+def _cache_type(session: Any) -> type[np.generic]:
     """Element type of keys and values in a graph."""
     types = {item.type for item in session.get_inputs() if item.name.startswith("past.")}
     return np.int8 if types == {"tensor(int8)"} else np.float32

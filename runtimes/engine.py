@@ -20,13 +20,16 @@ from ..errors import HerdError
 from ..model.config import HerdConfig
 from ..model.processing import PreparedPrompt, PromptProcessor
 from .bundle import Bundle
-from .decoder import DecoderRunner, Logits
+from .decoder import DecoderRunner
 from .generation import Generation, StopRule, TextStream, Timings
 from .ort import Memory
+from .pieces import Logits, Runner
 from .sampling import Sampling
 from .sequence import Features, Sequence
 from .vision import VisionRunner, digest
 
+ORT_TARGETS = ("cpu", "canonical")
+PLAN_TARGETS = ("tensorrt-rtx", "tensorrt")
 MOST_THREADS = 1024
 """More cores than a machine has; ONNX Runtime would start as many threads as it is told."""
 
@@ -40,7 +43,7 @@ class Engine:
     One engine serves many sequences; one sequence belongs to one thread at a time.
     """
 
-    def __init__(self, bundle: Bundle, decoder: DecoderRunner, vision: VisionRunner | None) -> None:
+    def __init__(self, bundle: Bundle, decoder: Runner, vision: VisionRunner | None) -> None:
         self.bundle, self._decoder, self._vision = bundle, decoder, vision
 
     @classmethod
@@ -65,9 +68,9 @@ class Engine:
         if memory not in get_args(Memory):
             raise HerdError(f"memory is {memory!r}, it must be one of {', '.join(get_args(Memory))}")
         bundle = Bundle.open(path, verify=False)
-        if bundle.manifest.target not in ("cpu", "canonical"):
-            raise HerdError(f"{path} is built for target {bundle.manifest.target!r}, this runtime executes cpu and "
-                            "canonical: rebuild it with --target cpu")
+        if bundle.manifest.target not in (*ORT_TARGETS, *PLAN_TARGETS):
+            raise HerdError(f"{path} is built for target {bundle.manifest.target!r}, this runtime executes "
+                            f"{', '.join((*ORT_TARGETS, *PLAN_TARGETS))}: rebuild it for one of them")
         # Reading all weights to hash them would fill a small memory with pages that are not needed.
         weights = [] if memory == "low" or not verify else bundle.weight_files
         if verify:
@@ -178,7 +181,7 @@ class Engine:
 
     def new_sequence(self) -> Sequence:
         """An empty sequence."""
-        return Sequence(self.config.text, self._decoder.cache_type)
+        return self._decoder.new_sequence()
 
     def prefill(
         self, sequence: Sequence, token_ids: Items[int], pixel_values: np.ndarray[Any, Any] | None = None, *,
@@ -289,8 +292,12 @@ class Engine:
             raise HerdError(f"{total} tokens are more than the context of {text.max_position_embeddings}")
 
 
-def _runners(bundle: Bundle, threads: int | None, memory: Memory) -> tuple[DecoderRunner, VisionRunner | None]:
+def _runners(bundle: Bundle, threads: int | None, memory: Memory) -> tuple[Runner, VisionRunner | None]:
     config = bundle.manifest.config
+    if bundle.manifest.target in PLAN_TARGETS:
+        from .tensorrt.load import load_plans
+
+        return load_plans(bundle)
     decoder = DecoderRunner(bundle.graph("decoder"), config, threads=threads, memory=memory)
     if not config.vision:
         return decoder, None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ..errors import HerdError
 from ..model.processing import StreamDecoder, Tokenizer
-from .decoder import Logits
+from .pieces import Logits
 from .sampling import Sampler, Sampling, TokenLogprob
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..model.config import TextConfig
-from .cache import DType, KVBuffers
+from .cache import KVBuffers
+from .memory import CacheMemory
 
 Features = np.ndarray[Any, Any]
 
@@ -23,11 +24,11 @@ class Sequence:
         binding: the executor's own per-sequence state; dropped whenever buffers move.
     """
 
-    def __init__(self, config: TextConfig, cache_type: DType = np.float32) -> None:
+    def __init__(self, config: TextConfig, memory: CacheMemory | None = None) -> None:
         self.token_ids: list[int] = []
         self.features: Features = np.zeros((0, config.hidden_size), np.float32)
         self.tile_digests: list[bytes] = []
-        self.buffers = KVBuffers(config, cache_type)
+        self.buffers = KVBuffers(config, memory)
         self.binding: Any = None
 
     def __len__(self) -> int:

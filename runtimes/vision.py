@@ -28,10 +28,13 @@ class VisionRunner:
     """The image tower of a bundle on ONNX Runtime."""
 
     def __init__(self, graph: Path, config: HerdConfig, *, threads: int | None, memory: Memory = "fast") -> None:
+        self._prepare(config)
+        self.session = create_session(graph, threads=threads, memory=memory)
+
+    def _prepare(self, config: HerdConfig) -> None:
         assert config.vision is not None, "a bundle with an image graph has an image configuration"
         self.config: VisionConfig = config.vision
         self.width = config.text.hidden_size
-        self.session = create_session(graph, threads=threads, memory=memory)
         self._remembered: OrderedDict[bytes, Features] = OrderedDict()
 
     def features(self, pixel_values: np.ndarray[Any, Any]) -> Features:
@@ -52,13 +55,18 @@ class VisionRunner:
         self._remember(known)
         return np.concatenate([known[key] for key in digests])
 
+    def run(self, pixel_values: np.ndarray[Any, Any]) -> Features:
+        """Tiles to features in one call."""
+        features: Features = self.session.run(None, {"pixel_values": pixel_values})[0]
+        return features
+
     def _computed(self, tiles: dict[bytes, np.ndarray[Any, Any]]) -> dict[bytes, Features]:
         """Features of each tile, several tiles in one call."""
         keys = list(tiles)
         found: dict[bytes, Features] = {}
         for first in range(0, len(keys), TILES_PER_CALL):
             some = keys[first : first + TILES_PER_CALL]
-            rows = self.session.run(None, {"pixel_values": np.stack([tiles[key] for key in some])})[0]
+            rows = self.run(np.stack([tiles[key] for key in some]))
             found |= dict(zip(some, np.split(rows, len(some)), strict=True))
         return found
 
