@@ -9,7 +9,7 @@ import math
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from herdgraph.console import HerdCommand, complain, emit_json, progress, quantity, size, succeed, table
@@ -75,32 +75,46 @@ def memory_plan(config: HerdConfig, output: Path, recipe: Recipe) -> MemoryPlan:
 @click.command(cls=HerdCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle directory to create.")
-@click.option("--target", default="cpu", show_default=True, help="Lowering: cpu, or canonical (unlowered, portable).")
-@click.option("--recipe", default="fp32", show_default=True, help="Precision: fp32, int8 or int4.")
-@click.option("--kv", type=click.Choice(["float32", "int8"]), default="float32", show_default=True,
-              help="Keys and values; int8 needs --calibration.")
+@click.option("--target", default="cpu", show_default=True,
+              help="cpu, tensorrt-rtx, tensorrt, or canonical (unlowered, portable).")
+@click.option("--recipe", default="fp32", show_default=True,
+              help="fp32, int8, int4 or fp8 for cpu; bf16 or fp8 for TensorRT.")
+@click.option("--kv", type=click.Choice(["float", "int8", "fp8"]), default="float", show_default=True,
+              help="Keys and values: int8 for cpu, fp8 for TensorRT; both need --calibration.")
 @click.option("--calibration", type=click.Path(path_type=Path),
-              help="What `herdgraph calibrate` measured: 4-bit weights are rounded by it.")
+              help="Directory that `herdgraph calibrate` wrote: fp8 needs it, 4-bit weights are rounded by it.")
+@click.option("--sm", default="89,120", show_default=True, help="tensorrt-rtx: compute capabilities of one plan.")
+@click.option("--profile", type=click.Choice(["both", "decode", "prefill"]), default="both", show_default=True,
+              help="TensorRT: what the decoder's plan is for, which decides how experts are computed.")
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True,
+              help="TensorRT: most sequences decoded together.")
+@click.option("--context", type=click.IntRange(min=16), show_default="the model's, at most 131072",
+              help="TensorRT: most tokens of a sequence.")
+@click.option("--allow-fallback", is_flag=True, help="TensorRT: keep a plan whose FP8 products became 16-bit ones.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
 @click.option("--dry-run", is_flag=True, help="Check the checkpoint, print the memory plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document for scripts.")
 def main(
-    checkpoint: Path, output: Path, target: str, recipe: str, kv: str, calibration: Path | None, overwrite: bool,
-    dry_run: bool, as_json: bool,
+    checkpoint: Path, output: Path, target: str, recipe: str, kv: str, calibration: Path | None, sm: str,
+    overwrite: bool, dry_run: bool, as_json: bool, **limits: Any,
 ) -> None:
     """Build a bundle from a checkpoint.
 
     CHECKPOINT is a directory with a Llama 4 model in Hugging Face or Meta layout. Weights are streamed tensor by
     tensor: the memory needed does not grow with the model.
     """
-    from herdgraph.export.moments import moments_for
+    from herdgraph.export.calibration_file import calibration_for
+    from herdgraph.export.plans import PlanOptions, builder_of
     from herdgraph.export.targets import target_of
     from herdgraph.model.checkpoint import open_checkpoint
 
     lowering, precision = target_of(target, recipe)
-    precision = replace(precision, int8_caches=kv == "int8")
+    lowering, precision = target_of(target, replace(precision, caches=kv))  # type: ignore[arg-type]
+    plans = PlanOptions(sm=tuple(filter(None, sm.replace(" ", "").split(","))), **limits)
+    if lowering.kind == "plan":
+        builder_of(target, precision, plans)  # refused before anything is said or done
     with open_checkpoint(checkpoint) as source:
-        moments_for(precision, calibration, source)  # refused before anything is said or done
+        calibration_for(precision, calibration, source)  # refused before anything is said or done
         plan = memory_plan(source.config, output, precision)
         objection = _objection(source, output, plan, overwrite=overwrite)
         if objection and not dry_run:
@@ -118,8 +132,8 @@ def main(
         started = time.perf_counter()
         with _progress_bar(quiet=as_json) as bar:
             bundle = build_bundle(
-                source, output, target=target, recipe=precision, calibration=calibration, overwrite=overwrite,
-                progress=_hooks(bar),
+                source, output, target=target, recipe=precision, calibration=calibration, plans=plans,
+                overwrite=overwrite, progress=_hooks(bar),
             )
     seconds = time.perf_counter() - started
     if as_json:

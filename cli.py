@@ -20,9 +20,9 @@ from .build import main as build
 from .calibration.cli import calibrate
 from .console import HerdGroup, complain, emit_json, progress, quantity, size, stderr, succeed, table
 from .errors import HerdError
+from .inspection import inspect
 
 if TYPE_CHECKING:
-    from .model.config import HerdConfig
     from .runtimes import Engine, TextStream
     from .runtimes.ort import Memory
 
@@ -42,6 +42,7 @@ def main() -> None:
 
 main.add_command(build, "build")
 main.add_command(calibrate)
+main.add_command(inspect)
 
 
 def _sampling_options(command: Any) -> Any:
@@ -214,68 +215,6 @@ def _as_json(stream: TextStream) -> dict[str, Any]:
         "token_ids": result.token_ids,
         "finish_reason": result.finish_reason,
         "timings": vars(result.timings),
-    }
-
-
-@main.command()
-@click.argument("path", metavar="CHECKPOINT_OR_BUNDLE", type=_PATH)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def inspect(path: Path, as_json: bool) -> None:
-    """Show what a checkpoint or a bundle holds.
-
-    Parameters, layers, experts, cache sizes, files and hashes.
-    """
-    from .runtimes.bundle import MANIFEST, Bundle
-
-    if (path / MANIFEST).is_file():
-        bundle = Bundle.open(path)
-        config, manifest = bundle.manifest.config, bundle.manifest
-        about = {"bundle": str(path), "format": manifest.format, "target": manifest.target, "recipe": manifest.recipe,
-                 "graphs": manifest.graphs, **manifest.source, "toolchain": manifest.toolchain}
-        files = {name: (entry.bytes, entry.sha256) for name, entry in manifest.files.items()}
-    else:
-        from .model.checkpoint import open_checkpoint
-
-        with open_checkpoint(path) as checkpoint:
-            config = checkpoint.config
-            about = {"checkpoint": str(path), "fingerprint": checkpoint.fingerprint()}
-            files = {file.name: (file.stat().st_size, "") for file in checkpoint.weight_files}
-    if as_json:
-        emit_json({**about, "facts": _facts(config), "config": config.to_json(), "files": files})
-        return
-    table(str(path), {name: _short(value) for name, value in about.items()} | _described(config))
-    table("files", [(name, f"{size(count)}  {digest[:16]}".rstrip()) for name, (count, digest) in files.items()])
-
-
-def _facts(config: HerdConfig) -> dict[str, int]:
-    from .model.facts import facts_of
-
-    return facts_of(config).to_json()
-
-
-def _short(value: Any) -> str:
-    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-
-
-def _described(config: HerdConfig) -> dict[str, str]:
-    from .model.facts import facts_of
-
-    facts, text, vision = facts_of(config), config.text, config.vision
-    local = sum(1 for layer in range(text.num_layers) if text.chunk_of(layer))
-    moe = f"{len(text.moe_layers)} layers x {text.num_experts}, top-{text.top_k}, plus a shared one"
-    kinds = f"{text.num_layers - local} global, {local} in chunks of {text.attention_chunk_size}" if local else "global"
-    cache = f"{size(facts.kv_global_bytes)} per token"
-    if local:
-        cache += f" global, {size(facts.kv_local_bytes)} local up to {size(facts.kv_local_cap_bytes)}"
-    return {
-        "parameters": f"{quantity(facts.total)} total, {quantity(facts.active)} active per text token",
-        "layers": f"{text.num_layers} ({kinds}), width {text.hidden_size}",
-        "experts": moe if text.moe_layers else "none",
-        "attention": f"{text.num_heads} heads, {text.num_kv_heads} key/value heads of {text.head_dim}",
-        "context": f"{text.max_position_embeddings} tokens, vocabulary {text.vocab_size}",
-        "KV cache (at 16 bit)": cache,
-        "images": f"{vision.num_layers} layers, {vision.image_size} px tiles of {vision.tokens_per_tile} tokens"
-                  if vision else "none",
     }
 
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, common
 
 from ..errors import HerdError
 from ..model.operators import DOMAIN
-from .moments import MomentsFile
+from .calibration_file import CalibrationFile
 from .passes import (
     FoldWeightTransposes,
     JoinMatMuls,
     LowerCachedAttention,
+    LowerExplicitAttention,
     LowerRoutedExperts,
     QuantizeCaches,
+    QuantizeCachesFp8,
+    QuantizeFp8,
     QuantizeMatMuls,
     RotateHidden,
 )
-from .recipes import RECIPES, Recipe
+from .recipes import RECIPES, Caches, Recipe
 
 
 @dataclass(frozen=True)
@@ -31,27 +35,44 @@ class Target:
         purpose: one line for people.
         passes: pass classes, applied in order.
         recipes: names of the precision recipes it can build.
+        caches: how keys and values may be stored.
+        kind: ``graph`` for ONNX Runtime, ``plan`` for what TensorRT compiles.
     """
 
     name: str
     purpose: str
     passes: tuple[type[InPlacePass], ...]
     recipes: tuple[str, ...]
+    caches: tuple[Caches, ...] = ("float",)
+    kind: Literal["graph", "plan"] = "graph"
 
-    def lower(self, model: ir.Model, recipe: Recipe, moments: MomentsFile | None = None) -> None:
+    def lower(
+        self, model: ir.Model, recipe: Recipe, calibration: CalibrationFile | None = None, *,
+        experts: type[InPlacePass] = LowerRoutedExperts,
+    ) -> None:
         """Apply the passes in place, then the recipe, then remove what they left behind.
+
+        Args:
+            model: canonical, its weights bound.
+            recipe: precision.
+            calibration: for recipes that need one.
+            experts: the lowering of routed experts.
 
         Raises:
             HerdError: a herdgraph operator has no lowering here (a defect of the target).
         """
         for rewrite in self.passes:
             rewrite()(model)
+        if self.passes:
+            experts()(model)
         if recipe.rotated:
             RotateHidden()(model)
-        QuantizeMatMuls(recipe, moments)(model)
-        if recipe.int8_caches:
-            assert moments is not None, "build_bundle refuses 8-bit caches without calibration"
-            QuantizeCaches(moments)(model)
+        QuantizeMatMuls(recipe, calibration)(model)
+        if recipe.needs_calibration:
+            assert calibration is not None, "build_bundle refuses such a recipe without calibration"
+            QuantizeFp8(recipe, calibration)(model)
+            if recipe.caches != "float":
+                {"int8": QuantizeCaches, "fp8": QuantizeCachesFp8}[recipe.caches](calibration)(model)
         if self.passes:
             for tidy in (common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass(),
                          common.RemoveUnusedFunctionsPass(), common.RemoveUnusedOpsetsPass()):
@@ -65,8 +86,12 @@ TARGETS = {
     target.name: target
     for target in (
         Target("cpu", "ONNX Runtime on a CPU: only routed experts run, caches are appended in place",
-               (FoldWeightTransposes, JoinMatMuls, LowerRoutedExperts, LowerCachedAttention),
-               ("fp32", "int8", "int4")),
+               (FoldWeightTransposes, JoinMatMuls, LowerCachedAttention), ("fp32", "int8", "int4", "fp8"),
+               ("float", "int8")),
+        Target("tensorrt-rtx", "TensorRT-RTX plans for several GPUs, built without one",
+               (FoldWeightTransposes, JoinMatMuls, LowerExplicitAttention), ("bf16", "fp8"), ("float", "fp8"), "plan"),
+        Target("tensorrt", "TensorRT plans for the GPU of this machine; not run on hardware",
+               (FoldWeightTransposes, JoinMatMuls, LowerExplicitAttention), ("bf16", "fp8"), ("float", "fp8"), "plan"),
         Target("canonical", "the unlowered graph with its function bodies, for any ONNX runtime; slow, the oracle", (),
                ("fp32",)),
     )
@@ -83,6 +108,9 @@ def target_of(name: str, recipe: str | Recipe) -> tuple[Target, Recipe]:
         raise HerdError(f"no target is called {name!r}: choose one of {', '.join(TARGETS)}")
     target = TARGETS[name]
     if isinstance(recipe, Recipe):
+        if recipe.caches not in target.caches:
+            raise HerdError(f"target {name} cannot store keys and values as {recipe.caches}: choose one of "
+                            f"{', '.join(target.caches)}")
         return target, recipe
     if recipe not in target.recipes:
         raise HerdError(f"target {name} has no recipe {recipe!r}: choose one of {', '.join(target.recipes)}")

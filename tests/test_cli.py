@@ -36,7 +36,10 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return checkpoint, bundle
 
 
-@pytest.mark.parametrize("command", [[], ["build"], ["generate"], ["chat"], ["inspect"], ["verify"], ["upcycle"]])
+COMMANDS = ("build", "calibrate", "generate", "chat", "inspect", "verify", "upcycle")
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help(command: list[str]) -> None:
     done = run(*command, "--help")
     assert done.returncode == 0
@@ -169,10 +172,33 @@ WRONG = {
     "chat without text": (lambda c, b, t: ("chat", b, "--system", "\udcff"), "give it in UTF-8"),
     "verify too long": (lambda c, b, t: ("verify", b, c, "--tokens", "99999"), "more than the context of 4096"),
     "verify an image": (lambda c, b, t: ("verify", b, c, "--image", "x.png"), "--image needs a prompt"),
+    "calibrate nothing": (lambda c, b, t: ("calibrate", t / "none", "-o", t / "out"), "none does not exist"),
+    "calibrate over": (lambda c, b, t: ("calibrate", c, "-o", b, *_text(t)), "bundle exists already"),
+    "calibrate over another": (lambda c, b, t: ("calibrate", c, "-o", b, "--overwrite", *_text(t)),
+                               "bundle has no calibration.json"),
+    "calibrate in place": (lambda c, b, t: ("calibrate", c, "-o", c, "--overwrite", *_text(t)), "overlaps the input"),
+    "calibrate on nothing": (lambda c, b, t: ("calibrate", c, "-o", t / "out", "--data", t / "none.txt"),
+                             "none.txt does not exist"),
+    "calibrate on too little": (lambda c, b, t: ("calibrate", c, "-o", t / "out", *_text(t, "moo")),
+                                "fewer than 16 tokens"),
+    "calibrate on no JSON": (lambda c, b, t: ("calibrate", c, "-o", t / "out", "--data", _file(t / "a.jsonl")),
+                             "a.jsonl line 1 is not JSON"),
+    "calibrate on a broken picture": (lambda c, b, t: ("calibrate", c, "-o", t / "out", "--data", _file(t / "a.png")),
+                                      "a.png is not an image"),
+    "import no scales": (lambda c, b, t: ("calibrate", c, "-o", t / "out", "--import-scales"),
+                         "carries no scales of inputs"),
+    "bound without FP8": (lambda c, b, t: ("calibrate", c, "-o", t / "out", "--recipe", "int4", "--max-kl", "1",
+                                           *_text(t)), "int4 stores nothing in FP8"),
+    "FP8 without calibration": (lambda c, b, t: ("build", c, "-o", t / "out", "--recipe", "fp8"),
+                                "pass --calibration DIRECTORY"),
     "upcycle nothing": (lambda c, b, t: ("upcycle", t / "none", "-o", t / "out"), "none does not exist"),
     "upcycle in place": (lambda c, b, t: ("upcycle", c, "-o", c, "--overwrite"), "overlaps the input"),
     "upcycle a herd": (lambda c, b, t: ("upcycle", c, "-o", t / "out"), "model_type is 'llama4'"),
 }
+
+
+def _text(directory: Path, content: str = "A herd of words. " * 80) -> tuple[str, Path]:
+    return "--data", _file(directory / "text.txt", content)
 
 
 def _bare(bundle: Path, copy: Path) -> Path:
@@ -233,6 +259,27 @@ def test_a_plan_does_not_need_a_reader(paths: tuple[Path, Path], tmp_path: Path)
     assert lines[0] == "build plan"
     assert lines[-1].startswith(f"built {output} (")
     assert all(lines), "no line is empty"
+
+
+def test_calibrate(paths: tuple[Path, Path], tmp_path: Path) -> None:
+    from PIL import Image
+
+    data = _text(tmp_path)
+    Image.new("RGB", (60, 30), "green").save(tmp_path / "green.png")
+    done = run("calibrate", paths[0], "-o", tmp_path / "out", *data, "--data", tmp_path / "green.png")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == f"wrote {tmp_path / 'out'}; open {tmp_path / 'out' / 'report.html'}\n"
+    for shown in (" tokens, 3 image tiles", "tokens from the router", "KL ", "nothing beyond the recipe"):
+        assert shown in done.stdout
+    command = [sys.executable, "-m", "herdgraph.calibration", paths[0], "-o", tmp_path / "again", *data, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    document = json.loads(done.stdout)
+    assert document["kept"] == ["vision_model", "multi_modal_projector"]
+    assert done.stderr.count("\n") == 1, "the warning that there were no pictures"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "green.png", "out", "text.txt"]
+    few = one_error(run("calibrate", paths[0], "-o", tmp_path / "few", *data, "--on-few", "fail", "--min-tokens", 5000))
+    assert "8 experts got fewer than 5000 tokens from the router: layer 1 expert 0" in few
+    assert not (tmp_path / "few").exists()
 
 
 def test_upcycle_says_one_line(tmp_path: Path) -> None:
