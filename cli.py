@@ -1,4 +1,4 @@
-"""The ``herdgraph`` command: build, generate, chat, inspect, verify, bench, upcycle.
+"""The ``herdgraph`` command: build, calibrate, train, generate, chat, inspect, verify, bench, upcycle.
 
 Commands import what they need when they run: ``generate`` and ``chat`` work on a machine without torch.
 """
@@ -21,6 +21,7 @@ from .calibration.cli import calibrate
 from .console import HerdGroup, complain, emit_json, progress, quantity, size, stderr, succeed, table
 from .errors import HerdError
 from .inspection import inspect
+from .training_cli import train
 
 if TYPE_CHECKING:
     from .runtimes import Engine, TextStream
@@ -43,6 +44,7 @@ def main() -> None:
 main.add_command(build, "build")
 main.add_command(calibrate)
 main.add_command(inspect)
+main.add_command(train)
 
 
 def _sampling_options(command: Any) -> Any:

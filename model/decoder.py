@@ -7,10 +7,14 @@ One layer:  h = x + attention(norm(x));  y = h + feed_forward(norm(h))
 Feed-forward of a mixture layer:  shared(x) + routed(x), see ``operators.routed_experts``.
 Attention, in this order: project; rotate (RoPE layers); normalise each head of q and k (``use_qk_norm``, RoPE layers);
 scale q by its temperature (layers without RoPE); attend. Keys enter the cache after rotation and norm.
+
+A packed row holds several documents. Each is computed as if it stood alone: positions, chunks and temperature count
+from its own start, and no token sees another document.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,7 +22,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .config import HerdConfig, TextConfig
-from .operators import block_attention, cached_attention, rms_norm, rotary_embedding, routed_experts
+from .operators import (
+    block_attention,
+    cached_attention,
+    places_in_documents,
+    rms_norm,
+    rotary_embedding,
+    routed_experts,
+    visible_in_documents,
+)
 from .rope import DecoderRotary
 
 
@@ -36,6 +48,8 @@ class Positions(NamedTuple):
     sin_BTh: Tensor
     temperature_BT1: Tensor
     past_lengths_B: Tensor
+    visible: Mapping[int, Tensor] | None = None
+    """Masks of packed rows by the chunk of a layer; None when every row is one document."""
 
 
 class RMSNorm(nn.Module):
@@ -87,7 +101,8 @@ class Attention(nn.Module):
         q_BTN, k_BTM, v_BTM = self.project(x_BTD, positions)
         if cache is None:
             y_BTN = block_attention(
-                q_BTN, k_BTM, v_BTM, num_heads=self.num_heads, kv_heads=self.kv_heads, chunk=self.chunk
+                q_BTN, k_BTM, v_BTM, num_heads=self.num_heads, kv_heads=self.kv_heads, chunk=self.chunk,
+                visible=positions.visible[self.chunk] if positions.visible else None,
             )
             return self.o_proj(y_BTN), None
         y_BTN, k, v = cached_attention(
@@ -196,6 +211,7 @@ class Decoder(nn.Module):
         past_lengths_B: Tensor | None = None,
         caches: list[KVCache] | None = None,
         logit_rows_R: Tensor | None = None,
+        document_BT: Tensor | None = None,
     ) -> tuple[Tensor, list[KVCache | None]]:
         """Run all layers.
 
@@ -205,6 +221,8 @@ class Decoder(nn.Module):
             past_lengths_B: tokens already in the caches, 0 without caches.
             caches: one per layer, or None to attend among the given tokens only (training).
             logit_rows_R: positions along T whose logits are wanted, None for all.
+            document_BT: int64 ids; tokens of a row that lie beside each other and share one are a document. None for
+                rows of one document, and with caches.
 
         Returns:
             Logits [B, R, V] and the caches after the append.
@@ -212,7 +230,8 @@ class Decoder(nn.Module):
         if past_lengths_B is None:
             past_lengths_B = torch.zeros(input_ids_BT.shape[0], dtype=torch.int64, device=input_ids_BT.device)
         x_BTD = self.embed(input_ids_BT, image_features_PD)
-        positions = self.positions(input_ids_BT.shape[1], past_lengths_B)
+        assert document_BT is None or caches is None, "a cache holds one document per row"
+        positions = self.positions(input_ids_BT.shape[1], past_lengths_B, document_BT)
         presents: list[KVCache | None] = []
         for index, layer in enumerate(self.layers):
             x_BTD, present = layer(x_BTD, positions, caches[index] if caches is not None else None)
@@ -233,14 +252,22 @@ class Decoder(nn.Module):
         feature_BTD = functional.embedding(torch.where(is_image_BT, order_BT, padded.shape[0] - 1), padded)
         return torch.where(is_image_BT[..., None], feature_BTD, x_BTD)
 
-    def positions(self, tokens: int, past_lengths_B: Tensor) -> Positions:
-        """Absolute positions as rotations and as the temperature 1 + a · ln(1 + floor((p + 1) / f)) of iRoPE layers."""
+    def positions(self, tokens: int, past_lengths_B: Tensor, document_BT: Tensor | None = None) -> Positions:
+        """Positions as rotations and as the temperature 1 + a · ln(1 + floor((p + 1) / f)) of iRoPE layers.
+
+        They count from the start of a row, or of each document with the masks that keep documents apart.
+        """
         text = self.config.text
         positions_BT = past_lengths_B[:, None] + torch.arange(tokens, device=past_lengths_B.device)
+        visible = None
+        if document_BT is not None:
+            positions_BT = places_in_documents(document_BT)
+            chunks = {text.chunk_of(layer) for layer in range(text.num_layers)}
+            visible = {chunk: visible_in_documents(positions_BT, chunk) for chunk in chunks}
         blocks = torch.floor((positions_BT[..., None].float() + 1.0) / text.floor_scale)
         temperature_BT1 = 1.0 + text.attn_scale * torch.log(1.0 + blocks)
         cos_BTh, sin_BTh = self.rotary(positions_BT)
-        return Positions(cos_BTh, sin_BTh, temperature_BT1, past_lengths_B)
+        return Positions(cos_BTh, sin_BTh, temperature_BT1, past_lengths_B, visible)
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Final norm and head."""

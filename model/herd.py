@@ -42,10 +42,15 @@ class Llama4(nn.Module):
             load_weights(part, checkpoint, dtype)
         return model
 
-    def forward(self, input_ids_BT: Tensor, pixels_NCHW: Tensor | None = None) -> Tensor:
-        """Logits [B, T, V] of whole sequences; tiles fill the image-token positions in order."""
+    def forward(
+        self, input_ids_BT: Tensor, pixels_NCHW: Tensor | None = None, document_BT: Tensor | None = None
+    ) -> Tensor:
+        """Logits [B, T, V] of whole sequences; tiles fill the image-token positions in order.
+
+        ``document_BT`` names the documents of packed rows, see ``Decoder.forward``.
+        """
         features = self.vision(pixels_NCHW) if self.vision is not None and pixels_NCHW is not None else None
-        logits, _ = self.decoder(input_ids_BT, features)
+        logits, _ = self.decoder(input_ids_BT, features, document_BT=document_BT)
         return logits
 
 

@@ -138,17 +138,47 @@ def cached_attention(
 
 
 def block_attention(
-    q_BTN: Tensor, k_BTM: Tensor, v_BTM: Tensor, *, num_heads: int, kv_heads: int, chunk: int
+    q_BTN: Tensor,
+    k_BTM: Tensor,
+    v_BTM: Tensor,
+    *,
+    num_heads: int,
+    kv_heads: int,
+    chunk: int,
+    visible: Tensor | None = None,
 ) -> Tensor:
     """Attention over whole sequences that start at position 0, without a cache: what training uses.
 
-    Causal, and inside the block of ``chunk`` tokens when ``chunk`` is not 0. Shapes as in ``cached_attention``.
+    Causal, and inside the block of ``chunk`` tokens when ``chunk`` is not 0; or what ``visible`` says, a mask
+    [T, T] or [B, 1, T, T] of queries by keys, for rows of several documents. Shapes as in ``cached_attention``.
     """
-    position_T = torch.arange(q_BTN.shape[1], device=q_BTN.device)
-    visible_TT = position_T[:, None] >= position_T
-    if chunk:
-        visible_TT &= position_T[:, None] // chunk == position_T // chunk
-    return _attend(_heads(q_BTN, num_heads), _heads(k_BTM, kv_heads), _heads(v_BTM, kv_heads), visible_TT)
+    if visible is None:
+        position_T = torch.arange(q_BTN.shape[1], device=q_BTN.device)
+        visible = position_T[:, None] >= position_T
+        if chunk:
+            visible &= position_T[:, None] // chunk == position_T // chunk
+    return _attend(_heads(q_BTN, num_heads), _heads(k_BTM, kv_heads), _heads(v_BTM, kv_heads), visible)
+
+
+def places_in_documents(document_BT: Tensor) -> Tensor:
+    """Positions that restart where the document changes, int64 [B, T].
+
+    A document is a run of equal ids along a row: an id that comes back after another one is a document of its own.
+    """
+    row_T = torch.arange(document_BT.shape[1], device=document_BT.device)
+    begins_BT = document_BT != document_BT.roll(1, dims=1)  # the first column begins at 0 whatever comes round to it
+    return row_T - torch.where(begins_BT, row_T, 0).cummax(dim=1).values
+
+
+def visible_in_documents(place_BT: Tensor, chunk: int) -> Tensor:
+    """What queries of packed rows see, bool [B, 1, T, T]: causal, in the document, in the chunk of its own positions.
+
+    Seen from a token at place p of its document, that is the last p % chunk + 1 tokens of the row (p + 1 when
+    ``chunk`` is 0): a range that cannot leave the document.
+    """
+    row_T = torch.arange(place_BT.shape[1], device=place_BT.device)
+    first_BT = row_T - (place_BT % chunk if chunk else place_BT)
+    return ((row_T <= row_T[:, None]) & (row_T >= first_BT[..., None]))[:, None]
 
 
 def _heads(x_BTN: Tensor, heads: int) -> Tensor:

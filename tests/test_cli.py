@@ -36,7 +36,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return checkpoint, bundle
 
 
-COMMANDS = ("build", "calibrate", "generate", "chat", "inspect", "verify", "upcycle")
+COMMANDS = ("build", "calibrate", "train", "generate", "chat", "inspect", "verify", "upcycle")
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])

@@ -1,0 +1,117 @@
+"""How large the inputs of FP8 products were in training: what a deployment starts from instead of a calibration.
+
+Each product keeps the largest magnitudes of its last W inputs; the largest of the window is what its scale must cover.
+``save_amaxes`` writes them in the format of ``export/calibration_file.py`` (which this room may not import) under the
+observer ``trained``. Weights whose input was never FP8 are listed as kept in high precision, as they were in training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ...errors import HerdError
+from ...files import atomic_directory
+from ..checkpoint import Checkpoint
+from ..names import expected_tensors
+from .recompute import recomputing
+
+DESCRIPTION, SCALES, FORMAT, OBSERVER = "calibration.json", "scales.safetensors", 1, "trained"
+
+
+class AmaxHistory(nn.Module):
+    """The largest magnitudes of the last inputs, newest first: [W], or [W, E] for experts."""
+
+    window: Tensor
+
+    def __init__(self, window: int, *experts: int) -> None:
+        super().__init__()
+        self.register_buffer("window", torch.zeros(window, *experts))
+
+    @torch.no_grad()
+    def record(self, amax: Tensor) -> None:
+        """Add the newest and forget the oldest."""
+        if not recomputing():
+            self.window.copy_(torch.cat((amax.to(self.window.dtype)[None], self.window[:-1])))
+
+    def largest(self) -> Tensor:
+        """The largest of the window, a scalar or [E]; 0 where nothing was seen."""
+        return self.window.amax(0)
+
+
+def trained_amaxes(model: nn.Module, largest: Callable[[Tensor], Tensor] = lambda amax: amax) -> dict[str, Tensor]:
+    """Largest magnitudes of inputs by the canonical name of the weight they meet: scalars, and [E] for experts.
+
+    An expert that saw nothing takes the largest of its layer. Products that saw nothing are left out.
+
+    Args:
+        model: prepared for FP8.
+        largest: the maximum of a tensor over ranks.
+    """
+    found = {}
+    for name, part in model.named_modules():
+        if isinstance(part, AmaxHistory):
+            amax = largest(part.largest()).cpu()
+            if amax.max() > 0:
+                found[_weight_of(name)] = torch.where(amax > 0, amax, amax.max())
+    return found
+
+
+def _weight_of(history: str) -> str:
+    """The weight that meets the input of a history, by the name of its module."""
+    owner = history.removesuffix(".history").removeprefix("decoder.").removeprefix("vision.")
+    return f"{owner.removesuffix('_product')}_proj" if owner.endswith("_product") else f"{owner}.weight"
+
+
+def save_amaxes(
+    model: nn.Module, path: Path, checkpoint: Checkpoint, *, overwrite: bool = False,
+    largest: Callable[[Tensor], Tensor] = lambda amax: amax,
+) -> dict[str, Any]:
+    """Write the histories of a model as a calibration of the checkpoint that was exported from it.
+
+    Args:
+        model: prepared for FP8 and trained.
+        path: directory to create.
+        checkpoint: the exported model: the calibration fits no other.
+        overwrite: replace an existing calibration.
+        largest: the maximum of a tensor over ranks.
+
+    Returns:
+        The content of ``calibration.json``.
+
+    Raises:
+        HerdError: no product was FP8 yet, or the directory cannot be written.
+    """
+    amaxes = trained_amaxes(model, largest)
+    if not amaxes:
+        raise HerdError("no product of this model was FP8 in training, so nothing is known of its inputs: train with "
+                        "precision fp8, or write a calibration with `herdgraph calibrate`")
+    description = _description(checkpoint, amaxes)
+    with atomic_directory(path, overwrite=overwrite, mark=DESCRIPTION, inputs=[checkpoint.directory]) as directory:
+        # Each a tensor of its own: safetensors refuses memory that is shared.
+        save_file({f"{OBSERVER}/{name}": amax.float().clone() for name, amax in amaxes.items()}, directory / SCALES)
+        (directory / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
+    return description
+
+
+def _description(checkpoint: Checkpoint, amaxes: Mapping[str, Tensor]) -> dict[str, Any]:
+    kept = [
+        name.removesuffix(".weight") for name, shape in expected_tensors(checkpoint.config).items()
+        if len(shape) > 1 and name.endswith(("_proj", ".weight")) and name not in amaxes
+    ]
+    return {
+        "format": FORMAT, "fingerprint": checkpoint.fingerprint(), "checkpoint": checkpoint.directory.name,
+        "recipe": "fp8", "observer": OBSERVER, "kept": kept,
+        "versions": {"herdgraph": metadata.version("herdgraph"), "torch": metadata.version("torch")},
+        "data": {"sha256": "", "tokens": 0, "windows": 0, "held_out_windows": 0, "tiles": 0},
+        "coverage": {"least": 0, "own": {}, "shown": {}, "dead": []}, "quality": None,
+        "inputs": {name: {"rows": [0], "amax": {OBSERVER: amax.reshape(-1).tolist()}, "clipped": {}}
+                   for name, amax in amaxes.items()},
+    }

@@ -1,0 +1,197 @@
+"""The calf's data: emoji with captions, questions and answers, and prose, as JSON lines.
+
+``train.jsonl``         captions, conversations and pairs of pictures, from several views of every trained emoji
+``text.jsonl``          what all emoji are called and belong to, those without pictures included, and pages of prose
+``seen.jsonl``          to judge by: trained emoji, as drawn
+``held_out.jsonl``      to judge by: emoji of which no picture was trained, though their names occur in the text
+``other_vendor.jsonl``  to judge by: trained emoji in another vendor's drawing, the honest hard set
+
+A row to judge by is a conversation with the expected answer as its last message, and the ``name``, ``aliases`` and
+``category`` beside it. A view is the drawing turned, shrunk, moved, tinted and on a ground of another colour: never
+mirrored, for arrows and hands would change their names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from PIL import Image, ImageEnhance
+
+from ....errors import HerdError
+from ....files import atomic_directory
+from ...processing.images import load_image
+from .emoji import LICENCES, SIDE, Emoji
+
+Row = dict[str, Any]
+
+PAGE = 600
+"""Characters of a page of prose, at least."""
+
+CAPTIONS = (
+    "A picture of {a}, {category}.", "This is {a}.", "Here you see {a}. It belongs to {category}.",
+    "{A}, from {category}.",
+)
+QUESTIONS = (
+    ("What is this?", "{A}."), ("What is this?", "{A}."), ("What do you see?", "I see {a}."),
+    ("What kind of thing is this?", "It belongs to {category}."),
+    ("Describe the picture.", "A picture of {a}, {category}."), ("Is this {a}?", "Yes, it is {a}."),
+    ("Is this {b}?", "No, it is {a}."),
+)
+FACTS = ("{A} belongs to {category}.", "{A} is a kind of {kind}.")
+_JUDGED = QUESTIONS[0]
+
+
+def write_calf_data(
+    directory: Path, drawn: Sequence[Emoji], other: Sequence[Emoji], *, other_vendor: str = "twitter",
+    prose: Mapping[str, str] | None = None, views: int = 16, held_out: float = 0.1, seed: int = 0,
+    overwrite: bool = False,
+) -> dict[str, int]:
+    """Write the files above, with pictures in ``pictures/``.
+
+    Args:
+        directory: to create.
+        drawn: emoji to train on and to hold out.
+        other: drawings of another vendor.
+        other_vendor: its name.
+        prose: texts by name.
+        views: pictures of every trained emoji.
+        held_out: share of emoji without pictures in training.
+        seed: of views and templates.
+        overwrite: replace a directory that was written by this function.
+
+    Returns:
+        How many emoji and rows there are; ``counts.json`` holds the same.
+
+    Raises:
+        HerdError: nothing is left to train on or to judge by, or the directory cannot be written.
+    """
+    trained = [emoji for emoji in drawn if not emoji.is_held_out(held_out)]
+    unseen = [emoji for emoji in drawn if emoji.is_held_out(held_out)]
+    codes = {emoji.code for emoji in trained}
+    hard = [emoji for emoji in other if emoji.code in codes]
+    if not trained or not unseen or not hard:
+        raise HerdError(f"{len(trained)} trained, {len(unseen)} held-out and {len(hard)} emoji of another vendor: each "
+                        "needs some, change the share that is held out")
+    with atomic_directory(directory, overwrite=overwrite, mark="counts.json") as temporary:
+        (temporary / "pictures").mkdir()
+        files = {
+            "train": _training_rows(trained, views, seed, temporary),
+            "text": (*_facts(drawn), *_pages(prose or {})),
+            "seen": _judged(trained, "drawn", temporary),
+            "held_out": _judged(unseen, "drawn", temporary),
+            "other_vendor": _judged(hard, other_vendor, temporary),
+        }
+        counts = {"emoji_trained": len(trained), "emoji_held_out": len(unseen)}
+        for name, rows in files.items():
+            counts[name] = _write(temporary / f"{name}.jsonl", rows)
+        (temporary / "LICENCES").write_text("\n".join(LICENCES.values()) + "\n", encoding="utf-8")
+        (temporary / "counts.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+    return counts
+
+
+def view(picture: Path, random: Random | None = None) -> Image.Image:
+    """A drawing on white, or, with a source of chance, a view of it."""
+    if random is None:
+        return load_image(picture)
+    with Image.open(picture) as image:
+        drawing = image.convert("RGBA")
+    side = round(SIDE * random.uniform(0.7, 1))
+    drawing = drawing.rotate(random.uniform(-12, 12), Image.Resampling.BICUBIC).resize((side, side))
+    ground = Image.new("RGB", (SIDE, SIDE), tuple(random.randint(150, 255) for _ in range(3)))
+    ground.paste(drawing, (random.randint(0, SIDE - side), random.randint(0, SIDE - side)), drawing)
+    ground = ImageEnhance.Color(ground).enhance(random.uniform(0.6, 1.3))
+    return ImageEnhance.Brightness(ground).enhance(random.uniform(0.8, 1.15))
+
+
+def _training_rows(emoji: Sequence[Emoji], views: int, seed: int, directory: Path) -> Iterator[Row]:
+    """One row per view. The next view of two emoji is a pair of pictures now and then."""
+    for number in range(views):
+        for index, shown in enumerate(emoji):
+            random = Random(f"{seed} {number} {shown.code}")  # noqa: S311  (not for secrets)
+            another = emoji[(index + random.randrange(1, max(2, len(emoji)))) % len(emoji)]
+            key = f"{shown.code}-{number}"
+            image = view(shown.picture, random if number else None)
+            make = random.choices((_caption, _question, _interleaved, _side_by_side), (30, 50, 10, 10))[0]
+            yield make(random, key, image, shown, another, directory) | {"key": key}
+
+
+def _caption(random: Random, key: str, image: Image.Image, shown: Emoji, _: Emoji, directory: Path) -> Row:
+    return {"content": [_saved(image, key, directory), _filled(random.choice(CAPTIONS), shown)]}
+
+
+def _question(random: Random, key: str, image: Image.Image, shown: Emoji, another: Emoji, directory: Path) -> Row:
+    question, answer = random.choice(QUESTIONS)
+    return _conversation(_saved(image, key, directory), _filled(question, shown, another), _filled(answer, shown))
+
+
+def _interleaved(random: Random, key: str, image: Image.Image, shown: Emoji, another: Emoji, directory: Path) -> Row:
+    """Two pictures, each with its caption behind it."""
+    second = _saved(view(another.picture, random), f"{key}-b", directory)
+    return {"content": [_saved(image, key, directory), f"First, {shown.phrase}.", second, f"Then, {another.phrase}."]}
+
+
+def _side_by_side(random: Random, key: str, image: Image.Image, shown: Emoji, another: Emoji, directory: Path) -> Row:
+    """Two drawings in one picture, which has two tiles and a global one."""
+    both = Image.new("RGB", (2 * SIDE, SIDE))
+    both.paste(image, (0, 0))
+    both.paste(view(another.picture, random), (SIDE, 0))
+    answer = f"{_capital(shown.phrase)} on the left and {another.phrase} on the right."
+    return _conversation(_saved(both, key, directory), "What is on the left, and what on the right?", answer)
+
+
+def _judged(emoji: Iterable[Emoji], vendor: str, directory: Path) -> Iterator[Row]:
+    question, answer = _JUDGED
+    for shown in emoji:
+        picture = _saved(view(shown.picture), f"{shown.code}-{vendor}", directory, suffix=".png")
+        yield {
+            "key": f"{shown.code}-{vendor}", "name": shown.name, "aliases": list(shown.aliases),
+            "category": shown.category, **_conversation(picture, question, _filled(answer, shown)),
+        }
+
+
+def _facts(emoji: Iterable[Emoji]) -> Iterator[Row]:
+    for known in emoji:
+        also = [f"{_capital(known.phrase)} is also called {alias}." for alias in known.aliases]
+        yield {"key": f"{known.code}-facts", "text": " ".join([*(_filled(fact, known) for fact in FACTS), *also])}
+
+
+def _pages(prose: Mapping[str, str]) -> Iterator[Row]:
+    for name, text in prose.items():
+        for number, page in enumerate(re.finditer(rf"(?s).{{{PAGE}}}\S*\s*|.+", text)):
+            if page[0].strip():
+                yield {"key": f"{name}-{number}", "text": page[0].strip()}
+
+
+def _conversation(picture: Row, question: str, answer: str) -> Row:
+    return {"messages": [
+        {"role": "user", "content": [picture, {"text": question}]}, {"role": "assistant", "content": answer},
+    ]}
+
+
+def _filled(template: str, shown: Emoji, another: Emoji | None = None) -> str:
+    return template.format(a=shown.phrase, A=_capital(shown.phrase), b=(another or shown).phrase,
+                           category=shown.category, kind=shown.kind)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _saved(image: Image.Image, name: str, directory: Path, suffix: str = ".webp") -> Row:
+    path = Path("pictures") / f"{name}{suffix}"
+    image.save(directory / path, quality=90)
+    return {"image": str(path)}
+
+
+def _write(path: Path, rows: Iterable[Row]) -> int:
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count

@@ -1,0 +1,225 @@
+"""Training samples as they stand in a file: documents and conversations of interleaved text and pictures.
+
+A row is an object with one of
+
+=================================================  ================================================================
+``{"text": "A <|image|> cow", "images": [...]}``   a document; pictures without a placeholder stand in front
+``{"content": ["A", {"image": "cow.png"}, ...]}``  a document of parts, in order
+``{"messages": [{"role": ..., "content": ...}]}``  a conversation; contents are a text or parts; ``tools`` beside it
+=================================================  ================================================================
+
+and, if it likes, a ``key`` that names the sample. A part is a text, ``{"text": ...}``, ``{"image": ...}`` or
+``{"video": [frames], "fps": 2}``, with or without a ``type``. A ``{"type": "image"}`` without a picture takes the next
+of ``images``.
+
+A video becomes its frames, each a picture of a single tile behind its time in plain text ("Time: 0.5s"). The released
+models have no tokens for video, and this costs them none (``reference/llama4.md``, fact 10).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ....errors import HerdError
+from ...processing.images import Source
+
+IMAGE = "<|image|>"
+FRAMES_PER_SECOND = 2.0
+
+Resolve = Callable[[str], Source]
+"""From the name of a picture in a row to something that the image processor reads."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and whether it is a frame of a video, which never gets more than one tile."""
+
+    source: Source
+    is_frame: bool = False
+
+
+Part = str | Picture
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message: who speaks, what, and whatever else the chat template may want to know."""
+
+    role: Any
+    parts: tuple[Part, ...]
+    extra: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample.
+
+    Attributes:
+        key: names it; the held-out split hashes it.
+        origin: file and line, for messages.
+        document: parts of a document, empty for a conversation.
+        turns: of a conversation, empty for a document.
+        tools: descriptions of tools that a conversation may use.
+    """
+
+    key: str
+    origin: str
+    document: tuple[Part, ...] = ()
+    turns: tuple[Turn, ...] = ()
+    tools: tuple[Any, ...] = ()
+
+
+def record_of(row: Any, *, key: str, origin: str, resolve: Resolve) -> Record:
+    """The sample in a row.
+
+    Args:
+        row: as in the table above.
+        key: used when the row has none.
+        origin: file and line.
+        resolve: how to get pictures that are given by name.
+
+    Raises:
+        HerdError: a field is missing, of the wrong kind, or pictures and their places do not match.
+    """
+    if not isinstance(row, Mapping):
+        raise HerdError(f"{origin} is a {type(row).__name__}: a sample is an object with text, content or messages")
+    reader = _Reader(origin, resolve)
+    pictures = [reader.picture(value) for value in _listed(row, origin)]
+    waiting, key = iter(pictures), str(row.get("key") or key)
+    if row.get("messages") is not None:
+        tools = row.get("tools") or []
+        if not isinstance(tools, list | tuple):
+            raise HerdError(f"{origin}: tools is of type {type(tools).__name__}, a list is needed")
+        record = Record(key, origin, turns=tuple(reader.turns(row["messages"], waiting)), tools=tuple(tools))
+    elif row.get("content") is not None:
+        record = Record(key, origin, document=tuple(reader.parts(row["content"], waiting)))
+    else:
+        record = Record(key, origin, document=tuple(_split(row.get("text"), pictures, waiting, origin)))
+    if left := len(list(waiting)):
+        raise HerdError(f"{origin} has {len(pictures)} images for {len(pictures) - left} places: they must match")
+    return record
+
+
+def _listed(row: Mapping[str, Any], origin: str) -> list[Any]:
+    images = row.get("images")
+    if images is None:
+        return [row["image"]] if row.get("image") is not None else []
+    if not isinstance(images, list | tuple):
+        raise HerdError(f"{origin}: images is of type {type(images).__name__}, a list is needed")
+    return list(images)
+
+
+def _split(text: Any, pictures: list[Picture], waiting: Iterator[Picture], origin: str) -> Iterator[Part]:
+    """A text with a picture for every placeholder."""
+    if text is not None and not isinstance(text, str):
+        raise HerdError(f"{origin}: text is of type {type(text).__name__}, a string is needed")
+    if not text and not pictures:
+        raise HerdError(f"{origin} has neither text, content, messages nor images")
+    pieces = (text or "").split(IMAGE)
+    places = len(pieces) - 1
+    missing = len(pictures) - places
+    if missing < 0:
+        raise HerdError(f"{origin} has {places} image placeholders and {len(pictures)} images: they must match")
+    yield from (next(waiting) for _ in range(missing))
+    for index, piece in enumerate(pieces):
+        if index:
+            yield next(waiting)
+        if piece:
+            yield piece
+
+
+def stored(path: Path, offset: int, size: int | None = None) -> bytes:
+    """Some bytes of a file, or the rest of a line.
+
+    Raises:
+        HerdError: the file is gone or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.readline() if size is None else file.read(size)
+    except OSError as error:
+        raise HerdError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def parsed(data: bytes, origin: str) -> Any:
+    """The JSON in a line or file.
+
+    Raises:
+        HerdError: it is none.
+    """
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise HerdError(f"{origin} is not JSON: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Parts of one row."""
+
+    origin: str
+    resolve: Resolve
+
+    def turns(self, messages: Any, waiting: Iterator[Picture]) -> Iterator[Turn]:
+        if not isinstance(messages, list | tuple) or not messages:
+            raise HerdError(f"{self.origin}: messages is not a list of messages")
+        for number, message in enumerate(messages):
+            if not isinstance(message, Mapping) or message.get("content") is None or "role" not in message:
+                raise HerdError(f"{self.origin}: message {number} is no object with role and content")
+            extra = {name: value for name, value in message.items() if name not in ("role", "content")}
+            yield Turn(message["role"], tuple(self.parts(message["content"], waiting)), extra)
+
+    def parts(self, content: Any, waiting: Iterator[Picture]) -> Iterator[Part]:
+        if not isinstance(content, str | list | tuple):
+            raise HerdError(f"{self.origin}: content is of type {type(content).__name__}, a text or a list is needed")
+        for part in [content] if isinstance(content, str) else content:
+            yield from self.part(part, waiting)
+
+    def part(self, part: Any, waiting: Iterator[Picture]) -> Iterator[Part]:
+        if isinstance(part, str):
+            yield part
+        elif not isinstance(part, Mapping):
+            raise HerdError(f"{self.origin}: a part is of type {type(part).__name__}, a text or an object is needed")
+        elif isinstance(part.get("text"), str):
+            yield part["text"]
+        elif part.get("video") is not None:
+            yield from self.frames(part["video"], part.get("fps", FRAMES_PER_SECOND))
+        else:
+            yield self.place(part, waiting)
+
+    def place(self, part: Mapping[str, Any], waiting: Iterator[Picture]) -> Picture:
+        own = next((part[name] for name in ("image", "path", "data") if part.get(name) is not None), None)
+        if own is not None:
+            return self.picture(own)
+        if part.get("type") != "image":
+            raise HerdError(f"{self.origin}: a part has fields {sorted(part)}, text, image or video is needed")
+        following = next(waiting, None)
+        if following is None:
+            raise HerdError(f"{self.origin}: there are more parts of type image than images: they must match")
+        return following
+
+    def frames(self, frames: Any, fps: Any) -> Iterator[Part]:
+        if not isinstance(frames, list | tuple) or not frames:
+            raise HerdError(f"{self.origin}: video is of type {type(frames).__name__}, a list of frames is needed")
+        if not isinstance(fps, int | float) or not 0 < fps < float("inf"):
+            raise HerdError(f"{self.origin}: fps is {fps!r}, a number above 0 is needed")
+        for index, frame in enumerate(frames):
+            yield f"Time: {index / fps:.1f}s"
+            yield self.picture(frame, is_frame=True)
+
+    def picture(self, value: Any, *, is_frame: bool = False) -> Picture:
+        """A picture given by name, as bytes or as a Pillow image; some datasets wrap bytes or a path."""
+        if isinstance(value, Mapping):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, str) and value:
+            value = self.resolve(value)
+        if not isinstance(value, bytes | Path | Image.Image):
+            raise HerdError(f"{self.origin}: a picture is of type {type(value).__name__}, a path is needed")
+        return Picture(value, is_frame)

@@ -1,0 +1,224 @@
+"""Where samples are read from: one index per file, one sample at a time, in any order.
+
+==============================  =====================================================================================
+``*.jsonl``                     a row per line (``records``), pictures relative to the file
+``*.tar``                       WebDataset: members that share a name up to its first dot are one sample: pictures,
+                                ``.txt``, and ``.json`` with a row that may name those pictures
+directory of a saved dataset    Hugging Face ``datasets`` (``save_to_disk``); of several splits ``train``
+any other directory             its ``*.jsonl`` and ``*.tar`` in order of name
+==============================  =====================================================================================
+
+Only offsets are held in memory, so a shuffle of everything costs one seek per sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from itertools import accumulate
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ....errors import HerdError
+from .records import Record, parsed, record_of, stored
+from .shards import TarShard
+
+
+class Samples(Protocol):
+    """A sequence of samples that can be read in any order."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def __getitem__(self, index: int) -> Record:
+        """One sample, read now.
+
+        Raises:
+            HerdError: it is broken; the message names file and line.
+        """
+
+    def key(self, index: int) -> str:
+        """The name of a sample, without reading its pictures."""
+
+
+class JsonLines:
+    """Rows of a ``.jsonl`` file. A sample without a ``key`` is named by the hash of its line, wherever it stands."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        offsets, numbers, position = [], [], 0
+        for number, line in enumerate(_lines(path), 1):
+            if line.strip():
+                offsets.append(position)
+                numbers.append(number)
+            position += len(line)
+        self._offsets, self._numbers = np.array(offsets, np.int64), np.array(numbers, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, index: int) -> Record:
+        line, origin = self._line(index), f"{self._path} line {self._numbers[index]}"
+        row = parsed(line, origin)
+        return record_of(row, key=_digest(line), origin=origin, resolve=lambda name: self._path.parent / name)
+
+    def key(self, index: int) -> str:
+        """See ``Samples``."""
+        line = self._line(index)
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):  # reading it will tell
+            row = None
+        return str((isinstance(row, dict) and row.get("key")) or _digest(line))
+
+    def _line(self, index: int) -> bytes:
+        return stored(self._path, int(self._offsets[index]))
+
+
+class SavedDataset:
+    """Rows of a Hugging Face dataset that was saved by ``save_to_disk``."""
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            datasets = import_module("datasets")
+        except ImportError as error:
+            raise HerdError(f"{directory} is a saved dataset: pip install datasets to read it") from error
+        try:
+            found = datasets.load_from_disk(str(directory))
+        except (OSError, ValueError) as error:
+            raise HerdError(f"{directory} cannot be read as a dataset: {error}") from error
+        if isinstance(found, datasets.DatasetDict):
+            if "train" not in found:
+                raise HerdError(f"{directory} has splits {', '.join(found)} and no train: give {directory}/SPLIT")
+            found = found["train"]
+        self._directory, self._rows = directory, found
+        self._keys = list(map(str, found["key"])) if "key" in found.column_names else None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Record:
+        origin = f"{self._directory} row {index}"
+        try:
+            row = self._rows[index]
+        except Exception as error:  # pictures are decoded here, by whatever library
+            raise HerdError(f"{origin} cannot be read: {error}") from error
+        return record_of(row, key=self.key(index), origin=origin, resolve=lambda name: self._directory / name)
+
+    def key(self, index: int) -> str:
+        """See ``Samples``."""
+        return self._keys[index] if self._keys else f"{self._directory.name}:{index}"
+
+
+class Joined:
+    """Several sources, one behind the other."""
+
+    def __init__(self, sources: Sequence[Samples]) -> None:
+        self._sources = list(sources)
+        self._ends = list(accumulate(map(len, self._sources)))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> Record:
+        source, local = self._find(index)
+        return source[local]
+
+    def key(self, index: int) -> str:
+        """See ``Samples``."""
+        source, local = self._find(index)
+        return source.key(local)
+
+    def _find(self, index: int) -> tuple[Samples, int]:
+        number = bisect_right(self._ends, index)
+        return self._sources[number], index - (self._ends[number - 1] if number else 0)
+
+
+class Subset:
+    """Some samples of a source."""
+
+    def __init__(self, source: Samples, indices: Sequence[int]) -> None:
+        self._source, self._indices = source, np.asarray(indices, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._source[int(self._indices[index])]
+
+    def key(self, index: int) -> str:
+        """See ``Samples``."""
+        return self._source.key(int(self._indices[index]))
+
+
+def open_samples(paths: Iterable[Path]) -> Samples:
+    """All samples of files and directories.
+
+    Args:
+        paths: as in the table above.
+
+    Raises:
+        HerdError: nothing there, a file of an unknown kind, or one without samples.
+    """
+    sources = [source for path in paths for source in _open(Path(path))]
+    if not sources:
+        raise HerdError("there is no training data: give .jsonl or .tar files, or directories")
+    return sources[0] if len(sources) == 1 else Joined(sources)
+
+
+def hold_out(samples: Samples, fraction: float) -> tuple[Samples, Samples]:
+    """Split into training and held-out samples by a hash of their keys.
+
+    Which side a sample is on depends on its key alone: not on its place, the other samples or the machine. Equal
+    samples of a ``.jsonl`` file have equal keys, so that none is on both sides.
+
+    Args:
+        samples: all of them.
+        fraction: about how much to hold out, within 0 and 1.
+    """
+    held = np.array([_unit_interval(samples.key(index)) < fraction for index in range(len(samples))], bool)
+    return Subset(samples, np.flatnonzero(~held).tolist()), Subset(samples, np.flatnonzero(held).tolist())
+
+
+def _unit_interval(key: str) -> float:
+    return float(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64)
+
+
+def _open(path: Path) -> list[Samples]:
+    if not path.exists():
+        raise HerdError(f"{path} does not exist: give .jsonl or .tar files, or directories")
+    if path.is_dir():
+        if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+            return [_with_samples(SavedDataset(path), path)]
+        shards = sorted(child for child in path.iterdir() if child.suffix in (".jsonl", ".tar"))
+        if not shards:
+            raise HerdError(f"{path} holds no .jsonl or .tar files and no saved dataset")
+        return [source for shard in shards for source in _open(shard)]
+    if path.suffix == ".jsonl":
+        return [_with_samples(JsonLines(path), path)]
+    if path.suffix == ".tar":
+        return [_with_samples(TarShard(path), path)]
+    raise HerdError(f"{path} is a {path.suffix or 'nameless'} file: .jsonl, uncompressed .tar and directories are read")
+
+
+def _with_samples(source: Samples, path: Path) -> Samples:
+    if not len(source):
+        raise HerdError(f"{path} is empty: it holds no samples")
+    return source
+
+
+def _lines(path: Path) -> Iterable[bytes]:
+    try:
+        with path.open("rb") as file:
+            yield from file
+    except OSError as error:
+        raise HerdError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _digest(line: bytes) -> str:
+    return hashlib.sha256(line.strip()).hexdigest()[:16]

@@ -1,0 +1,79 @@
+"""What a run says of itself: a line for people, TensorBoard for later, and rates beside what the machine can do."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from ..config import HerdConfig
+from ..facts import facts_of
+
+_SIZE = 1024
+_TRIALS = 20
+
+
+def flops_per_token(config: HerdConfig, length: int) -> float:
+    """Floating-point operations of one training step per token: 6 per active parameter, and attention.
+
+    Attention costs 2 products of 2 · visible · heads · head_dim operations forward and twice that backward; half of the
+    positions are visible on average (Chowdhery et al. 2022, appendix B).
+    """
+    text = config.text
+    visible = sum(min(length, text.chunk_of(layer) or length) / 2 for layer in range(text.num_layers))
+    table = text.vocab_size * text.hidden_size  # looking a row up is no product
+    return 6 * (facts_of(config).active - table) + 12 * visible * text.num_heads * text.head_dim
+
+
+def measured_peak(dtype: torch.dtype = torch.float32) -> float:
+    """Floating-point operations per second of a large matrix product on this machine: the best of some."""
+    a, b = (torch.randn(_SIZE, _SIZE).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(_TRIALS):
+        started = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - started)
+    return 2 * _SIZE**3 / best
+
+
+class RunLog:
+    """Writes scalars to TensorBoard event files and to ``metrics.jsonl``.
+
+    Args:
+        directory: of the run; None writes nothing.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        self._writer: Any = None
+        self._lines: Any = None
+        if directory is None:
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        self._lines = (directory / "metrics.jsonl").open("a", encoding="utf-8")
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:  # a run without TensorBoard still has its lines
+            return
+        self._writer = SummaryWriter(str(directory / "tensorboard"))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Record the values of a step."""
+        if self._lines is not None:
+            self._lines.write(json.dumps({"step": step, **values}) + "\n")
+            self._lines.flush()
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in filter(None, (self._lines, self._writer)):
+            file.close()

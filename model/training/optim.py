@@ -1,0 +1,143 @@
+"""Optimiser, learning-rate schedules and averaged weights.
+
+Schedules give a factor on the learning rate, after a linear warm-up from 0 over W steps of S:
+
+    cosine   f + (1 - f) (1 + cos(pi (s - W) / (S - W))) / 2         Loshchilov & Hutter 2017
+    wsd      1, then linearly down to f over the last share of the steps    warm-up, stable, decay (Hu et al. 2024)
+
+Learning rates by layer, in the spirit of MetaP, whose recipe Meta did not publish: what Tensor Programs V (Yang et al.
+2022) derives for Adam. A hidden matrix with K inputs learns at  base_width / K  of the rate, so that a rate found on a
+narrow model holds for a wide one; embeddings, norms, biases and routers keep the whole rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """AdamW and its schedule.
+
+    Attributes:
+        learning_rate: at its highest.
+        betas: decay of the two moments.
+        weight_decay: on matrices; norms, biases and embeddings have none.
+        clip: largest norm of all gradients together, 0 for no limit.
+        warmup: steps until the highest rate.
+        schedule: see this module's first lines; ``constant`` stays at the highest.
+        final: share of the rate at the end.
+        decay: share of the steps that ``wsd`` takes to come down.
+        base_width: width at which ``learning_rate`` was found; None for the same rate in every layer.
+        ema: decay of averaged weights by step, 0 for none.
+    """
+
+    learning_rate: float = 3e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    warmup: int = 50
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    final: float = 0.1
+    decay: float = 0.2
+    base_width: int | None = None
+    ema: float = 0.0
+
+
+def learning_rate_factor(step: int, steps: int, options: OptimizerOptions) -> float:
+    """The factor on the learning rate in a step, counted from 0, of so many."""
+    if step < options.warmup:
+        return (step + 1) / options.warmup
+    if options.schedule == "constant":
+        return 1.0
+    if options.schedule == "cosine":
+        done = (step - options.warmup) / max(1, steps - options.warmup)
+        return options.final + (1 - options.final) * (1 + math.cos(math.pi * min(1.0, done))) / 2
+    left = (steps - step) / max(1.0, options.decay * steps)
+    return options.final + (1 - options.final) * min(1.0, left)
+
+
+def optimizer_for(model: nn.Module, options: OptimizerOptions) -> torch.optim.AdamW:
+    """AdamW with one group per rate and decay; each group's ``scale`` is its layer's share of the rate."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = layer_scale(name, parameter, options.base_width), decays(name, parameter)
+            groups.setdefault(key, []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": parameters, "scale": scale, "weight_decay": options.weight_decay if decaying else 0.0}
+         for (scale, decaying), parameters in groups.items()],
+        lr=options.learning_rate, betas=options.betas, fused=True,
+    )
+
+
+def layer_scale(name: str, parameter: Tensor, base_width: int | None) -> float:
+    """A parameter's share of the learning rate."""
+    if base_width is None or parameter.ndim < 2 or any(part in name for part in ("embed", "router", "positional")):
+        return 1.0
+    inputs = parameter.shape[1]  # of a linear layer [out, in] and of fused experts [E, in, out] alike
+    return min(1.0, base_width / inputs)
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay pulls a parameter to zero."""
+    return parameter.ndim >= 2 and "embed" not in name
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its share of a rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
+
+
+def clip_gradients(parameters: Iterable[Tensor], limit: float) -> float:
+    """Scale all gradients so that their norm together stays within a limit; the norm before.
+
+    Args:
+        parameters: whose gradients.
+        limit: 0 for none.
+    """
+    norm = nn.utils.clip_grad_norm_(parameters, limit or math.inf)
+    full = getattr(norm, "full_tensor", None)  # of a sharded model
+    return float(full() if full else norm)
+
+
+class AveragedWeights:
+    """Exponential moving average of a model's parameters, in float32.
+
+    Args:
+        model: whose.
+        decay: share of the average that stays in a step; early steps use (1 + s) / (10 + s) when that is less.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay, self.steps = decay, 0
+        self.average = {name: value.detach().float().clone() for name, value in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the present parameters."""
+        keep = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        self.steps += 1
+        for name, value in model.named_parameters():
+            self.average[name].lerp_(value.detach().float(), 1 - keep)
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and averages."""
+        yield from self.average.items()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"steps": torch.tensor(self.steps), "average": self.average}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue."""
+        self.steps = int(state["steps"])
+        for name, value in state["average"].items():
+            self.average[name].copy_(value)

@@ -1,0 +1,104 @@
+"""Distillation: a student learns from a teacher's distribution and from the text at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ....errors import HerdError
+from ...config import HerdConfig
+from ...herd import Llama4
+from ..distill import (
+    DIVERGENCES,
+    CachedTeacher,
+    DistillationLoss,
+    Fixed,
+    LossRatioBalance,
+    ModuleTeacher,
+    Schedule,
+    TargetCache,
+    Teacher,
+    TeacherConfidence,
+    WeightedSoftLabels,
+    Weighting,
+    dynamic,
+    require_tokenizer,
+    tokenizer_hash,
+)
+from ..objective import Distil, logits_of
+from ..trainer import Progress
+from .run import OnStep, RunOptions, new_model, open_model, train_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilOptions(RunOptions):
+    """Distillation.
+
+    Attributes:
+        checkpoint: the student: configuration, tokenizer, image processor, and weights unless ``fresh``.
+        teacher: checkpoint of the teacher, or a cache of its targets; None when one is handed over.
+        fresh: begin with random weights.
+        divergence: between teacher and student.
+        weighting: of soft and hard targets; ``dynamic`` is herdgraph's own.
+        soft: the largest weight of soft targets.
+        temperature: of both distributions.
+    """
+
+    checkpoint: Path
+    teacher: Path | None = None
+    fresh: bool = False
+    divergence: Literal["forward", "reverse", "js", "skew"] = "forward"
+    weighting: Literal["dynamic", "fixed", "schedule", "confidence", "soft_labels", "balance"] = "dynamic"
+    soft: float = 0.9
+    temperature: float = 1.0
+
+
+def weighting_of(options: DistilOptions) -> Weighting:
+    """The weighting by its name."""
+    soft, steps = options.soft, options.train.steps
+    known: dict[str, Weighting] = {
+        "dynamic": dynamic(steps=steps), "fixed": Fixed(soft), "schedule": Schedule(soft, 0.0, steps),
+        "confidence": TeacherConfidence(soft), "soft_labels": WeightedSoftLabels(soft), "balance": LossRatioBalance(),
+    }
+    return known[options.weighting]
+
+
+def loss_of(options: DistilOptions) -> DistillationLoss:
+    """The distillation loss that options describe."""
+    return DistillationLoss(DIVERGENCES[options.divergence](), weighting_of(options), options.temperature)
+
+
+def teacher_of(options: DistilOptions) -> Teacher:
+    """The teacher that options name.
+
+    Raises:
+        HerdError: none is named, or it has another tokenizer.
+    """
+    if options.teacher is None:
+        raise HerdError("distillation needs a teacher: name a checkpoint or a cache (teacher=...)")
+    student = tokenizer_hash(options.checkpoint)
+    if (options.teacher / "config.json").is_file():
+        require_tokenizer(student, tokenizer_hash(options.teacher))
+        return ModuleTeacher(open_model(options.teacher), logits_of)
+    cache = TargetCache(options.teacher, tokenizer=student)
+    return CachedTeacher(cache, HerdConfig.from_file(options.checkpoint))
+
+
+def student_of(options: DistilOptions) -> Llama4:
+    """The student, with its own or with random weights."""
+    if options.fresh:
+        return new_model(options.checkpoint, options.train.seed)
+    return open_model(options.checkpoint)
+
+
+def distil(options: DistilOptions, on_step: OnStep | None = None, *, teacher: Teacher | None = None) -> Progress:
+    """Train a student by a teacher.
+
+    Args:
+        options: of the run.
+        on_step: called after each step.
+        teacher: instead of the one that options name, such as a compiled engine (``distill.EngineTeacher``).
+    """
+    objective = Distil(teacher or teacher_of(options), loss_of(options))
+    return train_model(student_of(options), options, options.checkpoint, objective=objective, on_step=on_step)

@@ -1,0 +1,151 @@
+"""What all recipes share: data in, a model trained, a checkpoint in Hugging Face layout out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ....errors import HerdError
+from ...checkpoint import open_checkpoint, save_checkpoint
+from ...checkpoint.base import CARRIED
+from ...config import HerdConfig
+from ...herd import Llama4
+from ..data import Batch, Encoder, Loader, hold_out, open_samples
+from ..experts import ExpertOptions, plain_state_dict, prepare_for_training
+from ..fp8 import Fp8Recipe, fp8_autocast, prepare_for_fp8, save_amaxes
+from ..objective import Objective
+from ..optim import OptimizerOptions
+from ..parallel import Ranks
+from ..trainer import Progress, Trainer, TrainOptions
+
+OnStep = Callable[[Progress, dict[str, float]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Data, sizes and output of a run.
+
+    Attributes:
+        data: files and directories, see ``data/sources.py``.
+        output: directory of the run: records, checkpoints, ``model``, the result in Hugging Face layout, and after FP8
+            training ``calibration``, which ``build.py --calibration`` takes.
+        rows: of a batch.
+        seq_len: tokens of a row.
+        held_out: share of the samples that judge.
+        held_out_batches: batches of them that are judged on.
+        broken: stop at a sample that cannot be used, or skip it.
+        train: of the loop.
+        optimizer: of the optimiser.
+        experts: of routing.
+        fp8: how products are rounded when ``train.precision`` is ``fp8``.
+    """
+
+    data: tuple[Path, ...]
+    output: Path
+    rows: int = 8
+    seq_len: int = 256
+    held_out: float = 0.02
+    held_out_batches: int = 8
+    broken: Literal["stop", "skip"] = "stop"
+    train: TrainOptions = field(default_factory=TrainOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    experts: ExpertOptions = field(default_factory=ExpertOptions)
+    fp8: Fp8Recipe = field(default_factory=Fp8Recipe)
+
+
+def loaders(options: RunOptions, config: HerdConfig, files: Path, ranks: Ranks) -> tuple[Loader, list[Batch]]:
+    """The batches of a rank, and those that judge.
+
+    Args:
+        options: of the run.
+        config: the model.
+        files: directory with its tokenizer and image processor.
+        ranks: this process among others.
+
+    Raises:
+        HerdError: no data, or samples that cannot be used.
+    """
+    if not options.data:
+        raise HerdError("no data was given: name files or directories (data=...)")
+    train, judged = hold_out(open_samples(list(options.data)), options.held_out)
+    encoder = Encoder(files, config, max_tokens=options.seq_len, too_long="cut")
+    pad = config.text.pad_token_id or 0
+    loader = Loader(train, encoder, rows=options.rows, seq_len=options.seq_len, pad_id=pad, seed=options.train.seed,
+                    rank=ranks.rank, world=ranks.count, broken=options.broken)
+    if not len(judged):
+        return loader, []
+    judge = Loader(judged, encoder, rows=options.rows, seq_len=options.seq_len, pad_id=pad, epochs=1, shuffle=False,
+                   broken="skip")
+    return loader, [batch for _, batch in zip(range(options.held_out_batches), judge, strict=False)]
+
+
+def train_model(
+    model: Llama4, options: RunOptions, files: Path, *, objective: Objective | None = None,
+    on_step: OnStep | None = None,
+) -> Progress:
+    """Train a model and write it.
+
+    Args:
+        model: in float32, whole.
+        options: of the run.
+        files: directory with tokenizer and image processor, carried along.
+        objective: what is minimised, next tokens when None.
+        on_step: called after each step.
+
+    Raises:
+        HerdError: unusable data, a loss that is no number, or an output that cannot be written.
+    """
+    torch.manual_seed(options.train.seed)
+    ranks = Ranks.from_environment()
+    prepare_for_training(model, options.experts)
+    if options.train.precision == "fp8":
+        prepare_for_fp8(model)
+    loader, judged = loaders(options, model.config, files, ranks)
+    ranks.shard(model)
+    trainer = Trainer(
+        model, loader, options.train, options.optimizer, objective=objective, held_out=judged, directory=options.output,
+        ranks=ranks, autocast=lambda: fp8_autocast(options.fp8), on_step=on_step or (lambda _p, _r: None),
+    )
+    progress = trainer.fit()
+    if ranks.first:
+        weights = plain_state_dict(model)
+        if trainer.average is not None:
+            weights |= {name: value for name, value in trainer.average.items() if name in weights}
+        save_model(options.output / "model", model.config, weights, files)
+        if options.train.precision == "fp8":
+            with open_checkpoint(options.output / "model") as checkpoint:
+                save_amaxes(model, options.output / "calibration", checkpoint, overwrite=True)
+    ranks.close()
+    return progress
+
+
+def save_model(directory: Path, config: HerdConfig, weights: dict[str, torch.Tensor], files: Path) -> None:
+    """Write a checkpoint in Hugging Face layout, in bfloat16, with the processor files of another directory."""
+    carried = {name: files / name for name in CARRIED if (files / name).is_file()}
+    save_checkpoint(directory, config, ((name, value.bfloat16()) for name, value in weights.items()), carried=carried,
+                    overwrite=True)
+
+
+def open_model(directory: Path) -> Llama4:
+    """A model with a checkpoint's weights, in float32.
+
+    Raises:
+        HerdError: it cannot be read.
+    """
+    with open_checkpoint(directory) as checkpoint:
+        return Llama4.from_checkpoint(checkpoint)
+
+
+def new_model(directory: Path, seed: int) -> Llama4:
+    """A model with random weights, by the ``config.json`` of a directory.
+
+    Raises:
+        HerdError: there is none.
+    """
+    config = HerdConfig.from_file(directory)
+    torch.manual_seed(seed)
+    return Llama4(config)

@@ -1,0 +1,41 @@
+"""A dense model becomes a mixture of experts, and learns from its former self until its experts differ.
+
+Upcycling keeps the function and gives every expert the same neurons; the dense original, as teacher, then tells the
+mixture what it lost and what its experts are for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ...upcycle import upcycle
+from ..trainer import Progress
+from .distil import DistilOptions, distil
+from .run import OnStep
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpcycleOptions(DistilOptions):
+    """Upcycling, then distillation.
+
+    Attributes:
+        checkpoint: the dense model: a GGUF file or a Hugging Face directory.
+        num_experts: routed experts of a layer.
+        mode: of upcycling, see ``model/upcycle``.
+    """
+
+    num_experts: int = 4
+    mode: Literal["shared", "split"] = "split"
+
+
+def upcycle_then_distil(options: UpcycleOptions, on_step: OnStep | None = None) -> Progress:
+    """Upcycle a dense model and distil it from itself; ``teacher`` may name another."""
+    dense, mixture = options.output / "dense", options.output / "upcycled"
+    options.output.mkdir(parents=True, exist_ok=True)
+    if not (mixture / "config.json").is_file():
+        upcycle(options.checkpoint, mixture, experts=options.num_experts, mode=options.mode)
+    if options.teacher is None and not (dense / "config.json").is_file():
+        # With silent routed experts an upcycled model is the dense one, with the same tokenizer.
+        upcycle(options.checkpoint, dense, experts=2, mode="shared")
+    return distil(replace(options, checkpoint=mixture, teacher=options.teacher or dense), on_step)

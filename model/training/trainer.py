@@ -1,0 +1,237 @@
+"""The training loop: batches in, steps, records, checkpoints.
+
+One step is ``accumulate`` batches on every rank. The loss is a sum over labelled tokens, divided by their number over
+all batches and ranks of the step, so that it does not depend on how they were cut up.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ...errors import HerdError
+from ..herd import Llama4
+from .checkpoint import CheckpointStore
+from .data import Batch, Loader
+from .experts import auxiliary_loss, expert_counts, update_selection_biases
+from .fp8_recipe import recompute_contexts
+from .metrics import RunLog, flops_per_token, measured_peak
+from .objective import NextToken, Objective, held_out_loss, labelled
+from .optim import (
+    AveragedWeights,
+    OptimizerOptions,
+    clip_gradients,
+    learning_rate_factor,
+    optimizer_for,
+    set_learning_rate,
+)
+from .parallel import Ranks
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """A run.
+
+    Attributes:
+        steps: optimiser steps.
+        accumulate: batches per step and rank.
+        precision: of products: ``fp32``, ``bf16`` by autocast, or ``fp8`` where prepared (``fp8.py``), bf16 elsewhere.
+        recompute: compute each layer again in the backward pass instead of keeping its activations.
+        log_every: steps between records.
+        evaluate_every: steps between held-out losses, 0 for none but the last.
+        save_every: steps between checkpoints, 0 for none but the last.
+        seed: of everything that is drawn.
+    """
+
+    steps: int = 1000
+    accumulate: int = 1
+    precision: Literal["fp32", "bf16", "fp8"] = "fp32"
+    recompute: bool = False
+    log_every: int = 10
+    evaluate_every: int = 0
+    save_every: int = 0
+    seed: int = 0
+
+
+@dataclass
+class Progress:
+    """Where a run stands, and what it measured.
+
+    Attributes:
+        step: steps done.
+        tokens: labelled tokens seen, over all ranks.
+        losses: mean loss per token of every step.
+        held_out: held-out losses by step.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    losses: list[float] = field(default_factory=list)
+    held_out: dict[int, float] = field(default_factory=dict)
+
+
+class Trainer:
+    """Trains a model.
+
+    Args:
+        model: prepared for training.
+        loader: batches of this rank.
+        options: of the run.
+        optimizer: of the optimiser.
+        objective: what is minimised.
+        held_out: batches to judge by.
+        directory: for records and checkpoints; None keeps nothing.
+        ranks: this process among others.
+        autocast: makes prepared products FP8.
+        on_step: called after each step, for a display.
+    """
+
+    def __init__(
+        self, model: Llama4, loader: Loader, options: TrainOptions, optimizer: OptimizerOptions, *,
+        objective: Objective | None = None, held_out: list[Batch] | None = None, directory: Path | None = None,
+        ranks: Ranks | None = None, autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+        on_step: Callable[[Progress, dict[str, float]], None] = lambda _progress, _record: None,
+    ) -> None:
+        self.model, self.loader, self.options, self.recipe = model, loader, options, optimizer
+        self.objective, self.held_out = objective or NextToken(), held_out or []
+        self.ranks, self.autocast, self.on_step = ranks or Ranks.alone(), autocast, on_step
+        self.optimizer = optimizer_for(model, optimizer)
+        self.average = AveragedWeights(model, optimizer.ema) if optimizer.ema else None
+        self.progress = Progress()
+        self.store = CheckpointStore(directory / "checkpoints") if directory else None
+        self.directory = directory if self.ranks.first else None
+        if options.recompute:
+            recompute_layers(model)
+
+    def fit(self) -> Progress:
+        """Train to the last step; continues a run whose directory holds a checkpoint.
+
+        Raises:
+            HerdError: the loss is not a number; names the step and the first layer that gave none.
+        """
+        if self.store is not None:
+            self.store.restore(self)
+        peak = measured_peak(torch.float32 if self.options.precision == "fp32" else torch.bfloat16)
+        batches = iter(self.loader)
+        self.model.train()
+        with RunLog(self.directory) as log:
+            while self.progress.step < self.options.steps:
+                self._recorded_step([next(batches) for _ in range(self.options.accumulate)], log, peak)
+        if self.store is not None:
+            self.store.finish(self)
+        return self.progress
+
+    def _recorded_step(self, batches: list[Batch], log: RunLog, peak: float) -> None:
+        started, options, progress = time.perf_counter(), self.options, self.progress
+        loss, record = self._step(batches)
+        seconds = time.perf_counter() - started
+        progress.losses.append(loss)
+        step = progress.step
+        shape = batches[0].input_ids_BT.shape
+        rate = len(batches) * shape.numel() / seconds
+        record |= {"loss": loss, "tokens_per_second": rate * self.ranks.data_ranks,
+                   "mfu": rate * flops_per_token(self.model.config, shape[1]) / peak}
+        last = step == options.steps
+        if self.held_out and (last or (options.evaluate_every and step % options.evaluate_every == 0)):
+            record["held_out"] = progress.held_out[step] = held_out_loss(self.model, self.held_out)
+        if step % options.log_every == 0 or last:
+            log.write(step, record)
+        self.on_step(progress, record)
+        if self.store is not None and options.save_every and step % options.save_every == 0 and not last:
+            self.store.save(self)
+
+    def _step(self, batches: list[Batch]) -> tuple[float, dict[str, float]]:
+        """One optimiser step; the mean loss per labelled token, and what is to be recorded."""
+        tokens = max(1, int(self.ranks.sum(sum(labelled(batch) for batch in batches))))
+        total = 0.0
+        record: dict[str, float] = {}
+        for batch in batches:
+            with self._precision():
+                loss, parts = self.objective(self.model, batch, self.progress.step)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise HerdError(f"step {self.progress.step + 1}: the loss is {value}; {self._blame(batch)}; lower the "
+                                "learning rate, or continue from the last checkpoint with other data")
+            # Gradients are averaged over data ranks afterwards, hence the factor.
+            whole = loss * (self.ranks.data_ranks / tokens)
+            if (auxiliary := auxiliary_loss(self.model)) is not None:
+                whole = whole + auxiliary / len(batches)
+            whole.backward()
+            total += value
+            record |= parts
+        rate = self.recipe.learning_rate * learning_rate_factor(self.progress.step, self.options.steps, self.recipe)
+        set_learning_rate(self.optimizer, rate)
+        norm = clip_gradients(self.model.parameters(), self.recipe.clip)
+        if not math.isfinite(norm):
+            raise HerdError(f"step {self.progress.step + 1}: the gradient of {bad_gradient(self.model)} is not finite; "
+                            "lower the learning rate, or continue from the last checkpoint with other data")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.model)
+        balance = self._balance()
+        self.progress.step += 1
+        self.progress.tokens += tokens
+        return self.ranks.sum(total) / tokens, {**record, **balance, "gradient_norm": norm, "learning_rate": rate}
+
+    def _precision(self) -> AbstractContextManager[object]:
+        if self.options.precision == "fp32":
+            return nullcontext()
+        device = next(self.model.parameters()).device.type
+        stack = ExitStack()
+        stack.enter_context(torch.autocast(device, torch.bfloat16))
+        if self.options.precision == "fp8":
+            stack.enter_context(self.autocast())
+        return stack
+
+    def _balance(self) -> dict[str, float]:
+        """Shift the routers' biases by the load of this step, and say how even it was: largest share of the mean."""
+        found = {}
+        for name, own_E in expert_counts(self.model).items():
+            counts_E = self.ranks.sum_tensor(own_E)
+            found[f"load/{name}"] = float(counts_E.max() / counts_E.float().mean().clamp(min=1e-9))
+        update_selection_biases(self.model, self.ranks.sum_tensor)
+        return found
+
+    def _blame(self, batch: Batch) -> str:
+        """The first module whose output is not finite, found by running the batch once more."""
+        bad: list[str] = []
+        hooks = [
+            module.register_forward_hook(lambda _m, _i, out, name=name: bad.append(name) if _broken(out) else None)
+            for name, module in self.model.named_modules() if not list(module.children())
+        ]
+        with torch.no_grad(), self._precision():
+            self.objective(self.model, batch, self.progress.step)
+        for hook in hooks:
+            hook.remove()
+        return f"{bad[0]} is the first to give values that are not finite" if bad else "no single layer is to blame"
+
+
+def _broken(output: object) -> bool:
+    return isinstance(output, Tensor) and output.is_floating_point() and not bool(torch.isfinite(output).all())
+
+
+def bad_gradient(model: nn.Module) -> str:
+    """The first parameter whose gradient is not finite."""
+    return next((name for name, parameter in model.named_parameters()
+                 if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())), "no parameter")
+
+
+def recompute_layers(model: Llama4) -> None:
+    """Let every decoder layer keep its input only, and compute its activations again in the backward pass."""
+    for layer in model.decoder.layers:
+        forward = layer.forward
+        layer.forward = partial(checkpoint, forward, use_reentrant=False, context_fn=recompute_contexts)
