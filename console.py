@@ -55,24 +55,36 @@ class HerdGroup(HerdCommand, click.Group):
 def guarded(run: Callable[[], Any]) -> Any:
     """Call ``run``; what is wrong with an input, the environment or the usage ends the process with one line."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    _received.clear()
     try:
         with _signals_unwind():
             result = run()
         sys.stdout.flush()
         return result
-    except HerdError as error:
-        fail(str(error))
-    except click.ClickException as error:
-        _fail_usage(error)
     except Interrupted as error:
-        fail("; ".join(("interrupted", *getattr(error, "__notes__", ()))), status=128 + error.number)
-    except OSError as error:
+        _fail_interrupted(error, error.number)
+    except Exception as error:
+        if _received:  # a library took the interruption for a failure of its own
+            _fail_interrupted(error, _received[0])
+        _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    """End with one line, or raise what is a defect."""
+    if isinstance(error, HerdError):
+        fail(str(error))
+    if isinstance(error, click.ClickException):
+        _fail_usage(error)
+    if isinstance(error, OSError):
         _discard_output()
         fail(f"{error.filename or 'input or output'} failed: {error.strerror or error}")
-    except Exception as error:
-        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
-            raise
-        fail("out of memory: close other programs or use a smaller model")
+    if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+        raise error
+    fail("out of memory: close other programs or use a smaller model")
+
+
+def _fail_interrupted(error: BaseException, number: int) -> NoReturn:
+    fail("; ".join(("interrupted", *getattr(error, "__notes__", ()))), status=128 + number)
 
 
 def _fail_usage(error: click.ClickException) -> NoReturn:
@@ -85,6 +97,8 @@ def _fail_usage(error: click.ClickException) -> NoReturn:
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_received: list[int] = []
+"""Signals that asked this process to end."""
 
 
 @contextmanager
@@ -104,6 +118,7 @@ def _signals_unwind() -> Iterator[None]:
 def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
     for further in _SIGNALS:  # the way out is short, and a second signal must not cut it
         signal.signal(further, signal.SIG_IGN)
+    _received.append(number)
     raise Interrupted(number)
 
 

@@ -354,3 +354,18 @@ def test_running_out_of_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == "error: out of memory: close other programs or use a smaller model\n"
     with pytest.raises(RuntimeError, match="boom"):
         guarded(lambda: exec('raise RuntimeError("boom")'))
+
+
+def test_an_interruption_that_a_library_swallows_is_still_one(capsys: pytest.CaptureFixture[str]) -> None:
+    from herdgraph.console import Interrupted, guarded
+
+    def run() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Interrupted as error:
+            raise RuntimeError("the export failed") from error
+
+    with pytest.raises(SystemExit) as ended:
+        guarded(run)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "error: interrupted\n"
