@@ -254,6 +254,14 @@ def test_what_pretraining_gives_goes_straight_into_build(
                                open_model(tmp_path / "run" / "model").decoder.norm.weight.bfloat16())
 
 
+def test_averaged_weights_are_what_is_written(files: tuple[Path, Path], tmp_path: Path) -> None:
+    for name, decay in (("last", 0.0), ("average", 0.9)):
+        options = common(files, tmp_path / name)
+        pretrain(PretrainOptions(**{**options, "optimizer": replace(OPTIMIZER, ema=decay)}))
+    last, average = (open_model(tmp_path / name / "model").decoder.norm.weight for name in ("last", "average"))
+    assert not torch.equal(last, average)
+
+
 @pytest.mark.parametrize("weighting", ["dynamic", "fixed", "schedule", "confidence", "soft_labels", "balance"])
 def test_every_weighting_distils_from_a_checkpoint(files: tuple[Path, Path], tmp_path: Path, weighting: str) -> None:
     options = DistilOptions(**common(files, tmp_path / "run"), teacher=files[0], fresh=True, weighting=weighting)  # type: ignore[arg-type]

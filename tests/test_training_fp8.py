@@ -17,7 +17,7 @@ from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.herd import Llama4
 from herdgraph.model.names import expected_tensors
 from herdgraph.model.presets import TINY
-from herdgraph.model.training.amaxes import AmaxHistory
+from herdgraph.model.training.amaxes import AmaxHistory, save_amaxes, trained_amaxes
 from herdgraph.model.training.experts import plain_state_dict, prepare_for_training
 from herdgraph.model.training.fp8 import (
     EXACT,
@@ -26,7 +26,6 @@ from herdgraph.model.training.fp8 import (
     fp8_autocast,
     prepare_for_fp8,
     recompute_contexts,
-    save_amaxes,
 )
 from herdgraph.model.training.fp8_grouped import fp8_grouped_product, power_of_two, rounded
 from torch import Tensor, nn
@@ -317,13 +316,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Llama4, Path]:
 def test_trained_scales_are_a_calibration(exported: tuple[Llama4, Path], tmp_path: Path) -> None:
     model, directory = exported
     with open_checkpoint(directory) as checkpoint:
-        description = save_amaxes(model, tmp_path / "scales", checkpoint)
+        description = save_amaxes(trained_amaxes(model), tmp_path / "scales", checkpoint)
         file = CalibrationFile.open(tmp_path / "scales", checkpoint.fingerprint())
         recipe = RECIPES["fp8"].keeping(file.kept)
         in_fp8 = {name for name, info in checkpoint.tensors.items()
                   if len(info.shape) > 1 and "embedding" not in name and isinstance(recipe.layout_of(name), Fp8Format)}
         with pytest.raises(HerdError, match="exists already"):
-            save_amaxes(model, tmp_path / "scales", checkpoint)
+            save_amaxes(trained_amaxes(model), tmp_path / "scales", checkpoint)
     assert json.loads((tmp_path / "scales" / "calibration.json").read_text()) == description
     assert file.observer == "trained"
     assert in_fp8 == description["inputs"].keys(), "a build asks for exactly what is there"
@@ -346,14 +345,14 @@ def test_trained_scales_are_a_calibration(exported: tuple[Llama4, Path], tmp_pat
 def test_ranks_save_the_largest_of_all(exported: tuple[Llama4, Path], tmp_path: Path) -> None:
     model, directory = exported
     with open_checkpoint(directory) as checkpoint:
-        save_amaxes(model, tmp_path / "scales", checkpoint, largest=lambda amax: amax.clamp(min=1000.0))
+        save_amaxes(trained_amaxes(model, lambda amax: amax.clamp(min=1000.0)), tmp_path / "scales", checkpoint)
         file = CalibrationFile.open(tmp_path / "scales", checkpoint.fingerprint())
     assert float(file.input_amax("layers.0.feed_forward.gate_proj.weight")) == 1000
 
 
 def test_nothing_is_saved_of_a_model_that_never_was_fp8(exported: tuple[Llama4, Path], tmp_path: Path) -> None:
     with open_checkpoint(exported[1]) as checkpoint, pytest.raises(HerdError, match="train with precision fp8"):
-        save_amaxes(fp8_model(), tmp_path / "scales", checkpoint)
+        save_amaxes(trained_amaxes(fp8_model()), tmp_path / "scales", checkpoint)
     assert not (tmp_path / "scales").exists()
 
 

@@ -71,17 +71,15 @@ def _weight_of(history: str) -> str:
 
 
 def save_amaxes(
-    model: nn.Module, path: Path, checkpoint: Checkpoint, *, overwrite: bool = False,
-    largest: Callable[[Tensor], Tensor] = lambda amax: amax,
+    amaxes: Mapping[str, Tensor], path: Path, checkpoint: Checkpoint, *, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write the histories of a model as a calibration of the checkpoint that was exported from it.
+    """Write what ``trained_amaxes`` gave as a calibration of the checkpoint that was exported from the model.
 
     Args:
-        model: prepared for FP8 and trained.
+        amaxes: of all ranks; one rank writes them.
         path: directory to create.
         checkpoint: the exported model: the calibration fits no other.
         overwrite: replace an existing calibration.
-        largest: the maximum of a tensor over ranks.
 
     Returns:
         The content of ``calibration.json``.
@@ -89,7 +87,6 @@ def save_amaxes(
     Raises:
         HerdError: no product was FP8 yet, or the directory cannot be written.
     """
-    amaxes = trained_amaxes(model, largest)
     if not amaxes:
         raise HerdError("no product of this model was FP8 in training, so nothing is known of its inputs: train with "
                         "precision fp8, or write a calibration with `herdgraph calibrate`")

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 
 from ...errors import HerdError
 from ..herd import Llama4
-from .amaxes import AmaxHistory, save_amaxes
+from .amaxes import AmaxHistory
 from .experts import GroupedExperts, canonical_name
 from .fp8_grouped import Fp8GroupedProduct
 from .fp8_recipe import Fp8Recipe, RecipeName, active_recipe, fp8_autocast, recompute_contexts
 
 __all__ = [
-    "EXACT", "Fp8Linear", "Fp8Recipe", "fp8_autocast", "prepare_for_fp8", "recompute_contexts", "save_amaxes",
+    "EXACT", "Fp8Linear", "Fp8Recipe", "fp8_autocast", "prepare_for_fp8", "recompute_contexts",
 ]
 
 EXACT = ("router", "embed_tokens", "lm_head", "self_attn", "patch_embedding")

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from ...errors import HerdError
 
@@ -80,6 +81,13 @@ class Ranks:
         dist.all_gather_object(found, value)
         return found
 
+    def largest(self, tensor: Tensor) -> Tensor:
+        """The maximum of a tensor over all ranks, element by element."""
+        if self.mesh is not None:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
+
     def close(self) -> None:
         """Wait for the others, then take leave: a rank that goes early would break their last exchange."""
         if self.mesh is not None:
@@ -96,6 +104,11 @@ class Ranks:
             if type(part).__name__ in ("DecoderLayer", "VisionLayer"):
                 fully_shard(part, mesh=self.mesh)
         fully_shard(model, mesh=self.mesh)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that is spread over ranks, joined; every rank has to call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _device() -> str:

@@ -14,12 +14,13 @@ from ...checkpoint import open_checkpoint, save_checkpoint
 from ...checkpoint.base import CARRIED
 from ...config import HerdConfig
 from ...herd import Llama4
+from ..amaxes import save_amaxes, trained_amaxes
 from ..data import Batch, Encoder, Loader, hold_out, open_samples
-from ..experts import ExpertOptions, plain_state_dict, prepare_for_training
-from ..fp8 import Fp8Recipe, fp8_autocast, prepare_for_fp8, save_amaxes
+from ..experts import ExpertOptions, canonical_name, plain_state_dict, prepare_for_training
+from ..fp8 import Fp8Recipe, fp8_autocast, prepare_for_fp8
 from ..objective import Objective
 from ..optim import OptimizerOptions
-from ..parallel import Ranks
+from ..parallel import Ranks, whole
 from ..trainer import Progress, Trainer, TrainOptions
 
 OnStep = Callable[[Progress, dict[str, float]], None]
@@ -111,14 +112,16 @@ def train_model(
         ranks=ranks, autocast=lambda: fp8_autocast(options.fp8), on_step=on_step or (lambda _p, _r: None),
     )
     progress = trainer.fit()
+    weights = plain_state_dict(model)
+    if trainer.average is not None:
+        weights |= {canonical_name(name): value for name, value in trainer.average.items()}
+    weights = {name: whole(value) for name, value in weights.items()}
+    amaxes = trained_amaxes(model, ranks.largest)
     if ranks.first:
-        weights = plain_state_dict(model)
-        if trainer.average is not None:
-            weights |= {name: value for name, value in trainer.average.items() if name in weights}
         save_model(options.output / "model", model.config, weights, files)
         if options.train.precision == "fp8":
             with open_checkpoint(options.output / "model") as checkpoint:
-                save_amaxes(model, options.output / "calibration", checkpoint, overwrite=True)
+                save_amaxes(amaxes, options.output / "calibration", checkpoint, overwrite=True)
     ranks.close()
     return progress
 
