@@ -105,6 +105,16 @@ class CalibrationFile:
         found = self._read(SCALES, f"{observer or self.observer}/layers.{layer}.self_attn.{LARGEST}")
         return None if found is None else (float(found[0]), float(found[1]))
 
+    def required_largest(self, layer: int, *, observer: str | None = None) -> tuple[float, float]:
+        """As ``largest``.
+
+        Raises:
+            HerdError: they were not measured.
+        """
+        if (found := self.largest(layer, observer=observer)) is None:
+            raise HerdError(f"{self.path} has no magnitudes of keys and values: {_ADVICE}")
+        return found
+
     def input_amax(self, weight: str) -> Tensor:
         """Largest magnitude to represent of the input that a weight meets: a scalar, or [E] for all experts of a layer.
 

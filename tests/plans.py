@@ -52,7 +52,7 @@ class Calibration:
             return None if "o_proj" in weight else torch.linspace(-1, 1, self.width)
         return None
 
-    def largest(self, _layer: int) -> tuple[float, float]:
+    def required_largest(self, _layer: int) -> tuple[float, float]:
         return 8.0, 6.0
 
 

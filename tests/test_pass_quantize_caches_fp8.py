@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import plans
 import pytest
 from herdgraph.errors import HerdError
+from herdgraph.export.calibration_file import CalibrationFile
 from herdgraph.export.passes import QuantizeCachesFp8
 from herdgraph.model.presets import TINY
 from onnx import TensorProto
@@ -75,11 +78,5 @@ def test_types_of_inputs_and_outputs() -> None:
 
 
 def test_caches_that_were_not_measured_are_refused() -> None:
-    class Nothing:
-        path = "calib"
-
-        def largest(self, _layer: int) -> None:
-            return None
-
     with pytest.raises(HerdError, match="calib has no magnitudes of keys and values"):
-        QuantizeCachesFp8(Nothing())(plans.twin())  # type: ignore[arg-type]
+        QuantizeCachesFp8(CalibrationFile(Path("calib"), {}, "max"))(plans.twin())

@@ -17,7 +17,6 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from ...errors import HerdError
 from ..builder import Builder
 from ..calibration_file import CalibrationFile
 
@@ -57,18 +56,11 @@ class QuantizeCaches(InPlacePass):
         past = node.inputs[3]
         assert past is not None
         layer = int(str(past.name).split(".")[1])
-        scales = [amax * HEADROOM / 127 for amax in self._largest(layer)]
+        scales = [amax * HEADROOM / 127 for amax in self.calibration.required_largest(layer, observer="max")]
         build = Builder(f"{node.name}/int8")
         outputs = build.branch(is_token, partial(_token, node=node, scales=scales),
                                partial(_prompt, node=node, scales=scales), outputs=3)
         ir.convenience.replace_nodes_and_values(graph, node, [node], build.nodes, node.outputs, outputs)
-
-    def _largest(self, layer: int) -> tuple[float, float]:
-        found = self.calibration.largest(layer, observer="max")
-        if found is None:
-            raise HerdError(f"{self.calibration.path} has no magnitudes of keys and values: write it again with "
-                            "`herdgraph calibrate`")
-        return found
 
 
 def _token(build: Builder, node: ir.Node, scales: list[float]) -> tuple[ir.Value, ...]:

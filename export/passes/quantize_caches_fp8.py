@@ -14,7 +14,6 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from ...errors import HerdError
 from ..builder import Builder
 from ..calibration_file import CalibrationFile
 from ..fp8_format import input_scale
@@ -38,16 +37,9 @@ class QuantizeCachesFp8(InPlacePass):
         outputs = {str(value.name): value for value in graph.outputs}
         for past in pasts:
             _, layer, part = str(past.name).split(".")
-            scale = input_scale(self._largest(int(layer))[part == "value"])
+            scale = input_scale(self.calibration.required_largest(int(layer))[part == "value"])
             _quantize(graph, past, outputs[f"new.{layer}.{part}"], scale)
         return PassResult(model, modified=bool(pasts))
-
-    def _largest(self, layer: int) -> tuple[float, float]:
-        found = self.calibration.largest(layer)
-        if found is None:
-            raise HerdError(f"{self.calibration.path} has no magnitudes of keys and values: write it again with "
-                            "`herdgraph calibrate`")
-        return found
 
 
 def _quantize(graph: ir.Graph, past: ir.Value, new: ir.Value, scale: float) -> None:
