@@ -389,6 +389,19 @@ def test_another_loss_mask_is_refused(tmp_path: Path) -> None:
     _refused("had another loss mask", tmp_path, _pack([[_document(9, 1, prompt=4)]], 24))
 
 
+def test_one_caption_of_two_pictures_is_two_documents(tmp_path: Path) -> None:
+    pictures = [_pack([[B]], 24, tiles=1, seed=seed) for seed in (0, 1)]
+    teachers = {batch: _random_teacher(batch, seed) for seed, batch in enumerate(pictures)}
+    with CacheWriter(tmp_path, SPEC, TINY) as writer:
+        keep_targets(writer, teachers.__getitem__, [*pictures, pictures[0]])
+    cache = TargetCache(tmp_path, tokenizer=HASH)
+    assert len(cache) == 2
+    for batch, dense in teachers.items():
+        (document,) = documents(batch, TINY)
+        best = dense.logits_NV[document.start + document.learned].argmax(-1)
+        assert torch.equal(cache.read(document).ids_NK[:, 0], best.int())
+
+
 def test_other_pictures_are_refused(tmp_path: Path) -> None:
     _kept(tmp_path)
     _refused("had other pictures", tmp_path, _pack([[A, B]], 24, tiles=1, seed=1))

@@ -59,13 +59,13 @@ class TargetCache:
         Raises:
             HerdError: it is not here, was labelled otherwise, has other pictures, or lies in a damaged shard.
         """
-        place = self._places.get(document.key)
+        place = self._places.get(document.identity)
         what = f"a document of {len(document.ids_L)} tokens ({document.key.hex()[:12]})"
+        if place is None and any(known.startswith(document.key) for known in self._places):
+            raise HerdError(f"{what} had other pictures when {self.directory} was made: make the cache again")
         if place is None:
             raise HerdError(f"{what} is not among the {len(self)} of {self.directory}: it is new or was cut elsewhere; "
                             "make the cache with the same data and length")
-        if place.tiles_key != document.tiles_key:
-            raise HerdError(f"{what} had other pictures when {self.directory} was made: make the cache again")
         if place.labels_key != document.labels_key:
             raise HerdError(f"{what} had another loss mask when {self.directory} was made: make the cache again")
         self._verify(place.shard)

@@ -98,13 +98,12 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a document's rows lie, and under what they were kept."""
+    """Where a document's rows lie, and how it was labelled."""
 
     shard: int
     begin: int
     end: int
     labels_key: bytes
-    tiles_key: bytes
 
 
 def read_index(directory: Path) -> tuple[CacheSpec, list[ShardEntry]]:
@@ -148,10 +147,10 @@ def open_shard(directory: Path, entry: ShardEntry) -> dict[str, FileTensor]:
 
 
 def places_of(tensors: dict[str, FileTensor], shard: int) -> dict[bytes, Place]:
-    """Where a shard's documents lie, by their keys."""
+    """Where a shard's documents lie, by ``Document.identity``."""
     keys, labels, tiles = (_rows(tensors[name].read()) for name in KEYS)
     first = tensors["first"].read().tolist()
-    return {key: Place(shard, first[at], first[at + 1], labels[at], tiles[at]) for at, key in enumerate(keys)}
+    return {key + tiles[at]: Place(shard, first[at], first[at + 1], labels[at]) for at, key in enumerate(keys)}
 
 
 def stored_name(field: str) -> str:

@@ -58,7 +58,7 @@ class CacheWriter:
 
     def missing(self, batch: Batch) -> list[Document]:
         """Documents of a batch that are not kept yet."""
-        return [document for document in documents(batch, self._config) if document.key not in self._known]
+        return [document for document in documents(batch, self._config) if document.identity not in self._known]
 
     def add(self, batch: Batch, targets: Targets) -> None:
         """Keep the documents of a batch that are missing.
@@ -79,7 +79,7 @@ class CacheWriter:
             labels_M = document.labels_L[document.learned.to(document.labels_L.device)]
             kept = self.spec.sparsifier(logits_MV, labels_M.to(logits_MV.device)).map(lambda rows: rows.cpu())
             self._pending.append((document, kept))
-            self._known.add(document.key)
+            self._known.add(document.identity)
         if sum(len(kept) for _, kept in self._pending) * self.spec.bytes_per_token >= self._shard_bytes:
             self.flush()
 

@@ -58,6 +58,11 @@ class Document:
         """Hash of its tiles: equal tokens do not mean equal pictures."""
         return _digest(self.tiles_PCHW.float()) if self.tiles_PCHW is not None else bytes(32)
 
+    @property
+    def identity(self) -> bytes:
+        """What makes it another document: the caption of two pictures is two documents."""
+        return self.key + self.tiles_key
+
 
 def documents(batch: Batch, config: HerdConfig) -> Iterator[Document]:
     """The documents of a batch that have something to learn, in order.
