@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 _COLOURS = ("#3b6ea8", "#d1793a", "#5a9b5a", "#8a6bb1", "#999999")
 
@@ -32,13 +33,30 @@ def lines(path: Path, title: str, x: str, y: str, series: Mapping[str, Sequence[
     _save(figure, path)
 
 
-def _axes(title: str, *, height: float):
+def heat_maps(path: Path, title: str, x: str, y: str, maps: Mapping[str, Any]) -> None:
+    """Matrices beside each other on one scale."""
+    pyplot = _pyplot()
+    figure, several = pyplot.subplots(1, len(maps), figsize=(7.5, 4.5), sharey=True, layout="constrained")
+    top = max(float(values.max()) for values in maps.values())
+    for axes, (name, values) in zip(several, maps.items(), strict=True):
+        image = axes.imshow(values, aspect="auto", cmap="Blues", vmin=0, vmax=top)
+        axes.set(title=name, xlabel=x, xticks=range(values.shape[1]))
+    several[0].set_ylabel(y)
+    figure.colorbar(image, ax=several, label=title)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def _pyplot() -> Any:
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7.5, height))
+    return pyplot
+
+
+def _axes(title: str, *, height: float):
+    figure, axes = _pyplot().subplots(figsize=(7.5, height))
     axes.set_title(title, loc="left", fontsize=10)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

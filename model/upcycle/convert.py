@@ -17,7 +17,7 @@ from ..config import HerdConfig, TextConfig
 from ..facts import facts_of
 from ..names import expected_tensors
 from .dense import DenseModel, open_dense
-from .experts import DenseFeedForward, expert_size, mixture_tensors
+from .experts import SHARPNESS, DenseFeedForward, expert_size, mixture_tensors
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _MLP = ("gate_proj", "up_proj", "down_proj")
@@ -57,6 +57,7 @@ def upcycle(
     mode: str = "shared",
     moe_every: int = 1,
     seed: int = 0,
+    sharpness: float = SHARPNESS,
     dtype: str = "bfloat16",
     overwrite: bool = False,
     on_tensor: Callable[[int, int], None] = lambda _done, _total: None,
@@ -72,6 +73,7 @@ def upcycle(
         mode: ``shared`` keeps the function exactly, ``split`` up to a measured error (see ``experts.py``).
         moe_every: every n-th layer is a mixture, counted from layer n - 1; the others stay dense.
         seed: of new weights.
+        sharpness: how decided the routers of split mode are, see ``experts.py``.
         dtype: ``bfloat16`` or ``float32``.
         overwrite: replace an existing checkpoint.
         on_tensor: called after each tensor with the number done and the total, for progress.
@@ -90,7 +92,9 @@ def upcycle(
     config = target_config(dense, experts=experts, mode=mode, moe_every=moe_every)
     facts = facts_of(config)
     require_room(output, facts.total * _DTYPES[dtype].itemsize, "the checkpoint")
-    tensors = upcycled_tensors(dense, config, mode=mode, seed=seed, dtype=_DTYPES[dtype])
+    if sharpness <= 0:
+        raise HerdError(f"sharpness is {sharpness}, it must be above 0")
+    tensors = upcycled_tensors(dense, config, mode=mode, seed=seed, sharpness=sharpness, dtype=_DTYPES[dtype])
     total = len(expected_tensors(config))
     save_checkpoint(
         output, config, _counted(tensors, lambda done: on_tensor(done, total)), carried=dense.carried,
@@ -143,7 +147,7 @@ def target_config(dense: DenseModel, *, experts: int, mode: str, moe_every: int 
 
 
 def upcycled_tensors(
-    dense: DenseModel, config: HerdConfig, *, mode: str, seed: int, dtype: torch.dtype
+    dense: DenseModel, config: HerdConfig, *, mode: str, seed: int, sharpness: float, dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
     """Canonical name and value of every tensor of the Llama 4 model, read and converted as they are asked for."""
     generator = torch.Generator().manual_seed(seed)
@@ -158,7 +162,9 @@ def upcycled_tensors(
             continue
         gate, up, down = (dense.read(f"{prefix}.mlp.{name}.weight") for name in _MLP)
         ffn = DenseFeedForward(gate, up, down, norm=dense.read(f"{prefix}.post_attention_layernorm.weight"))
-        for name, tensor in mixture_tensors(ffn, mode=mode, experts=text.num_experts, dtype=dtype, generator=generator):
+        made = mixture_tensors(ffn, mode=mode, experts=text.num_experts, dtype=dtype, generator=generator,
+                               sharpness=sharpness)
+        for name, tensor in made:
             yield f"{prefix}.feed_forward.{name}", tensor
     yield "norm.weight", dense.read("norm.weight").to(dtype)
     if not dense.tied:

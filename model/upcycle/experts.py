@@ -25,7 +25,8 @@ with E = 4 in float32, 222 tokens of English (KL in nats per token, at 100 up to
     KL(dense || split)    1.8e-2   1.4e-3   3.0e-5   1.4e-8   < 1e-8
     mean s (1 - s)        2.1e-2   2.7e-3   2.3e-4   7.9e-6   6.1e-10
 
-100 is the smallest of them that costs no more than rounding the weights to bfloat16 (KL 4.9e-5) usually does.
+100 is the smallest of them that costs no more than rounding the weights to bfloat16 (KL 4.9e-5) usually does; 10 is
+for models that will be trained on, as their routers can still learn.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def expert_size(mode: str, experts: int, ffn_size: int) -> int:
 
 
 def mixture_tensors(
-    ffn: DenseFeedForward, *, mode: str, experts: int, dtype: torch.dtype, generator: torch.Generator
+    ffn: DenseFeedForward, *, mode: str, experts: int, dtype: torch.dtype, generator: torch.Generator,
+    sharpness: float = SHARPNESS,
 ) -> Iterator[tuple[str, Tensor]]:
     """Name below ``feed_forward.`` and value, in ``dtype``, of every tensor of one mixture layer.
 
@@ -92,13 +94,16 @@ def mixture_tensors(
         experts: number of routed experts E.
         dtype: of the tensors.
         generator: source of every random weight.
+        sharpness: standard deviation of a router logit in split mode.
     """
     width = expert_size(mode, experts, ffn.gate.shape[0])
     yield "shared_expert.gate_proj.weight", ffn.gate[:width].to(dtype)
     yield "shared_expert.up_proj.weight", ffn.up[:width].to(dtype)
     yield "shared_expert.down_proj.weight", ffn.down[:, :width].to(dtype)
-    routed = _silent if mode == "shared" else _decided
-    yield from routed(ffn, experts, dtype, generator)
+    if mode == "shared":
+        yield from _silent(ffn, experts, dtype, generator)
+    else:
+        yield from _decided(ffn, _paired_router(ffn.norm, experts, sharpness, generator), dtype)
 
 
 def _silent(
@@ -116,19 +121,17 @@ def _silent(
     yield "experts.down_proj", torch.zeros(experts, neurons, width, dtype=dtype)
 
 
-def _decided(
-    ffn: DenseFeedForward, experts: int, dtype: torch.dtype, generator: torch.Generator
-) -> Iterator[tuple[str, Tensor]]:
+def _decided(ffn: DenseFeedForward, router_ED: Tensor, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """Router and routed experts of split mode."""
-    half = ffn.gate.shape[0] // 2
-    yield "router.weight", _paired_router(ffn.norm, experts, generator).to(dtype)
+    half, experts = ffn.gate.shape[0] // 2, len(router_ED)
+    yield "router.weight", router_ED.to(dtype)
     gate_up_D2F = torch.cat((ffn.gate[half:], ffn.up[half:])).T.to(dtype)
     yield "experts.gate_up_proj", gate_up_D2F.repeat(experts, 1, 1)
     yield "experts.down_proj", ffn.down[:, half:].T.to(dtype).repeat(experts, 1, 1)
 
 
-def _paired_router(norm_D: Tensor, experts: int, generator: torch.Generator) -> Tensor:
-    """Rows +r, -r, +r', -r', ... [E, D] of norm ``SHARPNESS / rms(w)``."""
+def _paired_router(norm_D: Tensor, experts: int, sharpness: float, generator: torch.Generator) -> Tensor:
+    """Rows +r, -r, +r', -r', ... [E, D] of norm ``sharpness / rms(w)``."""
     directions = torch.randn(experts // 2, norm_D.shape[0], generator=generator)
-    directions *= SHARPNESS / norm_D.square().mean().sqrt() / directions.norm(dim=1, keepdim=True)
+    directions *= sharpness / norm_D.square().mean().sqrt() / directions.norm(dim=1, keepdim=True)
     return torch.stack((directions, -directions), dim=1).flatten(0, 1)

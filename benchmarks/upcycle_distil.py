@@ -1,0 +1,165 @@
+"""A dense model becomes a mixture of experts and learns from its former self: what distillation repairs and changes.
+
+    python -m benchmarks.upcycle_distil [GGUF] [--steps 150] [--threads 1] [--plot FILE]
+
+SmolLM2-135M (``make demo`` fetches it) is upcycled to 4 experts per layer, with routers soft enough to learn, and
+distilled from the dense original on pages of Python's documentation and the Jargon File; a tenth of the pages is held
+out. Before and after, on held-out pages in float32:
+
+* KL(dense || mixture), nats per token;
+* the same with every token's expert exchanged for the next one: no difference while experts are copies, the more the
+  more they have become different;
+* load: share of a layer's tokens that its experts get.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from herdgraph.console import stderr, stdout
+from herdgraph.model.decoder import Experts
+from herdgraph.model.herd import Llama4
+from herdgraph.model.processing import PromptProcessor
+from herdgraph.model.training.experts import ExpertOptions
+from herdgraph.model.training.optim import OptimizerOptions
+from herdgraph.model.training.recipes import UpcycleOptions, upcycle_then_distil
+from herdgraph.model.training.recipes.run import open_model
+from herdgraph.model.training.trainer import TrainOptions
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
+from .figures import heat_maps
+
+JARGON = Path(__file__).parents[1] / "calibration" / "data" / "jargon.txt"
+PAGE = 1200
+
+
+@dataclass
+class Judgement:
+    """Figures of a mixture on held-out pages.
+
+    Attributes:
+        kl: to the dense model.
+        exchanged_kl: with each token's expert exchanged for the next.
+        load_LE: share of tokens by layer and expert.
+    """
+
+    kl: float
+    exchanged_kl: float
+    load_LE: Tensor
+
+
+def pages() -> tuple[list[str], list[str]]:
+    """Pages to train on and to judge by."""
+    from pydoc_data.topics import topics
+
+    text = "\n".join([JARGON.read_text(encoding="utf-8"), *(topics[name] for name in sorted(topics))])
+    found = [page[0].strip() for page in re.finditer(rf"(?s).{{{PAGE}}}\S*\s*", text)]
+    random.Random(0).shuffle(found)
+    held_out = len(found) // 10
+    return found[held_out:], found[:held_out]
+
+
+def logits_of(model: Llama4, ids_T: list[int]) -> Tensor:
+    """Log-probabilities of one page, [T, V]."""
+    return model(torch.tensor([ids_T]), None, None)[0].log_softmax(-1)
+
+
+@torch.no_grad()
+def judge(dense: Llama4, mixture: Llama4, encoded: list[list[int]]) -> Judgement:
+    """Compare a mixture with the dense model."""
+    layers = [module for module in mixture.modules() if isinstance(module, Experts)]
+    load_LE = torch.zeros(len(layers), layers[0].gate_up_proj.shape[0])
+
+    def count(index: int):
+        def hook(_module, inputs) -> None:
+            load_LE[index] += torch.bincount(inputs[1].argmax(-1), minlength=load_LE.shape[1])
+        return hook
+
+    totals, tokens = [0.0, 0.0], 0
+    for ids_T in encoded:
+        reference_TV = logits_of(dense, ids_T)
+        tokens += len(ids_T)
+        hooks = [layer.register_forward_pre_hook(count(index)) for index, layer in enumerate(layers)]
+        found_TV = logits_of(mixture, ids_T)
+        for hook in hooks:
+            hook.remove()
+        totals[0] += kl(reference_TV, found_TV)
+        hooks = [layer.register_forward_pre_hook(exchange) for layer in layers]
+        totals[1] += kl(reference_TV, logits_of(mixture, ids_T))
+        for hook in hooks:
+            hook.remove()
+    return Judgement(totals[0] / tokens, totals[1] / tokens, load_LE / load_LE.sum(1, keepdim=True))
+
+
+def exchange(_module, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The next expert in place of each, with the same score."""
+    x_TD, logits_TE = inputs
+    return x_TD, logits_TE.roll(1, dims=-1)
+
+
+def kl(reference_TV: Tensor, found_TV: Tensor) -> float:
+    """KL divergence summed over tokens."""
+    return float((reference_TV.exp() * (reference_TV - found_TV)).sum())
+
+
+def train(gguf: Path, output: Path, train_pages: list[str], steps: int) -> None:
+    """Upcycle and distil; continues a run that was cut off."""
+    output.mkdir(parents=True, exist_ok=True)
+    data = output / "pages.jsonl"
+    data.write_text("\n".join(json.dumps({"text": page}) for page in train_pages), encoding="utf-8")
+    options = UpcycleOptions(
+        checkpoint=gguf, output=output, data=(data,), rows=2, seq_len=256, held_out=0.0,
+        train=TrainOptions(steps=steps, precision="bf16", save_every=25, log_every=5),
+        optimizer=OptimizerOptions(learning_rate=1e-4, warmup=10, weight_decay=0.01),
+        experts=ExpertOptions(bias_rate=0, balance_loss=0.01), weighting="fixed", soft=1.0,
+    )
+    with Progress() as progress:
+        task = progress.add_task("upcycle, then distil", total=steps)
+
+        def on_step(done, record) -> None:
+            progress.update(task, completed=done.step, description=f"loss {record['loss']:.4f}")
+
+        upcycle_then_distil(options, on_step)
+
+
+def main() -> None:
+    """Parse the command line, train, judge, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("gguf", type=Path, nargs="?", default=Path(".cache/demo/SmolLM2-135M-Instruct.gguf"))
+    parser.add_argument("--output", type=Path, default=Path(".cache/upcycle-distil"))
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--pages", type=int, default=20, help="held-out pages that are judged on")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    train_pages, judged = pages()
+    train(args.gguf, args.output, train_pages, args.steps)
+    stderr.print(f"judging on {args.pages} held-out pages")
+    processor = PromptProcessor(args.output / "dense", open_model(args.output / "dense").config)
+    encoded = [processor.tokenizer.encode(page)[:256] for page in judged[: args.pages]]
+    dense = open_model(args.output / "dense")
+    found = {name: judge(dense, open_model(args.output / part), encoded)
+             for name, part in (("before", "upcycled"), ("after", "model"))}
+    table = Table(title=f"{args.steps} steps of 512 tokens, held out {sum(map(len, encoded))} tokens")
+    for column in ("", "KL to dense", "KL, experts exchanged", "largest load", "smallest load"):
+        table.add_column(column)
+    for name, judged_ in found.items():
+        table.add_row(name, f"{judged_.kl:.2e}", f"{judged_.exchanged_kl:.2e}",
+                      f"{float(judged_.load_LE.amax(1).mean()):.3f}", f"{float(judged_.load_LE.amin(1).mean()):.3f}")
+    stdout.print(table)
+    if args.plot:
+        heat_maps(args.plot, "share of a layer's tokens", "expert", "layer",
+                  {name: judged_.load_LE.numpy() for name, judged_ in found.items()})
+
+
+if __name__ == "__main__":
+    main()
