@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from .console import HerdCommand, emit_json, progress, succeed, table
 from .errors import HerdError
 
-_NAMES = ("pretrain", "distil", "upcycle_then_distil", "long_context")
+_NAMES = ("align", "pretrain", "distil", "upcycle_then_distil", "long_context")
 
 
 @click.command(cls=HerdCommand, context_settings={"help_option_names": ["-h", "--help"]})

@@ -20,6 +20,17 @@ def bars(path: Path, title: str, unit: str, rows: Mapping[str, float]) -> None:
     _save(figure, path)
 
 
+def curves(path: Path, title: str, x: str, y: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """Lines over two linear axes."""
+    figure, axes = _axes(title, height=3.6)
+    for colour, (name, points) in zip(_COLOURS, series.items(), strict=False):
+        axes.plot(*zip(*points, strict=True), color=colour, label=name)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
 def lines(path: Path, title: str, x: str, y: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> None:
     """Lines over two logarithmic axes."""
     figure, axes = _axes(title, height=3.6)

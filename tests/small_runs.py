@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,7 @@ class Fixture:
         starts = torch.randint(3, 400, (count, rows, 1), generator=generator)
         self.ids = starts + torch.arange(length)
         self.at = 0
+        self.counts: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Batch]:
         while True:

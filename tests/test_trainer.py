@@ -1,9 +1,10 @@
-"""The training loop: falls, resumes to the bit, blames the right layer, loses nothing, and its result builds."""
+"""The training loop: falls, resumes to the bit, blames the right layer, and its result builds."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,8 +19,9 @@ from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.herd import Llama4
 from herdgraph.model.presets import TINY
-from herdgraph.model.training import checkpoint as checkpoint_module
-from herdgraph.model.training.distill import DistillationLoss, Fixed, ModuleTeacher
+from herdgraph.model.training.data import IGNORED, PADDING, Batch
+from herdgraph.model.training.distill import DistillationLoss, Fixed, LossRatioBalance, ModuleTeacher, dynamic
+from herdgraph.model.training.experts import mixtures
 from herdgraph.model.training.metrics import flops_per_token
 from herdgraph.model.training.objective import Distil, logits_of
 from herdgraph.model.training.optim import (
@@ -107,24 +109,6 @@ def test_a_loss_that_is_no_number_names_step_and_layer(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = checkpoint_module.state_dict_saver.save, []
-
-    def save(*arguments: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device")
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(checkpoint_module.state_dict_saver, "save", save)
-    message = r"step-00000006 cannot be written \(.*No space left.*\); the last one is .*00000003"
-    with pytest.raises(HerdError, match=message):
-        trainer(tmp_path, save_every=3).fit()
-    monkeypatch.undo()
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
-    assert trainer(tmp_path, save_every=3).fit().losses == trainer().fit().losses
-
-
 def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
     trainer(tmp_path, steps=2).fit()
     for path in (tmp_path / "checkpoints" / "step-00000002" / "model").glob("*.distcp"):
@@ -149,10 +133,79 @@ def test_records(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6]
     assert lines[-1]["loss"] == progress.losses[-1]
-    named = {"tokens_per_second", "mfu", "gradient_norm", "learning_rate", "load/layers.1.feed_forward"}
+    named = {"tokens_per_second", "mfu", "gradient_norm", "learning_rate", "load/layers.1.feed_forward",
+             "moved/layers.1.feed_forward", "samples/cut", "samples/skipped"}
     assert named <= lines[0].keys()
     assert set(progress.held_out) == {3, 6}
     assert progress.tokens == 6 * 2 * 23
+
+
+def test_the_bias_acts_less_and_less_until_the_last_step_trains_what_is_served(tmp_path: Path) -> None:
+    def biased(directory: Path | None) -> tuple[Trainer, dict[int, float], dict[int, float]]:
+        run = trainer(directory, steps=8, save_every=3)
+        mixture = next(mixture for _, mixture in mixtures(run.model))
+        mixture.options = replace(mixture.options, bias_fade=0.5, bias_rate=0.0)
+        mixture.selection_bias += torch.tensor([0.0, 9.0, 0.0, 0.0])  # all tokens go to one expert
+        acting, moved = {}, {}
+
+        def on_step(progress: Any, record: dict[str, float]) -> None:
+            acting[progress.step], moved[progress.step] = mixture.acting, record["moved/layers.1.feed_forward"]
+            if directory is not None and progress.step == 7 and len(acting) == 7:
+                raise KeyboardInterrupt
+
+        run.on_step = on_step
+        return run, acting, moved
+
+    run, acting, moved = biased(None)
+    wanted = run.fit().losses
+    assert list(acting.values()) == [1, 1, 1, 1, 0.75, 0.5, 0.25, 0]
+    assert moved[1] > 0.5
+    assert moved[8] == 0
+    mixture = next(mixture for _, mixture in mixtures(run.model))
+    logits_TE = torch.randn(50, 4)
+    assert torch.equal(mixture.train().choose(logits_TE), mixture.eval().choose(logits_TE))
+    with pytest.raises(KeyboardInterrupt):
+        biased(tmp_path)[0].fit()
+    run, acting, _ = biased(tmp_path)
+    assert run.fit().losses == wanted
+    assert acting == {7: 0.25, 8: 0}
+
+
+class Nothing(Fixture):
+    """Batches without a labelled token; ``padded`` ones have no token at all."""
+
+    padded = False
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            document = torch.full_like(batch.document_BT, PADDING if self.padded else 0)
+            yield Batch(batch.input_ids_BT, torch.full_like(batch.labels_BT, IGNORED), document, None)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("objective", ["tokens", "distil", "balance"])
+def test_batches_with_nothing_to_learn_do_no_harm(padded: bool, objective: str, tmp_path: Path) -> None:
+    data = Nothing()
+    data.padded = padded
+    weighting = LossRatioBalance() if objective == "balance" else dynamic(8)
+    distilled = Distil(ModuleTeacher(model(7), logits_of), DistillationLoss(weighting=weighting))
+    run = Trainer(model(), data, TrainOptions(steps=3, log_every=1), OPTIMIZER, held_out=[next(iter(data))],
+                  objective=None if objective == "tokens" else distilled, directory=tmp_path)
+    progress = run.fit()
+    assert progress.losses == [0, 0, 0]
+    assert progress.held_out[3] == 0
+    assert all(torch.isfinite(tensor).all() for tensor in run.model.state_dict().values())
+    for state in run.optimizer.state.values():
+        assert not state["exp_avg"].any(), "nothing was learned"
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+    after = Trainer(run.model, Fixture(), TrainOptions(steps=3), OPTIMIZER).fit().losses
+    assert all(map(math.isfinite, after))
+
+
+def test_impossible_runs_are_refused() -> None:
+    for name in ("accumulate", "log_every"):
+        with pytest.raises(HerdError, match=f"{name} is 0, it must be at least 1"):
+            TrainOptions(**{name: 0})
 
 
 def test_schedules() -> None:
@@ -262,7 +315,8 @@ def test_averaged_weights_are_what_is_written(files: tuple[Path, Path], tmp_path
     assert not torch.equal(last, average)
 
 
-@pytest.mark.parametrize("weighting", ["dynamic", "fixed", "schedule", "confidence", "soft_labels", "balance"])
+@pytest.mark.parametrize("weighting", [
+    "dynamic", "fixed", "schedule", "confidence", "certainty", "soft_labels", "balance"])
 def test_every_weighting_distils_from_a_checkpoint(files: tuple[Path, Path], tmp_path: Path, weighting: str) -> None:
     options = DistilOptions(**common(files, tmp_path / "run"), teacher=files[0], fresh=True, weighting=weighting)  # type: ignore[arg-type]
     assert distil(options).step == 4

@@ -7,6 +7,7 @@ from pathlib import Path
 import herds
 import pytest
 import torch
+from herdgraph.errors import HerdError
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.config import TextConfig
 from herdgraph.model.decoder import MixtureOfExperts
@@ -14,13 +15,13 @@ from herdgraph.model.herd import Llama4
 from herdgraph.model.names import expected_tensors
 from herdgraph.model.operators import routed_experts
 from herdgraph.model.presets import TINY
-from herdgraph.model.training.balancing import load_balancing_loss, router_z_loss
+from herdgraph.model.training.balancing import acting_share, load_balancing_loss, router_z_loss
 from herdgraph.model.training.experts import (
     BalancedMixture,
     ExpertOptions,
     GroupedExperts,
     auxiliary_loss,
-    expert_counts,
+    fade_selection_biases,
     plain_state_dict,
     prepare_for_training,
     update_selection_biases,
@@ -158,8 +159,8 @@ def test_the_bias_evens_out_a_skewed_router(top_k: int) -> None:
 
     def imbalance() -> float:
         mixture(x_BTD)
-        counts_E = expert_counts(model)["feed_forward"].clone()
-        update_selection_biases(model)
+        counts_E, moved = update_selection_biases(model)["feed_forward"]
+        assert 0 <= moved <= 1
         assert not mixture.counts.any()
         assert not mixture.moved
         assert int(counts_E.sum()) == 400 * top_k
@@ -178,11 +179,31 @@ def test_the_bias_evens_out_a_skewed_router(top_k: int) -> None:
 def test_ranks_update_by_the_sum_of_their_counts() -> None:
     model = prepare_for_training(Llama4(herds.variant()), ExpertOptions(bias_rate=0.5)).train()
     model(torch.tensor([herds.tokens(20)]))
-    others = torch.tensor([[0, 0, 0, 1000], [1000, 1000, 0, 1000]])
-    update_selection_biases(model, lambda counts_LE: counts_LE + others)
+    others = torch.tensor([[0, 0, 0, 1000, 255], [1000, 1000, 0, 1000, 0]])
+    loads = update_selection_biases(model, lambda seen_LN: seen_LN + others)
+    assert [load.counts_E.sum() for load in loads.values()] == [1020, 3020]
+    assert [load.moved for load in loads.values()] == [0.25, 0]
     first, last = (layer.feed_forward.selection_bias for layer in model.decoder.layers[1::2])
     torch.testing.assert_close(first, 0.5 * (torch.tensor([1.0, 1, 1, -1]) - 0.5))
     torch.testing.assert_close(last, 0.5 * (torch.tensor([-1.0, -1, 1, -1]) + 0.5))
+
+
+def test_the_bias_fades_until_what_is_trained_is_what_is_served() -> None:
+    mixture = BalancedMixture(text(4, 1), ExpertOptions(bias_fade=0.5))
+    mixture.selection_bias[2] = 4.0
+    logits_TE = torch.tensor([[3.0, 0, 0, 0], [1.0, 0, 0, 0]])
+    chosen = {}
+    for step in range(10):
+        fade_selection_biases(mixture, step, 10)
+        chosen[step] = mixture.choose(logits_TE).flatten().tolist()
+    assert chosen == {0: [2, 2], 1: [2, 2], 2: [2, 2], 3: [2, 2], 4: [2, 2], 5: [2, 2], 6: [0, 2], 7: [0, 2],
+                      8: [0, 0], 9: [0, 0]}
+    shares = [acting_share(step, 10, 0.5) for step in range(10)]
+    assert shares == pytest.approx([1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0])
+    assert [acting_share(step, 10, 0) for step in range(10)] == [1] * 10
+    assert acting_share(0, 1, 0.2) == 0
+    with pytest.raises(HerdError, match=r"bias_fade is 1\.5, it must be within 0 and 1"):
+        ExpertOptions(bias_fade=1.5)
 
 
 def test_counts_add_up_until_they_are_reset_and_recomputing_counts_once() -> None:
@@ -284,3 +305,12 @@ def test_one_step_equals_transformers(name: str) -> None:
         bound = 2e-5 * float(gradient.abs().max()) + 1e-8
         torch.testing.assert_close(found[tensor], gradient, atol=bound, rtol=0, msg=lambda m, t=tensor: f"{t}: {m}")
         assert gradient.abs().max() > 0, tensor
+
+
+def test_an_unprepared_model_runs_under_autocast() -> None:
+    torch.manual_seed(0)
+    model = Llama4(TINY).eval()
+    ids_BT = torch.randint(3, 400, (2, 12))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        rounded = model(ids_BT)
+    assert float((rounded.float() - model(ids_BT)).detach().std()) < 0.1 * float(rounded.float().std())

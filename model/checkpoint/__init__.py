@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .. import calf
 from ..config import HerdConfig
 from ..names import expected_tensors
 from .base import Checkpoint, TensorInfo
@@ -17,12 +18,16 @@ __all__ = ["Checkpoint", "TensorInfo", "expected_tensors", "open_checkpoint", "s
 def open_checkpoint(directory: str | Path) -> Checkpoint:
     """Open a checkpoint directory: ``config.json`` with safetensors, or ``params.json`` with ``consolidated.*.pth``.
 
+    The name ``calf``, where no directory is called so, opens the model that herdgraph carries.
+
     Names and shapes of all tensors are checked against the configuration; no weights are read.
 
     Raises:
         HerdError: what is missing, damaged or does not fit, in one line.
     """
     directory = Path(directory)
+    if str(directory) == calf.NAME and not directory.exists():
+        directory = calf.CALF
     config = HerdConfig.from_file(directory)
     opener = open_huggingface if (directory / "config.json").is_file() else open_meta
     return opener(directory, config)

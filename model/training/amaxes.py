@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -21,29 +22,50 @@ from ...errors import HerdError
 from ...files import atomic_directory
 from ..checkpoint import Checkpoint
 from ..names import expected_tensors
+from .parallel import whole
 from .recompute import recomputing
 
 DESCRIPTION, SCALES, FORMAT, OBSERVER = "calibration.json", "scales.safetensors", 1, "trained"
 
 
 class AmaxHistory(nn.Module):
-    """The largest magnitudes of the last inputs, newest first: [W], or [W, E] for experts."""
+    """The largest magnitudes of the last inputs, newest first: [W], or [W, E] for experts.
+
+    Attributes:
+        seen: which experts this rank computes; it records 0 for the others.
+    """
 
     window: Tensor
 
     def __init__(self, window: int, *experts: int) -> None:
         super().__init__()
+        self.seen: slice | EllipsisType = ...
         self.register_buffer("window", torch.zeros(window, *experts))
 
     @torch.no_grad()
     def record(self, amax: Tensor) -> None:
-        """Add the newest and forget the oldest."""
+        """Add the newest, a scalar or one for each expert seen, and forget the oldest."""
         if not recomputing():
-            self.window.copy_(torch.cat((amax.to(self.window.dtype)[None], self.window[:-1])))
+            newest = torch.zeros_like(self.window[0])
+            newest[self.seen] = whole(amax).to(newest.dtype)
+            self.window.copy_(torch.cat((newest[None], self.window[:-1])))
 
     def largest(self) -> Tensor:
         """The largest of the window, a scalar or [E]; 0 where nothing was seen."""
         return self.window.amax(0)
+
+
+@torch.no_grad()
+def share_histories(model: nn.Module, largest: Callable[[Tensor], Tensor]) -> None:
+    """Let every rank remember what any of them saw: a checkpoint keeps the memory of one.
+
+    Args:
+        model: prepared for FP8, or not.
+        largest: the maximum of a tensor over ranks.
+    """
+    for part in model.modules():
+        if isinstance(part, AmaxHistory):
+            part.window.copy_(largest(part.window))
 
 
 def trained_amaxes(model: nn.Module, largest: Callable[[Tensor], Tensor] = lambda amax: amax) -> dict[str, Tensor]:

@@ -10,8 +10,11 @@ With losses, both off by default, for T tokens, k experts per token and sigmoid 
     balance = E · sum_e f_e P_e,   f_e = n_e / (k T),   P_e = mean_t s_te / sum_i s_ti    (DeepSeek-V3; 1 if even)
     z       = mean_t (log sum_e exp logit_te)^2                                       (ST-MoE, arXiv 2202.08906)
 
-Llama 4 serves *without* a bias: its router is a plain matrix. So the bias acts in training mode only; ``eval()`` gives
-the model that is exported, and ``moved`` counts the tokens that the bias sent elsewhere.
+Llama 4 serves *without* a bias: its router is a plain matrix. So the bias acts in training mode only, ``eval()`` gives
+the model that is exported, and ``moved`` counts the tokens that the bias sent elsewhere. For the model to be trained
+as it is served, the bias fades over the last share f of S steps: what acts in step s, counted from 0, is
+
+    min(1, (S - 1 - s) / (f S)) · b_e,      nothing in the very last step
 
 Shapes: T tokens, E experts, k chosen experts.
 """
@@ -44,6 +47,11 @@ def moved_bias(bias_E: Tensor, counts_E: Tensor, rate: float) -> Tensor:
     error_E = torch.sign(counts_E.float().mean() - counts_E)
     # Equal shifts of all experts choose nothing; without them the bias stays small.
     return bias_E + rate * (error_E - error_E.mean())
+
+
+def acting_share(step: int, steps: int, fade: float) -> float:
+    """The share of the bias that acts in a step, counted from 0, of so many; ``fade`` is f, 0 for all of it always."""
+    return min(1.0, (steps - 1 - step) / (fade * steps)) if fade else 1.0
 
 
 def load_balancing_loss(logits_TE: Tensor, experts_Tk: Tensor) -> Tensor:

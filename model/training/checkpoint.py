@@ -1,7 +1,8 @@
 """Training checkpoints: everything that the next step depends on, complete or absent.
 
-``torch.distributed.checkpoint`` writes each rank's shards, so a run may continue on another number of ranks. A
-checkpoint is written under a temporary name and renamed when all ranks are done; the newest complete one counts.
+``torch.distributed.checkpoint`` writes each rank's shards, so a run may continue on another number of ranks. A save
+copies the state on the CPU and returns; a thread writes the copy while training goes on, under a temporary name that
+is given up for the final one when all ranks have written theirs. The newest complete checkpoint counts.
 
 ==============  ==================================================================
 file            content
@@ -15,23 +16,28 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.storage import WriteResult
 
 from ...errors import HerdError
 from ...files import read_json
+from .amaxes import share_histories
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -40,10 +46,11 @@ logger = logging.getLogger(__name__)
 
 KEEP = 2
 """Complete checkpoints that are kept."""
+_PARTIAL = ".partial"
 
 
 class CheckpointStore:
-    """The checkpoints of one run.
+    """The checkpoints of one run. Use it as a context: leaving waits for the save under way.
 
     Args:
         directory: holds one directory per checkpoint.
@@ -51,40 +58,49 @@ class CheckpointStore:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._under_way: tuple[Path, Future[Any]] | None = None
+        self._group: Any = None
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint."""
-        found = sorted(self.directory.glob("step-*/run.json"))
-        return found[-1].parent if found else None
+        found = complete(self.directory)
+        return found[-1] if found else None
 
-    def save(self, trainer: Trainer) -> Path:
-        """Write a checkpoint.
+    def save(self, trainer: Trainer) -> None:
+        """Begin to write a checkpoint of the present state, after the one under way is complete.
 
         Raises:
-            HerdError: it cannot be written; the ones before are untouched.
+            HerdError: the one under way could not be written, or there is no memory for a copy of the state.
         """
+        self.wait()
         target = self.directory / f"step-{trainer.progress.step:08d}"
-        temporary = target.with_suffix(".partial")
+        alone = trainer.ranks.mesh is None
+        if not alone and self._group is None:
+            # Of its own, so that what the thread exchanges does not get between the collectives of training.
+            self._group = dist.new_group(backend="gloo")
+        _be_quiet()
+        share_histories(trainer.model, trainer.ranks.largest)
         try:
-            if trainer.ranks.first:
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir(parents=True)
-            trainer.ranks.sum(0)  # all wait for the directory
-            with quiet():
-                alone = trainer.ranks.mesh is None
-                state_dict_saver.save(_state(trainer), checkpoint_id=temporary / "model", no_dist=alone)
-            run = _run(trainer)
-            if trainer.ranks.first:
-                (temporary / "run.json").write_text(json.dumps(run), encoding="utf-8")
-                temporary.replace(target)
-                self._drop_old()
+            writer = _Writer(target, json.dumps(_run(trainer)))
+            future = state_dict_saver.async_save(_state(trainer), storage_writer=writer, process_group=self._group,
+                                                 no_dist=alone)
         except (OSError, RuntimeError, CheckpointException) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            before = self.newest()
-            kept = f"the last one is {before}" if before else "there is none before it"
-            raise HerdError(f"checkpoint {target} cannot be written ({_reason(error)}); {kept}; make room and start "
-                            "again") from error
-        return target
+            raise self._unwritten(target, error) from error
+        self._under_way = target, cast("Future[Any]", future)
+
+    def wait(self) -> None:
+        """Until the save under way, if there is one, is complete.
+
+        Raises:
+            HerdError: it could not be written; the ones before are untouched.
+        """
+        if self._under_way is None:
+            return
+        (target, future), self._under_way = self._under_way, None
+        try:
+            future.result()
+        except (OSError, RuntimeError, CheckpointException) as error:
+            raise self._unwritten(target, error) from error
 
     def restore(self, trainer: Trainer) -> bool:
         """Continue from the newest checkpoint, if there is one.
@@ -92,6 +108,8 @@ class CheckpointStore:
         Raises:
             HerdError: it is damaged, or another model's.
         """
+        if trainer.ranks.first:
+            self._clear()
         found = self.newest()
         if found is None:
             return False
@@ -101,9 +119,8 @@ class CheckpointStore:
             _require_parameters(found, state["model"], reader)
             # A part that no data has reached yet, such as an image tower, has no optimiser state.
             planner = DefaultLoadPlanner(allow_partial_load=True)
-            with quiet():
-                state_dict_loader.load(state, storage_reader=reader, planner=planner,
-                                       no_dist=trainer.ranks.mesh is None)
+            _be_quiet()
+            state_dict_loader.load(state, storage_reader=reader, planner=planner, no_dist=trainer.ranks.mesh is None)
         except (CheckpointException, RuntimeError, OSError) as error:
             raise HerdError(f"checkpoint {found} cannot be read ({_reason(error)}): remove it to continue from the one "
                             "before") from error
@@ -122,14 +139,71 @@ class CheckpointStore:
         return True
 
     def finish(self, trainer: Trainer) -> None:
-        """Write the last checkpoint, unless it is there; all ranks must decide alike."""
+        """Write the last checkpoint, unless it is there, and wait for it; all ranks must decide alike.
+
+        Raises:
+            HerdError: it cannot be written, or the one under way could not.
+        """
+        self.wait()
         there = (self.directory / f"step-{trainer.progress.step:08d}").exists()
         if not all(trainer.ranks.gather(there)):
             self.save(trainer)
+            self.wait()
 
-    def _drop_old(self) -> None:
-        for old in sorted(path.parent for path in self.directory.glob("step-*/run.json"))[:-KEEP]:
+    def __enter__(self) -> CheckpointStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.wait()
+        except HerdError as unwritten:
+            if error is None:
+                raise
+            logger.warning("%s", unwritten)  # what ended the run is the greater news
+
+    def _clear(self) -> None:
+        """Remove what a save left that never became complete."""
+        for left in self.directory.glob(f"*{_PARTIAL}"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def _unwritten(self, target: Path, error: BaseException) -> HerdError:
+        self._clear()
+        before = self.newest()
+        kept = f"the last one is {before}" if before else "there is none before it"
+        return HerdError(f"checkpoint {target} cannot be written ({_reason(error)}); {kept}; make room and start again")
+
+
+class _Writer(FileSystemWriter):
+    """Writes the shards of a rank; ``finish``, which the first rank calls when all have written, makes it complete.
+
+    Args:
+        target: final name.
+        run: content of ``run.json``, as it was when the state was copied.
+    """
+
+    def __init__(self, target: Path, run: str) -> None:
+        self._target, self._run = target, run
+        self._partial = target.with_name(target.name + _PARTIAL)
+        super().__init__(self._partial / "model")
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """See ``StorageWriter``; what is raised here reaches all ranks."""
+        super().finish(metadata, results)
+        with (self._partial / "run.json").open("w", encoding="utf-8") as file:
+            file.write(self._run)
+            file.flush()
+            os.fsync(file.fileno())
+        self._partial.replace(self._target)
+        for old in complete(self._target.parent)[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def complete(directory: Path) -> list[Path]:
+    """The complete checkpoints in a directory, oldest first."""
+    found = (path.parent for path in directory.glob("step-*/run.json"))
+    return sorted(path for path in found if path.suffix != _PARTIAL)
 
 
 def _run(trainer: Trainer) -> dict[str, Any]:
@@ -148,12 +222,9 @@ def _require_parameters(path: Path, wanted: dict[str, Any], reader: FileSystemRe
                         "give another output")
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the warning that a process is alone."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+def _be_quiet() -> None:
+    """No warning that a process is alone; for good, since the thread that saves would warn as well."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 def _state(trainer: Trainer) -> dict[str, Any]:
@@ -163,4 +234,11 @@ def _state(trainer: Trainer) -> dict[str, Any]:
 
 
 def _reason(error: BaseException) -> str:
-    return str(error).strip().splitlines()[-1][:200]
+    """What the operating system said, where it said something, else the last line of the first failure."""
+    if isinstance(error, CheckpointException):
+        error, _ = next(iter(error.failures.values()))
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    text = (isinstance(cause, OSError) and cause.strerror) or str(error).strip() or type(error).__name__
+    return text.splitlines()[-1][:200]

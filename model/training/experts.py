@@ -13,17 +13,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...errors import HerdError
 from ..config import TextConfig
 from ..decoder import DecoderLayer, Experts, MixtureOfExperts
 from ..herd import Llama4
 from ..names import expected_tensors
-from .balancing import choices_moved, load_balancing_loss, moved_bias, router_z_loss, tokens_per_expert
-from .grouped import GroupedProduct, offsets_of
+from .balancing import (
+    acting_share,
+    choices_moved,
+    load_balancing_loss,
+    moved_bias,
+    router_z_loss,
+    tokens_per_expert,
+)
+from .grouped import GroupedProduct, in_autocast, inverse, offsets_of
+from .parallel import own
 from .recompute import recomputing
 
 
@@ -34,22 +44,55 @@ class ExpertOptions:
     Attributes:
         bias_rate: step of the selection bias per update, 0 for none. It is added to *logits*, whose spread it should
             match: 0.001 is what was published for scores between 0 and 1.
+        bias_fade: share of the run, at its end, over which the bias is brought linearly to zero, 0 for none.
         balance_loss: factor of the load-balancing loss.
         z_loss: factor of the router z-loss.
     """
 
     bias_rate: float = 1e-3
+    bias_fade: float = 0.2
     balance_loss: float = 0.0
     z_loss: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.bias_fade <= 1:
+            raise HerdError(f"bias_fade is {self.bias_fade}, it must be within 0 and 1")
+
+
+Compute = Callable[[Tensor, Tensor], Tensor]
+"""Rows sorted by expert [R, D] and how many each expert has, int64, to their outputs [R, D]."""
+
+
+class Dispatch(Protocol):
+    """Where rows are computed: on this rank, or on those that own their experts (``expert_parallel.py``)."""
+
+    def __call__(self, compute: Compute, x_RD: Tensor, counts_E: Tensor) -> Tensor:
+        """Outputs of all rows, [R, D], in their order.
+
+        Args:
+            compute: the experts of this rank.
+            x_RD: rows of all experts, sorted by expert.
+            counts_E: int64, rows of each expert.
+        """
+
+
+def here(compute: Compute, x_RD: Tensor, counts_E: Tensor) -> Tensor:
+    """All experts are on this rank."""
+    return compute(x_RD, counts_E)
+
 
 class GroupedExperts(Experts):
-    """``Experts`` computed in groups. Names, shapes and function are the same; ``compute`` is what ranks may share."""
+    """``Experts`` computed in groups. Names, shapes and function are the same.
+
+    Attributes:
+        dispatch: where rows are computed; with parameters that are spread over ranks, ``compute`` has this rank's.
+    """
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__(config)
         self.gate_up_product: nn.Module = GroupedProduct()
         self.down_product: nn.Module = GroupedProduct()
+        self.dispatch: Dispatch = here
 
     def forward(self, x_TD: Tensor, logits_TE: Tensor, experts_Tk: Tensor | None = None) -> Tensor:
         """Tokens and router logits to the sum of the chosen experts' outputs.
@@ -63,16 +106,15 @@ class GroupedExperts(Experts):
             experts_Tk = logits_TE.topk(self.top_k, dim=-1).indices
         scores_Tk = torch.sigmoid(precise(logits_TE.gather(1, experts_Tk))).type_as(x_TD)
         order_R = experts_Tk.flatten().argsort(stable=True)
-        scaled_RD = (x_TD[:, None] * scores_Tk[..., None]).flatten(0, 1).index_select(0, order_R)
-        y_RD = self.compute(scaled_RD, tokens_per_expert(experts_Tk, logits_TE.shape[1]))
-        back_R = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(len(order_R), device=order_R.device))
-        return y_RD.index_select(0, back_R).unflatten(0, experts_Tk.shape).sum(1)
+        scaled_RD, = in_autocast((x_TD[:, None] * scores_Tk[..., None]).flatten(0, 1).index_select(0, order_R))
+        y_RD = self.dispatch(self.compute, scaled_RD, tokens_per_expert(experts_Tk, logits_TE.shape[1]))
+        return y_RD.index_select(0, inverse(order_R)).unflatten(0, experts_Tk.shape).sum(1)
 
     def compute(self, x_RD: Tensor, counts_E: Tensor) -> Tensor:
-        """Scaled rows, sorted by expert, through their experts, [R, D]."""
+        """Scaled rows, sorted by expert, through the experts of this rank, [R, D]."""
         offsets_E = offsets_of(counts_E)
-        gate, up = self.gate_up_product(x_RD, self.gate_up_proj, offsets_E).chunk(2, dim=-1)
-        return self.down_product(functional.silu(gate) * up, self.down_proj, offsets_E)
+        gate, up = self.gate_up_product(x_RD, own(self.gate_up_proj), offsets_E).chunk(2, dim=-1)
+        return self.down_product(functional.silu(gate) * up, own(self.down_proj), offsets_E)
 
 
 class BalancedMixture(MixtureOfExperts):
@@ -80,6 +122,7 @@ class BalancedMixture(MixtureOfExperts):
 
     Attributes:
         selection_bias: [E], added to logits to choose experts; a checkpoint for serving does not hold it.
+        acting: share of the bias that is added, see ``fade_selection_biases``.
         counts: int64 [E], tokens that each expert got in training mode since the last reset.
         moved: int64, how many tokens went elsewhere than without the bias.
         auxiliary: weighted losses of the last forward pass, None when they are off or were taken.
@@ -93,6 +136,7 @@ class BalancedMixture(MixtureOfExperts):
         super().__init__(config)
         self.experts: GroupedExperts = GroupedExperts(config)
         self.options = options
+        self.acting = 1.0
         self.auxiliary: Tensor | None = None
         self.register_buffer("selection_bias", torch.zeros(config.num_experts))
         self.register_buffer("counts", torch.zeros(config.num_experts, dtype=torch.int64))
@@ -114,7 +158,7 @@ class BalancedMixture(MixtureOfExperts):
 
     def choose(self, logits_TE: Tensor) -> Tensor:
         """Experts of each token: the highest logits, in training mode after the bias."""
-        biased_TE = logits_TE + self.selection_bias if self.training else logits_TE
+        biased_TE = logits_TE + self.acting * self.selection_bias if self.training else logits_TE
         return biased_TE.detach().topk(self.experts.top_k, dim=-1).indices
 
     def _note(self, logits_TE: Tensor, experts_Tk: Tensor) -> None:
@@ -181,11 +225,6 @@ def mixtures(model: nn.Module) -> Iterator[tuple[str, BalancedMixture]]:
     return ((canonical_name(name), part) for name, part in model.named_modules() if isinstance(part, BalancedMixture))
 
 
-def expert_counts(model: nn.Module) -> dict[str, Tensor]:
-    """Tokens per expert since the last update, int64 [E] by the name of the mixture, on this rank."""
-    return {name: mixture.counts for name, mixture in mixtures(model)}
-
-
 def auxiliary_loss(model: nn.Module) -> Tensor | None:
     """The sum of the weighted auxiliary losses of the last forward pass, each a mean over tokens; taken once."""
     losses = []
@@ -196,14 +235,41 @@ def auxiliary_loss(model: nn.Module) -> Tensor | None:
     return torch.stack(losses).sum() if losses else None
 
 
-def update_selection_biases(model: nn.Module, total: Callable[[Tensor], Tensor] = lambda counts: counts) -> None:
-    """Once per step: move every bias by the load since the last update, and reset the counts.
+def fade_selection_biases(model: nn.Module, step: int, steps: int) -> None:
+    """Before a step, counted from 0, of so many: let every bias act as much as it should by then."""
+    for _, mixture in mixtures(model):
+        mixture.acting = acting_share(step, steps, mixture.options.bias_fade)
+
+
+class Load(NamedTuple):
+    """What a mixture had to do since the last update, over all ranks.
+
+    Attributes:
+        counts_E: int64 [E], tokens that each expert got.
+        moved: share of tokens that the bias sent elsewhere.
+    """
+
+    counts_E: Tensor
+    moved: float
+
+
+def update_selection_biases(
+    model: nn.Module, total: Callable[[Tensor], Tensor] = lambda counts: counts
+) -> dict[str, Load]:
+    """Once per step: move every bias by the load since the last update, reset the counts, and say what they were.
 
     Args:
         model: prepared.
         total: sums a tensor over ranks; called once, for all layers.
     """
-    found = [mixture for _, mixture in mixtures(model)]
-    if found:
-        for mixture, counts_E in zip(found, total(torch.stack([mixture.counts for mixture in found])), strict=True):
-            mixture.rebalance(counts_E)
+    found = dict(mixtures(model))
+    if not found:
+        return {}
+    seen_LN = total(torch.stack([torch.cat((mixture.counts, mixture.moved[None])) for mixture in found.values()]))
+    loads = {}
+    for (name, mixture), seen_N in zip(found.items(), seen_LN, strict=True):
+        counts_E, moved = seen_N[:-1], seen_N[-1]
+        tokens = int(counts_E.sum()) // mixture.experts.top_k
+        loads[name] = Load(counts_E, int(moved) / max(1, tokens))
+        mixture.rebalance(counts_E)
+    return loads

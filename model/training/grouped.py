@@ -24,6 +24,11 @@ def offsets_of(counts_E: Tensor) -> Tensor:
     return counts_E.cumsum(0).to(torch.int32)
 
 
+def inverse(order_R: Tensor) -> Tensor:
+    """The permutation that undoes another, int64 [R]."""
+    return torch.empty_like(order_R).scatter_(0, order_R, torch.arange(len(order_R), device=order_R.device))
+
+
 def groups(offsets_E: Tensor) -> list[slice]:
     """The rows of each expert; waits for the device."""
     ends = offsets_E.tolist()
@@ -63,12 +68,12 @@ def fits_kernel(*operands: Tensor) -> bool:
     )
 
 
-def in_autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def in_autocast(*operands: Tensor) -> tuple[Tensor, ...]:
     """Operands in the type of an active ``torch.autocast``, which knows nothing of grouped products."""
-    if not torch.is_autocast_enabled(x.device.type):
-        return x, weight
-    dtype = torch.get_autocast_dtype(x.device.type)
-    return x.to(dtype), weight.to(dtype)
+    device = operands[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return operands
+    return tuple(operand.to(torch.get_autocast_dtype(device)) for operand in operands)
 
 
 class GroupedProduct(nn.Module):
@@ -76,4 +81,5 @@ class GroupedProduct(nn.Module):
 
     def forward(self, x_RK: Tensor, weight_EKN: Tensor, offsets_E: Tensor) -> Tensor:
         """``grouped_product``, in the type of autocast where it is on."""
-        return grouped_product(*in_autocast(x_RK, weight_EKN), offsets_E)
+        x_RK, weight_EKN = in_autocast(x_RK, weight_EKN)
+        return grouped_product(x_RK, weight_EKN, offsets_E)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 
+from ...errors import HerdError
 from ..config import HerdConfig
 from ..facts import facts_of
 
@@ -29,6 +33,7 @@ def flops_per_token(config: HerdConfig, length: int) -> float:
     return 6 * (facts_of(config).active - table) + 12 * visible * text.num_heads * text.head_dim
 
 
+@cache
 def measured_peak(dtype: torch.dtype = torch.float32) -> float:
     """Floating-point operations per second of a large matrix product on this machine: the best of some."""
     a, b = (torch.randn(_SIZE, _SIZE).to(dtype) for _ in range(2))
@@ -45,6 +50,9 @@ class RunLog:
 
     Args:
         directory: of the run; None writes nothing.
+
+    Raises:
+        HerdError: the directory cannot be written.
     """
 
     def __init__(self, directory: Path | None) -> None:
@@ -52,8 +60,9 @@ class RunLog:
         self._lines: Any = None
         if directory is None:
             return
-        directory.mkdir(parents=True, exist_ok=True)
-        self._lines = (directory / "metrics.jsonl").open("a", encoding="utf-8")
+        with _told(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            self._lines = (directory / "metrics.jsonl").open("a", encoding="utf-8")
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:  # a run without TensorBoard still has its lines
@@ -61,10 +70,15 @@ class RunLog:
         self._writer = SummaryWriter(str(directory / "tensorboard"))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Record the values of a step."""
+        """Record the values of a step.
+
+        Raises:
+            HerdError: they cannot be written.
+        """
         if self._lines is not None:
-            self._lines.write(json.dumps({"step": step, **values}) + "\n")
-            self._lines.flush()
+            with _told(Path(self._lines.name)):
+                self._lines.write(json.dumps({"step": step, **values}) + "\n")
+                self._lines.flush()
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
@@ -76,4 +90,14 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for file in filter(None, (self._lines, self._writer)):
-            file.close()
+            with suppress(OSError):  # what could not be written has been told
+                file.close()
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HerdError(f"{path} cannot be written ({error.strerror}): make room or choose another output; the run "
+                        "goes on from its last checkpoint") from error

@@ -20,6 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .parallel import whole
+
 
 @dataclass(frozen=True)
 class OptimizerOptions:
@@ -100,12 +102,19 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float) -> float:
     """Scale all gradients so that their norm together stays within a limit; the norm before.
 
     Args:
-        parameters: whose gradients.
+        parameters: whose gradients; they may be spread over ranks, not all over the same.
         limit: 0 for none.
     """
-    norm = nn.utils.clip_grad_norm_(parameters, limit or math.inf)
-    full = getattr(norm, "full_tensor", None)  # of a sharded model
-    return float(full() if full else norm)
+    by_mesh: dict[Any, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            by_mesh.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+    norms = [whole(nn.utils.get_total_norm([parameter.grad for parameter in found if parameter.grad is not None]))
+             for found in by_mesh.values()]
+    norm = torch.stack(norms).norm() if norms else torch.zeros(())
+    for found in by_mesh.values():
+        nn.utils.clip_grads_with_norm_(found, limit or math.inf, norm)
+    return float(norm)
 
 
 class AveragedWeights:

@@ -24,7 +24,7 @@ from ...errors import HerdError
 from ..herd import Llama4
 from .checkpoint import CheckpointStore
 from .data import Batch, Loader
-from .experts import auxiliary_loss, expert_counts, update_selection_biases
+from .experts import auxiliary_loss, fade_selection_biases, update_selection_biases
 from .fp8_recipe import recompute_contexts
 from .metrics import RunLog, flops_per_token, measured_peak
 from .objective import NextToken, Objective, held_out_loss, labelled
@@ -64,6 +64,11 @@ class TrainOptions:
     evaluate_every: int = 0
     save_every: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 0), ("accumulate", 1), ("log_every", 1)):
+            if (value := getattr(self, name)) < least:
+                raise HerdError(f"{name} is {value}, it must be at least {least}")
 
 
 @dataclass
@@ -127,11 +132,11 @@ class Trainer:
         peak = measured_peak(torch.float32 if self.options.precision == "fp32" else torch.bfloat16)
         batches = iter(self.loader)
         self.model.train()
-        with RunLog(self.directory) as log:
+        with RunLog(self.directory) as log, self.store or nullcontext():
             while self.progress.step < self.options.steps:
                 self._recorded_step([next(batches) for _ in range(self.options.accumulate)], log, peak)
-        if self.store is not None:
-            self.store.finish(self)
+            if self.store is not None:
+                self.store.finish(self)
         return self.progress
 
     def _recorded_step(self, batches: list[Batch], log: RunLog, peak: float) -> None:
@@ -143,11 +148,12 @@ class Trainer:
         shape = batches[0].input_ids_BT.shape
         rate = len(batches) * shape.numel() / seconds
         record |= {"loss": loss, "tokens_per_second": rate * self.ranks.data_ranks,
-                   "mfu": rate * flops_per_token(self.model.config, shape[1]) / peak}
+                   "mfu": rate * flops_per_token(self.model.config, shape[1]) / (peak * self.ranks.parallel.tensor)}
         last = step == options.steps
         if self.held_out and (last or (options.evaluate_every and step % options.evaluate_every == 0)):
             record["held_out"] = progress.held_out[step] = held_out_loss(self.model, self.held_out)
         if step % options.log_every == 0 or last:
+            record |= {f"samples/{kind}": self.ranks.sum(self.loader.counts[kind]) for kind in ("cut", "skipped")}
             log.write(step, record)
         self.on_step(progress, record)
         if self.store is not None and options.save_every and step % options.save_every == 0 and not last:
@@ -155,6 +161,7 @@ class Trainer:
 
     def _step(self, batches: list[Batch]) -> tuple[float, dict[str, float]]:
         """One optimiser step; the mean loss per labelled token, and what is to be recorded."""
+        fade_selection_biases(self.model, self.progress.step, self.options.steps)
         tokens = max(1, int(self.ranks.sum(sum(labelled(batch) for batch in batches))))
         total = 0.0
         record: dict[str, float] = {}
@@ -162,7 +169,7 @@ class Trainer:
             with self._precision():
                 loss, parts = self.objective(self.model, batch, self.progress.step)
             value = float(loss.detach())
-            if not math.isfinite(value):
+            if not math.isfinite(self.ranks.sum(value)):  # all stop together, and look for the layer together
                 raise HerdError(f"step {self.progress.step + 1}: the loss is {value}; {self._blame(batch)}; lower the "
                                 "learning rate, or continue from the last checkpoint with other data")
             # Gradients are averaged over data ranks afterwards, hence the factor.
@@ -198,12 +205,13 @@ class Trainer:
         return stack
 
     def _balance(self) -> dict[str, float]:
-        """Shift the routers' biases by the load of this step, and say how even it was: largest share of the mean."""
+        """Shift the routers' biases by the load of this step; how even it was, largest share of the mean, and which
+        share of the tokens the biases moved.
+        """
         found = {}
-        for name, own_E in expert_counts(self.model).items():
-            counts_E = self.ranks.sum_tensor(own_E)
+        for name, (counts_E, moved) in update_selection_biases(self.model, self.ranks.sum_tensor).items():
             found[f"load/{name}"] = float(counts_E.max() / counts_E.float().mean().clamp(min=1e-9))
-        update_selection_biases(self.model, self.ranks.sum_tensor)
+            found[f"moved/{name}"] = moved
         return found
 
     def _blame(self, batch: Batch) -> str:

@@ -1,6 +1,7 @@
 """The calf's data: emoji with captions, questions and answers, and prose, as JSON lines.
 
 ``train.jsonl``         captions, conversations and pairs of pictures, from several views of every trained emoji
+``pairs.jsonl``         the same pictures, each with its name alone, for aligning the image tower
 ``text.jsonl``          what all emoji are called and belong to, those without pictures included, and pages of prose
 ``seen.jsonl``          to judge by: trained emoji, as drawn
 ``held_out.jsonl``      to judge by: emoji of which no picture was trained, though their names occur in the text
@@ -79,16 +80,17 @@ def write_calf_data(
                         "needs some, change the share that is held out")
     with atomic_directory(directory, overwrite=overwrite, mark="counts.json") as temporary:
         (temporary / "pictures").mkdir()
-        files = {
-            "train": _training_rows(trained, views, seed, temporary),
+        rows = list(_training_rows(trained, views, seed, temporary))
+        written: dict[str, Iterable[Row]] = {
+            "train": rows, "pairs": _pairs(rows, trained),
             "text": (*_facts(drawn), *_pages(prose or {})),
             "seen": _judged(trained, "drawn", temporary),
             "held_out": _judged(unseen, "drawn", temporary),
             "other_vendor": _judged(hard, other_vendor, temporary),
         }
         counts = {"emoji_trained": len(trained), "emoji_held_out": len(unseen)}
-        for name, rows in files.items():
-            counts[name] = _write(temporary / f"{name}.jsonl", rows)
+        for name, made in written.items():
+            counts[name] = _write(temporary / f"{name}.jsonl", made)
         (temporary / "LICENCES").write_text("\n".join(LICENCES.values()) + "\n", encoding="utf-8")
         (temporary / "counts.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
     return counts
@@ -120,6 +122,15 @@ def _training_rows(emoji: Sequence[Emoji], views: int, seed: int, directory: Pat
             yield make(random, key, image, shown, another, directory) | {"key": key}
 
 
+def _pairs(rows: Iterable[Row], emoji: Iterable[Emoji]) -> Iterator[Row]:
+    """Name and picture of all rows but those whose picture shows two emoji."""
+    names = {shown.code: shown.name for shown in emoji}
+    for row in rows:
+        picture = next(part for part in row.get("content") or row["messages"][0]["content"] if "image" in part)
+        if Path(picture["image"]).stem == row["key"]:
+            yield {"key": f"{row['key']}-name", "content": [picture, names[row["key"].rpartition("-")[0]]]}
+
+
 def _caption(random: Random, key: str, image: Image.Image, shown: Emoji, _: Emoji, directory: Path) -> Row:
     return {"content": [_saved(image, key, directory), _filled(random.choice(CAPTIONS), shown)]}
 
@@ -141,7 +152,7 @@ def _side_by_side(random: Random, key: str, image: Image.Image, shown: Emoji, an
     both.paste(image, (0, 0))
     both.paste(view(another.picture, random), (SIDE, 0))
     answer = f"{_capital(shown.phrase)} on the left and {another.phrase} on the right."
-    return _conversation(_saved(both, key, directory), "What is on the left, and what on the right?", answer)
+    return _conversation(_saved(both, f"{key}-both", directory), "What is on the left, and what on the right?", answer)
 
 
 def _judged(emoji: Iterable[Emoji], vendor: str, directory: Path) -> Iterator[Row]:

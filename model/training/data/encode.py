@@ -68,11 +68,17 @@ class Encoder:
         config: the model.
         max_tokens: longest sample.
         too_long: refuse a longer sample, or cut it; a picture that does not fit goes as a whole.
+
+    Raises:
+        HerdError: samples may be longer than the model's context, or a file is missing or broken.
     """
 
     def __init__(
         self, directory: Path, config: HerdConfig, *, max_tokens: int, too_long: Literal["refuse", "cut"] = "refuse"
     ) -> None:
+        if max_tokens > (context := config.text.max_position_embeddings):
+            raise HerdError(f"samples may have {max_tokens} tokens, the model's context is {context}: take shorter "
+                            "rows, or raise the context first (recipe long_context)")
         self.processor, self._frames = PromptProcessor(directory, config), PromptProcessor(directory, config)
         if config.vision:
             self._frames.image_processor = replace(self.processor.image_processor, max_patches=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -12,7 +13,12 @@ from .packing import Batch, Rows
 from .sources import Samples
 from .stream import Unseen, order
 
+logger = logging.getLogger(__name__)
+
 State = dict[str, Any]
+
+NAMED = 20
+"""Skipped samples that are named one by one; further ones are counted."""
 
 
 class Loader:
@@ -30,7 +36,7 @@ class Loader:
         seed: of the shuffle.
         rank: of this data-parallel rank.
         world: number of data-parallel ranks.
-        broken: stop at a sample that cannot be used, or count and skip it.
+        broken: stop at a sample that cannot be used, or skip it, which is counted and logged.
         epochs: end after so many, with a last batch that may be mostly padding; None never ends.
         shuffle: False reads in order.
 
@@ -46,6 +52,8 @@ class Loader:
     ) -> None:
         if encoder.max_tokens > seq_len:
             raise HerdError(f"samples may have {encoder.max_tokens} tokens and rows only {seq_len}: make them equal")
+        if rows < 1:
+            raise HerdError(f"a batch has {rows} rows, at least 1 is needed: give rows=1 or more")
         if not len(samples):
             raise HerdError("there are no samples: is everything held out?")
         self._samples, self._encoder = samples, encoder
@@ -134,5 +142,7 @@ class Loader:
             raise HerdError(f"none of the {failures} samples can be used, the last because: {error}") from error
         self._taken += 1
         self.counts["skipped"] += 1
-        if len(self.skipped) < 20:
+        if len(self.skipped) < NAMED:
             self.skipped.append(str(error))
+            further = "" if len(self.skipped) < NAMED else "; further ones are only counted"
+            logger.warning("skipped a sample, %d so far: %s%s", self.counts["skipped"], error, further)

@@ -180,8 +180,16 @@ def hold_out(samples: Samples, fraction: float) -> tuple[Samples, Samples]:
     Args:
         samples: all of them.
         fraction: about how much to hold out, within 0 and 1.
+
+    Raises:
+        HerdError: the fraction is none, or nothing is left to train on.
     """
+    if not 0 <= fraction <= 1:
+        raise HerdError(f"held_out is {fraction}, it must be within 0 and 1")
     held = np.array([_unit_interval(samples.key(index)) < fraction for index in range(len(samples))], bool)
+    if held.all():
+        raise HerdError(f"all {len(samples)} samples are held out, none is left to train on: give more data, or less "
+                        f"than held_out={fraction}")
     return Subset(samples, np.flatnonzero(~held).tolist()), Subset(samples, np.flatnonzero(held).tolist())
 
 

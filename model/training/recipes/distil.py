@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from torch import Tensor
 
 from ....errors import HerdError
 from ...config import HerdConfig
@@ -19,6 +22,7 @@ from ..distill import (
     Schedule,
     TargetCache,
     Teacher,
+    TeacherCertainty,
     TeacherConfidence,
     WeightedSoftLabels,
     Weighting,
@@ -26,6 +30,7 @@ from ..distill import (
     require_tokenizer,
     tokenizer_hash,
 )
+from ..experts import prepare_for_training
 from ..objective import Distil, logits_of
 from ..trainer import Progress
 from .run import OnStep, RunOptions, new_model, open_model, train_model
@@ -49,38 +54,44 @@ class DistilOptions(RunOptions):
     teacher: Path | None = None
     fresh: bool = False
     divergence: Literal["forward", "reverse", "js", "skew"] = "forward"
-    weighting: Literal["dynamic", "fixed", "schedule", "confidence", "soft_labels", "balance"] = "dynamic"
+    weighting: Literal["dynamic", "fixed", "schedule", "confidence", "certainty", "soft_labels", "balance"] = "dynamic"
     soft: float = 0.9
     temperature: float = 1.0
 
 
-def weighting_of(options: DistilOptions) -> Weighting:
-    """The weighting by its name."""
+def weighting_of(options: DistilOptions, total: Callable[[Tensor], Tensor]) -> Weighting:
+    """The weighting by its name; ``total`` sums a tensor over ranks, so that all of them weigh alike."""
     soft, steps = options.soft, options.train.steps
     known: dict[str, Weighting] = {
         "dynamic": dynamic(steps=steps), "fixed": Fixed(soft), "schedule": Schedule(soft, 0.0, steps),
-        "confidence": TeacherConfidence(soft), "soft_labels": WeightedSoftLabels(soft), "balance": LossRatioBalance(),
+        "confidence": TeacherConfidence(soft), "certainty": TeacherCertainty(soft),
+        "soft_labels": WeightedSoftLabels(soft), "balance": LossRatioBalance(reduce=total),
     }
     return known[options.weighting]
 
 
-def loss_of(options: DistilOptions) -> DistillationLoss:
-    """The distillation loss that options describe."""
-    return DistillationLoss(DIVERGENCES[options.divergence](), weighting_of(options), options.temperature)
+def loss_of(options: DistilOptions, total: Callable[[Tensor], Tensor]) -> DistillationLoss:
+    """The distillation loss that options describe; ``total`` as in ``weighting_of``."""
+    return DistillationLoss(DIVERGENCES[options.divergence](), weighting_of(options, total), options.temperature)
 
 
 def teacher_of(options: DistilOptions) -> Teacher:
     """The teacher that options name.
 
     Raises:
-        HerdError: none is named, or it has another tokenizer.
+        HerdError: none is named, it has another tokenizer, or it is a compiled bundle.
     """
     if options.teacher is None:
         raise HerdError("distillation needs a teacher: name a checkpoint or a cache (teacher=...)")
+    if (options.teacher / "manifest.json").is_file():
+        raise HerdError(f"{options.teacher} is a compiled bundle, teacher= takes a checkpoint or a cache: name the "
+                        "checkpoint that it was built from, or call distil(options, teacher=EngineTeacher("
+                        "Engine.load(...))) from Python")
     student = tokenizer_hash(options.checkpoint)
     if (options.teacher / "config.json").is_file():
         require_tokenizer(student, tokenizer_hash(options.teacher))
-        return ModuleTeacher(open_model(options.teacher), logits_of)
+        # Prepared as the student is: experts in groups, and a router that autocast leaves in float32.
+        return ModuleTeacher(prepare_for_training(open_model(options.teacher)), logits_of)
     cache = TargetCache(options.teacher, tokenizer=student)
     return CachedTeacher(cache, HerdConfig.from_file(options.checkpoint))
 
@@ -100,5 +111,6 @@ def distil(options: DistilOptions, on_step: OnStep | None = None, *, teacher: Te
         on_step: called after each step.
         teacher: instead of the one that options name, such as a compiled engine (``distill.EngineTeacher``).
     """
-    objective = Distil(teacher or teacher_of(options), loss_of(options))
-    return train_model(student_of(options), options, options.checkpoint, objective=objective, on_step=on_step)
+    chosen = teacher or teacher_of(options)
+    return train_model(student_of(options), options, options.checkpoint, on_step=on_step,
+                       objective=lambda ranks: Distil(chosen, loss_of(options, ranks.sum_tensor)))

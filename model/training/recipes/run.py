@@ -20,7 +20,7 @@ from ..experts import ExpertOptions, canonical_name, plain_state_dict, prepare_f
 from ..fp8 import Fp8Recipe, fp8_autocast, prepare_for_fp8
 from ..objective import Objective
 from ..optim import OptimizerOptions
-from ..parallel import Ranks, whole
+from ..parallel import ParallelOptions, Ranks, whole
 from ..trainer import Progress, Trainer, TrainOptions
 
 OnStep = Callable[[Progress, dict[str, float]], None]
@@ -43,6 +43,7 @@ class RunOptions:
         optimizer: of the optimiser.
         experts: of routing.
         fp8: how products are rounded when ``train.precision`` is ``fp8``.
+        parallel: what ranks share besides the data.
     """
 
     data: tuple[Path, ...]
@@ -56,6 +57,7 @@ class RunOptions:
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     experts: ExpertOptions = field(default_factory=ExpertOptions)
     fp8: Fp8Recipe = field(default_factory=Fp8Recipe)
+    parallel: ParallelOptions = field(default_factory=ParallelOptions)
 
 
 def loaders(options: RunOptions, config: HerdConfig, files: Path, ranks: Ranks) -> tuple[Loader, list[Batch]]:
@@ -76,7 +78,7 @@ def loaders(options: RunOptions, config: HerdConfig, files: Path, ranks: Ranks) 
     encoder = Encoder(files, config, max_tokens=options.seq_len, too_long="cut")
     pad = config.text.pad_token_id or 0
     loader = Loader(train, encoder, rows=options.rows, seq_len=options.seq_len, pad_id=pad, seed=options.train.seed,
-                    rank=ranks.rank, world=ranks.count, broken=options.broken)
+                    rank=ranks.data_rank, world=ranks.data_ranks, broken=options.broken)
     if not len(judged):
         return loader, []
     judge = Loader(judged, encoder, rows=options.rows, seq_len=options.seq_len, pad_id=pad, epochs=1, shuffle=False,
@@ -85,7 +87,7 @@ def loaders(options: RunOptions, config: HerdConfig, files: Path, ranks: Ranks) 
 
 
 def train_model(
-    model: Llama4, options: RunOptions, files: Path, *, objective: Objective | None = None,
+    model: Llama4, options: RunOptions, files: Path, *, objective: Callable[[Ranks], Objective] | None = None,
     on_step: OnStep | None = None,
 ) -> Progress:
     """Train a model and write it.
@@ -94,22 +96,23 @@ def train_model(
         model: in float32, whole.
         options: of the run.
         files: directory with tokenizer and image processor, carried along.
-        objective: what is minimised, next tokens when None.
+        objective: gives what is minimised, for a process among others; next tokens when None.
         on_step: called after each step.
 
     Raises:
         HerdError: unusable data, a loss that is no number, or an output that cannot be written.
     """
     torch.manual_seed(options.train.seed)
-    ranks = Ranks.from_environment()
+    ranks = Ranks.from_environment(options.parallel)
     prepare_for_training(model, options.experts)
     if options.train.precision == "fp8":
         prepare_for_fp8(model)
     loader, judged = loaders(options, model.config, files, ranks)
     ranks.shard(model)
     trainer = Trainer(
-        model, loader, options.train, options.optimizer, objective=objective, held_out=judged, directory=options.output,
-        ranks=ranks, autocast=lambda: fp8_autocast(options.fp8), on_step=on_step or (lambda _p, _r: None),
+        model, loader, options.train, options.optimizer, objective=objective and objective(ranks), held_out=judged,
+        directory=options.output, ranks=ranks, autocast=lambda: fp8_autocast(options.fp8),
+        on_step=on_step or (lambda _p, _r: None),
     )
     progress = trainer.fit()
     weights = plain_state_dict(model)

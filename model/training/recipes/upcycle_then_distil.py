@@ -23,10 +23,13 @@ class UpcycleOptions(DistilOptions):
         checkpoint: the dense model: a GGUF file or a Hugging Face directory.
         num_experts: routed experts of a layer.
         mode: of upcycling, see ``model/upcycle``.
+        sharpness: of the routers of ``split``: they begin less decided than those of a model that only serves, and can
+            learn for it.
     """
 
     num_experts: int = 4
     mode: Literal["shared", "split"] = "split"
+    sharpness: float = 10.0
 
 
 def upcycle_then_distil(options: UpcycleOptions, on_step: OnStep | None = None) -> Progress:
@@ -34,7 +37,8 @@ def upcycle_then_distil(options: UpcycleOptions, on_step: OnStep | None = None) 
     dense, mixture = options.output / "dense", options.output / "upcycled"
     options.output.mkdir(parents=True, exist_ok=True)
     if not (mixture / "config.json").is_file():
-        upcycle(options.checkpoint, mixture, experts=options.num_experts, mode=options.mode)
+        upcycle(options.checkpoint, mixture, experts=options.num_experts, mode=options.mode,
+                sharpness=options.sharpness)
     if options.teacher is None and not (dense / "config.json").is_file():
         # With silent routed experts an upcycled model is the dense one, with the same tokenizer.
         upcycle(options.checkpoint, dense, experts=2, mode="shared")

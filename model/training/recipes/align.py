@@ -1,0 +1,40 @@
+"""An image tower learns to see: pictures drawn to their names, before early fusion (``contrast.py``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ....errors import HerdError
+from ..contrast import Contrast
+from ..parallel import Ranks
+from ..trainer import Progress
+from .run import OnStep, RunOptions, new_model, open_model, train_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignOptions(RunOptions):
+    """Alignment of an image tower.
+
+    Attributes:
+        checkpoint: gives configuration, tokenizer and image processor.
+        fresh: begin with random weights instead of its own.
+    """
+
+    checkpoint: Path
+    fresh: bool = False
+
+
+def align(options: AlignOptions, on_step: OnStep | None = None) -> Progress:
+    """Train tower, projector and embeddings on samples of one picture and its name; the decoder stays as it is.
+
+    Raises:
+        HerdError: the model has no image tower, or several processes were started: a contrast needs one whole batch.
+    """
+    files = options.checkpoint
+    model = new_model(files, options.train.seed) if options.fresh else open_model(files)
+    if model.vision is None:
+        raise HerdError(f"{files} is a model without an image tower: there is nothing to align")
+    if Ranks.from_environment().count > 1:
+        raise HerdError("alignment runs in one process, several were started: start it without torchrun")
+    return train_model(model, options, files, objective=lambda _: Contrast(), on_step=on_step)
