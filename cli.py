@@ -1,4 +1,4 @@
-"""The ``herdgraph`` command: build, calibrate, train, generate, chat, inspect, verify, bench, upcycle.
+"""The ``herdgraph`` command: build, calibrate, train, generate, chat, run, inspect, plan, verify, bench, upcycle.
 
 Commands import what they need when they run: ``generate`` and ``chat`` work on a machine without torch.
 """
@@ -21,16 +21,17 @@ from .calibration.cli import calibrate
 from .console import HerdGroup, complain, emit_json, progress, quantity, size, stderr, succeed, table
 from .errors import HerdError
 from .inspection import inspect
+from .plan_cli import plan
 from .training_cli import train
 
 if TYPE_CHECKING:
-    from .runtimes import Engine, TextStream
+    from .runtimes import Engine, Generation, TextStream
     from .runtimes.ort import Memory
 
 _PATH = click.Path(path_type=Path)
 _COUNT = click.IntRange(min=1)
 _THREADS = click.option("--threads", type=click.IntRange(1, 1024), show_default="one per core",
-                        help="Threads of one operator.")
+                        help="Threads of one operator, on every rank.")
 _MEMORY = click.option("--memory", type=click.Choice(["fast", "low"]), default="fast", show_default=True,
                        help="low: use weights as they lie on disk, read only when needed; slower.")
 
@@ -44,6 +45,7 @@ def main() -> None:
 main.add_command(build, "build")
 main.add_command(calibrate)
 main.add_command(inspect)
+main.add_command(plan)
 main.add_command(train)
 
 
@@ -87,7 +89,7 @@ def generate(
     if as_json:
         for _ in stream:
             pass
-        emit_json(_as_json(stream))
+        emit_json(_as_json(stream.result))
         return
     _print_stream(stream)
     _print_timings(stream)
@@ -101,6 +103,38 @@ def _loaded(bundle: Path, threads: int | None, memory: Memory, sampling: dict[st
     Sampling(**{name: value for name, value in sampling.items() if name != "max_new_tokens"})
     with stderr.status("checking and loading the bundle"):
         return Engine.load(bundle, threads=threads, memory=memory)
+
+
+@main.command()
+@click.argument("bundle", type=_PATH)
+@click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
+@click.option("--replicas", type=_COUNT, default=1, show_default=True, help="Engines that share the prompts.")
+@click.option("--cluster", metavar="ADDRESS", help="A running Ray cluster; without it Ray runs on this machine.")
+@click.option("--raw", is_flag=True, help="Complete the prompts as they are, without the chat template.")
+@_sampling_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def run(
+    bundle: Path, prompts: tuple[str, ...], replicas: int, cluster: str | None, raw: bool, threads: int | None,
+    memory: Memory, as_json: bool, **sampling: Any,
+) -> None:
+    """Answer prompts with replicas of BUNDLE on a Ray cluster.
+
+    Every prompt goes to the least busy replica; one that dies is started again.
+    """
+    from .runtimes.cluster import Cluster, ClusterOptions
+    from .runtimes.sampling import Sampling
+
+    Sampling(**{name: value for name, value in sampling.items() if name != "max_new_tokens"})
+    options = ClusterOptions(replicas, cluster, threads=threads or 1, memory=memory)
+    with stderr.status("starting replicas"):
+        handle = Cluster(bundle, options)
+    with handle:
+        answers = handle.generate_all([text if raw else [_user_turn(text, ())] for text in prompts], **sampling)
+    if as_json:
+        emit_json([_as_json(answer) for answer in answers])
+        return
+    for answer in answers:
+        click.echo(answer.text)
 
 
 @main.command()
@@ -210,8 +244,7 @@ def _print_timings(stream: TextStream) -> None:
     )
 
 
-def _as_json(stream: TextStream) -> dict[str, Any]:
-    result = stream.result
+def _as_json(result: Generation) -> dict[str, Any]:
     return {
         "text": result.text,
         "token_ids": result.token_ids,

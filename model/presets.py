@@ -38,6 +38,17 @@ MAVERICK = replace(
     ),
 )
 
+# Meta announced Behemoth with 16 experts, 288 B active of about 2 T parameters, and never published its configuration.
+# This one is ours: Scout's structure, solved for those three numbers (1.993 T, 288.5 B with both vocabulary matrices).
+BEHEMOTH = replace(
+    SCOUT,
+    text=replace(
+        SCOUT.text, hidden_size=16384, num_layers=96, num_heads=128, expert_size=24064, dense_size=49152,
+        moe_layers=tuple(range(96)), rope_layers=_nope_every(4, 96), chunked_layers=_nope_every(4, 96),
+        rope_scaling=None, use_qk_norm=False, max_position_embeddings=1048576,
+    ),
+)
+
 TINY = HerdConfig(
     text=TextConfig(
         vocab_size=512, hidden_size=64, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=16,
@@ -54,11 +65,13 @@ TINY = HerdConfig(
     image_token_id=500, begin_image_token_id=501, end_image_token_id=502,
 )
 
-PRESETS = {"scout": SCOUT, "maverick": MAVERICK, "tiny": TINY, "tiny-text": HerdConfig(text=TINY.text)}
+PRESETS = {
+    "scout": SCOUT, "maverick": MAVERICK, "behemoth": BEHEMOTH, "tiny": TINY, "tiny-text": HerdConfig(text=TINY.text),
+}
 
 
 def preset(name: str) -> HerdConfig:
-    """A configuration by name: ``scout``, ``maverick``, ``tiny`` or ``tiny-text``.
+    """A configuration by name: ``scout``, ``maverick``, ``behemoth`` (a guess), ``tiny`` or ``tiny-text``.
 
     Raises:
         HerdError: no preset has that name.

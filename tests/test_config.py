@@ -173,5 +173,5 @@ def test_wrong_directories(tmp_path: Path) -> None:
 
 
 def test_unknown_preset() -> None:
-    with pytest.raises(HerdError, match="no preset is called 'behemoth'"):
-        preset("behemoth")
+    with pytest.raises(HerdError, match="no preset is called 'leviathan'"):
+        preset("leviathan")

@@ -38,8 +38,9 @@ def _rooms_imported_by(path: Path) -> set[str]:
 
 ALLOWED = {
     "model": ("model", "errors", "files"),
-    "export": ("export", "model", "runtimes.bundle", "errors", "files", ""),
-    "runtimes": ("runtimes", "model.config", "model.facts", "model.processing", "errors", "files"),
+    "export": ("export", "model", "runtimes.bundle", "runtimes.shards", "errors", "files", ""),
+    "runtimes": ("runtimes", "model.config", "model.facts", "model.names", "model.processing", "model.shard_plan",
+                 "errors", "files"),
 }
 
 
