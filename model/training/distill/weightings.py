@@ -5,7 +5,7 @@ the student's and y the label. H is an entropy, V the vocabulary, N tokens.
 
 Meta wrote that Llama 4 Maverick was codistilled with "a novel distillation loss function that dynamically weights the
 soft and hard targets through training", and **never published it**: no equation, no schedule, no temperature. What
-follows is put together from the literature, and the combined default, ``dynamic``, is herdgraph's own, not Meta's.
+follows is put together from the literature, and the combination ``dynamic`` is herdgraph's own, not Meta's.
 
 ====================== ================================= ============================================================
 class                  a_t                               why
@@ -205,7 +205,7 @@ class Combined(Weighting):
 
 
 def dynamic(steps: int) -> Weighting:
-    """The default: weighted soft labels where the teacher can be believed, above a floor that fades over the run."""
+    """Weighted soft labels where the teacher can be believed, above a floor that fades over the run."""
     return Combined((TeacherConfidence(power=0.5), WeightedSoftLabels()), "product", Schedule(0.5, 0.1, steps))
 
 

@@ -45,7 +45,8 @@ class DistilOptions(RunOptions):
         teacher: checkpoint of the teacher, or a cache of its targets; None when one is handed over.
         fresh: begin with random weights.
         divergence: between teacher and student.
-        weighting: of soft and hard targets; ``dynamic`` is herdgraph's own.
+        weighting: of soft and hard targets; ``schedule`` did best of them on the calf (docs/training.md), ``dynamic``
+            is a combination of herdgraph's own.
         soft: the largest weight of soft targets.
         temperature: of both distributions.
     """
@@ -54,7 +55,7 @@ class DistilOptions(RunOptions):
     teacher: Path | None = None
     fresh: bool = False
     divergence: Literal["forward", "reverse", "js", "skew"] = "forward"
-    weighting: Literal["dynamic", "fixed", "schedule", "confidence", "certainty", "soft_labels", "balance"] = "dynamic"
+    weighting: Literal["dynamic", "fixed", "schedule", "confidence", "certainty", "soft_labels", "balance"] = "schedule"
     soft: float = 0.9
     temperature: float = 1.0
 
