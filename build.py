@@ -1,6 +1,6 @@
 """Build engines: a Llama 4 checkpoint directory becomes a bundle.
 
-python build.py CHECKPOINT -o BUNDLE [--target cpu] [--recipe fp32] [--dry-run] [--json]
+python build.py CHECKPOINT -o BUNDLE [--target cpu] [--recipe fp32] [--shards tp=2,ep=4] [--dry-run] [--json]
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from rich.progress import Progress as ProgressBar
 
 if TYPE_CHECKING:
     from herdgraph.export.pipeline import Progress
+    from herdgraph.export.plans import PlanOptions
     from herdgraph.export.recipes import Recipe
     from herdgraph.export.targets import Target
     from herdgraph.model.checkpoint import Checkpoint
+    from herdgraph.model.shard_plan import ShardPlan
 
 _GRAPH_MEMORY = 600 << 20
 """Memory of the exporter itself: torch, onnx and a graph without weights (see docs/building.md)."""
@@ -39,36 +41,53 @@ class MemoryPlan:
     Attributes:
         parameters: parameters of the checkpoint.
         bundle_bytes: size of the bundle's weights.
+        rank_bytes: of each rank of a bundle that is split, without the processor's files.
         free_bytes: free space where it will be written, None where that is not known.
         peak_memory_bytes: estimated peak memory of the build; it does not grow with the number of layers or experts.
     """
 
     parameters: int
     bundle_bytes: int
+    rank_bytes: list[int]
     free_bytes: int | None
     peak_memory_bytes: int
 
 
-def memory_plan(config: HerdConfig, output: Path, recipe: Recipe) -> MemoryPlan:
-    """Plan a build of a configuration by a precision recipe."""
+def memory_plan(
+    config: HerdConfig, output: Path, recipe: Recipe, shards: ShardPlan | None = None
+) -> MemoryPlan:
+    """Plan a build of a configuration by a precision recipe, for all ranks when it is split."""
     from herdgraph.export.weights import BLOCK_BYTES
     from herdgraph.model.facts import facts_of
     from herdgraph.model.names import expected_tensors
+    from herdgraph.model.shard_plan import ShardPlan
 
+    plan = shards or ShardPlan()
+    ranks = [_stored_bytes(config, plan, rank, recipe) for rank in range(plan.world)]
     shapes = expected_tensors(config)
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    table = sizes["embed_tokens.weight"]
-    head = 0 if "lm_head.weight" in sizes else table * recipe.bytes_per_weight("lm_head.weight")
-    rest = sum(
-        count * (recipe.bytes_per_weight(name) if len(shapes[name]) > 1 else 4)
-        for name, count in sizes.items() if name != "embed_tokens.weight"
-    )
     expert = max((math.prod(shape[1:]) for name, shape in shapes.items() if ".experts." in name), default=0)
     return MemoryPlan(
         parameters=facts_of(config).total,
-        bundle_bytes=round(4 * table + head + rest),
+        bundle_bytes=round(sum(ranks)),
+        rank_bytes=[round(count) for count in ranks] if shards else [],
         free_bytes=free_bytes(output),
         peak_memory_bytes=_GRAPH_MEMORY + 3 * max(BLOCK_BYTES, 4 * expert),
+    )
+
+
+def _stored_bytes(config: HerdConfig, plan: ShardPlan, rank: int, recipe: Recipe) -> float:
+    """Bytes of the weights of a rank."""
+    from herdgraph.model.shard_plan import shapes_of_rank
+
+    shapes = shapes_of_rank(plan, config, rank)
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    table = sizes.pop("embed_tokens.weight", 0)
+    tied, stage = config.text.tie_word_embeddings, plan.stage_of(rank)
+    looked_up = table if stage == 0 else 0
+    sizes["lm_head.weight"] = table if tied and stage == plan.pipeline - 1 else sizes.get("lm_head.weight", 0)
+    return 4 * looked_up + sum(
+        count * (recipe.bytes_per_weight(name) if len(shapes.get(name, (0, 0))) > 1 else 4)
+        for name, count in sizes.items()
     )
 
 
@@ -91,12 +110,14 @@ def memory_plan(config: HerdConfig, output: Path, recipe: Recipe) -> MemoryPlan:
 @click.option("--context", type=click.IntRange(min=16), show_default="the model's, at most 131072",
               help="TensorRT: most tokens of a sequence.")
 @click.option("--allow-fallback", is_flag=True, help="TensorRT: keep a plan whose FP8 products became 16-bit ones.")
+@click.option("--shards", help="Split the decoder over ranks: tp=2,ep=4,pp=2, or auto with --devices.")
+@click.option("--devices", help="What --shards auto plans for, such as 8xH100 or 8x80GB (see `herdgraph plan`).")
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
 @click.option("--dry-run", is_flag=True, help="Check the checkpoint, print the memory plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document for scripts.")
 def main(
     checkpoint: Path, output: Path, target: str, recipe: str, kv: str, calibration: Path | None, sm: str,
-    overwrite: bool, dry_run: bool, as_json: bool, **limits: Any,
+    shards: str | None, devices: str | None, overwrite: bool, dry_run: bool, as_json: bool, **limits: Any,
 ) -> None:
     """Build a bundle from a checkpoint.
 
@@ -115,12 +136,13 @@ def main(
         builder_of(target, precision, plans)  # refused before anything is said or done
     with open_checkpoint(checkpoint) as source:
         calibration_for(precision, calibration, source)  # refused before anything is said or done
-        plan = memory_plan(source.config, output, precision)
+        split = _shards(shards, devices, source.config, lowering, precision, plans)
+        plan = memory_plan(source.config, output, precision, split)
         objection = _objection(source, output, plan, overwrite=overwrite)
         if objection and not dry_run:
             raise objection
         if not as_json:
-            _show_plan(plan, checkpoint, lowering, precision, err=not dry_run)
+            _show_plan(plan, checkpoint, lowering, precision, split, err=not dry_run)
         if dry_run:
             if as_json:
                 emit_json(asdict(plan))
@@ -132,7 +154,7 @@ def main(
         started = time.perf_counter()
         with _progress_bar(quiet=as_json) as bar:
             bundle = build_bundle(
-                source, output, target=target, recipe=precision, calibration=calibration, plans=plans,
+                source, output, target=target, recipe=precision, calibration=calibration, plans=plans, shards=split,
                 overwrite=overwrite, progress=_hooks(bar),
             )
     seconds = time.perf_counter() - started
@@ -141,6 +163,29 @@ def main(
         emit_json(built | asdict(plan))
     else:
         succeed("built", f"{bundle.directory} ({size(bundle.bytes)}) in {seconds:.1f} s")
+
+
+def _shards(
+    text: str | None, devices: str | None, config: HerdConfig, target: Target, recipe: Recipe, plans: PlanOptions
+) -> ShardPlan | None:
+    """The plan that was asked for, checked before anything is said or done."""
+    from herdgraph.export.shard_bundle import check_shards
+    from herdgraph.model.shard_plan import ShardPlan
+
+    if (text == "auto") != (devices is not None):
+        raise HerdError(f"--shards is {text or 'not given'} and --devices {devices or 'not given'}: give --devices "
+                        "with --shards auto, and only then")
+    if text is None:
+        return None
+    if devices is None:
+        plan = ShardPlan.parse(text)
+    else:
+        from herdgraph.runtimes.planner import choose
+
+        plan = choose(config, recipe.name, devices, context=plans.context, batch=plans.batch,
+                      kv=None if recipe.caches == "float" else recipe.caches)
+    check_shards(plan, config, target)
+    return plan
 
 
 def _objection(source: Checkpoint, output: Path, plan: MemoryPlan, *, overwrite: bool) -> HerdError | None:
@@ -156,12 +201,16 @@ def _objection(source: Checkpoint, output: Path, plan: MemoryPlan, *, overwrite:
     return None
 
 
-def _show_plan(plan: MemoryPlan, checkpoint: Path, target: Target, recipe: Recipe, *, err: bool) -> None:
+def _show_plan(
+    plan: MemoryPlan, checkpoint: Path, target: Target, recipe: Recipe, shards: ShardPlan | None, *, err: bool
+) -> None:
+    ranks = {} if shards is None else {
+        "shards": f"{shards}: {shards.world} ranks, the largest about {size(max(plan.rank_bytes))}"}
     free = "" if plan.free_bytes is None else f" ({size(plan.free_bytes)} free)"
     table("build plan", {
         "checkpoint": f"{checkpoint} ({quantity(plan.parameters)} parameters)",
         "target": f"{target.name}, recipe {recipe.name} ({recipe.purpose}): {target.purpose}",
-        "bundle": f"about {size(plan.bundle_bytes)}{free}",
+        "bundle": f"about {size(plan.bundle_bytes)}{free}", **ranks,
         "peak memory": f"about {size(plan.peak_memory_bytes)}, whatever the number of layers and experts",
     }, err=err)
 

@@ -44,13 +44,14 @@ def _show_bundle(path: Path, products: bool, as_json: bool) -> None:
     bundle = Bundle.open(path)
     manifest = bundle.manifest
     about = {"bundle": str(path), "format": manifest.format, "target": manifest.target, "recipe": manifest.recipe,
-             "graphs": manifest.graphs, **manifest.source, "toolchain": manifest.toolchain}
+             "graphs": manifest.graphs, **({"shards": str(manifest.shards.plan)} if manifest.shards else {}),
+             **manifest.source, "toolchain": manifest.toolchain}
     files = {name: (entry.bytes, entry.sha256) for name, entry in manifest.files.items()}
     _show(str(path), about | ({"plans": manifest.plans} if as_json and manifest.plans else {}), manifest.config, files,
           as_json)
     if not as_json and manifest.target == "tensorrt-rtx":
         for role in manifest.plans:
-            _show_plan(bundle.graph(role), products, as_json)
+            _show_plan(bundle.directory / f"{role}{PLAN}", products, as_json)
 
 
 def _show_checkpoint(path: Path, as_json: bool) -> None:

@@ -138,7 +138,10 @@ class CalibrationFile:
 
     def moments(self, weight: str) -> Tensor | None:
         """Second moments [K, K] of the input that a weight meets, None when they were not measured. Names as above."""
-        name, expert = stored_name(weight)
+        return self.moments_of(*stored_name(weight))
+
+    def moments_of(self, name: str, expert: int | None) -> Tensor | None:
+        """As ``moments``, by what ``stored_name`` gives."""
         layer = ".".join(name.split(".")[:2])
         return self._read(f"{MOMENTS}/{layer}.safetensors", name, expert)
 

@@ -22,6 +22,7 @@ Outputs ``logits`` [batch, rows, vocabulary] and ``present.{i}.key|value``. The 
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -36,9 +37,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..model.config import HerdConfig
 from ..model.decoder import Decoder, KVCache
 from ..model.herd import constants
-from ..model.operators import DOMAIN, OPSET
+from ..model.operators import OPSET
 from ..model.vision import VisionTower
-from .functions import reference_functions
+from .functions import attach_bodies
 from .naming import name_after_modules
 from .weights import TensorReader, Weight
 
@@ -123,11 +124,7 @@ def _to_onnx(
     optimizer.fold_constants(model)
     for tidy in (common.RemoveUnusedNodesPass(), common.CommonSubexpressionEliminationPass()):
         tidy(model)
-    for function in reference_functions():
-        if any(node.domain == function.domain and node.op_type == function.name for node in model.graph):
-            model.functions[function.identifier()] = function
-    if model.functions:
-        model.opset_imports[DOMAIN] = 1
+    attach_bodies(model)
     model.producer_name = "herdgraph"
     name_after_modules(model)
     return model
@@ -142,8 +139,20 @@ def _name_interface(model: ir.Model, inputs: list[str], outputs: list[str]) -> N
 
 
 def _name_dimensions(model: ir.Model, dimensions: Mapping[str, tuple[str | None, ...]]) -> None:
+    """Name the sizes of inputs and outputs, and with them those of everything between."""
+    known: dict[str, str] = {}
     for value in (*model.graph.inputs, *model.graph.outputs):
         names = dimensions.get(value.name or "")
         if names is not None:
             assert value.shape is not None
+            known |= {str(dim): name for name, dim in zip(names, value.shape, strict=True) if name}
             value.shape = ir.Shape([name or dim for name, dim in zip(names, value.shape, strict=True)])
+    for value in (output for node in model.graph for output in node.outputs if output.shape is not None):
+        value.shape = ir.Shape([_renamed(dim, known) for dim in value.shape or ()])
+
+
+def _renamed(dim: int | ir.SymbolicDim, known: Mapping[str, str]) -> int | str | None:
+    """A dimension in the names of the interface: ``s16*s19`` is ``batch*tokens``."""
+    if isinstance(dim, int) or dim.value is None:
+        return dim if isinstance(dim, int) else None
+    return re.sub(r"\w+", lambda match: known.get(match[0], match[0]), str(dim.value))

@@ -16,7 +16,7 @@ from ..model.operators import DOMAIN, OPSET
 
 ROUTED_EXPERTS = f"""
 <opset_import: ["" : {OPSET}], domain: "{DOMAIN}">
-RoutedExperts <top_k> (x_TD, logits_TE, gate_up_ED2F, down_EFD) => (y_TD) {{
+RoutedExperts <top_k, first_expert: int = 0> (x_TD, logits_TE, gate_up_ED2F, down_EFD) => (y_TD) {{
     k = Constant <value_int: int = @top_k> ()
     one_dim = Constant <value_ints = [-1]> ()
     k_1 = Reshape (k, one_dim)
@@ -25,7 +25,12 @@ RoutedExperts <top_k> (x_TD, logits_TE, gate_up_ED2F, down_EFD) => (y_TD) {{
     shape_TE = Shape (logits_TE)
     zeros_TE = ConstantOfShape (shape_TE)
     scores_TE = ScatterElements <axis = -1> (zeros_TE, experts_Tk, sigmoid_Tk)
-    scores_ET = Transpose <perm = [1, 0]> (scores_TE)
+    first_expert = Constant <value_int: int = @first_expert> ()
+    begin = Reshape (first_expert, one_dim)
+    here = Shape <start = 0, end = 1> (gate_up_ED2F)
+    end = Add (begin, here)
+    own_TE = Slice (scores_TE, begin, end, one_dim)
+    scores_ET = Transpose <perm = [1, 0]> (own_TE)
     last = Constant <value_ints = [2]> ()
     scores_ET1 = Unsqueeze (scores_ET, last)
     first = Constant <value_ints = [0]> ()
@@ -89,8 +94,35 @@ CachedAttention <num_heads, kv_heads, chunk>
 }}
 """
 
+COLLECTIVES = {"AllReduce": "<width>", "AllGather": "<width, axis>", "Send": "", "Recv": ""}
+"""Operators in which a rank meets others (``passes/split_width.py``, ``passes/keep_stage.py``), and their attributes.
+One rank alone has the whole sum, all parts, and nothing to send: their bodies change nothing."""
+
+_COLLECTIVE = """
+<opset_import: ["" : {opset}], domain: "{domain}">
+{name} {attributes} (x) => (y) {{
+    y = Identity (x)
+}}
+"""
+
+
+def is_collective(node: ir.Node) -> bool:
+    """Whether ranks meet in a node."""
+    return node.domain == DOMAIN and node.op_type in COLLECTIVES
+
 
 def reference_functions() -> list[ir.Function]:
     """The bodies of all herdgraph operators."""
-    texts = (ROUTED_EXPERTS, CACHED_ATTENTION)
+    collectives = (_COLLECTIVE.format(opset=OPSET, domain=DOMAIN, name=name, attributes=attributes)
+                   for name, attributes in COLLECTIVES.items())
+    texts = (ROUTED_EXPERTS, CACHED_ATTENTION, *collectives)
     return [ir.serde.deserialize_function(onnx.parser.parse_function(text)) for text in texts]
+
+
+def attach_bodies(model: ir.Model) -> None:
+    """Give a model the bodies of the herdgraph operators that it uses."""
+    used = {(node.domain, node.op_type) for node in model.graph}
+    for function in reference_functions():
+        if (function.domain, function.name) in used:
+            model.functions[function.identifier()] = function
+            model.opset_imports[DOMAIN] = 1

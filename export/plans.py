@@ -110,6 +110,7 @@ def described(check: Check) -> dict[str, Any]:
     return {
         "sm": list(check.plan.targets), "tensorrt": VERSION, "fp8_products": check.fp8,
         "fp8_intended": check.intended, "products": len(check.rows), "fallbacks": [row.gemm for row in check.fallbacks],
+        "collectives": len(check.plan.meeting(min(check.plan.profiles))),
     }
 
 

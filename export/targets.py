@@ -11,10 +11,12 @@ from onnx_ir.passes import InPlacePass, common
 from ..errors import HerdError
 from ..model.operators import DOMAIN
 from .calibration_file import CalibrationFile
+from .functions import is_collective
 from .passes import (
     FoldWeightTransposes,
     JoinMatMuls,
     LowerCachedAttention,
+    LowerCollectives,
     LowerExplicitAttention,
     LowerRoutedExperts,
     QuantizeCaches,
@@ -77,10 +79,13 @@ class Target:
             for tidy in (common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass(),
                          common.RemoveUnusedFunctionsPass(), common.RemoveUnusedOpsetsPass()):
                 tidy(model)
-            left = sorted({node.op_type for node in model.graph.all_nodes() if node.domain == DOMAIN})
+            left = sorted({node.op_type for node in model.graph.all_nodes()
+                           if node.domain == DOMAIN and not is_collective(node)})
             if left:
                 raise HerdError(f"target {self.name} does not lower {', '.join(left)}: report this as a defect")
 
+
+_TENSORRT = (FoldWeightTransposes, JoinMatMuls, LowerExplicitAttention, LowerCollectives)
 
 TARGETS = {
     target.name: target
@@ -89,9 +94,9 @@ TARGETS = {
                (FoldWeightTransposes, JoinMatMuls, LowerCachedAttention), ("fp32", "int8", "int4", "fp8"),
                ("float", "int8")),
         Target("tensorrt-rtx", "TensorRT-RTX plans for several GPUs, built without one",
-               (FoldWeightTransposes, JoinMatMuls, LowerExplicitAttention), ("bf16", "fp8"), ("float", "fp8"), "plan"),
+               _TENSORRT, ("bf16", "fp8"), ("float", "fp8"), "plan"),
         Target("tensorrt", "TensorRT plans for the GPU of this machine; not run on hardware",
-               (FoldWeightTransposes, JoinMatMuls, LowerExplicitAttention), ("bf16", "fp8"), ("float", "fp8"), "plan"),
+               _TENSORRT, ("bf16", "fp8"), ("float", "fp8"), "plan"),
         Target("canonical", "the unlowered graph with its function bodies, for any ONNX runtime; slow, the oracle", (),
                ("fp32",)),
     )

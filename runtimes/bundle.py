@@ -11,13 +11,15 @@ manifest.json   this module's ``Manifest``
 decoder.onnx    decoder graph; its weights in ``decoder.data``
 vision.onnx     image graph (multimodal models); its weights in ``vision.data``
 processor/      the checkpoint's tokenizer, chat template, generation and processor files, unchanged
+rank{r}/        of a sharded bundle, in the place of ``decoder.*``: pieces ``decoder.{k}.onnx`` of one rank
+                (``shards.py``), all of whose weights are in ``decoder.data``; or its ``decoder.plan``
 ==============  =====================================================================================
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -26,6 +28,8 @@ from typing import Any
 from ..errors import HerdError
 from ..files import read_json, sha256_of
 from ..model.config import HerdConfig
+from .shards import Shards
+from .strict import strict
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -43,7 +47,7 @@ class FileEntry:
     @classmethod
     def from_json(cls, name: str, raw: object) -> FileEntry:
         """Restore what a manifest says of a file."""
-        entry = _strict(f"file {name!r}", raw, {"bytes": int, "sha256": str})
+        entry = strict(f"file {name!r}", raw, {"bytes": int, "sha256": str})
         return cls(entry["bytes"], entry["sha256"])
 
 
@@ -59,6 +63,7 @@ class Manifest:
         active_bytes: bytes of weights that one decoded token reads.
         plans: of TensorRT targets, by role: compute capabilities, TensorRT version, profiles, and what was proved.
         files: every file but the manifest, by its path inside the bundle.
+        shards: how the decoder is split over ranks, None when it is whole.
         source: fingerprint and directory name of the checkpoint.
         toolchain: package versions that built it.
     """
@@ -72,11 +77,13 @@ class Manifest:
     plans: dict[str, Any] = field(default_factory=dict)
     source: dict[str, str] = field(default_factory=dict)
     toolchain: dict[str, str] = field(default_factory=dict)
+    shards: Shards | None = None
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary, the content of ``manifest.json``."""
-        return {**asdict(self), "config": self.config.to_json()}
+        shards = self.shards.to_json() if self.shards else {}
+        return {**asdict(self), "config": self.config.to_json(), "shards": shards}
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Manifest:
@@ -89,41 +96,22 @@ class Manifest:
         if type(found) is not int or found != FORMAT:
             advice = "update herdgraph" if isinstance(found, int) and found > FORMAT else "rebuild it with build.py"
             raise HerdError(f"the bundle format is {found!r}, this herdgraph reads format {FORMAT}: {advice}")
-        values = _strict("the manifest", raw, _FIELDS)
+        values = strict("the manifest", {"shards": {}} | raw, _FIELDS)  # older bundles are whole and do not say so
         config = HerdConfig.from_json(values["config"])
         for name in ("graphs", "source", "toolchain"):
-            _strict(name, values[name], dict.fromkeys(values[name], str))
+            strict(name, values[name], dict.fromkeys(values[name], str))
         for role in ("decoder", "vision") if config.vision else ("decoder",):
             if role not in values["graphs"]:
                 raise HerdError(f"graphs names no {role}: rebuild the bundle")
         files = {name: FileEntry.from_json(name, entry) for name, entry in values["files"].items()}
-        return cls(**{**values, "config": config, "files": files})
+        shards = Shards.from_json(values["shards"], config.text) if values["shards"] else None
+        return cls(**{**values, "config": config, "files": files, "shards": shards})
 
 
 _FIELDS: dict[str, type] = {
     "target": str, "recipe": str, "config": dict, "graphs": dict, "active_bytes": int, "plans": dict, "files": dict,
-    "source": dict, "toolchain": dict, "format": int,
+    "source": dict, "toolchain": dict, "shards": dict, "format": int,
 }
-
-
-def _strict(what: str, raw: object, kinds: Mapping[str, type]) -> dict[str, Any]:
-    """A JSON object with exactly these values, of these kinds."""
-    if not isinstance(raw, dict):
-        raise HerdError(f"{what} is {_shown(raw)}, an object is needed: rebuild the bundle")
-    for name in sorted(raw.keys() ^ kinds.keys()):
-        raise HerdError(f"{what} has {'an unknown' if name in raw else 'no'} value {name!r}: rebuild the bundle")
-    for name, kind in kinds.items():
-        if type(raw[name]) is not kind:
-            raise HerdError(f"{what} has {_shown(raw[name])} as {name!r}, {_KINDS[kind]} is needed: rebuild the bundle")
-    return raw
-
-
-_KINDS = {str: "a text", int: "a whole number", dict: "an object"}
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) < 40 else f"{text[:40]}…"
 
 
 def describe_files(directory: Path) -> dict[str, FileEntry]:
@@ -177,6 +165,13 @@ class Bundle:
         """Path of the graph file of a role."""
         return self.directory / self.manifest.graphs[role]
 
+    def files_of(self, rank: int) -> list[str]:
+        """Files of a sharded bundle that a rank reads: its own, and for rank 0 those that belong to no rank."""
+        ranks = {f"rank{other}" for other in range(self.manifest.shards.plan.world if self.manifest.shards else 0)}
+        own = f"rank{rank}"
+        return [name for name in self.manifest.files
+                if (top := name.partition("/")[0]) == own or (rank == 0 and top not in ranks)]
+
     @property
     def processor(self) -> Path:
         """Directory of tokenizer, template and image processor files; it may be empty."""
@@ -202,11 +197,12 @@ class Bundle:
             list(pool.map(self._verify, names))
 
     def _check(self) -> None:
-        for name in (*self.manifest.files, *self.manifest.graphs.values()):
+        graphs = (*self.manifest.graphs.values(), *(self.manifest.shards.graphs() if self.manifest.shards else ()))
+        for name in (*self.manifest.files, *graphs):
             pure = PurePosixPath(name)
             if pure.is_absolute() or ".." in pure.parts:
                 raise HerdError(f"{self.directory / MANIFEST} names {name!r}, which is outside of the bundle: refused")
-        for name in self.manifest.graphs.values():
+        for name in graphs:
             if name not in self.manifest.files:
                 raise HerdError(f"{self.directory / MANIFEST} has no hash for graph {name!r}: rebuild the bundle")
         for path in self.processor.rglob("*"):

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from herdgraph.errors import HerdError
 from herdgraph.model.presets import TINY
+from herdgraph.model.shard_plan import ShardPlan
 from herdgraph.runtimes.bundle import MANIFEST, Bundle, Manifest, describe_files, write_manifest
+from herdgraph.runtimes.shards import Exchange
 
 GRAPHS = {"decoder": "decoder.onnx", "vision": "vision.onnx"}
 
@@ -44,6 +46,27 @@ def test_round_trip(bundle: Path) -> None:
     assert set(opened.manifest.files) == {"decoder.onnx", "decoder.data", "vision.onnx",
                                           "processor/tokenizer.json"}
     assert opened.bytes == 5 + 5 + 256 * 64 + 2
+
+
+def _shards(bundle: Path, **changes: object) -> None:
+    """Say that the bundle is split over two ranks, with some values of rank 1 replaced."""
+    sums = [{"op": "all_reduce", "value": "a", "result": "b"}]
+    ranks: list[dict[str, object]] = [
+        {"layers": [0, 4], "heads": 2, "kv_heads": 1,
+         "pieces": [{"graph": "decoder.onnx", "before": [], "after": sums}]} for _ in range(2)
+    ]
+    plan = changes.pop("plan", {"tensor": 2, "expert": 1, "pipeline": 1})
+    ranks[1] |= changes
+    _edit(bundle, shards={"plan": plan, "ranks": ranks})
+
+
+def test_shards_round_trip(bundle: Path) -> None:
+    _shards(bundle)
+    shards = Bundle.open(bundle).manifest.shards
+    assert shards is not None
+    assert shards.plan == ShardPlan(2)
+    assert shards.ranks[1].pieces[0].after == (Exchange("all_reduce", "a", "b"),)
+    assert shards.to_json() == json.loads((bundle / MANIFEST).read_text())["shards"]
 
 
 def _flip(bundle: Path) -> None:
@@ -85,6 +108,21 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing key": (lambda b: (b / MANIFEST).write_text('{"format": 1}'), r"manifest has no value 'active_bytes'"),
     "no manifest": (lambda b: (b / MANIFEST).unlink(), r"not a herdgraph bundle; build one with build.py"),
     "checkpoint": (lambda b: (b / MANIFEST).rename(b / "config.json"), r"is a checkpoint: not a herdgraph bundle"),
+    "shards a list": (lambda b: _edit(b, shards=[]), r"manifest has \[\] as 'shards', an object is needed"),
+    "shards empty": (lambda b: _edit(b, shards={"plan": {}}), r"shards has no value 'ranks'"),
+    "no tensor": (lambda b: _shards(b, plan={"expert": 2, "pipeline": 1}), r"the plan has no value 'tensor'"),
+    "a negative plan": (lambda b: _shards(b, plan={"tensor": -2, "expert": 1, "pipeline": 1}), r"tp is -2"),
+    "a rank too few": (lambda b: _shards(b, plan={"tensor": 4, "expert": 1, "pipeline": 1}), r"has 2 ranks, the .* 4"),
+    "other heads": (lambda b: _shards(b, heads=3), r"rank 1 has layers, heads .* \(\(0, 4\), 3, 1\), the plan tp=2,"),
+    "other layers": (lambda b: _shards(b, layers=["x"]), r"rank 1 has layers, .* \(\('x',\), 2, 1\)"),
+    "no pieces": (lambda b: _shards(b, pieces=[]), r"rank 1 has no pieces"),
+    "a piece a number": (lambda b: _shards(b, pieces=[1]), r"a piece of a shard is 1, an object is needed"),
+    "a piece outside": (lambda b: _shards(b, pieces=[{"graph": "../x.onnx", "before": [], "after": []}]), r"outside"),
+    "an unhashed piece": (lambda b: _shards(b, pieces=[{"graph": "x.onnx", "before": [], "after": []}]), r"no hash"),
+    "another exchange": (lambda b: _shards(b, pieces=[{"graph": "decoder.onnx", "before": [{"op": "steal"}],
+                                                       "after": []}]), r"exchange of a shard is 'steal', it must be"),
+    "half an exchange": (lambda b: _shards(b, pieces=[{"graph": "decoder.onnx", "before": [{"op": "recv"}],
+                                                       "after": []}]), r"exchange 'recv' has no value 'value'"),
     "nothing": (lambda b: b.rename(b.with_name("moved")), r"bundle does not exist: give the directory of a bundle"),
 }
 

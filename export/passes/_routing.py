@@ -1,12 +1,16 @@
 """What every lowering of ``RoutedExperts`` shares: the node taken apart, scores, and the order by expert.
 
 Shapes: T tokens, D width, E experts, F expert width, k choices, A = T · k assignments of a token to an expert.
+
+A rank of several may hold a range of the experts (attribute ``first_expert``). The logits are of all of them; E counts
+the range, and what is assigned to other ranks' experts adds zero.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
@@ -20,6 +24,8 @@ class ExpertsLowering:
     def __init__(self, node: ir.Node) -> None:
         self.node = node
         self.top_k = node.attributes["top_k"].as_int()
+        self.is_range = "first_expert" in node.attributes
+        self.first = node.attributes["first_expert"].as_int() if self.is_range else 0
         self.x_TD, self.logits_TE, *self.weights = (value for value in node.inputs if value is not None)
         gate_up, down = (value.const_value for value in self.weights)
         assert gate_up is not None and down is not None, f"{node.name} has unbound weights: bind before lowering"  # noqa: PT018
@@ -48,6 +54,23 @@ class ExpertsLowering:
         logits_Tk, experts_Tk = build("TopK", self.logits_TE, build.constant([self.top_k]), outputs=2, axis=-1)
         return logits_Tk, experts_Tk
 
+    def choose_own(self, build: Builder) -> tuple[ir.Value, ir.Value]:
+        """Scores of every token's experts and which of the weights they use: [T, k] each; other ranks' score 0."""
+        logits_Tk, experts_Tk = self.choose(build)
+        score_Tk = build("Sigmoid", logits_Tk)
+        if not self.is_range:
+            return score_Tk, experts_Tk
+        own_Tk = build("Sub", experts_Tk, build.constant(self.first))
+        is_own_Tk = self.is_within(build, own_Tk, build.constant(self.experts))
+        zero = build("Constant", value=ir.Tensor(np.float32(0)))
+        return build("Where", is_own_Tk, score_Tk, zero), build("Where", is_own_Tk, own_Tk, build.constant(0))
+
+    @staticmethod
+    def is_within(build: Builder, index: ir.Value, count: ir.Value) -> ir.Value:
+        """Whether an index is not below 0 and below ``count``."""
+        within: ir.Value = build("And", build("GreaterOrEqual", index, build.constant(0)), build("Less", index, count))
+        return within
+
     def scaled(self, build: Builder, score_Tk: ir.Value) -> ir.Value:
         """Every assignment's input, scaled by its score: [A, D]."""
         if self.top_k == 1:
@@ -63,7 +86,7 @@ class ExpertsLowering:
 
     def row_bounds(self, build: Builder, expert_A: ir.Value) -> ir.Value:
         """E + 1 bounds: expert e has the sorted rows from bound e up to bound e + 1."""
-        ids_X1 = build.constant([[expert] for expert in range(self.experts + 1)])
+        ids_X1 = build.constant([[self.first + expert] for expert in range(self.experts + 1)])
         before_XA = build("Cast", build("Less", expert_A, ids_X1), to=ir.DataType.INT64)
         return build("ReduceSum", before_XA, build.constant([1]), keepdims=0)
 

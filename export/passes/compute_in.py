@@ -69,7 +69,7 @@ class _Rewrite:
         outputs = list(self.graph.outputs)
         for value in self.graph.inputs:
             if value.dtype == _F32:
-                self._register(value, self.dtype if _is_cache(value) else _F32)
+                self._register(value, self.dtype if _stays_rounded(value) else _F32)
                 if str(value.name).endswith(PARAMETERS):
                     self.exact.add(value)
         for value in self.graph.initializers.values():
@@ -142,7 +142,7 @@ class _Rewrite:
 
     def _hand_out(self, index: int, value: ir.Value) -> None:
         """Give a graph output its type, under its own name."""
-        name, wanted = str(value.name), self.dtype if _is_cache(value) else _F32
+        name, wanted = str(value.name), self.dtype if _stays_rounded(value) else _F32
         out = self._as(value, wanted, None)
         if out is not value:
             value.name, out.name = f"{name}/{next(iter(self.versions[value])).name.lower()}", name
@@ -164,8 +164,9 @@ class _Rewrite:
                 self.graph.remove(producer, safe=True)
 
 
-def _is_cache(value: ir.Value) -> bool:
-    return str(value.name).startswith(("past.", "new."))
+def _stays_rounded(value: ir.Value) -> bool:
+    """Caches, and what one pipeline stage hands to the next: only plans read them."""
+    return str(value.name).startswith(("past.", "new.", "hidden."))
 
 
 def _is_constant(value: ir.Value) -> bool:

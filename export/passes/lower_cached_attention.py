@@ -41,6 +41,8 @@ class LowerCachedAttention(InPlacePass):
         last_B = build("Sub", total_B, build.constant([1]))
         longest = build("ReduceMax", total_B, keepdims=0)
         last_B, longest = (build("Cast", value, to=ir.DataType.INT32) for value in (last_B, longest))
+        for value, dims in ((last_B, ["batch"]), (longest, [])):  # known where a cut runs between them and a layer
+            value.type, value.shape = ir.TensorType(ir.DataType.INT32), ir.Shape(dims)
         assert node.graph is not None
         node.graph.insert_before(node, build.nodes)
         return last_B, longest

@@ -23,7 +23,7 @@ class _Dense(ExpertsLowering):
 
     def _scores(self, build: Builder, logits_Tk: ir.Value, experts_Tk: ir.Value) -> ir.Value:
         """The sigmoid of a chosen expert's logit, 0 for the others: [E, T, 1]."""
-        ids_E11 = build.constant([[[expert]] for expert in range(self.experts)])
+        ids_E11 = build.constant([[[self.first + expert]] for expert in range(self.experts)])
         chosen_ETk = build("Cast", build("Equal", ids_E11, experts_Tk), to=ir.DataType.FLOAT)
         scores_ETk = build("Mul", chosen_ETk, build("Sigmoid", logits_Tk))
         return scores_ETk if self.top_k == 1 else build("ReduceSum", scores_ETk, build.constant([-1]), keepdims=1)

@@ -28,8 +28,8 @@ _NOT_QUANTIZED = 0
 
 class _Fused(ExpertsLowering):
     def build(self, build: Builder) -> ir.Value:
-        logits_Tk, experts_Tk = self.choose(build)
-        x_A1D = build("Unsqueeze", self.scaled(build, build("Sigmoid", logits_Tk)), build.constant([1]))
+        score_Tk, experts_Tk = self.choose_own(build)
+        x_A1D = build("Unsqueeze", self.scaled(build, score_Tk), build.constant([1]))
         expert_A11 = build("Cast", build("Reshape", experts_Tk, build.constant([-1, 1, 1])), to=ir.DataType.INT32)
         one = ir.Tensor(np.ones(1, np.float32))
         one_A11 = build("ConstantOfShape", build("Shape", expert_A11), value=one)

@@ -16,9 +16,9 @@ from ._routing import ExpertsLowering, ExpertsPass, feed_forward
 
 class _Gathered(ExpertsLowering):
     def build(self, build: Builder) -> ir.Value:
-        logits_Tk, experts_Tk = self.choose(build)
+        score_Tk, experts_Tk = self.choose_own(build)
         expert_A = build("Reshape", experts_Tk, build.constant([-1]))
-        x_A1D = build("Unsqueeze", self.scaled(build, build("Sigmoid", logits_Tk)), build.constant([1]))
+        x_A1D = build("Unsqueeze", self.scaled(build, score_Tk), build.constant([1]))
         gate_up_AD2F, down_AFD = (build("Gather", weight, expert_A, axis=0) for weight in self.weights)
         y_A1D = feed_forward(build, x_A1D, gate_up_AD2F, down_AFD)
         return self.summed(build, build("Squeeze", y_A1D, build.constant([1])))

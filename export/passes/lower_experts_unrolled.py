@@ -9,10 +9,13 @@ row at its place in the order, whose result nobody reads. So every product has a
 
     begin_e = min(bound_e, A - 1)     end_e = max(bound_{e+1}, begin_e + 1)     1 <= end_e - begin_e
     row of an assignment in the concatenation = its place in the order - bound_e + rows of the experts before e
+
+What is assigned to other ranks' experts reads a row of zeros behind the last.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from ..builder import Builder
@@ -29,9 +32,24 @@ class _Unrolled(ExpertsLowering):
         first_E, begin_E, end_E = self._ranges(build, expert_A)
         parts = [self._expert(build, expert, sorted_AD, begin_E, end_E) for expert in range(self.experts)]
         before_E = build("CumSum", build("Sub", end_E, begin_E), build.constant(0), exclusive=1)
-        moved_A = build("Gather", build("Sub", before_E, first_E), expert_A, axis=0)
-        row_A = build("Add", self.order(build, order_A), moved_A)
-        return self.summed(build, build("Gather", build("Concat", *parts, axis=0), row_A, axis=0))
+        moved_E, place_A = build("Sub", before_E, first_E), self.order(build, order_A)
+        if self.is_range:
+            parts.append(build("Constant", value=ir.Tensor(np.zeros((1, self.width), np.float32))))
+        y_RD = build("Concat", *parts, axis=0)
+        row_A = self._own_or_zeros(build, expert_A, moved_E, place_A, y_RD) if self.is_range else build(
+            "Add", place_A, build("Gather", moved_E, expert_A, axis=0))
+        return self.summed(build, build("Gather", y_RD, row_A, axis=0))
+
+    def _own_or_zeros(
+        self, build: Builder, expert_A: ir.Value, moved_E: ir.Value, place_A: ir.Value, y_RD: ir.Value
+    ) -> ir.Value:
+        """Rows of assignments among all outputs, the last row for what is other ranks'."""
+        own_A = build("Sub", expert_A, build.constant(self.first))
+        is_own_A = self.is_within(build, own_A, build.constant(self.experts))
+        moved_A = build("Gather", moved_E, build("Where", is_own_A, own_A, build.constant(0)), axis=0)
+        zeros_1 = build("Sub", build("Shape", y_RD, start=0, end=1), build.constant([1]))
+        row_A: ir.Value = build("Where", is_own_A, build("Add", place_A, moved_A), zeros_1)
+        return row_A
 
     def _ranges(self, build: Builder, expert_A: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Per expert: its first sorted row, and the rows that it computes, from begin up to end."""

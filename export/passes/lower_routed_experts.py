@@ -9,6 +9,8 @@ Two levels of ``If`` keep the cost of the experts that are *not* used at about t
 experts a token touches 11 groups and 12 experts of one group. Each expert's weights are initializers of its own
 branch: ONNX Runtime packs a weight once only when it lives in the subgraph that uses it, and a runtime that maps
 weights reads a branch's pages only when the branch runs.
+
+Of a range of experts only its own rows are gathered; what is assigned to others reads a row of zeros behind the last.
 """
 
 from __future__ import annotations
@@ -33,11 +35,25 @@ class _Grouped(ExpertsLowering):
         logits_Tk, experts_Tk = self.choose(build)
         expert_A = build("Reshape", experts_Tk, build.constant([-1]))
         order_A = self.order(build, expert_A)
-        sorted_AD = build("Gather", self.scaled(build, build("Sigmoid", logits_Tk)), order_A, axis=0)
         self.bounds_X = self.row_bounds(build, expert_A)
-        y_sorted_AD = self._all_groups(build, sorted_AD)
+        x_AD = self.scaled(build, build("Sigmoid", logits_Tk))
+        if self.is_range:
+            return self.summed(build, self._own_rows(build, x_AD, order_A))
+        y_sorted_AD = self._all_groups(build, build("Gather", x_AD, order_A, axis=0))
         # Sorting the order itself gives where every assignment went: the inverse permutation.
         return self.summed(build, build("Gather", y_sorted_AD, self.order(build, order_A), axis=0))
+
+    def _own_rows(self, build: Builder, x_AD: ir.Value, order_A: ir.Value) -> ir.Value:
+        """Outputs of all assignments, those of other ranks' experts zero; R own rows."""
+        first, last = (build("Gather", self.bounds_X, build.constant([bound])) for bound in (0, self.experts))
+        own_R = build("Slice", order_A, first, last)
+        self.bounds_X = build("Sub", self.bounds_X, first)
+        y_RD = self._all_groups(build, build("Gather", x_AD, own_R, axis=0))
+        zeros_1D = build("Constant", value=ir.Tensor(np.zeros((1, self.width), np.float32)))
+        place_A, count = build("Sub", self.order(build, order_A), first), build("Sub", last, first)
+        row_A = build("Where", self.is_within(build, place_A, count), place_A, count)
+        y_AD: ir.Value = build("Gather", build("Concat", y_RD, zeros_1D, axis=0), row_A, axis=0)
+        return y_AD
 
     def _all_groups(self, build: Builder, x_AD: ir.Value) -> ir.Value:
         size = math.ceil(math.sqrt(self.experts))

@@ -44,6 +44,7 @@ class QuantizeCaches(InPlacePass):
             build = Builder("cache.int8")
             tokens_1 = build("Shape", found[0].inputs[0], start=1, end=2)
             is_token = build("Equal", build("Squeeze", tokens_1), build.constant(1))
+            is_token.type, is_token.shape = ir.TensorType(ir.DataType.BOOL), ir.Shape([])
             model.graph.insert_before(found[0], build.nodes)
         for node in found:
             self._replace(model.graph, node, is_token)

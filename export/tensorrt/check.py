@@ -5,6 +5,7 @@ back:
 
 * every product of the model whose operands both come out of FP8 must be, wherever the plan names it, a product of two
   FP8 operands, multiplied by the product of their two scales;
+* every collective of the model must be one of the plan, in every profile;
 * every graph of the plan must be compiled for every compute capability that was asked for;
 * the plan's constants must not be larger than the model's weights, as they are when codes were stored dequantised.
 
@@ -23,7 +24,7 @@ from ...errors import HerdError
 from ...files import size
 from ..weights import initializers
 from .fp8_products import Fp8Product, fp8_product
-from .plan import Gemm, Plan
+from .plan import VERSION, Gemm, Plan
 
 _SPARE_BYTES = 1 << 20
 
@@ -88,7 +89,8 @@ def check_plan(model: ir.Model, plan: Plan, sm: Sequence[str], *, allow_fallback
         allow_fallback: return a check with products that fell back, instead of refusing the plan.
 
     Raises:
-        HerdError: a product fell back, a compute capability is missing, or weights are stored dequantised.
+        HerdError: a product fell back, a collective or a compute capability is missing, or weights are stored
+            dequantised.
     """
     for problem in _problems(model, plan, sm):
         raise HerdError(f"{plan.path.name}: {problem}")
@@ -132,6 +134,9 @@ def _problems(model: ir.Model, plan: Plan, sm: Sequence[str]) -> Iterator[str]:
     for target in sm:
         if not all(target in targets for targets in compiled):
             yield f"it is not compiled for SM {target}, only for {', '.join(plan.targets) or 'nothing'}: build it again"
+    for node in model.graph:
+        if node.op_type == "DistCollective" and not all(node.name in plan.meeting(at) for at in plan.profiles):
+            yield f"{node.name}, in which ranks meet, is not in the plan: build it again with tensorrt_rtx {VERSION}"
     wanted = sum({id(value.const_value): value.const_value.nbytes for value in initializers(model)
                   if value.const_value is not None}.values())
     stored = plan.constant_bytes().total()

@@ -20,6 +20,7 @@ graph of its own. All profiles share the weights in the file. Of its lines these
     tensor={ ... const_payload_size=8192 dims={ 64 128 } ... name="..." ... type=fp8_e4m3 }
     sub_tensor={ base="..." ... dims={ ... } ... name="..." ... type=... }
     fully_connected={ name="..." output={"..." } input={"a" "b" ... } ... alpha=36DB0000 ... layers="[ONNX Layer: x]" }
+    comm_allreduce={ ... layers="[ONNX Layer: y]" }    comm_allgather={ ... layers="[ONNX Layer: z]" }
 
 ``layers`` names the ONNX nodes that a matrix product stands for: that is how a plan is compared with its model.
 """
@@ -46,6 +47,7 @@ _MAGIC, _SERIAL, _HEADER = b"vtrt", 2, 40
 _GRAPH, _END = b"header {\n  version =", b"\0"
 _QUOTED = re.compile(r'"([^"]*)"')
 _LAYER = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+_COLLECTIVES = ("comm_allreduce", "comm_allgather")
 _PROFILE = re.compile(r" \[profile (\d+)\]")
 
 
@@ -105,6 +107,7 @@ class PlanGraph:
         outputs: names of what it writes.
         tensors: by name.
         gemms: matrix products.
+        collectives: names of the ONNX nodes in which ranks meet.
     """
 
     profile: int
@@ -113,6 +116,7 @@ class PlanGraph:
     outputs: tuple[str, ...]
     tensors: dict[str, PlanTensor] = field(repr=False)
     gemms: tuple[Gemm, ...]
+    collectives: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,10 @@ class Plan:
     def gemms(self) -> tuple[Gemm, ...]:
         """All matrix products."""
         return tuple(gemm for graph in self.graphs for gemm in graph.gemms)
+
+    def meeting(self, profile: int) -> tuple[str, ...]:
+        """Names of the ONNX nodes in which ranks meet, in one profile."""
+        return tuple(name for graph in self.graphs if graph.profile == profile for name in graph.collectives)
 
     @property
     def inputs(self) -> dict[str, PlanTensor]:
@@ -211,7 +219,8 @@ def _texts(data: mmap.mmap) -> Iterator[str]:
 def _graph(text: str) -> PlanGraph:
     lists: dict[str, tuple[str, ...]] = {"accelerators": (), "inputs": (), "outputs": ()}
     tensors: dict[str, PlanTensor] = {}
-    products = []
+    products: list[str] = []
+    collectives: list[str] = []
     for line in map(str.strip, text.splitlines()):
         kind, _, rest = line.partition("=")
         if kind in ("tensor", "sub_tensor"):
@@ -219,12 +228,16 @@ def _graph(text: str) -> PlanGraph:
             tensors[tensor.name] = tensor
         elif kind == "fully_connected":
             products.append(rest)
+        elif kind in _COLLECTIVES:
+            collectives += _LAYER.findall(rest)
         elif kind in lists and not lists[kind]:
             lists[kind] = tuple(_QUOTED.findall(rest)) or tuple(re.findall(r"\bsm(\d+)", rest))
     named = _PROFILE.search(" ".join((*lists["inputs"], *lists["outputs"])))
     profile = int(named[1]) if named else 0
     gemms = tuple(_gemm(line, tensors, profile) for line in products)
-    return PlanGraph(profile, lists["accelerators"], lists["inputs"], lists["outputs"], tensors, gemms)
+    return PlanGraph(
+        profile, lists["accelerators"], lists["inputs"], lists["outputs"], tensors, gemms, tuple(collectives)
+    )
 
 
 def _tensor(line: str) -> PlanTensor:

@@ -19,7 +19,7 @@ from .header import read_header
 from .lazy import LazyTensor
 from .names import canonical_name, is_buffer, stored_name
 from .quantized import split_scales, with_scales
-from .views import Concat, Stack, transposed
+from .views import Concat, Stack, Transposed
 
 __all__ = ["INDEX", "SINGLE", "canonical_name", "fuse_experts", "open_huggingface", "stored_name"]
 
@@ -106,7 +106,7 @@ def fuse_experts(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     layers: dict[str, dict[tuple[int, str], LazyTensor]] = {}
     for name, tensor in tensors.items():
         if match := _EXPERT.fullmatch(name):
-            layers.setdefault(match[1], {})[int(match[2]), match[3]] = transposed(tensor)
+            layers.setdefault(match[1], {})[int(match[2]), match[3]] = Transposed(tensor)
     for prefix, parts in layers.items():
         experts = range(1 + max(expert for expert, _ in parts))
         absent = [(e, kind) for e in experts for kind in ("gate", "up", "down") if (e, kind) not in parts]

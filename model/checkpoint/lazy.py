@@ -112,8 +112,7 @@ class MappedTensor:
         """A copy of the wanted part."""
         part = self.value if index is None else self.value[index]
         copy = part.clone()
-        if part.is_contiguous():
-            _release(part)
+        _release(part)
         return copy
 
 
@@ -121,6 +120,9 @@ def _release(part: Tensor) -> None:
     """Tell the system that a mapped part is not needed; the file still has it. Advice: a refusal does no harm."""
     if _MADV_DONTNEED is None:
         return
+    if not part.numel():
+        return
+    span = 1 + sum((size - 1) * step for size, step in zip(part.shape, part.stride(), strict=True))
     first = part.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
-    length = part.data_ptr() + part.nbytes - first
+    length = part.data_ptr() + span * part.itemsize - first
     ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), _MADV_DONTNEED)

@@ -22,7 +22,7 @@ from ..config import TextConfig
 from .lazy import LazyTensor, MappedTensor
 from .quantized import is_float8, scaled
 from .ranks import Ranks, join
-from .views import Concat, Reshaped, Rows, Unflatten, transposed
+from .views import Concat, Reshaped, Rows, Transposed, Unflatten
 
 Scales = Sequence[Mapping[str, Tensor]]
 """For each rank the FP8 scales by mapped name, ``layers.{i}.feed_forward.experts.{w1,w3,w2}``, each [E, out]."""
@@ -99,7 +99,7 @@ def _mixture(ranks: Ranks, ffn: str, text: TextConfig, scales: Scales) -> dict[s
         for key, name in stored.items()
     )
     return {
-        "feed_forward.router.weight": transposed(ranks.equal(f"{ffn}.router_DE")),
+        "feed_forward.router.weight": Transposed(ranks.equal(f"{ffn}.router_DE")),
         "feed_forward.experts.gate_up_proj": Concat([*gates, *ups], axis=2),
         "feed_forward.experts.down_proj": join(downs, 1),
         **shared,

@@ -133,7 +133,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class Converted:
-    """A tensor that has to be read whole and passed through a function, such as a transposition."""
+    """A tensor that has to be read whole and passed through a function."""
 
     source: LazyTensor
     convert: Callable[[Tensor], Tensor]
@@ -150,9 +150,26 @@ class Converted:
         return whole if index is None else whole[index]
 
 
-def transposed(source: LazyTensor) -> LazyTensor:
+@dataclass(frozen=True)
+class Transposed:
     """A matrix with its axes exchanged."""
-    return Converted(source, lambda value: value.T.contiguous(), source.shape[::-1])
+
+    source: LazyTensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape with the axes exchanged."""
+        return self.source.shape[::-1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As stored."""
+        return self.source.dtype
+
+    def read(self, index: Index = None) -> Tensor:
+        """Read the whole, then take the part."""
+        whole = self.source.read().T.contiguous()
+        return whole if index is None else whole[index]
 
 
 @dataclass(frozen=True)

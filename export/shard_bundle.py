@@ -1,0 +1,85 @@
+"""A decoder split over ranks: each rank's part is lowered, cut at its collectives and written by itself.
+
+The whole decoder is captured once. A rank's graph is that of the whole with its stage kept and its width split; from
+then on every pass of the target sees an ordinary decoder that happens to be smaller. Memory is bounded by two graphs,
+whatever the number of ranks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ..errors import HerdError
+from ..files import require_room
+from ..model.config import HerdConfig
+from ..model.shard_plan import ShardPlan
+from ..runtimes.shards import PieceEntry, Shards, entry_of
+from .cut import cut, remove_ends
+from .job import Job, Made, active_bytes, weight_bytes
+from .passes import KeepStage, SplitWidth
+from .shard_calibration import RankCalibration
+from .shard_checkpoint import sharded
+from .targets import Target
+from .weights import stream
+
+
+def check_shards(plan: ShardPlan, config: HerdConfig, target: Target) -> None:
+    """Refuse what cannot be split.
+
+    Raises:
+        HerdError: the target runs on one device only, or the plan does not fit the model.
+    """
+    if not target.passes:
+        raise HerdError(f"target {target.name} is not lowered and runs on one device, the plan {plan} is for "
+                        f"{plan.world}: choose cpu or a TensorRT target")
+    plan.check(config)
+
+
+def write_shards(job: Job, directory: Path, output: Path, plan: ShardPlan) -> Made:
+    """Write all ranks, and the image graph, which runs on rank 0."""
+    made, ranks, done = Made(), [], 0
+    whole = job.captured("decoder")
+    if "vision" in job.roles:
+        vision = job.lowered("vision", job.captured("vision"))
+        done = weight_bytes(vision)
+        job.write(vision, directory, "vision", made)
+    for rank in range(plan.world):
+        model = _lowered(job, whole.clone(), plan, rank)
+        expected = weight_bytes(model) * (plan.world - rank)  # ranks are alike
+        job.progress.weights(done + expected)
+        require_room(output, expected, "the rest of the bundle")
+        done += weight_bytes(model)
+        made.active_bytes += active_bytes(model, job.checkpoint.config.text)
+        job.progress.stage(f"writing weights of rank {rank}")
+        pieces = _write_rank(job, model, directory / f"rank{rank}", made)
+        ranks.append(entry_of(plan, job.checkpoint.config.text, rank, pieces))
+    made.graphs["decoder"] = ranks[0].pieces[0].graph
+    made.shards = Shards(plan, tuple(ranks))
+    return made
+
+
+def _lowered(job: Job, model: ir.Model, plan: ShardPlan, rank: int) -> ir.Model:
+    config, calibration = job.config, job.calibration
+    for split in (KeepStage(plan, rank, config.text.num_layers), SplitWidth(plan, rank, config)):
+        split(model)
+    if calibration is not None:
+        calibration = RankCalibration.of(calibration, plan, config, rank)
+    return job.lowered(f"decoder of rank {rank}", model, sharded(job.checkpoint, plan, rank), calibration)
+
+
+def _write_rank(job: Job, model: ir.Model, directory: Path, made: Made) -> tuple[PieceEntry, ...]:
+    """Write a rank's pieces, which share one file of weights, or its plan."""
+    directory.mkdir()
+    if job.build is not None:
+        received, sent = remove_ends(model.graph)
+        name, made.plans[f"{directory.name}/decoder"] = job.write_plan(model, directory, "decoder")
+        return (PieceEntry(f"{directory.name}/{name}", received, sent),)
+    stream(model, directory, "decoder.data", job.progress.written)
+    entries = []
+    for index, piece in enumerate(cut(model)):
+        path = directory / f"decoder.{index:02}.onnx"
+        ir.save(piece.model, path)
+        entries.append(PieceEntry(f"{directory.name}/{path.name}", piece.before, piece.after))
+    return tuple(entries)

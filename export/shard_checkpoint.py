@@ -1,0 +1,21 @@
+"""A checkpoint as one rank sees it: slices under the names of the whole, read without the bytes of other ranks.
+
+It lies below ``rotation.py``: rotations act along the width of the residual stream, shards along heads, F, experts and
+vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..model.checkpoint import Checkpoint
+from ..model.checkpoint.narrow import parts_of
+from ..model.shard_plan import ShardPlan
+
+
+def sharded(checkpoint: Checkpoint, plan: ShardPlan, rank: int) -> Checkpoint:
+    """What a rank holds of a checkpoint; its configuration stays that of the whole model."""
+    held = {name: plan.parts(checkpoint.config, name, rank) for name in checkpoint.sources}
+    return replace(checkpoint, sources={
+        name: parts_of(checkpoint.sources[name], parts) for name, parts in held.items() if parts is not None
+    })
