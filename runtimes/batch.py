@@ -65,7 +65,7 @@ class SideBySide:
 
 
 class DecodeBatch(SideBySide):
-    """Sequences side by side, bound once to an ONNX Runtime session.
+    """Sequences side by side, bound once to the decoder.
 
     Args:
         runner: the decoder.
@@ -79,15 +79,15 @@ class DecodeBatch(SideBySide):
         self.past_lengths = np.zeros(len(sequences), np.int64)
         self.logits = np.zeros((len(sequences), 1, config.vocab_size), np.float32)
         features = np.zeros((0, config.hidden_size), np.float32)
-        self.io = runner.bind(
+        self._call = runner.bind(
             self.layers, self.input_ids, self.past_lengths, np.zeros(1, np.int64), features, self.logits
         )
 
-    def run(self, session: Any, token_ids: Items[int]) -> np.ndarray[Any, Any]:
+    def run(self, token_ids: Items[int]) -> np.ndarray[Any, Any]:
         """Append one token to each sequence; float32 [B, vocabulary], valid until the next call."""
         self.input_ids[:, 0] = token_ids
         self.past_lengths[:] = [len(sequence) for sequence in self.sequences]
-        session.run_with_iobinding(self.io)
+        self._call()
         for sequence, token in zip(self.sequences, token_ids, strict=True):
             sequence.token_ids.append(int(token))
         return self.logits[:, 0]

@@ -57,7 +57,8 @@ class BenchReport:
         decode_share: of the read bandwidth ceiling.
         batch: sequences decoded together.
         batch_decode: tokens per second of all of them; None for a batch of one.
-        peak_bytes: largest resident memory of this process; the ceilings are measured afterwards.
+        peak_bytes: largest resident memory of this process, which is rank 0 of a sharded bundle; the ceilings are
+            measured afterwards.
     """
 
     prompt_tokens: int
@@ -113,6 +114,7 @@ def bench(
     together = [sequence, *(sequence.fork() for _ in range(batch - 1))]
     batches = [_decode(engine, together, new) for _ in range(repeats)] if batch > 1 else []
     peak = _peak_bytes()
+    engine.close()
     ceilings = measure_ceilings(threads)
     prefill, decode = Spread.of(prompt, prefills), Spread.of(new, decodes)
     element = sequence.buffers.layers[0][0].itemsize

@@ -6,7 +6,10 @@ Every cache buffer is bound both as ``past.*`` and as ``present.*``, so the grap
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Items
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ class DecodeBinding:
         self.past_lengths = np.zeros(1, np.int64)
         self.logits = np.zeros((1, 1, config.vocab_size), np.float32)
         no_features = np.zeros((0, config.hidden_size), np.float32)
-        self.io = runner.bind(
+        self.run = runner.bind(
             sequence.buffers.layers, self.input_ids, self.past_lengths, np.zeros(1, np.int64), no_features, self.logits
         )
 
@@ -43,11 +46,15 @@ class DecoderRunner(Runner):
     def __init__(self, graph: Path, config: HerdConfig, *, threads: int | None, memory: Memory = "fast") -> None:
         self.config = config
         self.session = create_session(graph, threads=threads, memory=memory)
-        _check_caches(self.session, config, graph)
+        self._prepare(self.session.get_inputs(), graph)
+
+    def _prepare(self, inputs: Items[Any], graph: Path, *, batches: int = 1) -> None:
+        """Learn from a graph's inputs where caches live; remember so many batches."""
+        _check_caches(inputs, self.config, graph)
         self._value = load_onnxruntime().OrtValue.ortvalue_from_numpy
-        self.memory = HostMemory(_cache_type(self.session))
-        self._batch: DecodeBatch | None = None
-        self.takes_features = any(item.name == "image_features" for item in self.session.get_inputs())
+        self.memory = HostMemory(_cache_type(inputs))
+        self._batches: deque[DecodeBatch] = deque(maxlen=batches)
+        self.takes_features = any(item.name == "image_features" for item in inputs)
 
     def decode(self, sequence: Sequence, token_id: int) -> Logits:
         """Append one text token; see ``Runner``."""
@@ -58,54 +65,64 @@ class DecoderRunner(Runner):
             binding = sequence.binding = DecodeBinding(self, sequence)
         binding.input_ids[0, 0] = token_id
         binding.past_lengths[0] = length
-        self.session.run_with_iobinding(binding.io)
+        binding.run()
         sequence.token_ids.append(token_id)
         return binding.logits[0, 0]
 
     def decode_batch(self, sequences: Items[Sequence], token_ids: Items[int]) -> Logits:
         """Append one text token to each of several sequences; see ``Runner``."""
-        if self._batch is None or not self._batch.holds(sequences):
-            self._batch = DecodeBatch(self, sequences)
-        return self._batch.run(self.session, token_ids)
+        batch = next((known for known in self._batches if known.holds(sequences)), None)
+        if batch is None:
+            batch = DecodeBatch(self, sequences)
+            self._batches.appendleft(batch)
+        return batch.run(token_ids)
 
     def run_piece(self, sequence: Sequence, piece: list[int], features: Features, rows: Features) -> Logits:
         """Append a piece; see ``Runner``."""
         logits = np.empty((1, len(rows), self.config.text.vocab_size), np.float32)
         ids, lengths = np.asarray([piece], np.int64), np.asarray([len(sequence)], np.int64)
-        self.session.run_with_iobinding(self.bind(sequence.buffers.layers, ids, lengths, rows, features, logits))
+        self.bind(sequence.buffers.layers, ids, lengths, rows, features, logits)()
         return logits[0]
 
     def bind(
         self, layers: Items[tuple[Buffer, Buffer]], input_ids: Features, past_lengths: Features, rows: Features,
         features: Features, logits: Features,
-    ) -> Any:
-        """An ``IOBinding`` over numpy memory: later writes to the arrays are what the next run reads."""
+    ) -> Callable[[], None]:
+        """A call over numpy memory: later writes to the arrays are what the next call reads."""
         io = self.session.io_binding()
-        inputs = {"input_ids": input_ids, "past_lengths": past_lengths, "logit_rows": rows}
+        inputs, outputs = self.values(layers, input_ids, past_lengths, rows, features, logits)
+        for name, value in inputs.items():
+            io.bind_ortvalue_input(name, value)
+        for name, value in outputs.items():
+            io.bind_ortvalue_output(name, value)
+        return partial(self.session.run_with_iobinding, io)
+
+    def values(
+        self, layers: Items[tuple[Buffer, Buffer]], input_ids: Features, past_lengths: Features, rows: Features,
+        features: Features, logits: Features,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Inputs and outputs of the decoder by name; ``OrtValue`` over the arrays' own memory."""
+        arrays = {"input_ids": input_ids, "past_lengths": past_lengths, "logit_rows": rows}
         if self.takes_features:
-            inputs["image_features"] = np.ascontiguousarray(features)
-        for name, array in inputs.items():
-            io.bind_ortvalue_input(name, self._value(array))
+            arrays["image_features"] = np.ascontiguousarray(features)
+        inputs, outputs = {name: self._value(array) for name, array in arrays.items()}, {"logits": self._value(logits)}
         for layer, buffers in enumerate(layers):
             for part, buffer in zip(("key", "value"), buffers, strict=True):
-                value = self._value(buffer)
-                io.bind_ortvalue_input(f"past.{layer}.{part}", value)
-                io.bind_ortvalue_output(f"present.{layer}.{part}", value)
-        io.bind_ortvalue_output("logits", self._value(logits))
-        return io
+                inputs[f"past.{layer}.{part}"] = outputs[f"present.{layer}.{part}"] = self._value(buffer)
+        return inputs, outputs
 
 
-def _cache_type(session: Any) -> type[np.generic]:
-    """Element type of keys and values in a graph."""
-    types = {item.type for item in session.get_inputs() if item.name.startswith("past.")}
+def _cache_type(inputs: Items[Any]) -> type[np.generic]:
+    """Element type of keys and values among a graph's inputs."""
+    types = {item.type for item in inputs if item.name.startswith("past.")}
     return np.int8 if types == {"tensor(int8)"} else np.float32
 
 
-def _check_caches(session: Any, config: HerdConfig, graph: Path) -> None:
+def _check_caches(inputs: Items[Any], config: HerdConfig, graph: Path) -> None:
     """Compare the caches that a graph takes with those that the configuration gives it."""
     text = config.text
     wanted = {f"past.{layer}.{part}" for layer in range(text.num_layers) for part in ("key", "value")}
-    found = {item.name: item.shape for item in session.get_inputs() if item.name.startswith("past.")}
+    found = {item.name: item.shape for item in inputs if item.name.startswith("past.")}
     if found.keys() != wanted:
         raise HerdError(f"{graph} takes {len(found)} caches, the manifest's configuration gives {len(wanted)}: "
                         "rebuild the bundle")

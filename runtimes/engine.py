@@ -20,12 +20,15 @@ from ..errors import HerdError
 from ..model.config import HerdConfig
 from ..model.processing import PreparedPrompt, PromptProcessor
 from .bundle import Bundle
+from .collectives import TIMEOUT
 from .decoder import DecoderRunner
 from .generation import Generation, StopRule, TextStream, Timings
 from .ort import Memory
 from .pieces import Logits, Runner
+from .rendezvous import ShardOptions, check_devices, threads_of
 from .sampling import Sampling
 from .sequence import Features, Sequence
+from .sharded import load_sharded
 from .vision import VisionRunner, digest
 
 ORT_TARGETS = ("cpu", "canonical")
@@ -48,17 +51,23 @@ class Engine:
 
     @classmethod
     def load(
-        cls, path: str | Path, *, threads: int | None = None, verify: bool = True, memory: Memory = "fast"
+        cls, path: str | Path, *, threads: int | None = None, verify: bool = True, memory: Memory = "fast",
+        devices: Items[str] | None = None, timeout: float = TIMEOUT,
     ) -> Engine:
         """Open, check and load a bundle.
 
         Args:
             path: bundle directory.
-            threads: threads of one operator, None for one per core.
+            threads: threads of one operator on every rank, None for one per core.
             verify: compare every file's SHA-256 with the manifest; weights, which are only numbers, while they load.
             memory: ``fast`` packs all weights for speed, in memory of their own; ``low`` uses them as they lie in the
                 bundle, and the operating system reads and drops them page by page: a bundle may be larger than the
                 memory, and experts that are never chosen are never read.
+            devices: of a sharded bundle, per rank the cores that it may use, such as ``["0-7", "8-15"]``.
+            timeout: of a sharded bundle, seconds that a rank may keep the others waiting in the middle of a call.
+
+        A sharded bundle starts its other ranks as processes of this machine; under torchrun it joins them, and only
+        rank 0 gets an engine (docs/sharding.md). Close the engine, or use it as a context manager.
 
         Raises:
             HerdError: the bundle is incomplete, altered, or made for another runtime.
@@ -71,6 +80,13 @@ class Engine:
         if bundle.manifest.target not in (*ORT_TARGETS, *PLAN_TARGETS):
             raise HerdError(f"{path} is built for target {bundle.manifest.target!r}, this runtime executes "
                             f"{', '.join((*ORT_TARGETS, *PLAN_TARGETS))}: rebuild it for one of them")
+        ranks = bundle.manifest.shards.plan.world if bundle.manifest.shards else 1
+        places = check_devices(devices, ranks)
+        if bundle.manifest.shards:
+            options = ShardOptions(threads_of(threads, ranks), verify, memory, timeout, places)
+            engine = cls(bundle, _front_end(bundle, options), _vision(bundle, threads, memory))
+            engine._warm_up()
+            return engine
         # Reading all weights to hash them would fill a small memory with pages that are not needed.
         weights = [] if memory == "low" or not verify else bundle.weight_files
         if verify:
@@ -87,6 +103,21 @@ class Engine:
     def _warm_up(self) -> None:
         """Run a token, so that buffers that a first call allocates are there before somebody waits for it."""
         self._decoder.decode(self.new_sequence(), 0)
+
+    def close(self) -> None:
+        """End the other processes of a sharded engine; afterwards it refuses to run."""
+        self._decoder.close()
+
+    @property
+    def closed(self) -> str:
+        """Why it runs no more: it was closed, or a rank failed; empty while it runs."""
+        return self._decoder.closed
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def config(self) -> HerdConfig:
@@ -298,10 +329,22 @@ def _runners(bundle: Bundle, threads: int | None, memory: Memory) -> tuple[Runne
         from .tensorrt.load import load_plans
 
         return load_plans(bundle)
-    decoder = DecoderRunner(bundle.graph("decoder"), config, threads=threads, memory=memory)
-    if not config.vision:
-        return decoder, None
-    return decoder, VisionRunner(bundle.graph("vision"), config, threads=threads, memory=memory)
+    return (DecoderRunner(bundle.graph("decoder"), config, threads=threads, memory=memory),
+            _vision(bundle, threads, memory))
+
+
+def _front_end(bundle: Bundle, options: ShardOptions) -> Runner:
+    if bundle.manifest.target in PLAN_TARGETS:
+        raise HerdError(f"{bundle.directory} holds TensorRT plans of several ranks, which this runtime does not run: "
+                        "build it whole, or for target cpu")
+    return load_sharded(bundle, options)
+
+
+def _vision(bundle: Bundle, threads: int | None, memory: Memory) -> VisionRunner | None:
+    """The image tower on ONNX Runtime; None for models that read text only."""
+    if not bundle.manifest.config.vision:
+        return None
+    return VisionRunner(bundle.graph("vision"), bundle.manifest.config, threads=threads, memory=memory)
 
 
 def _sampling(options: dict[str, Any]) -> Sampling:

@@ -29,12 +29,14 @@ class Runner(ABC):
         memory: where the caches of its sequences live.
         longest: most tokens in one call.
         takes_features: whether the graph reads image features.
+        closed: why it runs no more; empty while it does.
     """
 
     config: HerdConfig
     memory: CacheMemory
     longest: int = PIECE
     takes_features: bool
+    closed: str = ""
 
     def new_sequence(self) -> Sequence:
         """An empty sequence."""
@@ -88,7 +90,14 @@ class Runner(ABC):
             results.append(self.run_piece(sequence, piece, features[used : used + images], rows))
             sequence.token_ids += piece
             used += images
+        self.settle()
         return np.concatenate(results) if all_positions else results[-1][-1]
+
+    def settle(self) -> None:  # noqa: B027
+        """Wait for logits of pieces that are still on their way; here there are none."""
+
+    def close(self) -> None:  # noqa: B027
+        """End what runs elsewhere; here nothing does."""
 
     def split(self, start: int, token_ids: Items[int]) -> list[list[int]]:
         """Cut tokens into pieces that are fast, bounded in memory, and do not cross a multiple of the chunk."""

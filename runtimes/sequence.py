@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -39,9 +39,9 @@ class Sequence:
         if self.buffers.reserve(tokens):
             self.binding = None
 
-    def fork(self) -> Sequence:
+    def fork(self) -> Self:
         """An independent sequence with the same past: the shared prefix is copied, not computed again."""
-        twin = Sequence.__new__(Sequence)
+        twin = type(self).__new__(type(self))
         twin.token_ids = self.token_ids.copy()
         twin.features = self.features
         twin.tile_digests = self.tile_digests.copy()

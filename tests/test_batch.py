@@ -50,12 +50,12 @@ def test_a_batch_gives_what_each_gives_alone(engine: Engine) -> None:
 def test_the_same_batch_copies_nothing_and_another_does(engine: Engine) -> None:
     together, alone = _sequences(engine), _sequences(engine)
     engine.decode_batch(together, [5] * 5)
-    first = engine._decoder._batch
+    first = engine._decoder._batches[0]
     engine.decode_batch(together, [6] * 5)
-    assert engine._decoder._batch is first
+    assert engine._decoder._batches[0] is first
     swapped = [together[4], together[0]]
     found = engine.decode_batch(swapped, [7, 8])
-    assert engine._decoder._batch is not first
+    assert engine._decoder._batches[0] is not first
     for sequence, tokens in ((alone[4], (5, 6, 7)), (alone[0], (5, 6, 8))):
         for token in tokens:
             wanted = engine.decode(sequence, token)

@@ -1,0 +1,245 @@
+"""How the ranks of a sharded engine come together, and what every rank does before it serves.
+
+* Usually rank 0, the process that loads the engine, starts the others on its own machine. They inherit a file in
+  memory and nothing else: there is no port, and nothing that a crash could leave behind.
+* Where ``RANK`` and ``WORLD_SIZE`` are set (torchrun, Ray, a batch system) every rank was started by somebody else and
+  they meet at ``MASTER_ADDR``:``MASTER_PORT``. When all are on one machine they then open rank 0's file in memory and
+  exchange through that; otherwise through torch.distributed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence as Items
+from dataclasses import asdict, dataclass
+from typing import IO, Any
+
+import numpy as np
+
+from ..errors import HerdError
+from ..files import sha256_of
+from ..model.shard_plan import ShardPlan
+from .bundle import MANIFEST, Bundle
+from .collectives import TIMEOUT, Collectives
+from .ort import Memory
+from .shard_runner import ShardRunner
+from .shared_memory import SharedMemory, create, supported
+
+TOLD = 3
+"""Exit status of a rank that has told the others why it ends."""
+_LAST_WORDS = 300
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """How a rank loads and serves.
+
+    Attributes:
+        threads: threads of one operator on every rank.
+        verify: compare SHA-256 of this rank's files.
+        memory: as for ``Engine.load``.
+        timeout: seconds that a rank may keep the others waiting in the middle of a call.
+        devices: per rank the cores that it may use, such as ``0-3,8``; empty for any.
+    """
+
+    threads: int
+    verify: bool = True
+    memory: Memory = "fast"
+    timeout: float = TIMEOUT
+    devices: tuple[str, ...] = ()
+
+
+def plan_of(bundle: Bundle) -> ShardPlan:
+    """How a sharded bundle is split."""
+    assert bundle.manifest.shards is not None, "a whole bundle has no ranks"
+    return bundle.manifest.shards.plan
+
+
+def load_shard(bundle: Bundle, link: Collectives, options: ShardOptions) -> ShardRunner:
+    """What a rank loads; every rank calls it, and none goes on before all have loaded.
+
+    Raises:
+        HerdError: this rank has another bundle than rank 0, or files that were altered.
+    """
+    _check_same_bundle(bundle, link)
+    if options.devices:
+        os.sched_setaffinity(0, cores(options.devices[link.rank]))
+    if options.verify:
+        large = bundle.weight_files if options.memory == "low" else ()
+        bundle.verify(name for name in bundle.files_of(link.rank) if name not in large)
+    shard = ShardRunner(bundle, link, threads=options.threads, memory=options.memory)
+    link.barrier()
+    return shard
+
+
+def _check_same_bundle(bundle: Bundle, link: Collectives) -> None:
+    mine = sha256_of(bundle.directory / MANIFEST)
+    theirs = np.frombuffer(bytes.fromhex(mine), np.uint8).copy()
+    link.broadcast(theirs)
+    if (found := theirs.tobytes().hex()) != mine:
+        raise HerdError(f"{bundle.directory} is another bundle than rank 0 has: its manifest is {mine[:12]}…, rank 0's "
+                        f"is {found[:12]}…; copy the same bundle to every machine")
+
+
+def cores(text: str) -> set[int]:
+    """Cores of a list such as ``0-3,8``.
+
+    Raises:
+        HerdError: not such a list.
+    """
+    found: set[int] = set()
+    for part in str(text).split(","):
+        first, _, last = part.partition("-")
+        if not first.strip().isdecimal() or (last and not last.strip().isdecimal()):
+            raise HerdError(f"{text!r} is no list of cores: write it as 0-3,8")
+        found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+class Processes:
+    """The ranks that rank 0 has started.
+
+    Args:
+        started: by rank.
+        errors: what each wrote to standard error.
+    """
+
+    def __init__(self, started: dict[int, subprocess.Popen[bytes]], errors: dict[int, IO[bytes]]) -> None:
+        self.started, self._errors = started, errors
+
+    def obituary(self) -> str:
+        """How ranks ended that did not say why themselves; empty when none did."""
+        return "; ".join(f"rank {rank} (process {process.pid}) {self._how(rank, code)}"
+                         for rank, process in self.started.items() if (code := process.poll()) not in (None, 0, TOLD))
+
+    def _how(self, rank: int, code: int) -> str:
+        if code < 0:
+            name = signal.Signals(-code).name
+            return f"was killed by {name}" + (", perhaps for lack of memory" if code == -signal.SIGKILL else "")
+        self._errors[rank].seek(0)
+        lines = self._errors[rank].read().decode(errors="replace").strip().splitlines()
+        return f"ended with status {code}" + (f": {lines[-1][:_LAST_WORDS]}" if lines else "")
+
+    def stop(self, grace: float) -> None:
+        """Wait for them to end by themselves, then end them."""
+        for process in self.started.values():
+            try:
+                process.wait(grace)
+            except subprocess.TimeoutExpired:
+                grace = 0
+                process.kill()  # a stopped process would not hear anything gentler
+                process.wait()
+        for file in self._errors.values():
+            file.close()
+
+
+def start(bundle: Bundle, options: ShardOptions) -> tuple[Collectives, Processes]:
+    """Start the other ranks on this machine.
+
+    Returns:
+        This process's exchanges as rank 0, and the others' processes.
+
+    Raises:
+        HerdError: this machine cannot share memory as ranks need it.
+    """
+    if not supported():
+        raise HerdError(f"ranks on one machine share memory, which {sys.platform} on this processor does not do in the "
+                        "way they need: start every rank with torchrun")
+    plan = plan_of(bundle)
+    descriptor = create(plan.world)
+    started: dict[int, subprocess.Popen[bytes]] = {}
+    errors: dict[int, IO[bytes]] = {}
+    for rank in range(1, plan.world):
+        errors[rank] = tempfile.TemporaryFile()  # noqa: SIM115
+        order = json.dumps({"bundle": str(bundle.directory.resolve()), "rank": rank, "descriptor": descriptor,
+                            **asdict(options)})
+        started[rank] = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", f"{__package__}.shard_worker", order], pass_fds=[descriptor],
+            stdin=subprocess.DEVNULL, stdout=errors[rank], stderr=errors[rank])
+    link = SharedMemory(descriptor, 0, plan.world, plan.group_of(0), timeout=options.timeout)
+    for rank, process in started.items():
+        link.expect(rank, process.pid)
+    return link, Processes(started, errors)
+
+
+def called() -> bool:
+    """Whether somebody else has started this process as one of several ranks."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def join(bundle: Bundle, options: ShardOptions) -> Collectives:
+    """Meet the other ranks where the environment says.
+
+    Raises:
+        HerdError: another number of ranks than the bundle has, an address in use, or nobody comes.
+    """
+    from .gloo import Gloo, meet
+
+    plan = plan_of(bundle)
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if world != plan.world:
+        raise HerdError(f"{world} ranks were started, the bundle is split for {plan.world} ({plan}): start as many")
+    meet(rank, world, options.timeout)
+    gloo = Gloo(plan, rank, timeout=options.timeout)
+    descriptor = _shared_descriptor(gloo)
+    if descriptor is None:
+        return gloo
+    link = SharedMemory(descriptor, rank, world, plan.group_of(rank), timeout=options.timeout)
+    link.barrier()
+    gloo.close()  # all have met: what is left of it could only keep processes from ending
+    return link
+
+
+def _shared_descriptor(gloo: Any) -> int | None:
+    """Rank 0's file in memory, opened by every rank; None unless all could open it."""
+    rank = gloo.rank
+    own = create(gloo.world) if rank == 0 and supported() else -1
+    host, pid, number = gloo.gather((_host(), os.getpid(), own))[0]
+    opened = own
+    if rank and number >= 0 and host == _host():
+        try:
+            opened = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR)
+        except OSError:
+            opened = -1
+    if min(gloo.gather(opened)) >= 0:
+        return opened
+    if opened >= 0:
+        os.close(opened)
+    return None
+
+
+def _host() -> str:
+    """What tells this machine's running system apart from others."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123
+            return file.read()
+    except OSError:
+        return ""
+
+
+def threads_of(threads: int | None, ranks: int) -> int:
+    """Threads of a rank: as asked, or the machine's cores shared by the ranks on it."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks)) if called() else ranks
+    return threads or max(1, (os.cpu_count() or 1) // max(1, local))
+
+
+def check_devices(devices: Items[str] | None, ranks: int) -> tuple[str, ...]:
+    """Devices of the ranks.
+
+    Raises:
+        HerdError: the bundle is whole, another number than ranks, or not lists of cores.
+    """
+    if devices is None:
+        return ()
+    if ranks == 1:
+        raise HerdError("devices were given, but the bundle is not sharded: build it with --shards")
+    if len(devices) != ranks:
+        raise HerdError(f"{len(devices)} devices were given, the bundle is split for {ranks}: give one for each")
+    for text in devices:
+        cores(text)
+    return tuple(devices)

@@ -1,0 +1,125 @@
+"""A rank other than the first: does what rank 0 says until it ends, or until rank 0 is gone.
+
+``python -m herdgraph.runtimes.shard_worker OPTIONS`` (JSON) is what ``rendezvous.py`` starts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+
+import numpy as np
+
+from ..errors import HerdError
+from .bundle import Bundle
+from .collectives import Collectives, RankError
+from .rendezvous import TOLD, ShardOptions, load_shard, plan_of
+from .sequence import Sequence
+from .shard_commands import Command, Kind, hear
+from .shard_runner import ShardRunner
+from .shared_memory import SharedMemory
+
+
+class Worker:
+    """The sequences of a rank, known by the numbers that rank 0 gives them.
+
+    Args:
+        shard: runs what this rank holds.
+    """
+
+    def __init__(self, shard: ShardRunner) -> None:
+        self.shard = shard
+        self.sequences: dict[int, Sequence] = {}
+
+    def serve(self) -> None:
+        """Do what rank 0 says until it ends."""
+        width = self.shard.config.text.hidden_size
+        while (command := hear(self.shard.link, width)).kind != Kind.END:
+            self.do(command)
+
+    def do(self, command: Command) -> None:
+        """Follow one command."""
+        if command.kind == Kind.FREE:
+            for key in command.keys:
+                self.sequences.pop(key, None)
+        elif command.kind == Kind.FORK:
+            source, target = command.keys
+            self.sequences[target] = self._sequence(source).fork()
+        elif command.kind == Kind.PIECE:
+            self._piece(self._continued(command)[0], command)
+        elif len(command.keys) == 1:
+            self.shard.decode(self._continued(command)[0], command.ids_BT[0][0])
+        else:
+            self.shard.decode_batch(self._continued(command), [ids[0] for ids in command.ids_BT])
+
+    def _piece(self, sequence: Sequence, command: Command) -> None:
+        [ids], features = command.ids_BT, command.features_PD
+        assert features is not None
+        sequence.reserve(len(sequence) + len(ids))
+        sequence.binding = None
+        self.shard.run_piece(sequence, list(ids), features, np.asarray(command.rows, np.int64))
+        sequence.token_ids += ids
+
+    def _continued(self, command: Command) -> list[Sequence]:
+        """The sequences of a command, without what rank 0 has forgotten."""
+        sequences = [self._sequence(key) for key in command.keys]
+        for sequence, length in zip(sequences, command.lengths, strict=True):
+            del sequence.token_ids[length:]
+        return sequences
+
+    def _sequence(self, key: int) -> Sequence:
+        if key not in self.sequences:
+            self.sequences[key] = self.shard.new_sequence()
+        return self.sequences[key]
+
+
+def serve(bundle: Bundle, link: Collectives, options: ShardOptions) -> None:
+    """Load this rank's part and serve until rank 0 ends; what goes wrong is told to the other ranks.
+
+    Raises:
+        HerdError: this rank or another failed.
+    """
+    try:
+        Worker(load_shard(bundle, link, options)).serve()
+    except RankError:
+        raise
+    except Exception as error:
+        message = f"rank {link.rank}: {_told(error)}"
+        link.fail(message)
+        raise HerdError(message) from error
+    finally:
+        link.close()
+
+
+_OUT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|failed to allocate|bad_alloc", re.IGNORECASE)
+
+
+def _told(error: Exception) -> str:
+    """An exception in one line."""
+    text = " ".join(str(error).split())[:500]
+    if isinstance(error, HerdError):
+        return text
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(text):
+        return "out of memory: split the model over more ranks, or use a smaller recipe or a shorter context"
+    return f"{type(error).__name__}: {text}"
+
+
+def main() -> None:
+    """Serve as the command line says; rank 0 decides when to end, not the terminal."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raw = json.loads(sys.argv[1])
+    directory, rank, descriptor = raw.pop("bundle"), raw.pop("rank"), raw.pop("descriptor")
+    options = ShardOptions(**{**raw, "devices": tuple(raw["devices"])})
+    bundle = Bundle.open(directory, verify=False)
+    plan = plan_of(bundle)
+    link = SharedMemory(descriptor, rank, plan.world, plan.group_of(rank), timeout=options.timeout)
+    try:
+        serve(bundle, link, options)
+    except HerdError:
+        sys.exit(TOLD)
+
+
+if __name__ == "__main__":
+    main()
