@@ -6,7 +6,8 @@ given                    read as
 ``*.txt``, ``*.md``      plain text
 ``*.jsonl``              one sample per line: ``{"text": ...}``, ``{"messages": [...]}`` or ``{"images": [...]}``,
                          with ``images`` (paths relative to the file) for the ``<|image|>`` of a text or the
-                         ``{"type": "image"}`` of messages
+                         ``{"type": "image"}`` of messages; what ``herdgraph train`` reads as well:
+                         ``{"content": ["A", {"image": "cow.png"}, ...]}`` and such parts in messages
 directory of pictures    one sample per picture
 directory of a           rows of a Hugging Face dataset saved by ``save_to_disk``, with the same fields
 ``datasets`` dataset
@@ -147,7 +148,7 @@ def sample_of(row: Any, origin: str, base: Path) -> Sample:
     """A sample from one row of data.
 
     Args:
-        row: a mapping with ``text`` or ``messages``, and ``images`` or ``image``.
+        row: a mapping with ``text``, ``messages`` or ``content``, and ``images`` or ``image``.
         origin: for messages.
         base: what relative paths of pictures are relative to.
 
@@ -162,6 +163,8 @@ def sample_of(row: Any, origin: str, base: Path) -> Sample:
         if not isinstance(value, kind):
             raise HerdError(f"{origin}: {name} is of type {type(value).__name__}, {kind.__name__} is needed")
     images = [_picture(image, base, origin) for image in listed]
+    if isinstance(content := row.get("content"), list):
+        return _document(content, images, base, origin)
     if messages:
         return Sample(_conversation(messages, images, base, origin), (), origin)
     if not text and not images:
@@ -170,11 +173,30 @@ def sample_of(row: Any, origin: str, base: Path) -> Sample:
     return Sample(IMAGE * max(0, missing) + (text or ""), tuple(images), origin)
 
 
+def _document(parts: list[Any], images: list[Any], base: Path, origin: str) -> Sample:
+    """A text with a placeholder for every picture among its parts."""
+    [message] = _conversation([{"content": parts}], images, base, origin)
+    content = message["content"]
+    if not all(isinstance(part, Mapping) and part.get("type") in ("image", "text") for part in content):
+        raise HerdError(f"{origin}: a part of content is neither a text nor an image")
+    text = "".join(IMAGE if part["type"] == "image" else part["text"] for part in content)
+    return Sample(text, tuple(part["image"] for part in content if part["type"] == "image"), origin)
+
+
+def _typed(part: Any) -> Any:
+    """A part in the form of chat templates, which name its type."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    kind = next((kind for kind in ("image", "text") if kind in part), "") if isinstance(part, Mapping) else ""
+    return {"type": kind, **part} if kind else part
+
+
 def _conversation(messages: list[Any], images: list[Any], base: Path, origin: str) -> list[Any]:
     """Messages with a picture in every part of type image: its own, or the next of those that stand beside them."""
     waiting = iter(images)
 
     def filled(part: Any) -> Any:
+        part = _typed(part)
         if not isinstance(part, Mapping) or part.get("type") != "image":
             return part
         own = next((part[name] for name in ("path", "image", "data") if part.get(name) is not None), None)

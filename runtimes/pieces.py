@@ -21,6 +21,11 @@ SHORTEST = 16
 Logits = np.ndarray[Any, Any]
 
 
+def piece_length(heads: int, past: int, longest: int = PIECE) -> int:
+    """Tokens of a prompt in one call: fewer where the past is long, so that the scores of all heads stay small."""
+    return min(longest, max(SHORTEST, SCORES_BYTES // (4 * heads * (past + longest))))
+
+
 class Runner(ABC):
     """Runs a decoder for ``Engine``.
 
@@ -37,6 +42,11 @@ class Runner(ABC):
     longest: int = PIECE
     takes_features: bool
     closed: str = ""
+
+    @property
+    def heads(self) -> int:
+        """Query heads whose attention scores one call holds in one memory."""
+        return self.config.text.num_heads
 
     def new_sequence(self) -> Sequence:
         """An empty sequence."""
@@ -107,7 +117,7 @@ class Runner(ABC):
         begin = 0
         while begin < len(token_ids):
             past = start + begin
-            length = min(self.longest, max(SHORTEST, SCORES_BYTES // (4 * text.num_heads * (past + self.longest))))
+            length = piece_length(self.heads, past, self.longest)
             end = min(len(token_ids), begin + min(length, chunk - past % chunk if chunk else length))
             pieces.append(list(token_ids[begin:end]))
             begin = end

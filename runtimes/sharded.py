@@ -91,6 +91,11 @@ class ShardedRunner(Runner):
         """Rank 0's exchanges, which count what they cost."""
         return self.shard.link
 
+    @property
+    def heads(self) -> int:
+        """Query heads of a rank: each has memory of its own, so pieces may be longer than in one process."""
+        return self.shard.config.text.num_heads
+
     # -- sequences -----------------------------------------------------------------------------------------------
 
     def new_sequence(self) -> ShardedSequence:

@@ -87,6 +87,19 @@ def test_lines_of_every_form(tmp_path: Path) -> None:
     assert [sample.plain for sample in found] == [True, *[False] * 5]
 
 
+def test_lines_of_training_data(tmp_path: Path) -> None:
+    picture(tmp_path / "cow.png")
+    parts = [{"image": "cow.png"}, {"text": "What is it?"}]
+    data = lines(tmp_path / "train.jsonl", {"content": ["A ", {"image": "cow.png"}, "."], "key": "cow"},
+                 {"messages": [{"role": "user", "content": parts}]}, {"content": [3]})
+    found = read_samples([data], images=True)
+    assert next(found) == Sample(f"A {IMAGE}.", (tmp_path / "cow.png",), f"{data} line 1")
+    image = {"type": "image", "image": tmp_path / "cow.png"}
+    assert next(found).prompt == [{"role": "user", "content": [image, {"type": "text", "text": "What is it?"}]}]
+    with pytest.raises(HerdError, match="line 3: a part of content is neither a text nor an image"):
+        next(found)
+
+
 def test_a_raw_line_separator_inside_of_a_line_ends_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one\u2028two\x85three"}\r\n{"text": "four"}\n', encoding="utf-8")
     assert [sample.prompt for sample in read(tmp_path / "a.jsonl")] == ["one\u2028two\x85three", "four"]

@@ -20,7 +20,7 @@ from functools import cache
 from ...model.config import HerdConfig, TextConfig
 from ...model.names import Shape, expected_tensors
 from ...model.shard_plan import ShardPlan
-from ..pieces import PIECE, SCORES_BYTES, SHORTEST
+from ..pieces import piece_length
 from .storage import Storage
 
 RESERVE = 0.05
@@ -121,16 +121,11 @@ def caches(text: TextConfig, plan: ShardPlan, stage: int, element: float, contex
     return slot * context * chunks.count(0), slot * local
 
 
-def piece_length(text: TextConfig, past: int) -> int:
-    """Tokens of a prompt in one call, as ``pieces.py`` has it: shorter where the past is long, by all heads."""
-    return min(PIECE, max(SHORTEST, SCORES_BYTES // (4 * text.num_heads * (past + PIECE))))
-
-
 def activations(config: HerdConfig, plan: ShardPlan, storage: Storage, workload: Workload) -> float:
     """Bytes of the largest call of a rank: residuals, the widest layer, attention scores as if unfused, logits."""
     text = config.text
     heads = text.num_heads // plan.width
-    piece = piece_length(text, workload.context)
+    piece = piece_length(heads, workload.context)
     tokens = max(piece, workload.batch)
     inner = max(text.dense_size if len(text.moe_layers) < text.num_layers else 0, text.expert_size)
     row = 4 * text.hidden_size + 3 * max(inner // plan.width, (heads + 2 * local_kv_heads(plan, text)) * text.head_dim)

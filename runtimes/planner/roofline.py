@@ -26,9 +26,10 @@ from dataclasses import dataclass
 
 from ...model.config import HerdConfig
 from ...model.shard_plan import ShardPlan
+from ..pieces import piece_length
 from ..sharded import PART
 from .devices import Fleet
-from .memory import Workload, alike, piece_length
+from .memory import Workload, alike
 from .storage import Storage
 from .traffic import Call, Collective, Work, sends, work_of
 
@@ -135,7 +136,7 @@ def prefill_rate(
     segments = min(_SEGMENTS, tokens)
     for index in range(segments):
         middle = (2 * index + 1) * tokens // (2 * segments)
-        piece = min(piece_length(config.text, middle), tokens)
+        piece = min(piece_length(config.text.num_heads // plan.width, middle), tokens)
         past = middle // piece * piece
         slowest = max(_stages(config, plan, storage, fleet, Call(1, piece, past, 0)), key=lambda stage: stage.total)
         between = sum(collective_seconds(one, fleet, inside=_in_one_machine(plan, fleet))
