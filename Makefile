@@ -42,5 +42,5 @@ clean:
 	@touch $@
 
 .venv/.dev: pyproject.toml | .venv/.torch
-	$(PIP) install -e ".[cpu,build,train,tensorrt-rtx,test,dev]"
+	$(PIP) install -e ".[cpu,build,train,cluster,tensorrt-rtx,test,dev]"
 	@touch $@ .venv/.demo

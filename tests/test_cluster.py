@@ -23,7 +23,6 @@ from herdgraph.model.shard_plan import ShardPlan
 from herdgraph.runtimes import Engine
 from herdgraph.runtimes.cluster import Cluster, ClusterOptions
 
-pytest.importorskip("ray")
 PROMPT = "Once upon a time"
 OPTIONS = {"max_new_tokens": 8, "stop_ids": []}
 
