@@ -4,8 +4,8 @@
                                  [--prompt 512] [--new 32] [--batch 8] [--repeats 3] [--json FILE]
 
 Both have the same weights and threads. Exchanges are those of rank 0, waiting for the other rank included. Memory is
-the largest resident memory of a rank's process, beside what the planner says of the fullest rank; it does not count
-Python and its libraries, about 100 MB. What builds is imported late, so that it is not in these figures.
+what each rank's process holds with one sequence, less the 66 MB of Python with ONNX Runtime, beside what the planner
+says of the fullest rank. What builds is imported late, so that it is not in these figures.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ from herdgraph.runtimes import Engine
 from herdgraph.runtimes.collectives import Spent
 from herdgraph.runtimes.sharded import ShardedRunner
 
-from .memory import peak_megabytes
+from .memory import resident_megabytes
+
+BARE = 66
+"""Megabytes of a process that has imported herdgraph's runtime and onnxruntime, and loaded nothing."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Result:
         batch_decode: tokens per second of all sequences of a batch.
         exchanges: per decoded token.
         exchange_ms: milliseconds in them per decoded token.
-        megabytes: peak of every rank's process.
+        megabytes: of every rank's process.
     """
 
     prefill: float
@@ -64,6 +67,7 @@ def measure(bundle: Path, threads: int, args: argparse.Namespace) -> Result:
         spent = _spent(engine)
         before = asdict(spent)
         singles = [_seconds(lambda: _decode(engine, [sequence], args.new)) for _ in range(args.repeats)]
+        megabytes = [resident_megabytes() - BARE, *_other_megabytes(engine)]
         tokens = args.repeats * args.new
         together = [sequence, *(sequence.fork() for _ in range(args.batch - 1))]
         counted = spent.count - before["count"], spent.seconds - before["seconds"]
@@ -72,7 +76,7 @@ def measure(bundle: Path, threads: int, args: argparse.Namespace) -> Result:
         return Result(
             args.prompt / statistics.median(prompts), args.new / statistics.median(singles),
             args.batch * args.new / statistics.median(batches), counted[0] / tokens, 1e3 * counted[1] / tokens,
-            [peak_megabytes(), *_other_megabytes(engine)],
+            megabytes,
         )
 
 
@@ -98,7 +102,7 @@ def _other_megabytes(engine: Engine) -> list[float]:
     runner = engine._decoder
     if not isinstance(runner, ShardedRunner) or runner.processes is None:
         return []
-    return [peak_megabytes(process.pid) for process in runner.processes.started.values()]
+    return [resident_megabytes(process.pid) - BARE for process in runner.processes.started.values()]
 
 
 def planned_megabytes(config: HerdConfig, plan: ShardPlan, recipe: str, context: int, batch: int) -> float:
@@ -145,7 +149,7 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
         ranks = 1 if plan == "whole" else ShardPlan.parse(plan).world
         result = in_fresh_process(bundle, max(1, args.cores // ranks), args)
         shards = ShardPlan() if plan == "whole" else ShardPlan.parse(plan)
-        planned = planned_megabytes(MODELS[name], shards, args.recipe, args.prompt + args.new, args.batch)
+        planned = planned_megabytes(MODELS[name], shards, args.recipe, args.prompt + args.repeats * args.new, 1)
         found[plan] = asdict(result) | {"planned_megabytes": planned}
     whole = found["whole"]
     table(f"{name}, {args.recipe}, prompt {args.prompt}, batch {args.batch}", {
