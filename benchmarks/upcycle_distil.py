@@ -1,6 +1,6 @@
 """A dense model becomes a mixture of experts and learns from its former self: what distillation repairs and changes.
 
-    python -m benchmarks.upcycle_distil [GGUF] [--steps 150] [--threads 1] [--plot FILE]
+    python -m benchmarks.upcycle_distil [GGUF] [--steps 60] [--threads 1] [--plot FILE]
 
 SmolLM2-135M (``make demo`` fetches it) is upcycled to 4 experts per layer, with routers soft enough to learn, and
 distilled from the dense original on pages of Python's documentation and the Jargon File; a tenth of the pages is held
@@ -135,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gguf", type=Path, nargs="?", default=Path(".cache/demo/SmolLM2-135M-Instruct.gguf"))
     parser.add_argument("--output", type=Path, default=Path(".cache/upcycle-distil"))
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--pages", type=int, default=20, help="held-out pages that are judged on")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--plot", type=Path)
