@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence as Items
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
@@ -28,7 +29,7 @@ from .bundle import MANIFEST, Bundle
 from .collectives import TIMEOUT, Collectives
 from .ort import Memory
 from .shard_runner import ShardRunner
-from .shared_memory import SharedMemory, create, supported
+from .shared_memory import SharedMemory, alive, create, supported
 
 TOLD = 3
 """Exit status of a rank that has told the others why it ends."""
@@ -114,6 +115,10 @@ class Processes:
 
     def obituary(self) -> str:
         """How ranks ended that did not say why themselves; empty when none did."""
+        for process in self.started.values():
+            if not alive(process.pid):  # its last threads may still be ending, and only then it says how
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(1.0)
         return "; ".join(f"rank {rank} (process {process.pid}) {self._how(rank, code)}"
                          for rank, process in self.started.items() if (code := process.poll()) not in (None, 0, TOLD))
 
