@@ -1,4 +1,4 @@
-"""How the calf was made: a herd member small enough for one CPU, by the recipes that a large one takes.
+"""How a calf is made: a herd member small enough for one CPU, by the recipes that a large one takes.
 
     python examples/make_calf_data.py
     python examples/train_calf.py [--work .cache/calf] [--threads 2] [--install]

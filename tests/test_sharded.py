@@ -179,6 +179,12 @@ def test_each_rank_checks_its_own_files(directory: Path, tmp_path: Path) -> None
     Engine.load(copy, threads=1, verify=False).close()
 
 
+def test_ranks_use_weights_as_they_lie_in_the_bundle(directory: Path, whole: Engine) -> None:
+    with Engine.load(directory / "tp=2", threads=1, memory="low") as engine:
+        found = engine.generate("Once upon", max_new_tokens=8).token_ids
+    assert found == whole.generate("Once upon", max_new_tokens=8).token_ids
+
+
 def test_a_closed_engine_says_so(directory: Path) -> None:
     with Engine.load(directory / "tp=2", threads=1) as engine:
         processes = list(engine._decoder.processes.started.values())
