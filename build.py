@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from herdgraph.export.recipes import Recipe
     from herdgraph.export.targets import Target
     from herdgraph.model.checkpoint import Checkpoint
-    from herdgraph.model.shard_plan import ShardPlan
+    from herdgraph.model.config.shard_plan import ShardPlan
 
 _GRAPH_MEMORY = 600 << 20
 """Memory of the exporter itself: torch, onnx and a graph without weights (see docs/building.md)."""
@@ -58,9 +58,9 @@ def memory_plan(
 ) -> MemoryPlan:
     """Plan a build of a configuration by a precision recipe, for all ranks when it is split."""
     from herdgraph.export.weights import BLOCK_BYTES
-    from herdgraph.model.facts import facts_of
-    from herdgraph.model.names import expected_tensors
-    from herdgraph.model.shard_plan import ShardPlan
+    from herdgraph.model.config.parameter_counts import facts_of
+    from herdgraph.model.config.names import expected_tensors
+    from herdgraph.model.config.shard_plan import ShardPlan
 
     plan = shards or ShardPlan()
     ranks = [_stored_bytes(config, plan, rank, recipe) for rank in range(plan.world)]
@@ -77,7 +77,7 @@ def memory_plan(
 
 def _stored_bytes(config: HerdConfig, plan: ShardPlan, rank: int, recipe: Recipe) -> float:
     """Bytes of the weights of a rank."""
-    from herdgraph.model.shard_plan import shapes_of_rank
+    from herdgraph.model.config.shard_plan import shapes_of_rank
 
     shapes = shapes_of_rank(plan, config, rank)
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
@@ -170,7 +170,7 @@ def _shards(
 ) -> ShardPlan | None:
     """The plan that was asked for, checked before anything is said or done."""
     from herdgraph.export.shard_bundle import check_shards
-    from herdgraph.model.shard_plan import ShardPlan
+    from herdgraph.model.config.shard_plan import ShardPlan
 
     if (text == "auto") != (devices is not None):
         raise HerdError(f"--shards is {text or 'not given'} and --devices {devices or 'not given'}: give --devices "

@@ -121,7 +121,7 @@ def _tensor(tensor: Any) -> str:
 
 
 def _facts(config: HerdConfig) -> dict[str, int]:
-    from .model.facts import facts_of
+    from .model.config.parameter_counts import facts_of
 
     return facts_of(config).to_json()
 
@@ -131,7 +131,7 @@ def _short(value: Any) -> str:
 
 
 def _described(config: HerdConfig) -> dict[str, str]:
-    from .model.facts import facts_of
+    from .model.config.parameter_counts import facts_of
 
     facts, text, vision = facts_of(config), config.text, config.vision
     local = sum(1 for layer in range(text.num_layers) if text.chunk_of(layer))

@@ -54,7 +54,7 @@ def plan(
 
 def _config_of(model: str) -> HerdConfig:
     from .model.config import HerdConfig
-    from .model.presets import PRESETS, preset
+    from .model.config.presets import PRESETS, preset
 
     path = Path(model)
     if model in PRESETS and not path.exists():

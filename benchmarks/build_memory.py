@@ -22,8 +22,8 @@ import torch
 from herdgraph.console import stderr, table
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.names import expected_tensors
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.names import expected_tensors
+from herdgraph.model.config.presets import TINY
 
 from .memory import peak_megabytes
 

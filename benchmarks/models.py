@@ -26,7 +26,7 @@ from herdgraph.calibration.windows import Data, Window
 from herdgraph.export.recipes import RECIPES
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.config import HerdConfig, RopeScaling, TextConfig, VisionConfig
-from herdgraph.model.names import expected_tensors
+from herdgraph.model.config.names import expected_tensors
 
 
 def _irope(layers: int) -> tuple[bool, ...]:

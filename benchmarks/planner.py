@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from herdgraph.console import stderr
-from herdgraph.model.shard_plan import ShardPlan
+from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.runtimes import Engine
 from herdgraph.runtimes.bench import BenchReport, bench
 from herdgraph.runtimes.planner import Fleet, Storage, Workload, cpu_device, decode_rate, prefill_rate

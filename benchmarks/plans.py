@@ -31,7 +31,7 @@ from herdgraph.export.recipes import RECIPES
 from herdgraph.files import size
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.presets import SCOUT, TINY
+from herdgraph.model.config.presets import SCOUT, TINY
 from rich.console import Console
 from rich.table import Table
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from herdgraph.console import table
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.shard_plan import ShardPlan
+from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.runtimes import Engine
 from herdgraph.runtimes.collectives import Spent
 from herdgraph.runtimes.sharded import ShardedRunner

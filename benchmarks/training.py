@@ -20,7 +20,7 @@ from dataclasses import replace
 import torch
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.herd import Llama4
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.presets import TINY
 from herdgraph.model.training.data import Batch
 from herdgraph.model.training.experts import prepare_for_training
 from herdgraph.model.training.metrics import flops_per_token, measured_peak

@@ -28,7 +28,7 @@ from ..export.recipes import RECIPES
 from ..files import atomic_directory
 from ..model.checkpoint import Checkpoint
 from ..model.config import HerdConfig
-from ..model.names import expected_tensors
+from ..model.config.names import expected_tensors
 from .observed import without_zeros
 from .report import write_report
 

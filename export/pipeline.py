@@ -13,7 +13,7 @@ from pathlib import Path
 from .. import __version__
 from ..files import atomic_directory, require_room
 from ..model.checkpoint import Checkpoint
-from ..model.shard_plan import ShardPlan
+from ..model.config.shard_plan import ShardPlan
 from ..runtimes.bundle import PROCESSOR, Bundle, Manifest, describe_files, write_manifest
 from .calibration_file import calibration_for
 from .job import Job, Made, Progress, active_bytes, weight_bytes

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from ..errors import HerdError
 from ..files import require_room
 from ..model.config import HerdConfig
-from ..model.shard_plan import ShardPlan
+from ..model.config.shard_plan import ShardPlan
 from ..runtimes.shards import PieceEntry, Shards, entry_of
 from .cut import cut, remove_ends
 from .job import Job, Made, active_bytes, weight_bytes

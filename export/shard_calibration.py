@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..model.config import HerdConfig
-from ..model.shard_plan import ShardPlan
+from ..model.config.shard_plan import ShardPlan
 from .calibration_file import CalibrationFile, stored_name
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ..model.checkpoint import Checkpoint
 from ..model.checkpoint.narrow import parts_of
-from ..model.shard_plan import ShardPlan
+from ..model.config.shard_plan import ShardPlan
 
 
 def sharded(checkpoint: Checkpoint, plan: ShardPlan, rank: int) -> Checkpoint:

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..errors import HerdError
 from ..model.config import HerdConfig, TextConfig
-from ..model.facts import facts_of
+from ..model.config.parameter_counts import facts_of
 from .ceilings import Ceilings, measure_ceilings
 from .engine import Engine
 from .ort import Memory

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from ..errors import HerdError
-from ..model.shard_plan import ShardPlan
+from ..model.config.shard_plan import ShardPlan
 from .collectives import Array, Collectives, RankError
 
 _FOREVER = timedelta(days=365)

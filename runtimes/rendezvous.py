@@ -24,7 +24,7 @@ import numpy as np
 
 from ..errors import HerdError
 from ..files import sha256_of
-from ..model.shard_plan import ShardPlan
+from ..model.config.shard_plan import ShardPlan
 from .bundle import MANIFEST, Bundle
 from .collectives import TIMEOUT, Collectives
 from .ort import Memory

@@ -23,7 +23,7 @@ from typing import Any
 
 from ..errors import HerdError
 from ..model.config import TextConfig
-from ..model.shard_plan import ShardPlan
+from ..model.config.shard_plan import ShardPlan
 from .strict import strict
 
 _FIELDS: dict[str, dict[str, type]] = {

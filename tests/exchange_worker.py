@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 from herdgraph.errors import HerdError
-from herdgraph.model.shard_plan import ShardPlan
+from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.runtimes.collectives import Collectives
 from herdgraph.runtimes.gloo import Gloo, meet
 from herdgraph.runtimes.shared_memory import SLOT, SharedMemory

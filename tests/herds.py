@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.presets import TINY
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import Llama4Config, Llama4ForCausalLM, Llama4ForConditionalGeneration, Llama4TextConfig
 

@@ -24,7 +24,7 @@ from herdgraph.export.recipes import RECIPES
 from herdgraph.export.tensorrt.builder import Profile
 from herdgraph.export.weights import stream
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.presets import TINY
 from onnx_ir.passes import common
 
 DECODE = Profile(name="decode", batch=(1, 1, 8), slots_local=(1, 16, 16), slots_global=(1, 256, 4096))

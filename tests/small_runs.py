@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from herdgraph.model.herd import Llama4
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.presets import TINY
 from herdgraph.model.training.data import Batch
 from herdgraph.model.training.experts import ExpertOptions, prepare_for_training
 from herdgraph.model.training.optim import OptimizerOptions

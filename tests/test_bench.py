@@ -16,8 +16,8 @@ from herdgraph.errors import HerdError
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.names import expected_tensors
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.names import expected_tensors
+from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes.bench import bench, kv_bytes, prefill_operations
 from herdgraph.runtimes.bundle import Bundle
 from herdgraph.runtimes.ceilings import FP32_MATMUL, INT8_MATMUL, measure_ceilings

@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 from herdgraph.build import memory_plan
 from herdgraph.cli import main
 from herdgraph.export.recipes import RECIPES
-from herdgraph.model.presets import MAVERICK
-from herdgraph.model.shard_plan import ShardPlan
+from herdgraph.model.config.presets import MAVERICK
+from herdgraph.model.config.shard_plan import ShardPlan
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from herdgraph.errors import HerdError
-from herdgraph.model.presets import TINY
-from herdgraph.model.shard_plan import ShardPlan
+from herdgraph.model.config.presets import TINY
+from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.runtimes.bundle import MANIFEST, Bundle, Manifest, describe_files, write_manifest
 from herdgraph.runtimes.shards import Exchange
 

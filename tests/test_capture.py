@@ -8,8 +8,8 @@ import graphs
 import herds
 import pytest
 from herdgraph.export.capture import capture_decoder, capture_vision
-from herdgraph.model.names import expected_tensors
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.names import expected_tensors
+from herdgraph.model.config.presets import TINY
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import torch
 from herdgraph.errors import HerdError
 from herdgraph.model.checkpoint import Checkpoint, TensorInfo, expected_tensors, open_checkpoint, save_checkpoint
 from herdgraph.model.checkpoint.names import canonical_name, stored_name
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.presets import TINY
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import Llama4ForCausalLM

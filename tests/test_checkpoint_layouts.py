@@ -13,8 +13,8 @@ from herdgraph.errors import HerdError
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.checkpoint.huggingface import canonical_name, stored_name
 from herdgraph.model.herd import Llama4
-from herdgraph.model.names import expected_tensors
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.names import expected_tensors
+from herdgraph.model.config.presets import TINY
 from safetensors.torch import load_file, save_file
 from transformers import Llama4ForCausalLM, Llama4ForConditionalGeneration
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import herds
 import pytest
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.presets import TINY
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parents[1]

@@ -18,8 +18,8 @@ from herdgraph.errors import HerdError
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.presets import TINY
-from herdgraph.model.shard_plan import ShardPlan
+from herdgraph.model.config.presets import TINY
+from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.runtimes import Engine
 from herdgraph.runtimes.cluster import Cluster, ClusterOptions
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from herdgraph.errors import HerdError
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.facts import facts_of
-from herdgraph.model.presets import MAVERICK, PRESETS, SCOUT, preset
+from herdgraph.model.config.parameter_counts import facts_of
+from herdgraph.model.config.presets import MAVERICK, PRESETS, SCOUT, preset
 from llama_models.llama4.args import ModelArgs
 from transformers import Llama4Config
 

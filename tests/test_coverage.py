@@ -25,7 +25,7 @@ from herdgraph.export.recipes import RECIPES
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.herd import Llama4
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.presets import TINY
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
@@ -130,7 +130,7 @@ class _Ones:
     """A source whose weights are all small and positive."""
 
     def __init__(self, config: HerdConfig) -> None:
-        from herdgraph.model.names import expected_tensors
+        from herdgraph.model.config.names import expected_tensors
 
         self.config, self._shapes = config, expected_tensors(config)
 

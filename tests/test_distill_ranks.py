@@ -11,7 +11,7 @@ from pathlib import Path
 import herds
 import pytest
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.presets import TINY
 
 WORKER = Path(__file__).parent / "distil_ranks_worker.py"
 

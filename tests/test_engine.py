@@ -11,7 +11,7 @@ import pytest
 from herdgraph.errors import HerdError
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.checkpoint import open_checkpoint
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes import Engine
 from herdgraph.runtimes.decoder import PIECE, SCORES_BYTES, SHORTEST
 from PIL import Image

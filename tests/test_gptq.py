@@ -24,7 +24,7 @@ from herdgraph.export.verify import fidelity
 from herdgraph.export.weights import Weight
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.herd import Llama4
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes import Engine
 from safetensors.torch import load_file
 

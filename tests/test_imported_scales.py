@@ -16,7 +16,7 @@ from herdgraph.export.pipeline import build_bundle
 from herdgraph.export.recipes import RECIPES
 from herdgraph.export.verify import fidelity
 from herdgraph.model.checkpoint import open_checkpoint
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes import Engine
 from safetensors.torch import load_file, save_file
 

@@ -15,7 +15,7 @@ import pytest
 from herdgraph.errors import HerdError
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes import Engine
 
 from benchmarks.low_memory import GROUPS, drop_from_page_cache, limited, run

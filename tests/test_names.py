@@ -7,8 +7,8 @@ from dataclasses import replace
 import herds
 import torch
 from herdgraph.model.herd import Llama4
-from herdgraph.model.names import expected_tensors
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.names import expected_tensors
+from herdgraph.model.config.presets import TINY
 
 
 def test_names_and_shapes_are_the_modules_own() -> None:

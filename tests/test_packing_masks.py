@@ -8,7 +8,7 @@ import herds
 import pytest
 import torch
 from herdgraph.model.operators import places_in_documents, visible_in_documents
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.presets import TINY
 from hypothesis import given
 from hypothesis import strategies as st
 from twins import twins

@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 from herdgraph.export.capture import capture_decoder
 from herdgraph.export.passes import KeepStage
-from herdgraph.model.presets import TINY
-from herdgraph.model.shard_plan import ShardPlan, shapes_of_rank
+from herdgraph.model.config.presets import TINY
+from herdgraph.model.config.shard_plan import ShardPlan, shapes_of_rank
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import pytest
 from herdgraph.errors import HerdError
 from herdgraph.export.calibration_file import CalibrationFile
 from herdgraph.export.passes import QuantizeCachesFp8
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.presets import TINY
 from onnx import TensorProto
 
 CONFIG = TINY.text

@@ -27,7 +27,7 @@ from herdgraph.export.recipes import RECIPES
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.herd import Llama4
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes import Engine
 from safetensors.torch import load_file, save_file
 from torch import Tensor

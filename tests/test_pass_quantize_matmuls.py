@@ -19,7 +19,7 @@ from herdgraph.export.recipes import RECIPES, Format, Recipe, Rule
 from herdgraph.export.verify import fidelity
 from herdgraph.export.weights import Weight, stream
 from herdgraph.model.checkpoint import open_checkpoint
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes import Engine
 from hypothesis import given
 from hypothesis import strategies as st

@@ -11,8 +11,8 @@ import pytest
 from herdgraph.export.capture import capture_decoder
 from herdgraph.export.passes import SplitWidth
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.presets import TINY
-from herdgraph.model.shard_plan import ShardPlan, shapes_of_rank
+from herdgraph.model.config.presets import TINY
+from herdgraph.model.config.shard_plan import ShardPlan, shapes_of_rank
 
 _captured = functools.cache(capture_decoder)
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from herdgraph.cli import main
-from herdgraph.model.facts import facts_of
-from herdgraph.model.presets import MAVERICK, SCOUT
+from herdgraph.model.config.parameter_counts import facts_of
+from herdgraph.model.config.presets import MAVERICK, SCOUT
 from herdgraph.runtimes.ceilings import Ceilings
 
 SHORT = ("--devices", "8xH100", "--context", "8k")

@@ -19,10 +19,10 @@ from herdgraph.export.pipeline import build_bundle
 from herdgraph.export.recipes import RECIPES
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.config import HerdConfig, TextConfig
-from herdgraph.model.facts import facts_of
-from herdgraph.model.names import expected_tensors
-from herdgraph.model.presets import BEHEMOTH, MAVERICK, SCOUT, TINY
-from herdgraph.model.shard_plan import ShardPlan, shapes_of_rank
+from herdgraph.model.config.parameter_counts import facts_of
+from herdgraph.model.config.names import expected_tensors
+from herdgraph.model.config.presets import BEHEMOTH, MAVERICK, SCOUT, TINY
+from herdgraph.model.config.shard_plan import ShardPlan, shapes_of_rank
 from herdgraph.runtimes.planner import storage as storage_module
 from herdgraph.runtimes.planner.memory import Workload, caches, fullest_rank, held, part_of, weight_total, weights
 from herdgraph.runtimes.planner.search import valid_plans

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.facts import facts_of
-from herdgraph.model.presets import MAVERICK, SCOUT, TINY
-from herdgraph.model.shard_plan import ShardPlan
+from herdgraph.model.config.parameter_counts import facts_of
+from herdgraph.model.config.presets import MAVERICK, SCOUT, TINY
+from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.runtimes.bench import kv_bytes, prefill_operations
 from herdgraph.runtimes.ceilings import Ceilings
 from herdgraph.runtimes.planner.devices import ON_CPU, Device, Fleet, cpu_device, known_devices, parse_fleet

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from herdgraph.errors import HerdError
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.presets import BEHEMOTH, MAVERICK, SCOUT, TINY
-from herdgraph.model.shard_plan import ShardPlan
+from herdgraph.model.config.presets import BEHEMOTH, MAVERICK, SCOUT, TINY
+from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.runtimes.planner import Storage, Task, Workload, candidates, choose, least_devices, parse_fleet
 from herdgraph.runtimes.planner.devices import Device
 from herdgraph.runtimes.planner.memory import fullest_rank

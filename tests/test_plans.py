@@ -17,7 +17,7 @@ from herdgraph.errors import HerdError
 from herdgraph.export.plans import PlanOptions, profiles_of
 from herdgraph.export.recipes import RECIPES
 from herdgraph.model.checkpoint import open_checkpoint
-from herdgraph.model.presets import SCOUT, TINY
+from herdgraph.model.config.presets import SCOUT, TINY
 from herdgraph.runtimes import Engine
 from herdgraph.runtimes.bundle import Bundle
 from herdgraph.runtimes.tensorrt.load import check_device, check_version

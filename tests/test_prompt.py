@@ -12,7 +12,7 @@ import herds
 import pytest
 from herdgraph.errors import HerdError
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.presets import TINY
 from herdgraph.model.processing import PromptProcessor
 from PIL import Image
 from transformers import PreTrainedTokenizerFast

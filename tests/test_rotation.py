@@ -11,8 +11,8 @@ import torch
 from herdgraph.export.rotation import RotatedCheckpoint, Rotation, hadamard
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.herd import Llama4
-from herdgraph.model.names import expected_tensors
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.names import expected_tensors
+from herdgraph.model.config.presets import TINY
 
 
 @pytest.mark.parametrize("width", [1, 2, 9, 48, 64, 576, 1024, 5120])

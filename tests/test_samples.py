@@ -15,7 +15,7 @@ from herdgraph.calibration.samples import IMAGE, Sample, drawn, read_samples, sa
 from herdgraph.calibration.windows import Data, Window, data_of, split, windows_of
 from herdgraph.errors import HerdError
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.presets import TINY
 from herdgraph.model.processing import PreparedPrompt
 from PIL import Image
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from herdgraph.export.calibration_file import CENTRE, LARGEST, MOMENTS, SCALES, CalibrationFile
 from herdgraph.export.shard_calibration import RankCalibration
-from herdgraph.model.presets import TINY
-from herdgraph.model.shard_plan import ShardPlan
+from herdgraph.model.config.presets import TINY
+from herdgraph.model.config.shard_plan import ShardPlan
 from safetensors.torch import save_file
 
 EXPERTS = "layers.3.feed_forward.experts"

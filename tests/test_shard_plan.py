@@ -9,9 +9,9 @@ import herds
 import pytest
 from herdgraph.errors import HerdError
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.names import expected_tensors
-from herdgraph.model.presets import MAVERICK, SCOUT, TINY
-from herdgraph.model.shard_plan import ShardPlan, shapes_of_rank
+from herdgraph.model.config.names import expected_tensors
+from herdgraph.model.config.presets import MAVERICK, SCOUT, TINY
+from herdgraph.model.config.shard_plan import ShardPlan, shapes_of_rank
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -15,8 +15,8 @@ import pytest
 from herdgraph.errors import HerdError
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.checkpoint import open_checkpoint
-from herdgraph.model.presets import TINY
-from herdgraph.model.shard_plan import ShardPlan
+from herdgraph.model.config.presets import TINY
+from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.runtimes import Engine, Sequence
 from herdgraph.runtimes.pieces import SCORES_BYTES, piece_length
 from PIL import Image

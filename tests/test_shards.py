@@ -28,8 +28,8 @@ from herdgraph.export.shard_checkpoint import sharded
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.checkpoint.lazy import FileTensor
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.presets import TINY
-from herdgraph.model.shard_plan import ShardPlan, shapes_of_rank
+from herdgraph.model.config.presets import TINY
+from herdgraph.model.config.shard_plan import ShardPlan, shapes_of_rank
 from herdgraph.runtimes import Engine
 from herdgraph.runtimes.bundle import Bundle
 from lockstep import Lockstep

@@ -20,7 +20,7 @@ from herdgraph.export.passes import LowerExpertsDense, LowerExpertsGathered, Low
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes import Engine, Sequence
 from herdgraph.runtimes.memory import HostMemory
 from herdgraph.runtimes.tensorrt import Call, Limits, PlanRunner, choose_profile

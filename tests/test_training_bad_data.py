@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from herdgraph.cli import main
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.presets import TINY
 from herdgraph.model.training.data import Encoder, JsonLines
 from herdgraph.model.training.distill import CacheSpec, CacheWriter
 from PIL import Image

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from herdgraph.cli import main
 from herdgraph.errors import HerdError
 from herdgraph.model.checkpoint import open_checkpoint
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.presets import TINY
 from herdgraph.model.training.recipes import RECIPES
 from herdgraph.training_cli import parsed
 

@@ -15,8 +15,8 @@ from herdgraph.export.fp8_format import Fp8Format
 from herdgraph.export.recipes import RECIPES
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.herd import Llama4
-from herdgraph.model.names import expected_tensors
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.names import expected_tensors
+from herdgraph.model.config.presets import TINY
 from herdgraph.model.training.amaxes import AmaxHistory, save_amaxes, trained_amaxes
 from herdgraph.model.training.experts import plain_state_dict, prepare_for_training
 from herdgraph.model.training.fp8 import (

@@ -19,7 +19,7 @@ import pytest
 import torch
 from herdgraph.errors import HerdError
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.presets import MAVERICK, SCOUT, TINY
+from herdgraph.model.config.presets import MAVERICK, SCOUT, TINY
 from herdgraph.model.training.expert_parallel import by_expert
 from herdgraph.model.training.parallel import ParallelOptions, Ranks
 from herdgraph.model.training.sharding import require_divisible

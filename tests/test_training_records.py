@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from herdgraph.errors import HerdError
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.presets import TINY
 from herdgraph.model.training.data import Encoder, Picture, Record, hold_out, open_samples
 from PIL import Image
 

@@ -15,7 +15,7 @@ import torch
 from herdgraph.errors import HerdError
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.herd import Llama4
-from herdgraph.model.presets import TINY
+from herdgraph.model.config.presets import TINY
 from herdgraph.model.training.amaxes import trained_amaxes
 from herdgraph.model.training.data import Batch
 from herdgraph.model.training.experts import ExpertOptions, mixtures, plain_state_dict, prepare_for_training

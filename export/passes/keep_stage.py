@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, common
 
 from ...model.operators import DOMAIN
-from ...model.shard_plan import ShardPlan
+from ...model.config.shard_plan import ShardPlan
 from ..builder import Builder
 from ..functions import attach_bodies
 

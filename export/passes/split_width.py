@@ -18,7 +18,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from ...model.config import HerdConfig
 from ...model.operators import DOMAIN
-from ...model.shard_plan import ShardPlan, shapes_of_rank
+from ...model.config.shard_plan import ShardPlan, shapes_of_rank
 from ..builder import Builder
 from ..functions import attach_bodies
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .. import calf
 from ..config import HerdConfig
-from ..names import expected_tensors
+from ..config.names import expected_tensors
 from .base import Checkpoint, TensorInfo
 from .huggingface import open_huggingface
 from .meta import open_meta

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...errors import HerdError
 from ..config import HerdConfig
-from ..names import expected_tensors
+from ..config.names import expected_tensors
 from .lazy import Index, LazyTensor
 
 CARRIED = (

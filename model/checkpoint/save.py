@@ -14,7 +14,7 @@ from torch import Tensor
 from ...errors import HerdError
 from ...files import atomic_directory
 from ..config import HerdConfig
-from ..names import expected_tensors
+from ..config.names import expected_tensors
 from .huggingface import INDEX, SINGLE
 from .names import stored_name
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ...errors import HerdError
 from ...files import atomic_directory
 from ..checkpoint import Checkpoint
-from ..names import expected_tensors
+from ..config.names import expected_tensors
 from .parallel import whole
 from .recompute import recomputing
 

@@ -23,7 +23,7 @@ from ...errors import HerdError
 from ..config import TextConfig
 from ..decoder import DecoderLayer, Experts, MixtureOfExperts
 from ..herd import Llama4
-from ..names import expected_tensors
+from ..config.names import expected_tensors
 from .balancing import (
     acting_share,
     choices_moved,

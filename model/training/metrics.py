@@ -15,7 +15,7 @@ import torch
 
 from ...errors import HerdError
 from ..config import HerdConfig
-from ..facts import facts_of
+from ..config.parameter_counts import facts_of
 
 _SIZE = 1024
 _TRIALS = 20

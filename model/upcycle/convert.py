@@ -14,8 +14,8 @@ from ...files import check_output, require_room
 from ..checkpoint import save_checkpoint
 from ..checkpoint.save import CONFIG
 from ..config import HerdConfig, TextConfig
-from ..facts import facts_of
-from ..names import expected_tensors
+from ..config.parameter_counts import facts_of
+from ..config.names import expected_tensors
 from .dense import DenseModel, open_dense
 from .experts import SHARPNESS, DenseFeedForward, expert_size, mixture_tensors
 

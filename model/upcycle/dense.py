@@ -20,7 +20,8 @@ from typing import Protocol
 from torch import Tensor
 
 from ...errors import HerdError
-from ..config import MOST_LAYERS, RopeScaling
+from ..config.config import MOST_LAYERS
+from ..config import RopeScaling
 
 
 class TensorSource(Protocol):

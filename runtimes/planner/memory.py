@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from ...model.config import HerdConfig, TextConfig
-from ...model.names import Shape, expected_tensors
-from ...model.shard_plan import ShardPlan
+from ...model.config.names import Shape, expected_tensors
+from ...model.config.shard_plan import ShardPlan
 from ..pieces import piece_length
 from .storage import Storage
 

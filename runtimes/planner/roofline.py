@@ -25,7 +25,7 @@ import math
 from dataclasses import dataclass
 
 from ...model.config import HerdConfig
-from ...model.shard_plan import ShardPlan
+from ...model.config.shard_plan import ShardPlan
 from ..pieces import piece_length
 from ..sharded import PART
 from .devices import Fleet

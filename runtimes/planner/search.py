@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from ...errors import HerdError
 from ...files import size
 from ...model.config import HerdConfig
-from ...model.shard_plan import ShardPlan
+from ...model.config.shard_plan import ShardPlan
 from .devices import Device, Fleet, parse_fleet
 from .memory import RESERVE, Workload, fullest_rank
 from .roofline import Rate, decode_rate

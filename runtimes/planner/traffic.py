@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...model.config import HerdConfig, TextConfig
-from ...model.shard_plan import ShardPlan
+from ...model.config.shard_plan import ShardPlan
 from .memory import caches, held, part_of
 from .storage import Storage
 

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import HerdError
-from ..files import read_json
+from ...errors import HerdError
+from ...files import read_json
 
 JsonObject = Mapping[str, Any]
 

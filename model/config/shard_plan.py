@@ -29,7 +29,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
-from ..errors import HerdError
+from ...errors import HerdError
 from .config import HerdConfig, TextConfig
 from .names import expected_tensors
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..errors import HerdError
+from ...errors import HerdError
 from .config import HerdConfig, RopeScaling, TextConfig, VisionConfig
 
 _STOPS = (200001, 200007, 200008)

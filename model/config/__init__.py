@@ -1,0 +1,10 @@
+"""What a Llama 4 model is, in numbers: configuration, tensor names and shapes, presets, sizes, shard plans.
+
+Torch-free: a runtime on an edge box reads it.
+"""
+
+from __future__ import annotations
+
+from .config import HerdConfig, RopeScaling, TextConfig, VisionConfig
+
+__all__ = ["HerdConfig", "RopeScaling", "TextConfig", "VisionConfig"]
