@@ -274,7 +274,7 @@ def verify(
     """
     from .export.verify import compare, random_prompt
     from .model.checkpoint import open_checkpoint
-    from .model.herd import Llama4
+    from .model.llama4.model import Llama4
     from .runtimes import Engine
 
     if images and prompt is None:

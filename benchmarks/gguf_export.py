@@ -23,7 +23,7 @@ from herdgraph.console import guarded, size, succeed
 from herdgraph.errors import HerdError
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.config import TextConfig
-from herdgraph.model.rope import inverse_frequencies
+from herdgraph.model.llama4.rope import inverse_frequencies
 from torch import Tensor
 
 KINDS = ("Q8_0", "Q4_0", "BF16")

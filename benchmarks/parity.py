@@ -21,7 +21,7 @@ from herdgraph.console import stderr, stdout
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.herd import Llama4
+from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes import Engine
 from rich.table import Table

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 import torch
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.herd import Llama4
+from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.training.data import Batch
 from herdgraph.model.training.experts import prepare_for_training

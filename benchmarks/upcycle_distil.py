@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 from herdgraph.console import stderr, stdout
-from herdgraph.model.decoder import Experts
-from herdgraph.model.herd import Llama4
+from herdgraph.model.llama4.decoder import Experts
+from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.processing import PromptProcessor
 from herdgraph.model.training.experts import ExpertOptions
 from herdgraph.model.training.optim import OptimizerOptions

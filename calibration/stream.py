@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..model.config import HerdConfig
-from ..model.decoder import Attention, Decoder, DecoderLayer, MixtureOfExperts, Positions
-from ..model.herd import constants
-from ..model.operators import block_attention
+from ..model.llama4.decoder import Attention, Decoder, DecoderLayer, MixtureOfExperts, Positions
+from ..model.llama4.model import constants
+from ..model.llama4.operators import block_attention
 from .products import Products, let_use, name_linears, require_finite
 
 BLOCK = 4096

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..model.herd import constants
-from ..model.vision import VisionLayer, VisionTower
+from ..model.llama4.model import constants
+from ..model.llama4.vision import VisionLayer, VisionTower
 from .products import Products, let_use, name_linears
 from .stream import Source, loaded
 

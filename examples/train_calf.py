@@ -26,7 +26,7 @@ from herdgraph.files import atomic_directory
 from herdgraph.model.calf import CALF
 from herdgraph.model.checkpoint.base import CARRIED
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.herd import Llama4
+from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.training.calf import graft, student_config, teacher_config
 from herdgraph.model.training.experts import ExpertOptions
 from herdgraph.model.training.optim import OptimizerOptions

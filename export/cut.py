@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..model.operators import DOMAIN
+from ..model.llama4.operators import DOMAIN
 from ..runtimes.shards import Exchange
 from .functions import is_collective
 

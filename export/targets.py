@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, common
 
 from ..errors import HerdError
-from ..model.operators import DOMAIN
+from ..model.llama4.operators import DOMAIN
 from .calibration_file import CalibrationFile
 from .functions import is_collective
 from .passes import (

@@ -14,7 +14,7 @@ import torch
 
 from ..errors import HerdError
 from ..model.config import HerdConfig
-from ..model.herd import Llama4
+from ..model.llama4.model import Llama4
 
 Array = np.ndarray[Any, Any]
 

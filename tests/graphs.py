@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 from herdgraph.export.functions import reference_functions
-from herdgraph.model.operators import OPSET
+from herdgraph.model.llama4.operators import OPSET
 
 HEADER = f'<ir_version: 11, opset_import: ["" : {OPSET}, "herdgraph" : 1]>\n'
 

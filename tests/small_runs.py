@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from herdgraph.model.herd import Llama4
+from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.training.data import Batch
 from herdgraph.model.training.experts import ExpertOptions, prepare_for_training

@@ -28,7 +28,7 @@ from herdgraph.export.calibration_file import CalibrationFile
 from herdgraph.export.fp8_format import Fp8Format
 from herdgraph.export.recipes import RECIPES, Recipe
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
-from herdgraph.model.herd import Llama4
+from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.presets import TINY
 from PIL import Image
 from safetensors.torch import load_file, save_file

@@ -12,7 +12,7 @@ import torch
 from herdgraph.errors import HerdError
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.checkpoint.huggingface import canonical_name, stored_name
-from herdgraph.model.herd import Llama4
+from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.names import expected_tensors
 from herdgraph.model.config.presets import TINY
 from safetensors.torch import load_file, save_file

@@ -23,7 +23,7 @@ from herdgraph.model.checkpoint.meta import _load as load
 from herdgraph.model.checkpoint.meta import _numbered as numbered
 from herdgraph.model.checkpoint.positions import resampled_positions
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.herd import Llama4
+from herdgraph.model.llama4.model import Llama4
 from herdgraph.runtimes import Engine
 from torch import nn
 

@@ -24,7 +24,7 @@ from herdgraph.export.fp8_format import LARGEST, to_e4m3
 from herdgraph.export.recipes import RECIPES
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.herd import Llama4
+from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.presets import TINY
 from safetensors.torch import load_file, save_file
 from torch.nn import functional

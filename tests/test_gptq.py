@@ -23,7 +23,7 @@ from herdgraph.export.rotation import RotatedCheckpoint
 from herdgraph.export.verify import fidelity
 from herdgraph.export.weights import Weight
 from herdgraph.model.checkpoint import open_checkpoint
-from herdgraph.model.herd import Llama4
+from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes import Engine
 from safetensors.torch import load_file

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import herds
 import torch
-from herdgraph.model.herd import Llama4
+from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.names import expected_tensors
 from herdgraph.model.config.presets import TINY
 

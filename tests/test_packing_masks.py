@@ -7,7 +7,7 @@ import itertools
 import herds
 import pytest
 import torch
-from herdgraph.model.operators import places_in_documents, visible_in_documents
+from herdgraph.model.llama4.operators import places_in_documents, visible_in_documents
 from herdgraph.model.config.presets import TINY
 from hypothesis import given
 from hypothesis import strategies as st

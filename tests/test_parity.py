@@ -10,7 +10,7 @@ import pytest
 import torch
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.checkpoint import open_checkpoint
-from herdgraph.model.herd import Llama4
+from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes import Engine
 

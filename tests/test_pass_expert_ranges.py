@@ -19,7 +19,7 @@ from herdgraph.export.passes import (
     LowerExpertsUnrolled,
     LowerRoutedExperts,
 )
-from herdgraph.model.operators import routed_experts
+from herdgraph.model.llama4.operators import routed_experts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pass_lower_experts import TRT_MOE

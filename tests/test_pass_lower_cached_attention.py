@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from herdgraph.export.passes import LowerCachedAttention
-from herdgraph.model.operators import block_attention, cached_attention
+from herdgraph.model.llama4.operators import block_attention, cached_attention
 
 H, G, K = 4, 2, 8
 

@@ -13,7 +13,7 @@ from herdgraph.export.passes import (
     LowerExpertsGathered,
     LowerExpertsUnrolled,
 )
-from herdgraph.model.operators import OPSET
+from herdgraph.model.llama4.operators import OPSET
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from herdgraph.export.passes import LowerRoutedExperts
-from herdgraph.model.operators import routed_experts
+from herdgraph.model.llama4.operators import routed_experts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

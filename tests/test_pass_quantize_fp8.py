@@ -26,7 +26,7 @@ from herdgraph.export.pipeline import build_bundle
 from herdgraph.export.recipes import RECIPES
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.herd import Llama4
+from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes import Engine
 from safetensors.torch import load_file, save_file

@@ -8,7 +8,7 @@ import pytest
 import torch
 from herdgraph.model.config import HerdConfig, RopeScaling, TextConfig
 from herdgraph.model.config.presets import MAVERICK, SCOUT
-from herdgraph.model.rope import image_tables, inverse_frequencies
+from herdgraph.model.llama4.rope import image_tables, inverse_frequencies
 from transformers import Llama4Config
 from transformers.models.llama4.modeling_llama4 import Llama4TextRotaryEmbedding, Llama4VisionRotaryEmbedding
 

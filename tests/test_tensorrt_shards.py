@@ -20,7 +20,7 @@ from herdgraph.export.recipes import RECIPES
 from herdgraph.export.tensorrt import Plan
 from herdgraph.export.tensorrt import check as check_module
 from herdgraph.model.checkpoint import open_checkpoint
-from herdgraph.model.operators import OPSET
+from herdgraph.model.llama4.operators import OPSET
 from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.runtimes.bundle import Bundle
 

@@ -17,7 +17,7 @@ import torch
 from herdgraph.errors import HerdError
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.checkpoint import open_checkpoint
-from herdgraph.model.herd import Llama4
+from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.training.data import IGNORED, PADDING, Batch
 from herdgraph.model.training.distill import DistillationLoss, Fixed, LossRatioBalance, ModuleTeacher, dynamic

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from herdgraph.model.checkpoint import open_checkpoint
-from herdgraph.model.herd import Llama4
+from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.training.calf import graft, student_config, teacher_config
 from herdgraph.model.training.contrast import contrastive_loss

@@ -10,10 +10,10 @@ import torch
 from herdgraph.errors import HerdError
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.config import TextConfig
-from herdgraph.model.decoder import MixtureOfExperts
-from herdgraph.model.herd import Llama4
+from herdgraph.model.llama4.decoder import MixtureOfExperts
+from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.names import expected_tensors
-from herdgraph.model.operators import routed_experts
+from herdgraph.model.llama4.operators import routed_experts
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.training.balancing import acting_share, load_balancing_loss, router_z_loss
 from herdgraph.model.training.experts import (

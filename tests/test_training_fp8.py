@@ -14,7 +14,7 @@ from herdgraph.export.calibration_file import CalibrationFile
 from herdgraph.export.fp8_format import Fp8Format
 from herdgraph.export.recipes import RECIPES
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
-from herdgraph.model.herd import Llama4
+from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.names import expected_tensors
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.training.amaxes import AmaxHistory, save_amaxes, trained_amaxes

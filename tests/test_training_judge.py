@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from herdgraph.model.herd import Llama4
+from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.training.data import Encoded
 from herdgraph.model.training.judge import right_answers

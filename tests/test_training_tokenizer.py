@@ -9,7 +9,7 @@ import pytest
 import torch
 from herdgraph.errors import HerdError
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.herd import Llama4
+from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.processing import PromptProcessor
 from herdgraph.model.processing.special import SPECIAL_TOKENS
 from herdgraph.model.training.calf import IMAGE_SIZE, student_config, teacher_config

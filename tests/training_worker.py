@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from herdgraph.errors import HerdError
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.herd import Llama4
+from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.training.amaxes import trained_amaxes
 from herdgraph.model.training.data import Batch

@@ -6,7 +6,7 @@ import herds
 import torch
 from herdgraph.model.checkpoint.names import canonical_name
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.herd import Llama4
+from herdgraph.model.llama4.model import Llama4
 
 Gradients = dict[str, torch.Tensor]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, common
 
-from ...model.operators import DOMAIN
+from ...model.llama4.operators import DOMAIN
 from ...model.config.shard_plan import ShardPlan
 from ..builder import Builder
 from ..functions import attach_bodies

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from ...model.operators import DOMAIN
+from ...model.llama4.operators import DOMAIN
 from ..builder import CONTRIB, Builder
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from ...model.operators import DOMAIN
+from ...model.llama4.operators import DOMAIN
 from ..builder import Builder
 
 MASKED = -(2.0**14)

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from ...model.config import HerdConfig
-from ...model.operators import DOMAIN
+from ...model.llama4.operators import DOMAIN
 from ...model.config.shard_plan import ShardPlan, shapes_of_rank
 from ..builder import Builder
 from ..functions import attach_bodies

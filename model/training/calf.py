@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 from ..config import HerdConfig, TextConfig, VisionConfig
-from ..herd import Llama4
+from ..llama4.model import Llama4
 from .tokenizer import special_ids
 
 IMAGE_SIZE = 64

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...errors import HerdError
-from ..herd import Llama4
+from ..llama4.model import Llama4
 from .data import Batch
 from .distill import documents
 from .objective import labelled

@@ -21,8 +21,8 @@ from torch.nn import functional
 
 from ...errors import HerdError
 from ..config import TextConfig
-from ..decoder import DecoderLayer, Experts, MixtureOfExperts
-from ..herd import Llama4
+from ..llama4.decoder import DecoderLayer, Experts, MixtureOfExperts
+from ..llama4.model import Llama4
 from ..config.names import expected_tensors
 from .balancing import (
     acting_share,

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import HerdError
-from ..herd import Llama4
+from ..llama4.model import Llama4
 from .amaxes import AmaxHistory
 from .experts import GroupedExperts, canonical_name
 from .fp8_grouped import Fp8GroupedProduct

@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor
 from ...errors import HerdError
 
 if TYPE_CHECKING:
-    from ..herd import Llama4
+    from ..llama4.model import Llama4
 
 
 @dataclass(frozen=True)

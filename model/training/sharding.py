@@ -17,9 +17,9 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from ...errors import HerdError
 from ..config import HerdConfig, VisionConfig
-from ..decoder import DecoderLayer
-from ..herd import Llama4
-from ..vision import VisionLayer
+from ..llama4.decoder import DecoderLayer
+from ..llama4.model import Llama4
+from ..llama4.vision import VisionLayer
 from .amaxes import AmaxHistory
 from .expert_parallel import AllToAll
 from .experts import GroupedExperts

@@ -29,9 +29,9 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from ..decoder import Attention, FeedForward
-from ..herd import Llama4
-from ..vision import AdapterMLP, VisionAttention, VisionMLP
+from ..llama4.decoder import Attention, FeedForward
+from ..llama4.model import Llama4
+from ..llama4.vision import AdapterMLP, VisionAttention, VisionMLP
 from .experts import Compute, Dispatch
 
 _Styles = dict[str, type[ColwiseParallel] | type[RowwiseParallel]]

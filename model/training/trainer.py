@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import HerdError
-from ..herd import Llama4
+from ..llama4.model import Llama4
 from .checkpoint import CheckpointStore
 from .data import Batch, Loader
 from .experts import auxiliary_loss, fade_selection_biases, update_selection_biases

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...errors import HerdError
 from ..config import RopeScaling, TextConfig
-from ..rope import inverse_frequencies
+from ..llama4.rope import inverse_frequencies
 from .dense import DenseModel
 from .gguf_tokenizer import GgufTokenizer
 

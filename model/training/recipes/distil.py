@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ....errors import HerdError
 from ...config import HerdConfig
-from ...herd import Llama4
+from ...llama4.model import Llama4
 from ..distill import (
     DIVERGENCES,
     CachedTeacher,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ....errors import HerdError
 from ...config import RopeScaling
-from ...herd import Llama4
+from ...llama4.model import Llama4
 from ..optim import OptimizerOptions
 from ..trainer import Progress
 from .run import OnStep, RunOptions, open_model, train_model

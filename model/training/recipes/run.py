@@ -13,7 +13,7 @@ from ....errors import HerdError
 from ...checkpoint import open_checkpoint, save_checkpoint
 from ...checkpoint.base import CARRIED
 from ...config import HerdConfig
-from ...herd import Llama4
+from ...llama4.model import Llama4
 from ..amaxes import save_amaxes, trained_amaxes
 from ..data import Batch, Encoder, Loader, hold_out, open_samples
 from ..experts import ExpertOptions, canonical_name, plain_state_dict, prepare_for_training

@@ -20,7 +20,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .config import RopeScaling, TextConfig, VisionConfig
+from ..config import RopeScaling, TextConfig, VisionConfig
 
 
 def inverse_frequencies(config: TextConfig) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .config import HerdConfig, VisionConfig
+from ..config import HerdConfig, VisionConfig
 from .operators import rotary_embedding
 from .rope import ImageRotary
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .config import HerdConfig, TextConfig
+from ..config import HerdConfig, TextConfig
 from .operators import (
     block_attention,
     cached_attention,

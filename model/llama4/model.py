@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .config import HerdConfig
+from ..config import HerdConfig
 from .decoder import Decoder, HeadNorm
 from .rope import DecoderRotary, ImageRotary
 from .vision import VisionTower
