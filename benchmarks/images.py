@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from herdgraph.export.recipes import RECIPES
-from herdgraph.export.rotation import Rotation
+from herdgraph.model.checkpoint.rotated import Rotation
 from herdgraph.runtimes.bundle import Bundle
 from herdgraph.runtimes.vision import VisionRunner
 from rich.console import Console

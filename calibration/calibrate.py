@@ -23,7 +23,7 @@ from .. import __version__
 from ..errors import HerdError
 from ..export.calibration_file import CENTRE, DESCRIPTION, FORMAT, LARGEST, MOMENTS, OBSERVERS, SCALES
 from ..export.recipes import Recipe
-from ..export.rotation import RotatedCheckpoint
+from ..model.checkpoint.rotated import RotatedCheckpoint
 from ..files import atomic_directory, check_output
 from ..model.checkpoint import Checkpoint
 from .evaluate import Evaluation, Quality, evaluate

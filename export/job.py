@@ -18,7 +18,7 @@ from .capture import bind_weights, capture_decoder, capture_vision
 from .passes import LowerRoutedExperts
 from .plans import Build, PlanOptions, write_plan
 from .recipes import Recipe
-from .rotation import RotatedCheckpoint
+from ..model.checkpoint.rotated import RotatedCheckpoint
 from .targets import Target
 from .weights import initializers, stream
 

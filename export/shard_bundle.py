@@ -20,7 +20,7 @@ from .cut import cut, remove_ends
 from .job import Job, Made, active_bytes, weight_bytes
 from .passes import KeepStage, SplitWidth
 from .shard_calibration import RankCalibration
-from .shard_checkpoint import sharded
+from ..model.checkpoint.sharded import sharded
 from .targets import Target
 from .weights import stream
 

@@ -18,10 +18,10 @@ import torch
 from herdgraph.errors import HerdError
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.checkpoint import open_checkpoint
-from herdgraph.model.checkpoint.lazy import MappedTensor
-from herdgraph.model.checkpoint.meta import _load as load
-from herdgraph.model.checkpoint.meta import _numbered as numbered
-from herdgraph.model.checkpoint.positions import resampled_positions
+from herdgraph.model.checkpoint.tensors.lazy import MappedTensor
+from herdgraph.model.checkpoint.meta.checkpoint import _load as load
+from herdgraph.model.checkpoint.meta.checkpoint import _numbered as numbered
+from herdgraph.model.checkpoint.meta.positions import resampled_positions
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.runtimes import Engine

@@ -19,7 +19,7 @@ from herdgraph.export.calibration_file import CalibrationFile
 from herdgraph.export.gptq import compensated, factor
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.export.recipes import RECIPES
-from herdgraph.export.rotation import RotatedCheckpoint
+from herdgraph.model.checkpoint.rotated import RotatedCheckpoint
 from herdgraph.export.verify import fidelity
 from herdgraph.export.weights import Weight
 from herdgraph.model.checkpoint import open_checkpoint

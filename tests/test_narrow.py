@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from herdgraph.errors import HerdError
-from herdgraph.model.checkpoint.lazy import FileTensor, LazyTensor, MappedTensor
-from herdgraph.model.checkpoint.narrow import narrowed, parts_of
+from herdgraph.model.checkpoint.tensors.lazy import FileTensor, LazyTensor, MappedTensor
+from herdgraph.model.checkpoint.tensors.narrow import narrowed, parts_of
 from herdgraph.model.checkpoint.quantized import Scaled
-from herdgraph.model.checkpoint.views import Concat, Converted, Reshaped, Rows, Stack, Transposed, Unflatten
+from herdgraph.model.checkpoint.tensors.views import Concat, Converted, Reshaped, Rows, Stack, Transposed, Unflatten
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

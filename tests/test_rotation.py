@@ -8,7 +8,7 @@ from pathlib import Path
 import herds
 import pytest
 import torch
-from herdgraph.export.rotation import RotatedCheckpoint, Rotation, hadamard
+from herdgraph.model.checkpoint.rotated import RotatedCheckpoint, Rotation, hadamard
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.names import expected_tensors

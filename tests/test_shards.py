@@ -24,9 +24,9 @@ from herdgraph.errors import HerdError
 from herdgraph.export import capture, job
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.export.recipes import RECIPES
-from herdgraph.export.shard_checkpoint import sharded
+from herdgraph.model.checkpoint.sharded import sharded
 from herdgraph.model.checkpoint import open_checkpoint
-from herdgraph.model.checkpoint.lazy import FileTensor
+from herdgraph.model.checkpoint.tensors.lazy import FileTensor
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.config.shard_plan import ShardPlan, shapes_of_rank

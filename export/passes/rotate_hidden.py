@@ -18,7 +18,7 @@ import torch
 from onnx_ir.passes import InPlacePass, PassResult
 
 from ..builder import Builder
-from ..rotation import hadamard, power_of_two_in
+from ...model.checkpoint.rotated import hadamard, power_of_two_in
 from ..weights import channels_of, write_channels
 
 LARGEST_BLOCK = 64

@@ -9,7 +9,7 @@ from ..config import HerdConfig
 from ..config.names import expected_tensors
 from .base import Checkpoint, TensorInfo
 from .huggingface import open_huggingface
-from .meta import open_meta
+from .meta.checkpoint import open_meta
 from .save import save_checkpoint
 
 __all__ = ["Checkpoint", "TensorInfo", "expected_tensors", "open_checkpoint", "save_checkpoint"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...errors import HerdError
 from ..config import HerdConfig
 from ..config.names import expected_tensors
-from .lazy import Index, LazyTensor
+from .tensors.lazy import Index, LazyTensor
 
 CARRIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "generation_config.json",

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ...errors import HerdError
-from .lazy import Index, LazyTensor
-from .views import Reshaped
+from .tensors.lazy import Index, LazyTensor
+from .tensors.views import Reshaped
 
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

@@ -33,8 +33,8 @@ from torch import Tensor
 
 from ....errors import HerdError
 from ....files import read_json
-from ...checkpoint.header import read_header
-from ...checkpoint.lazy import FileTensor
+from ...checkpoint.tensors.header import read_header
+from ...checkpoint.tensors.lazy import FileTensor
 from .sparsify import Sample, Sparsifier, TopK
 from .targets import SampledTargets, SparseTargets, TopKTargets
 

@@ -17,12 +17,12 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from ...errors import HerdError
-from ..config import TextConfig
-from .lazy import LazyTensor, MappedTensor
-from .quantized import is_float8, scaled
+from ....errors import HerdError
+from ...config import TextConfig
+from ..tensors.lazy import LazyTensor, MappedTensor
+from ..quantized import is_float8, scaled
 from .ranks import Ranks, join
-from .views import Concat, Reshaped, Rows, Transposed, Unflatten
+from ..tensors.views import Concat, Reshaped, Rows, Transposed, Unflatten
 
 Scales = Sequence[Mapping[str, Tensor]]
 """For each rank the FP8 scales by mapped name, ``layers.{i}.feed_forward.experts.{w1,w3,w2}``, each [E, out]."""

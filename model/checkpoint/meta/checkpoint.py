@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...errors import HerdError
-from ..config import HerdConfig
-from .base import Checkpoint, check_tensors
-from .meta_decoder import decoder_tensors
-from .meta_vision import vision_tensors
-from .names import is_buffer
+from ....errors import HerdError
+from ...config import HerdConfig
+from ..base import Checkpoint, check_tensors
+from .decoder import decoder_tensors
+from .vision import vision_tensors
+from ..names import is_buffer
 from .ranks import Ranks
 
 

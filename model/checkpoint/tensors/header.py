@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ...errors import HerdError
+from ....errors import HerdError
 from .lazy import FileTensor
 
 _DTYPES = {

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import HerdError
+from ....errors import HerdError
 
 Index = int | slice | None
 """What to read of the first axis: one entry, a range without a step, or everything."""

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...errors import HerdError
-from .lazy import LazyTensor, MappedTensor
-from .views import Concat
+from ....errors import HerdError
+from ..tensors.lazy import LazyTensor, MappedTensor
+from ..tensors.views import Concat
 
 
 class Ranks:

@@ -7,11 +7,11 @@ those of row-parallel layers are equal on all ranks.
 
 from __future__ import annotations
 
-from ..config import VisionConfig
-from .lazy import LazyTensor
+from ...config import VisionConfig
+from ..tensors.lazy import LazyTensor
 from .positions import resampled_positions
 from .ranks import Ranks
-from .views import Converted
+from ..tensors.views import Converted
 
 _ENCODER = "vision_embeddings.vision_encoder"
 _ADAPTER = "vision_embeddings.vision_adapter.mlp"

@@ -23,8 +23,8 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from ..model.checkpoint import Checkpoint
-from ..model.config import HerdConfig
+from . import Checkpoint
+from ..config import HerdConfig
 
 _LARGEST_FACTOR = 64
 _SEED = 20260

@@ -16,9 +16,9 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
-from ...errors import HerdError
+from ....errors import HerdError
 from .lazy import FileTensor, Index, LazyTensor, MappedTensor, bounds
-from .quantized import Scaled
+from ..quantized import Scaled
 from .views import Concat, Rows, Stack, Transposed, Unflatten
 
 

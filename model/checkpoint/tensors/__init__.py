@@ -1,0 +1,1 @@
+"""Tensors that are read only when they are asked for, and views of them."""
