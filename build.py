@@ -22,7 +22,7 @@ from rich.progress import Progress as ProgressBar
 if TYPE_CHECKING:
     from herdgraph.export.pipeline import Progress
     from herdgraph.export.plans import PlanOptions
-    from herdgraph.export.recipes import Recipe
+    from herdgraph.model.quantization.recipes import Recipe
     from herdgraph.export.targets import Target
     from herdgraph.model.checkpoint import Checkpoint
     from herdgraph.model.config.shard_plan import ShardPlan
@@ -124,7 +124,7 @@ def main(
     CHECKPOINT is a directory with a Llama 4 model in Hugging Face or Meta layout. Weights are streamed tensor by
     tensor: the memory needed does not grow with the model.
     """
-    from herdgraph.export.calibration_file import calibration_for
+    from herdgraph.model.quantization.calibration_file import calibration_for
     from herdgraph.export.plans import PlanOptions, builder_of
     from herdgraph.export.targets import target_of
     from herdgraph.model.checkpoint import open_checkpoint

@@ -23,7 +23,7 @@ from herdgraph.calibration.samples import read_samples
 from herdgraph.calibration.search import parts_of
 from herdgraph.calibration.windows import Window, data_of
 from herdgraph.console import fail
-from herdgraph.export.recipes import RECIPES
+from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.processing import PromptProcessor
 from rich.console import Console

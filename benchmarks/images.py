@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from herdgraph.export.recipes import RECIPES
+from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.checkpoint.rotated import Rotation
 from herdgraph.runtimes.bundle import Bundle
 from herdgraph.runtimes.vision import VisionRunner

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from herdgraph.calibration.calibrate import Options, calibrate
 from herdgraph.calibration.windows import Data, Window
-from herdgraph.export.recipes import RECIPES
+from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.config import HerdConfig, RopeScaling, TextConfig, VisionConfig
 from herdgraph.model.config.names import expected_tensors

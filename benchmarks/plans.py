@@ -27,7 +27,7 @@ from herdgraph.calibration.samples import read_samples
 from herdgraph.calibration.windows import Data, Window, data_of
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.export.plans import PlanOptions
-from herdgraph.export.recipes import RECIPES
+from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.files import size
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.config import HerdConfig

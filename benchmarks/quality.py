@@ -26,7 +26,7 @@ from herdgraph.calibration.windows import data_of
 from herdgraph.console import fail, size, stderr, stdout
 from herdgraph.export.block_format import BlockFormat
 from herdgraph.export.pipeline import build_bundle
-from herdgraph.export.recipes import RECIPES, Recipe, Rule
+from herdgraph.model.quantization.recipes import RECIPES, Recipe, Rule
 from herdgraph.export.verify import fidelity
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.runtimes import Engine

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import HerdError
-from ..export.calibration_file import CENTRE, DESCRIPTION, FORMAT, LARGEST, MOMENTS, OBSERVERS, SCALES
-from ..export.recipes import Recipe
+from ..model.quantization.calibration_file import CENTRE, DESCRIPTION, FORMAT, LARGEST, MOMENTS, OBSERVERS, SCALES
+from ..model.quantization.recipes import Recipe
 from ..model.checkpoint.rotated import RotatedCheckpoint
 from ..files import atomic_directory, check_output
 from ..model.checkpoint import Checkpoint

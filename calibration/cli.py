@@ -46,7 +46,7 @@ def calibrate(
     The model is read layer by layer and expert by expert: it may be larger than the memory. A run that was cut off
     continues where it stopped. The output holds report.html.
     """
-    from ..export.recipes import RECIPES
+    from ..model.quantization.recipes import RECIPES
     from ..model.checkpoint import open_checkpoint
     from . import calibrate as api
     from .imported import import_scales as imported

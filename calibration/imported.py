@@ -21,10 +21,10 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import HerdError
-from ..export.calibration_file import DESCRIPTION, FORMAT, LARGEST, SCALES
+from ..model.quantization.calibration_file import DESCRIPTION, FORMAT, LARGEST, SCALES
 from ..export.fp8_format import LARGEST as LARGEST_CODE
 from ..export.fp8_format import Fp8Format
-from ..export.recipes import RECIPES
+from ..model.quantization.recipes import RECIPES
 from ..files import atomic_directory
 from ..model.checkpoint import Checkpoint
 from ..model.config import HerdConfig

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import HerdError
-from ..export.calibration_file import LARGEST, MOMENTS, OBSERVERS
-from ..export.recipes import Recipe
+from ..model.quantization.calibration_file import LARGEST, MOMENTS, OBSERVERS
+from ..model.quantization.recipes import Recipe
 from .coverage import Coverage
 from .observed import Observed
 from .products import require_finite

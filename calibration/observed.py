@@ -7,9 +7,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..export.calibration_file import CENTRE, LARGEST
+from ..model.quantization.calibration_file import CENTRE, LARGEST
 from ..export.fp8_format import Fp8Format
-from ..export.recipes import Recipe
+from ..model.quantization.recipes import Recipe
 from .histogram import Histogram
 from .moments import Moments
 from .observers import OBSERVERS

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import HerdError
 from ..export.fp8_format import Fp8Format, channel_scales, input_scale, to_e4m3
 from ..export.passes.quantize_fp8 import lifts
-from ..export.recipes import Recipe
+from ..model.quantization.recipes import Recipe
 
 
 class Products(Protocol):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..errors import HerdError
-from ..export.recipes import Recipe
+from ..model.quantization.recipes import Recipe
 from ..model.config import HerdConfig
 from .evaluate import Evaluation, Quality, evaluate
 from .products import Quantised

@@ -13,11 +13,11 @@ import onnx_ir as ir
 from ..model.checkpoint import Checkpoint
 from ..model.config import HerdConfig, TextConfig
 from ..runtimes.shards import Shards
-from .calibration_file import CalibrationFile
+from ..model.quantization.calibration_file import CalibrationFile
 from .capture import bind_weights, capture_decoder, capture_vision
 from .passes import LowerRoutedExperts
 from .plans import Build, PlanOptions, write_plan
-from .recipes import Recipe
+from ..model.quantization.recipes import Recipe
 from ..model.checkpoint.rotated import RotatedCheckpoint
 from .targets import Target
 from .weights import initializers, stream

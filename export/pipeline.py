@@ -15,10 +15,10 @@ from ..files import atomic_directory, require_room
 from ..model.checkpoint import Checkpoint
 from ..model.config.shard_plan import ShardPlan
 from ..runtimes.bundle import PROCESSOR, Bundle, Manifest, describe_files, write_manifest
-from .calibration_file import calibration_for
+from ..model.quantization.calibration_file import calibration_for
 from .job import Job, Made, Progress, active_bytes, weight_bytes
 from .plans import PlanOptions, builder_of
-from .recipes import Recipe
+from ..model.quantization.recipes import Recipe
 from .shard_bundle import check_shards, write_shards
 from .targets import target_of
 

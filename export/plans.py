@@ -28,7 +28,7 @@ from onnx_ir.passes import InPlacePass
 from ..errors import HerdError
 from ..model.config import HerdConfig
 from .passes import ComputeIn, LowerExpertsDense, LowerExpertsGathered, LowerExpertsUnrolled
-from .recipes import Recipe
+from ..model.quantization.recipes import Recipe
 from .tensorrt import Check
 from .tensorrt.builder import Profile, build_plan, check_targets, load_tensorrt_rtx
 from .tensorrt.enterprise import build_plan_here, load_tensorrt

@@ -19,7 +19,7 @@ from ..runtimes.shards import PieceEntry, Shards, entry_of
 from .cut import cut, remove_ends
 from .job import Job, Made, active_bytes, weight_bytes
 from .passes import KeepStage, SplitWidth
-from .shard_calibration import RankCalibration
+from ..model.quantization.sharded_calibration import RankCalibration
 from ..model.checkpoint.sharded import sharded
 from .targets import Target
 from .weights import stream

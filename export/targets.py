@@ -10,7 +10,7 @@ from onnx_ir.passes import InPlacePass, common
 
 from ..errors import HerdError
 from ..model.llama4.operators import DOMAIN
-from .calibration_file import CalibrationFile
+from ..model.quantization.calibration_file import CalibrationFile
 from .functions import is_collective
 from .passes import (
     FoldWeightTransposes,
@@ -25,7 +25,7 @@ from .passes import (
     QuantizeMatMuls,
     RotateHidden,
 )
-from .recipes import RECIPES, Caches, Recipe
+from ..model.quantization.recipes import RECIPES, Caches, Recipe
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from herdgraph.export.passes import (
     QuantizeCachesFp8,
     QuantizeFp8,
 )
-from herdgraph.export.recipes import RECIPES
+from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.export.tensorrt.builder import Profile
 from herdgraph.export.weights import stream
 from herdgraph.model.config import HerdConfig

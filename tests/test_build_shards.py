@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from herdgraph.build import memory_plan
 from herdgraph.cli import main
-from herdgraph.export.recipes import RECIPES
+from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.config.presets import MAVERICK
 from herdgraph.model.config.shard_plan import ShardPlan
 

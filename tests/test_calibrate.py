@@ -24,9 +24,9 @@ from herdgraph.calibration.measure import measure
 from herdgraph.calibration.samples import Sample
 from herdgraph.calibration.windows import Data, Window, data_of, split
 from herdgraph.errors import HerdError
-from herdgraph.export.calibration_file import CalibrationFile
+from herdgraph.model.quantization.calibration_file import CalibrationFile
 from herdgraph.export.fp8_format import Fp8Format
-from herdgraph.export.recipes import RECIPES, Recipe
+from herdgraph.model.quantization.recipes import RECIPES, Recipe
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.presets import TINY

@@ -21,7 +21,7 @@ from herdgraph.calibration.vision_stream import VisionStream
 from herdgraph.calibration.windows import Data, Window
 from herdgraph.errors import HerdError
 from herdgraph.export.fp8_format import LARGEST, to_e4m3
-from herdgraph.export.recipes import RECIPES
+from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.llama4.model import Llama4

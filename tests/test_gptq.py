@@ -15,10 +15,10 @@ from herdgraph.calibration.samples import Sample
 from herdgraph.calibration.windows import Data, Window, data_of
 from herdgraph.errors import HerdError
 from herdgraph.export.block_format import BlockCodes, BlockFormat, in_blocks
-from herdgraph.export.calibration_file import CalibrationFile
+from herdgraph.model.quantization.calibration_file import CalibrationFile
 from herdgraph.export.gptq import compensated, factor
 from herdgraph.export.pipeline import build_bundle
-from herdgraph.export.recipes import RECIPES
+from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.checkpoint.rotated import RotatedCheckpoint
 from herdgraph.export.verify import fidelity
 from herdgraph.export.weights import Weight

@@ -10,10 +10,10 @@ import pytest
 import torch
 from herdgraph.calibration.imported import import_scales
 from herdgraph.errors import HerdError
-from herdgraph.export.calibration_file import CalibrationFile
+from herdgraph.model.quantization.calibration_file import CalibrationFile
 from herdgraph.export.fp8_format import Fp8Format
 from herdgraph.export.pipeline import build_bundle
-from herdgraph.export.recipes import RECIPES
+from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.export.verify import fidelity
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY

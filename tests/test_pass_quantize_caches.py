@@ -12,7 +12,7 @@ from herdgraph.calibration.calibrate import Options, calibrate
 from herdgraph.calibration.windows import Data, Window
 from herdgraph.errors import HerdError
 from herdgraph.export.pipeline import build_bundle
-from herdgraph.export.recipes import RECIPES
+from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.export.verify import fidelity
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY

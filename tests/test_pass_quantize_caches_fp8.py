@@ -10,7 +10,7 @@ import onnxruntime
 import plans
 import pytest
 from herdgraph.errors import HerdError
-from herdgraph.export.calibration_file import CalibrationFile
+from herdgraph.model.quantization.calibration_file import CalibrationFile
 from herdgraph.export.passes import QuantizeCachesFp8
 from herdgraph.model.config.presets import TINY
 from onnx import TensorProto

@@ -13,7 +13,7 @@ from graphs import operators, parse, run
 from herdgraph.calibration.calibrate import Options, calibrate
 from herdgraph.calibration.windows import Data, Window
 from herdgraph.errors import HerdError
-from herdgraph.export.calibration_file import CalibrationFile
+from herdgraph.model.quantization.calibration_file import CalibrationFile
 from herdgraph.export.passes import (
     LowerExpertsDense,
     LowerExpertsGathered,
@@ -23,7 +23,7 @@ from herdgraph.export.passes import (
 )
 from herdgraph.export.passes.quantize_fp8 import lifts
 from herdgraph.export.pipeline import build_bundle
-from herdgraph.export.recipes import RECIPES
+from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.llama4.model import Llama4

@@ -15,7 +15,7 @@ from herdgraph.export.block_format import BlockCodes, BlockFormat, BlockScales, 
 from herdgraph.export.channel_format import ChannelCodes, ChannelFormat, ChannelScales, channel_scales
 from herdgraph.export.passes import QuantizeMatMuls, RotateHidden
 from herdgraph.export.pipeline import build_bundle
-from herdgraph.export.recipes import RECIPES, Format, Recipe, Rule
+from herdgraph.model.quantization.recipes import RECIPES, Format, Recipe, Rule
 from herdgraph.export.verify import fidelity
 from herdgraph.export.weights import Weight, stream
 from herdgraph.model.checkpoint import open_checkpoint

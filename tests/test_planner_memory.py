@@ -16,7 +16,7 @@ from herdgraph.export.block_format import BlockCodes, BlockFormat, BlockScales, 
 from herdgraph.export.channel_format import ChannelCodes, ChannelFormat, ChannelScales
 from herdgraph.export.fp8_format import Fp8Codes, Ratios
 from herdgraph.export.pipeline import build_bundle
-from herdgraph.export.recipes import RECIPES
+from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.config import HerdConfig, TextConfig
 from herdgraph.model.config.parameter_counts import facts_of

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from herdgraph.export.calibration_file import CENTRE, LARGEST, MOMENTS, SCALES, CalibrationFile
-from herdgraph.export.shard_calibration import RankCalibration
+from herdgraph.model.quantization.calibration_file import CENTRE, LARGEST, MOMENTS, SCALES, CalibrationFile
+from herdgraph.model.quantization.sharded_calibration import RankCalibration
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.config.shard_plan import ShardPlan
 from safetensors.torch import save_file

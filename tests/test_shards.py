@@ -23,7 +23,7 @@ from herdgraph.calibration.windows import Data, Window
 from herdgraph.errors import HerdError
 from herdgraph.export import capture, job
 from herdgraph.export.pipeline import build_bundle
-from herdgraph.export.recipes import RECIPES
+from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.checkpoint.sharded import sharded
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.checkpoint.tensors.lazy import FileTensor

@@ -16,7 +16,7 @@ from herdgraph.errors import HerdError
 from herdgraph.export.passes import LowerCollectives
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.export.plans import PlanOptions
-from herdgraph.export.recipes import RECIPES
+from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.export.tensorrt import Plan
 from herdgraph.export.tensorrt import check as check_module
 from herdgraph.model.checkpoint import open_checkpoint

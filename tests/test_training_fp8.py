@@ -10,9 +10,9 @@ import herds
 import pytest
 import torch
 from herdgraph.errors import HerdError
-from herdgraph.export.calibration_file import CalibrationFile
+from herdgraph.model.quantization.calibration_file import CalibrationFile
 from herdgraph.export.fp8_format import Fp8Format
-from herdgraph.export.recipes import RECIPES
+from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.names import expected_tensors

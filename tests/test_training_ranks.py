@@ -170,7 +170,7 @@ def test_a_killed_run_goes_on_alone(killed: Path, tmp_path: Path) -> None:
 
 def test_the_train_command_on_four_ranks_writes_a_whole_model(tmp_path: Path) -> None:
     import herds
-    from herdgraph.export.calibration_file import CalibrationFile
+    from herdgraph.model.quantization.calibration_file import CalibrationFile
     from herdgraph.model.checkpoint import open_checkpoint
 
     herds.save(HerdConfig(text=TINY.text), tmp_path / "checkpoint")

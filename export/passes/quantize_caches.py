@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from ..builder import Builder
-from ..calibration_file import CalibrationFile
+from ...model.quantization.calibration_file import CalibrationFile
 
 HEADROOM = 1.1
 """Largest magnitude that fits, relative to the largest seen in calibration; beyond it values saturate."""

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from ..builder import Builder
-from ..calibration_file import CalibrationFile
+from ...model.quantization.calibration_file import CalibrationFile
 from ..fp8_format import input_scale
 
 

@@ -35,9 +35,9 @@ from onnx_ir.passes import InPlacePass, PassResult
 from torch import Tensor
 
 from ..builder import Builder
-from ..calibration_file import CalibrationFile, stored_name
+from ...model.quantization.calibration_file import CalibrationFile, stored_name
 from ..fp8_format import Fp8Codes, Fp8Format, GlobalScale, Offsets, Ratios, input_scale
-from ..recipes import Recipe
+from ...model.quantization.recipes import Recipe
 
 
 class QuantizeFp8(InPlacePass):

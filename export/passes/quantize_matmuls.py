@@ -20,10 +20,10 @@ from torch import Tensor
 from ...errors import HerdError
 from ..block_format import BlockCodes, BlockFormat, BlockScales, BlockZeros
 from ..builder import CONTRIB, Builder
-from ..calibration_file import CalibrationFile
+from ...model.quantization.calibration_file import CalibrationFile
 from ..channel_format import ChannelCodes, ChannelFormat, ChannelScales
 from ..fp8_format import Fp8Format
-from ..recipes import Recipe
+from ...model.quantization.recipes import Recipe
 from .rotate_hidden import BlockRotated
 
 _INT8_ACTIVATIONS = 4

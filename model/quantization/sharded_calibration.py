@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..model.config import HerdConfig
-from ..model.config.shard_plan import ShardPlan
+from ..config import HerdConfig
+from ..config.shard_plan import ShardPlan
 from .calibration_file import CalibrationFile, stored_name
 
 

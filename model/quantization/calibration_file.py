@@ -25,9 +25,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import HerdError
-from ..files import read_json
-from ..model.checkpoint import Checkpoint
+from ...errors import HerdError
+from ...files import read_json
+from ..checkpoint import Checkpoint
 from .recipes import Recipe
 
 DESCRIPTION = "calibration.json"
