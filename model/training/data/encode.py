@@ -18,7 +18,7 @@ from ....errors import HerdError
 from ...config import HerdConfig
 from ...processing import PromptProcessor
 from ...processing.chat import checked_messages
-from .records import IMAGE, Part, Picture, Record, Turn
+from ...data.records import IMAGE, Part, Picture, Record, Turn
 
 Array = np.ndarray[Any, Any]
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ....errors import HerdError
 from .encode import Encoded, Encoder
 from .packing import Batch, Rows
-from .sources import Samples
+from ...data.sources import Samples
 from .stream import Unseen, order
 
 logger = logging.getLogger(__name__)

@@ -26,8 +26,8 @@ from typing import Any
 
 from PIL import Image
 
-from ....errors import HerdError
-from ...processing.images import Source
+from ...errors import HerdError
+from ..processing.images import Source
 
 IMAGE = "<|image|>"
 FRAMES_PER_SECOND = 2.0

@@ -12,8 +12,8 @@ import tarfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ....errors import HerdError
-from ...processing.images import Source
+from ...errors import HerdError
+from ..processing.images import Source
 from .records import Record, parsed, record_of, stored
 
 PICTURES = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif"})

@@ -24,9 +24,9 @@ from typing import Protocol
 
 import numpy as np
 
-from ....errors import HerdError
+from ...errors import HerdError
 from .records import Record, parsed, record_of, stored
-from .shards import TarShard
+from .tar_shards import TarShard
 
 
 class Samples(Protocol):

@@ -1,0 +1,1 @@
+"""Samples of text, conversations and pictures: one reader for calibration and training."""
