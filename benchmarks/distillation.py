@@ -47,8 +47,8 @@ from herdgraph.model.training.distill import (
     dynamic,
     tokenizer_hash,
 )
-from herdgraph.model.training.experts import ExpertOptions, prepare_for_training
-from herdgraph.model.training.judge import right_answers
+from herdgraph.model.training.moe.experts import ExpertOptions, prepare_for_training
+from herdgraph.model.training.exact_match import right_answers
 from herdgraph.model.training.objective import Distil, logits_of
 from herdgraph.model.training.optim import OptimizerOptions
 from herdgraph.model.training.recipes import PretrainOptions, pretrain

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 from herdgraph.console import stderr, stdout
-from herdgraph.model.training.experts import ExpertOptions
-from herdgraph.model.training.fp8 import Fp8Recipe
+from herdgraph.model.training.moe.experts import ExpertOptions
+from herdgraph.model.training.fp8.linear import Fp8Recipe
 from herdgraph.model.training.optim import OptimizerOptions
 from herdgraph.model.training.recipes import PretrainOptions, pretrain
 from herdgraph.model.training.trainer import TrainOptions

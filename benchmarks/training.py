@@ -22,7 +22,7 @@ from herdgraph.model.config import HerdConfig
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.training.data import Batch
-from herdgraph.model.training.experts import prepare_for_training
+from herdgraph.model.training.moe.experts import prepare_for_training
 from herdgraph.model.training.metrics import flops_per_token, measured_peak
 from herdgraph.model.training.objective import NextToken
 from herdgraph.model.training.optim import OptimizerOptions, optimizer_for

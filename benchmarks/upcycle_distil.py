@@ -26,7 +26,7 @@ from herdgraph.console import stderr, stdout
 from herdgraph.model.llama4.decoder import Experts
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.processing import PromptProcessor
-from herdgraph.model.training.experts import ExpertOptions
+from herdgraph.model.training.moe.experts import ExpertOptions
 from herdgraph.model.training.optim import OptimizerOptions
 from herdgraph.model.training.recipes import UpcycleOptions, upcycle_then_distil
 from herdgraph.model.training.recipes.run import open_model

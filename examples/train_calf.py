@@ -28,7 +28,7 @@ from herdgraph.model.checkpoint.base import CARRIED
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.training.calf import graft, student_config, teacher_config
-from herdgraph.model.training.experts import ExpertOptions
+from herdgraph.model.training.moe.experts import ExpertOptions
 from herdgraph.model.training.optim import OptimizerOptions
 from herdgraph.model.training.recipes import (
     AlignOptions,

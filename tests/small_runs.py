@@ -11,7 +11,7 @@ import torch
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.training.data import Batch
-from herdgraph.model.training.experts import ExpertOptions, prepare_for_training
+from herdgraph.model.training.moe.experts import ExpertOptions, prepare_for_training
 from herdgraph.model.training.optim import OptimizerOptions
 
 OPTIMIZER = OptimizerOptions(learning_rate=3e-3, warmup=2)

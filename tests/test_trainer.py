@@ -21,7 +21,7 @@ from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.training.data import IGNORED, PADDING, Batch
 from herdgraph.model.training.distill import DistillationLoss, Fixed, LossRatioBalance, ModuleTeacher, dynamic
-from herdgraph.model.training.experts import mixtures
+from herdgraph.model.training.moe.experts import mixtures
 from herdgraph.model.training.metrics import flops_per_token
 from herdgraph.model.training.objective import Distil, logits_of
 from herdgraph.model.training.optim import (

@@ -13,7 +13,7 @@ from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.training.calf import graft, student_config, teacher_config
-from herdgraph.model.training.contrast import contrastive_loss
+from herdgraph.model.training.contrastive import contrastive_loss
 from herdgraph.training_cli import train
 from PIL import Image
 

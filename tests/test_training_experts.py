@@ -15,8 +15,8 @@ from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.names import expected_tensors
 from herdgraph.model.llama4.operators import routed_experts
 from herdgraph.model.config.presets import TINY
-from herdgraph.model.training.balancing import acting_share, load_balancing_loss, router_z_loss
-from herdgraph.model.training.experts import (
+from herdgraph.model.training.moe.balancing import acting_share, load_balancing_loss, router_z_loss
+from herdgraph.model.training.moe.experts import (
     BalancedMixture,
     ExpertOptions,
     GroupedExperts,
@@ -26,7 +26,13 @@ from herdgraph.model.training.experts import (
     prepare_for_training,
     update_selection_biases,
 )
-from herdgraph.model.training.grouped import fits_kernel, grouped_gradient, grouped_product, offsets_of, product_by_loop
+from herdgraph.model.training.moe.grouped import (
+    fits_kernel,
+    grouped_gradient,
+    grouped_product,
+    offsets_of,
+    product_by_loop,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional

@@ -17,9 +17,9 @@ from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.names import expected_tensors
 from herdgraph.model.config.presets import TINY
-from herdgraph.model.training.amaxes import AmaxHistory, save_amaxes, trained_amaxes
-from herdgraph.model.training.experts import plain_state_dict, prepare_for_training
-from herdgraph.model.training.fp8 import (
+from herdgraph.model.training.fp8.amax_history import AmaxHistory, save_amaxes, trained_amaxes
+from herdgraph.model.training.moe.experts import plain_state_dict, prepare_for_training
+from herdgraph.model.training.fp8.linear import (
     EXACT,
     Fp8Linear,
     Fp8Recipe,
@@ -27,7 +27,7 @@ from herdgraph.model.training.fp8 import (
     prepare_for_fp8,
     recompute_contexts,
 )
-from herdgraph.model.training.fp8_grouped import fp8_grouped_product, power_of_two, rounded
+from herdgraph.model.training.fp8.grouped import fp8_grouped_product, power_of_two, rounded
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import CheckpointError, checkpoint

@@ -7,7 +7,7 @@ import torch
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.training.data import Encoded
-from herdgraph.model.training.judge import right_answers
+from herdgraph.model.training.exact_match import right_answers
 
 
 def _generated(model: Llama4, prompt: list[int], count: int) -> list[int]:

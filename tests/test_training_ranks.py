@@ -20,9 +20,9 @@ import torch
 from herdgraph.errors import HerdError
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import MAVERICK, SCOUT, TINY
-from herdgraph.model.training.expert_parallel import by_expert
-from herdgraph.model.training.parallel import ParallelOptions, Ranks
-from herdgraph.model.training.sharding import require_divisible
+from herdgraph.model.training.parallel.expert_parallel import by_expert
+from herdgraph.model.training.parallel.ranks import ParallelOptions, Ranks
+from herdgraph.model.training.parallel.sharding import require_divisible
 from training_worker import Case, train
 
 WORKER = Path(__file__).parent / "training_worker.py"

@@ -12,7 +12,7 @@ from typing import Any
 
 from herdgraph.errors import HerdError
 from herdgraph.model.training import checkpoint
-from herdgraph.model.training.parallel import Ranks
+from herdgraph.model.training.parallel.ranks import Ranks
 from herdgraph.model.training.trainer import Progress, Trainer, TrainOptions
 from small_runs import OPTIMIZER, Fixture, model
 

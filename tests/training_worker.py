@@ -16,12 +16,12 @@ from herdgraph.errors import HerdError
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.presets import TINY
-from herdgraph.model.training.amaxes import trained_amaxes
+from herdgraph.model.training.fp8.amax_history import trained_amaxes
 from herdgraph.model.training.data import Batch
-from herdgraph.model.training.experts import ExpertOptions, mixtures, plain_state_dict, prepare_for_training
-from herdgraph.model.training.fp8 import Fp8Recipe, fp8_autocast, prepare_for_fp8
-from herdgraph.model.training.fp8_recipe import RecipeName
-from herdgraph.model.training.parallel import ParallelOptions, Ranks, whole
+from herdgraph.model.training.moe.experts import ExpertOptions, mixtures, plain_state_dict, prepare_for_training
+from herdgraph.model.training.fp8.linear import Fp8Recipe, fp8_autocast, prepare_for_fp8
+from herdgraph.model.training.fp8.autocast import RecipeName
+from herdgraph.model.training.parallel.ranks import ParallelOptions, Ranks, whole
 from herdgraph.model.training.trainer import Trainer, TrainOptions
 from small_runs import OPTIMIZER, Fixture
 

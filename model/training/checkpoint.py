@@ -37,7 +37,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from ...errors import HerdError
 from ...files import read_json
-from .amaxes import share_histories
+from .fp8.amax_history import share_histories
 
 if TYPE_CHECKING:
     from .trainer import Trainer

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .parallel import whole
+from .parallel.ranks import whole
 
 
 @dataclass(frozen=True)

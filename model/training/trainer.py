@@ -24,8 +24,8 @@ from ...errors import HerdError
 from ..llama4.model import Llama4
 from .checkpoint import CheckpointStore
 from .data import Batch, Loader
-from .experts import auxiliary_loss, fade_selection_biases, update_selection_biases
-from .fp8_recipe import recompute_contexts
+from .moe.experts import auxiliary_loss, fade_selection_biases, update_selection_biases
+from .fp8.autocast import recompute_contexts
 from .metrics import RunLog, flops_per_token, measured_peak
 from .objective import NextToken, Objective, held_out_loss, labelled
 from .optim import (
@@ -36,7 +36,7 @@ from .optim import (
     optimizer_for,
     set_learning_rate,
 )
-from .parallel import Ranks
+from .parallel.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 

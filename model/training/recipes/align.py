@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ....errors import HerdError
-from ..contrast import Contrast
-from ..parallel import Ranks
+from ..contrastive import Contrast
+from ..parallel.ranks import Ranks
 from ..trainer import Progress
 from .run import OnStep, RunOptions, new_model, open_model, train_model
 

@@ -30,7 +30,7 @@ from ..distill import (
     require_tokenizer,
     tokenizer_hash,
 )
-from ..experts import prepare_for_training
+from ..moe.experts import prepare_for_training
 from ..objective import Distil, logits_of
 from ..trainer import Progress
 from .run import OnStep, RunOptions, new_model, open_model, train_model

@@ -14,13 +14,13 @@ from ...checkpoint import open_checkpoint, save_checkpoint
 from ...checkpoint.base import CARRIED
 from ...config import HerdConfig
 from ...llama4.model import Llama4
-from ..amaxes import save_amaxes, trained_amaxes
+from ..fp8.amax_history import save_amaxes, trained_amaxes
 from ..data import Batch, Encoder, Loader, hold_out, open_samples
-from ..experts import ExpertOptions, canonical_name, plain_state_dict, prepare_for_training
-from ..fp8 import Fp8Recipe, fp8_autocast, prepare_for_fp8
+from ..moe.experts import ExpertOptions, canonical_name, plain_state_dict, prepare_for_training
+from ..fp8.linear import Fp8Recipe, fp8_autocast, prepare_for_fp8
 from ..objective import Objective
 from ..optim import OptimizerOptions
-from ..parallel import ParallelOptions, Ranks, whole
+from ..parallel.ranks import ParallelOptions, Ranks, whole
 from ..trainer import Progress, Trainer, TrainOptions
 
 OnStep = Callable[[Progress, dict[str, float]], None]

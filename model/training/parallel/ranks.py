@@ -27,10 +27,10 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from ...errors import HerdError
+from ....errors import HerdError
 
 if TYPE_CHECKING:
-    from ..llama4.model import Llama4
+    from ...llama4.model import Llama4
 
 
 @dataclass(frozen=True)

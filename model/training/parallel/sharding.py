@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from ...errors import HerdError
-from ..config import HerdConfig, VisionConfig
-from ..llama4.decoder import DecoderLayer
-from ..llama4.model import Llama4
-from ..llama4.vision import VisionLayer
-from .amaxes import AmaxHistory
+from ....errors import HerdError
+from ...config import HerdConfig, VisionConfig
+from ...llama4.decoder import DecoderLayer
+from ...llama4.model import Llama4
+from ...llama4.vision import VisionLayer
+from ..fp8.amax_history import AmaxHistory
 from .expert_parallel import AllToAll
-from .experts import GroupedExperts
-from .parallel import ParallelOptions, Ranks, nearest_divisor, own
+from ..moe.experts import GroupedExperts
+from .ranks import ParallelOptions, Ranks, nearest_divisor, own
 from .tensor_parallel import DealtRows, share_layers
 
 

@@ -18,12 +18,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ...errors import HerdError
-from ...files import atomic_directory
-from ..checkpoint import Checkpoint
-from ..config.names import expected_tensors
-from .parallel import whole
-from .recompute import recomputing
+from ....errors import HerdError
+from ....files import atomic_directory
+from ...checkpoint import Checkpoint
+from ...config.names import expected_tensors
+from ..parallel.ranks import whole
+from ..recompute import recomputing
 
 DESCRIPTION, SCALES, FORMAT, OBSERVER = "calibration.json", "scales.safetensors", 1, "trained"
 

@@ -22,8 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .experts import Compute
-from .grouped import inverse
+from ..moe.experts import Compute
+from ..moe.grouped import inverse
 
 
 class AllToAll:

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...errors import HerdError
-from ..config import TextConfig
-from ..llama4.decoder import DecoderLayer, Experts, MixtureOfExperts
-from ..llama4.model import Llama4
-from ..config.names import expected_tensors
+from ....errors import HerdError
+from ...config import TextConfig
+from ...llama4.decoder import DecoderLayer, Experts, MixtureOfExperts
+from ...llama4.model import Llama4
+from ...config.names import expected_tensors
 from .balancing import (
     acting_share,
     choices_moved,
@@ -33,8 +33,8 @@ from .balancing import (
     tokens_per_expert,
 )
 from .grouped import GroupedProduct, in_autocast, inverse, offsets_of
-from .parallel import own
-from .recompute import recomputing
+from ..parallel.ranks import own
+from ..recompute import recomputing
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import HerdError
-from ..llama4.model import Llama4
-from .amaxes import AmaxHistory
-from .experts import GroupedExperts, canonical_name
-from .fp8_grouped import Fp8GroupedProduct
-from .fp8_recipe import Fp8Recipe, RecipeName, active_recipe, fp8_autocast, recompute_contexts
+from ....errors import HerdError
+from ...llama4.model import Llama4
+from .amax_history import AmaxHistory
+from ..moe.experts import GroupedExperts, canonical_name
+from .grouped import Fp8GroupedProduct
+from .autocast import Fp8Recipe, RecipeName, active_recipe, fp8_autocast, recompute_contexts
 
 __all__ = [
     "EXACT", "Fp8Linear", "Fp8Recipe", "fp8_autocast", "prepare_for_fp8", "recompute_contexts",

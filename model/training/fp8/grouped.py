@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .amaxes import AmaxHistory
-from .fp8_recipe import Fp8Recipe, active_recipe
-from .grouped import grouped_gradient, grouped_product, groups, in_autocast
+from .amax_history import AmaxHistory
+from .autocast import Fp8Recipe, active_recipe
+from ..moe.grouped import grouped_gradient, grouped_product, groups, in_autocast
 
 FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
 _SMALLEST_SCALE = 2.0**-100

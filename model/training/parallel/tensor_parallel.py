@@ -29,10 +29,10 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from ..llama4.decoder import Attention, FeedForward
-from ..llama4.model import Llama4
-from ..llama4.vision import AdapterMLP, VisionAttention, VisionMLP
-from .experts import Compute, Dispatch
+from ...llama4.decoder import Attention, FeedForward
+from ...llama4.model import Llama4
+from ...llama4.vision import AdapterMLP, VisionAttention, VisionMLP
+from ..moe.experts import Compute, Dispatch
 
 _Styles = dict[str, type[ColwiseParallel] | type[RowwiseParallel]]
 

@@ -1,0 +1,1 @@
+"""FP8 training: autocast, linear and grouped products, and amax histories."""

@@ -1,0 +1,1 @@
+"""Mixtures of experts in training: dispatch, grouped products, load balancing."""

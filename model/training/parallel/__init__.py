@@ -1,0 +1,1 @@
+"""Training on several ranks: data, tensor and expert parallelism."""
