@@ -23,7 +23,7 @@ from .memory import peak_megabytes
 
 def measure(name: str, experts: int | None) -> dict[str, float | int | str]:
     """Capture one preset in this process."""
-    from herdgraph.export.capture import capture_decoder, capture_vision
+    from herdgraph.export.graph.capture import capture_decoder, capture_vision
     from herdgraph.model.config.presets import preset
 
     baseline = peak_megabytes() / 1e3

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from ..model.llama4.operators import DOMAIN
 from ..runtimes.shards import Exchange
-from .functions import is_collective
+from .graph.functions import is_collective
 
 _SUMS = {"AllReduce": "all_reduce", "AllGather": "all_gather"}
 

@@ -14,7 +14,7 @@ from ..model.checkpoint import Checkpoint
 from ..model.config import HerdConfig, TextConfig
 from ..runtimes.shards import Shards
 from ..model.quantization.calibration_file import CalibrationFile
-from .capture import bind_weights, capture_decoder, capture_vision
+from .graph.capture import bind_weights, capture_decoder, capture_vision
 from .passes import LowerRoutedExperts
 from .plans import Build, PlanOptions, write_plan
 from ..model.quantization.recipes import Recipe

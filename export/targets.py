@@ -11,7 +11,7 @@ from onnx_ir.passes import InPlacePass, common
 from ..errors import HerdError
 from ..model.llama4.operators import DOMAIN
 from ..model.quantization.calibration_file import CalibrationFile
-from .functions import is_collective
+from .graph.functions import is_collective
 from .passes import (
     FoldWeightTransposes,
     JoinMatMuls,

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
-from herdgraph.export.functions import reference_functions
+from herdgraph.export.graph.functions import reference_functions
 from herdgraph.model.llama4.operators import OPSET
 
 HEADER = f'<ir_version: 11, opset_import: ["" : {OPSET}, "herdgraph" : 1]>\n'

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from herdgraph.export.capture import capture_decoder
+from herdgraph.export.graph.capture import capture_decoder
 from herdgraph.export.passes import (
     ComputeIn,
     FoldWeightTransposes,

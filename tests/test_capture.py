@@ -7,7 +7,7 @@ from dataclasses import replace
 import graphs
 import herds
 import pytest
-from herdgraph.export.capture import capture_decoder, capture_vision
+from herdgraph.export.graph.capture import capture_decoder, capture_vision
 from herdgraph.model.config.names import expected_tensors
 from herdgraph.model.config.presets import TINY
 

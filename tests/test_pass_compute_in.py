@@ -11,7 +11,7 @@ import onnx_ir as ir
 import plans
 import pytest
 import torch
-from herdgraph.export.capture import capture_vision
+from herdgraph.export.graph.capture import capture_vision
 from herdgraph.export.passes import ComputeIn
 from herdgraph.export.rounded import Rounded
 from herdgraph.export.weights import Joined, Weight, stream

@@ -8,7 +8,7 @@ import graphs
 import numpy as np
 import onnx_ir as ir
 import pytest
-from herdgraph.export.capture import capture_decoder
+from herdgraph.export.graph.capture import capture_decoder
 from herdgraph.export.passes import KeepStage
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.config.shard_plan import ShardPlan, shapes_of_rank

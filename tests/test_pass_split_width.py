@@ -8,7 +8,7 @@ from collections import Counter
 import herds
 import onnx_ir as ir
 import pytest
-from herdgraph.export.capture import capture_decoder
+from herdgraph.export.graph.capture import capture_decoder
 from herdgraph.export.passes import SplitWidth
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import TINY

@@ -21,7 +21,8 @@ import torch
 from herdgraph.calibration.calibrate import Options, calibrate
 from herdgraph.calibration.windows import Data, Window
 from herdgraph.errors import HerdError
-from herdgraph.export import capture, job
+from herdgraph.export.graph import capture
+from herdgraph.export import job
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.checkpoint.sharded import sharded

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import plans
 import pytest
 from herdgraph.errors import HerdError
-from herdgraph.export.capture import capture_vision
+from herdgraph.export.graph.capture import capture_vision
 from herdgraph.export.passes import (
     LowerExpertsDense,
     LowerExpertsFused,

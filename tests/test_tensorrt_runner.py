@@ -15,7 +15,7 @@ import onnxruntime
 import plans
 import pytest
 from herdgraph.errors import HerdError
-from herdgraph.export.capture import bind_weights, capture_decoder
+from herdgraph.export.graph.capture import bind_weights, capture_decoder
 from herdgraph.export.passes import LowerExpertsDense, LowerExpertsGathered, LowerExpertsUnrolled
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.checkpoint import open_checkpoint

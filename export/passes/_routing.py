@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from ...model.llama4.operators import DOMAIN
-from ..builder import Builder
+from ..graph.builder import Builder
 
 
 class ExpertsLowering:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from ..builder import Builder
+from ..graph.builder import Builder
 from ..weights import transposed
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from ..builder import Builder
+from ..graph.builder import Builder
 from ..weights import Joined
 
 _KEPT = ("router",)

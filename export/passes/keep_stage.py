@@ -13,8 +13,8 @@ from onnx_ir.passes import InPlacePass, PassResult, common
 
 from ...model.llama4.operators import DOMAIN
 from ...model.config.shard_plan import ShardPlan
-from ..builder import Builder
-from ..functions import attach_bodies
+from ..graph.builder import Builder
+from ..graph.functions import attach_bodies
 
 
 class KeepStage(InPlacePass):

@@ -6,7 +6,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from ...model.llama4.operators import DOMAIN
-from ..builder import CONTRIB, Builder
+from ..graph.builder import CONTRIB, Builder
 
 
 class LowerCachedAttention(InPlacePass):

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from ...model.llama4.operators import DOMAIN
-from ..builder import Builder
+from ..graph.builder import Builder
 
 MASKED = -(2.0**14)
 """Added to the score of what is not visible: the exponential of its distance to any visible score is 0 in float32

@@ -22,7 +22,7 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from ..builder import Builder
+from ..graph.builder import Builder
 from ..weights import expert_of
 from ._routing import ExpertsLowering, ExpertsPass, feed_forward
 

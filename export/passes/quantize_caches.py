@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from ..builder import Builder
+from ..graph.builder import Builder
 from ...model.quantization.calibration_file import CalibrationFile
 
 HEADROOM = 1.1

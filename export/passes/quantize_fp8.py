@@ -34,7 +34,7 @@ import torch
 from onnx_ir.passes import InPlacePass, PassResult
 from torch import Tensor
 
-from ..builder import Builder
+from ..graph.builder import Builder
 from ...model.quantization.calibration_file import CalibrationFile, stored_name
 from ..fp8_format import Fp8Codes, Fp8Format, GlobalScale, Offsets, Ratios, input_scale
 from ...model.quantization.recipes import Recipe

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...errors import HerdError
 from ..block_format import BlockCodes, BlockFormat, BlockScales, BlockZeros
-from ..builder import CONTRIB, Builder
+from ..graph.builder import CONTRIB, Builder
 from ...model.quantization.calibration_file import CalibrationFile
 from ..channel_format import ChannelCodes, ChannelFormat, ChannelScales
 from ..fp8_format import Fp8Format

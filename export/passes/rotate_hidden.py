@@ -17,7 +17,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import InPlacePass, PassResult
 
-from ..builder import Builder
+from ..graph.builder import Builder
 from ...model.checkpoint.rotated import hadamard, power_of_two_in
 from ..weights import channels_of, write_channels
 

@@ -34,14 +34,14 @@ from onnxscript import optimizer
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..model.config import HerdConfig
-from ..model.llama4.decoder import Decoder, KVCache
-from ..model.llama4.model import constants
-from ..model.llama4.operators import OPSET
-from ..model.llama4.vision import VisionTower
+from ...model.config import HerdConfig
+from ...model.llama4.decoder import Decoder, KVCache
+from ...model.llama4.model import constants
+from ...model.llama4.operators import OPSET
+from ...model.llama4.vision import VisionTower
 from .functions import attach_bodies
 from .naming import name_after_modules
-from .weights import TensorReader, Weight
+from ..weights import TensorReader, Weight
 
 _DYNAMIC = torch.export.Dim.DYNAMIC
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from ..model.llama4.operators import DOMAIN, OPSET
+from ...model.llama4.operators import DOMAIN, OPSET
 
 ROUTED_EXPERTS = f"""
 <opset_import: ["" : {OPSET}], domain: "{DOMAIN}">
