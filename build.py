@@ -57,7 +57,7 @@ def memory_plan(
     config: HerdConfig, output: Path, recipe: Recipe, shards: ShardPlan | None = None
 ) -> MemoryPlan:
     """Plan a build of a configuration by a precision recipe, for all ranks when it is split."""
-    from herdgraph.export.weights import BLOCK_BYTES
+    from herdgraph.export.weights.stream import BLOCK_BYTES
     from herdgraph.model.config.parameter_counts import facts_of
     from herdgraph.model.config.names import expected_tensors
     from herdgraph.model.config.shard_plan import ShardPlan

@@ -24,7 +24,7 @@ from herdgraph.calibration.calibrate import Options, calibrate
 from herdgraph.calibration.samples import read_samples
 from herdgraph.calibration.windows import data_of
 from herdgraph.console import fail, size, stderr, stdout
-from herdgraph.export.block_format import BlockFormat
+from herdgraph.export.weights.block import BlockFormat
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.quantization.recipes import RECIPES, Recipe, Rule
 from herdgraph.export.verify import fidelity

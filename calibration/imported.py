@@ -22,8 +22,8 @@ from torch import Tensor
 from .. import __version__
 from ..errors import HerdError
 from ..model.quantization.calibration_file import DESCRIPTION, FORMAT, LARGEST, SCALES
-from ..export.fp8_format import LARGEST as LARGEST_CODE
-from ..export.fp8_format import Fp8Format
+from ..export.weights.fp8 import LARGEST as LARGEST_CODE
+from ..export.weights.fp8 import Fp8Format
 from ..model.quantization.recipes import RECIPES
 from ..files import atomic_directory
 from ..model.checkpoint import Checkpoint

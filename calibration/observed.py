@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..model.quantization.calibration_file import CENTRE, LARGEST
-from ..export.fp8_format import Fp8Format
+from ..export.weights.fp8 import Fp8Format
 from ..model.quantization.recipes import Recipe
 from .histogram import Histogram
 from .moments import Moments

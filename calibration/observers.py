@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..export.fp8_format import LARGEST, to_e4m3
+from ..export.weights.fp8 import LARGEST, to_e4m3
 from .histogram import Histogram, centres, edges
 
 PERCENTILE = 0.99999

@@ -20,7 +20,7 @@ from .plans import Build, PlanOptions, write_plan
 from ..model.quantization.recipes import Recipe
 from ..model.checkpoint.rotated import RotatedCheckpoint
 from .targets import Target
-from .weights import initializers, stream
+from .weights.stream import initializers, stream
 
 logger = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from .tensorrt import Check
 from .tensorrt.builder import Profile, build_plan, check_targets, load_tensorrt_rtx
 from .tensorrt.enterprise import build_plan_here, load_tensorrt
 from .tensorrt.plan import VERSION
-from .weights import stream
+from .weights.stream import stream
 
 PROFILES: dict[str, type[InPlacePass]] = {
     "both": LowerExpertsDense, "decode": LowerExpertsGathered, "prefill": LowerExpertsUnrolled,

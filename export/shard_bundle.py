@@ -22,7 +22,7 @@ from .passes import KeepStage, SplitWidth
 from ..model.quantization.sharded_calibration import RankCalibration
 from ..model.checkpoint.sharded import sharded
 from .targets import Target
-from .weights import stream
+from .weights.stream import stream
 
 
 def check_shards(plan: ShardPlan, config: HerdConfig, target: Target) -> None:

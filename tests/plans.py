@@ -22,7 +22,7 @@ from herdgraph.export.passes import (
 )
 from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.export.tensorrt.builder import Profile
-from herdgraph.export.weights import stream
+from herdgraph.export.weights.stream import stream
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import TINY
 from onnx_ir.passes import common

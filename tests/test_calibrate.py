@@ -25,7 +25,7 @@ from herdgraph.calibration.samples import Sample
 from herdgraph.calibration.windows import Data, Window, data_of, split
 from herdgraph.errors import HerdError
 from herdgraph.model.quantization.calibration_file import CalibrationFile
-from herdgraph.export.fp8_format import Fp8Format
+from herdgraph.export.weights.fp8 import Fp8Format
 from herdgraph.model.quantization.recipes import RECIPES, Recipe
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.llama4.model import Llama4

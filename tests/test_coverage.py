@@ -20,7 +20,7 @@ from herdgraph.calibration.stream import DecoderStream, Run, States
 from herdgraph.calibration.vision_stream import VisionStream
 from herdgraph.calibration.windows import Data, Window
 from herdgraph.errors import HerdError
-from herdgraph.export.fp8_format import LARGEST, to_e4m3
+from herdgraph.export.weights.fp8 import LARGEST, to_e4m3
 from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.config import HerdConfig

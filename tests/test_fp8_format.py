@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from herdgraph.export.fp8_format import (
+from herdgraph.export.weights.fp8 import (
     LARGEST,
     Fp8Codes,
     GlobalScale,

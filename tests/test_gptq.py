@@ -14,14 +14,14 @@ from herdgraph.calibration.moments import BORROWED
 from herdgraph.calibration.samples import Sample
 from herdgraph.calibration.windows import Data, Window, data_of
 from herdgraph.errors import HerdError
-from herdgraph.export.block_format import BlockCodes, BlockFormat, in_blocks
+from herdgraph.export.weights.block import BlockCodes, BlockFormat, in_blocks
 from herdgraph.model.quantization.calibration_file import CalibrationFile
-from herdgraph.export.gptq import compensated, factor
+from herdgraph.export.weights.gptq import compensated, factor
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.checkpoint.rotated import RotatedCheckpoint
 from herdgraph.export.verify import fidelity
-from herdgraph.export.weights import Weight
+from herdgraph.export.weights.stream import Weight
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.presets import TINY

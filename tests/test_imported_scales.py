@@ -11,7 +11,7 @@ import torch
 from herdgraph.calibration.imported import import_scales
 from herdgraph.errors import HerdError
 from herdgraph.model.quantization.calibration_file import CalibrationFile
-from herdgraph.export.fp8_format import Fp8Format
+from herdgraph.export.weights.fp8 import Fp8Format
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.export.verify import fidelity

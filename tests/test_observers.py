@@ -10,7 +10,7 @@ from herdgraph.calibration.observed import Observed, without_zeros
 from herdgraph.calibration.observers import OBSERVERS
 from herdgraph.errors import HerdError
 from herdgraph.model.quantization import calibration_file
-from herdgraph.export.fp8_format import LARGEST, to_e4m3
+from herdgraph.export.weights.fp8 import LARGEST, to_e4m3
 from herdgraph.model.quantization.recipes import RECIPES
 from hypothesis import given
 from hypothesis import strategies as st

@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from herdgraph.export import weights
+from herdgraph.export.weights import stream as weights
 from herdgraph.export.passes import JoinMatMuls
-from herdgraph.export.weights import Joined, Weight, stream
+from herdgraph.export.weights.stream import Joined, Weight, stream
 
 RANDOM = np.random.default_rng(0)
 A, B, C = (RANDOM.normal(size=(4, n)).astype(np.float32) for n in (3, 5, 2))

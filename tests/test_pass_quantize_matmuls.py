@@ -10,14 +10,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from herdgraph.export import weights
-from herdgraph.export.block_format import BlockCodes, BlockFormat, BlockScales, BlockZeros, in_blocks, packed
-from herdgraph.export.channel_format import ChannelCodes, ChannelFormat, ChannelScales, channel_scales
+from herdgraph.export.weights import stream as weights
+from herdgraph.export.weights.block import BlockCodes, BlockFormat, BlockScales, BlockZeros, in_blocks, packed
+from herdgraph.export.weights.channel import ChannelCodes, ChannelFormat, ChannelScales, channel_scales
 from herdgraph.export.passes import QuantizeMatMuls, RotateHidden
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.quantization.recipes import RECIPES, Format, Recipe, Rule
 from herdgraph.export.verify import fidelity
-from herdgraph.export.weights import Weight, stream
+from herdgraph.export.weights.stream import Weight, stream
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes import Engine

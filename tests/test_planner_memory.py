@@ -12,9 +12,9 @@ import onnx_ir as ir
 import pytest
 import torch
 from herdgraph.errors import HerdError
-from herdgraph.export.block_format import BlockCodes, BlockFormat, BlockScales, BlockZeros
-from herdgraph.export.channel_format import ChannelCodes, ChannelFormat, ChannelScales
-from herdgraph.export.fp8_format import Fp8Codes, Ratios
+from herdgraph.export.weights.block import BlockCodes, BlockFormat, BlockScales, BlockZeros
+from herdgraph.export.weights.channel import ChannelCodes, ChannelFormat, ChannelScales
+from herdgraph.export.weights.fp8 import Fp8Codes, Ratios
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint

@@ -11,7 +11,7 @@ import pytest
 import torch
 from herdgraph.errors import HerdError
 from herdgraph.model.quantization.calibration_file import CalibrationFile
-from herdgraph.export.fp8_format import Fp8Format
+from herdgraph.export.weights.fp8 import Fp8Format
 from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.llama4.model import Llama4

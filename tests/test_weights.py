@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from herdgraph.export import weights
-from herdgraph.export.weights import Weight, expert_of, stream, transposed
+from herdgraph.export.weights import stream as weights
+from herdgraph.export.weights.stream import Weight, expert_of, stream, transposed
 
 VALUES = {
     "linear": torch.randn(37, 20).to(torch.bfloat16),

@@ -41,7 +41,7 @@ from ...model.llama4.operators import OPSET
 from ...model.llama4.vision import VisionTower
 from .functions import attach_bodies
 from .naming import name_after_modules
-from ..weights import TensorReader, Weight
+from ..weights.stream import TensorReader, Weight
 
 _DYNAMIC = torch.export.Dim.DYNAMIC
 

@@ -6,7 +6,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from ..graph.builder import Builder
-from ..weights import transposed
+from ..weights.stream import transposed
 
 
 class FoldWeightTransposes(InPlacePass):

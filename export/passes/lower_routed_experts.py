@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..graph.builder import Builder
-from ..weights import expert_of
+from ..weights.stream import expert_of
 from ._routing import ExpertsLowering, ExpertsPass, feed_forward
 
 Piece = tuple[int, int, Callable[..., ir.Value]]

@@ -16,7 +16,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from ..graph.builder import Builder
 from ...model.quantization.calibration_file import CalibrationFile
-from ..fp8_format import input_scale
+from ..weights.fp8 import input_scale
 
 
 class QuantizeCachesFp8(InPlacePass):

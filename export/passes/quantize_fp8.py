@@ -36,7 +36,7 @@ from torch import Tensor
 
 from ..graph.builder import Builder
 from ...model.quantization.calibration_file import CalibrationFile, stored_name
-from ..fp8_format import Fp8Codes, Fp8Format, GlobalScale, Offsets, Ratios, input_scale
+from ..weights.fp8 import Fp8Codes, Fp8Format, GlobalScale, Offsets, Ratios, input_scale
 from ...model.quantization.recipes import Recipe
 
 

@@ -18,11 +18,11 @@ from onnx_ir.passes import InPlacePass, PassResult
 from torch import Tensor
 
 from ...errors import HerdError
-from ..block_format import BlockCodes, BlockFormat, BlockScales, BlockZeros
+from ..weights.block import BlockCodes, BlockFormat, BlockScales, BlockZeros
 from ..graph.builder import CONTRIB, Builder
 from ...model.quantization.calibration_file import CalibrationFile
-from ..channel_format import ChannelCodes, ChannelFormat, ChannelScales
-from ..fp8_format import Fp8Format
+from ..weights.channel import ChannelCodes, ChannelFormat, ChannelScales
+from ..weights.fp8 import Fp8Format
 from ...model.quantization.recipes import Recipe
 from .rotate_hidden import BlockRotated
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ...export.block_format import BlockFormat
-from ...export.channel_format import ChannelFormat
-from ...export.fp8_format import Fp8Format
+from ...export.weights.block import BlockFormat
+from ...export.weights.channel import ChannelFormat
+from ...export.weights.fp8 import Fp8Format
 
 Format = BlockFormat | ChannelFormat | Fp8Format
 Caches = Literal["float", "int8", "fp8"]

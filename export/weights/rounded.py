@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from .weights import Channelled, Weight, write_all, write_channels
+from .stream import Channelled, Weight, write_all, write_channels
 
 Array = np.ndarray[Any, Any]
 

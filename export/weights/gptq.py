@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .block_format import BlockFormat
+    from .block import BlockFormat
 
 DAMPING = 0.01
 

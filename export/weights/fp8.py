@@ -24,7 +24,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from .weights import channels_of, expert_of, write_channels
+from .stream import channels_of, expert_of, write_channels
 
 Array = np.ndarray[Any, Any]
 

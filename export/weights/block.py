@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .gptq import compensated, factor
-from .weights import channels_of, write_all
+from .stream import channels_of, write_all
 
 Array = np.ndarray[Any, Any]
 

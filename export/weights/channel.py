@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .weights import channels_of, write_channels
+from .stream import channels_of, write_channels
 
 Array = np.ndarray[Any, Any]
 

@@ -1,0 +1,1 @@
+"""Initializers that are read and converted only while they are written, and the formats they are written in."""
