@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import HerdError
 from ..export.weights.fp8 import Fp8Format, channel_scales, input_scale, to_e4m3
-from ..export.passes.quantize_fp8 import lifts
+from ..export.passes.quantize.fp8 import lifts
 from ..model.quantization.recipes import Recipe
 
 

@@ -16,7 +16,7 @@ from ..files import require_room
 from ..model.config import HerdConfig
 from ..model.config.shard_plan import ShardPlan
 from ..runtimes.shards import PieceEntry, Shards, entry_of
-from .cut import cut, remove_ends
+from .passes.shard.partition import cut, remove_ends
 from .job import Job, Made, active_bytes, weight_bytes
 from .passes import KeepStage, SplitWidth
 from ..model.quantization.sharded_calibration import RankCalibration

@@ -6,7 +6,7 @@ import graphs
 import numpy as np
 import onnx_ir as ir
 import pytest
-from herdgraph.export.cut import Piece, cut
+from herdgraph.export.passes.shard.partition import Piece, cut
 
 CHAIN = """
 g (float[T, 4] x, bool c) => (float[T, 4] y, float[T, 4] kept) {

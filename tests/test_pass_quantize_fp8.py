@@ -21,7 +21,7 @@ from herdgraph.export.passes import (
     LowerRoutedExperts,
     QuantizeFp8,
 )
-from herdgraph.export.passes.quantize_fp8 import lifts
+from herdgraph.export.passes.quantize.fp8 import lifts
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.checkpoint import open_checkpoint

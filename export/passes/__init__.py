@@ -1,23 +1,23 @@
 """Passes: small graph rewrites, onnx-ir in, onnx-ir out. One class, one file, one test file each."""
 
-from .compute_in import ComputeIn
-from .fold_weight_transposes import FoldWeightTransposes
-from .join_matmuls import JoinMatMuls
-from .keep_stage import KeepStage
-from .lower_cached_attention import LowerCachedAttention
-from .lower_collectives import LowerCollectives
-from .lower_experts_dense import LowerExpertsDense
-from .lower_experts_fused import LowerExpertsFused
-from .lower_experts_gathered import LowerExpertsGathered
-from .lower_experts_unrolled import LowerExpertsUnrolled
-from .lower_explicit_attention import LowerExplicitAttention
-from .lower_routed_experts import LowerRoutedExperts
-from .quantize_caches import QuantizeCaches
-from .quantize_caches_fp8 import QuantizeCachesFp8
-from .quantize_fp8 import QuantizeFp8
-from .quantize_matmuls import QuantizeMatMuls
-from .rotate_hidden import RotateHidden
-from .split_width import SplitWidth
+from .layout.compute_in import ComputeIn
+from .layout.fold_weight_transposes import FoldWeightTransposes
+from .layout.join_matmuls import JoinMatMuls
+from .shard.keep_stage import KeepStage
+from .attention.group_query import LowerCachedAttention
+from .shard.lower_collectives import LowerCollectives
+from .experts.dense import LowerExpertsDense
+from .experts.fused import LowerExpertsFused
+from .experts.gathered import LowerExpertsGathered
+from .experts.unrolled import LowerExpertsUnrolled
+from .attention.explicit_mask import LowerExplicitAttention
+from .experts.grouped_if import LowerRoutedExperts
+from .quantize.kv_int8 import QuantizeCaches
+from .quantize.kv_fp8 import QuantizeCachesFp8
+from .quantize.fp8 import QuantizeFp8
+from .quantize.matmuls import QuantizeMatMuls
+from .quantize.rotate_hidden import RotateHidden
+from .shard.split_width import SplitWidth
 
 __all__ = [
     "ComputeIn", "FoldWeightTransposes", "JoinMatMuls", "KeepStage", "LowerCachedAttention", "LowerCollectives",

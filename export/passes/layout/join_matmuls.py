@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from ..graph.builder import Builder
-from ..weights.stream import Joined
+from ...graph.builder import Builder
+from ...weights.stream import Joined
 
 _KEPT = ("router",)
 """Roles that stay apart: a router is never quantised, and its product is small."""

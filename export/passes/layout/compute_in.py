@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from ..weights.rounded import TYPES, Rounded, rounded
+from ...weights.rounded import TYPES, Rounded, rounded
 
 _F32 = ir.DataType.FLOAT
 _BETWEEN = {"RMSNormalization", "LayerNormalization", "RotaryEmbedding"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from ...model.llama4.operators import DOMAIN
-from ..graph.builder import CONTRIB, Builder
+from ....model.llama4.operators import DOMAIN
+from ...graph.builder import CONTRIB, Builder
 
 
 class LowerCachedAttention(InPlacePass):

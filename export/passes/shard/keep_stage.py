@@ -11,10 +11,10 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, common
 
-from ...model.llama4.operators import DOMAIN
-from ...model.config.shard_plan import ShardPlan
-from ..graph.builder import Builder
-from ..graph.functions import attach_bodies
+from ....model.llama4.operators import DOMAIN
+from ....model.config.shard_plan import ShardPlan
+from ...graph.builder import Builder
+from ...graph.functions import attach_bodies
 
 
 class KeepStage(InPlacePass):

@@ -18,8 +18,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ..graph.builder import Builder
-from ..weights.stream import expert_of
+from ...graph.builder import Builder
+from ...weights.stream import expert_of
 from ._routing import ExpertsLowering, ExpertsPass, feed_forward
 
 

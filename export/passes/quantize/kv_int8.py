@@ -17,8 +17,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from ..graph.builder import Builder
-from ...model.quantization.calibration_file import CalibrationFile
+from ...graph.builder import Builder
+from ....model.quantization.calibration_file import CalibrationFile
 
 HEADROOM = 1.1
 """Largest magnitude that fits, relative to the largest seen in calibration; beyond it values saturate."""

@@ -17,9 +17,9 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import InPlacePass, PassResult
 
-from ..graph.builder import Builder
-from ...model.checkpoint.rotated import hadamard, power_of_two_in
-from ..weights.stream import channels_of, write_channels
+from ...graph.builder import Builder
+from ....model.checkpoint.rotated import hadamard, power_of_two_in
+from ...weights.stream import channels_of, write_channels
 
 LARGEST_BLOCK = 64
 SMALLEST_BLOCK = 8

@@ -14,9 +14,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from ..graph.builder import Builder
-from ...model.quantization.calibration_file import CalibrationFile
-from ..weights.fp8 import input_scale
+from ...graph.builder import Builder
+from ....model.quantization.calibration_file import CalibrationFile
+from ...weights.fp8 import input_scale
 
 
 class QuantizeCachesFp8(InPlacePass):

@@ -12,9 +12,9 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from ...model.llama4.operators import DOMAIN
-from ..graph.builder import Builder
-from .lower_experts_fused import TENSORRT
+from ....model.llama4.operators import DOMAIN
+from ...graph.builder import Builder
+from ..experts.fused import TENSORRT
 
 DIST_COLLECTIVE = "DistCollective"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from ..graph.builder import Builder
-from ..weights.stream import transposed
+from ...graph.builder import Builder
+from ...weights.stream import transposed
 
 
 class FoldWeightTransposes(InPlacePass):

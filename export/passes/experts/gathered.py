@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ..graph.builder import Builder
+from ...graph.builder import Builder
 from ._routing import ExpertsLowering, ExpertsPass, feed_forward
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from ...model.llama4.operators import DOMAIN
-from ..graph.builder import Builder
+from ....model.llama4.operators import DOMAIN
+from ...graph.builder import Builder
 
 
 class ExpertsLowering:

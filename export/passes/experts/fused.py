@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import PassResult
 
-from ..graph.builder import Builder
+from ...graph.builder import Builder
 from ._routing import ExpertsLowering, ExpertsPass
 
 TENSORRT = "trt"

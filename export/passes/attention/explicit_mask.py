@@ -20,8 +20,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from ...model.llama4.operators import DOMAIN
-from ..graph.builder import Builder
+from ....model.llama4.operators import DOMAIN
+from ...graph.builder import Builder
 
 MASKED = -(2.0**14)
 """Added to the score of what is not visible: the exponential of its distance to any visible score is 0 in float32

@@ -22,8 +22,8 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from ..graph.builder import Builder
-from ..weights.stream import expert_of
+from ...graph.builder import Builder
+from ...weights.stream import expert_of
 from ._routing import ExpertsLowering, ExpertsPass, feed_forward
 
 Piece = tuple[int, int, Callable[..., ir.Value]]

@@ -16,11 +16,11 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from ...model.config import HerdConfig
-from ...model.llama4.operators import DOMAIN
-from ...model.config.shard_plan import ShardPlan, shapes_of_rank
-from ..graph.builder import Builder
-from ..graph.functions import attach_bodies
+from ....model.config import HerdConfig
+from ....model.llama4.operators import DOMAIN
+from ....model.config.shard_plan import ShardPlan, shapes_of_rank
+from ...graph.builder import Builder
+from ...graph.functions import attach_bodies
 
 _PARTIAL = re.compile(r"layers\.\d+\.(self_attn\.o_proj|feed_forward(\.down_proj|/Add))")
 """Nodes whose result is a rank's part of a sum: the last of attention, of a dense and of a mixture feed-forward."""

@@ -34,10 +34,10 @@ import torch
 from onnx_ir.passes import InPlacePass, PassResult
 from torch import Tensor
 
-from ..graph.builder import Builder
-from ...model.quantization.calibration_file import CalibrationFile, stored_name
-from ..weights.fp8 import Fp8Codes, Fp8Format, GlobalScale, Offsets, Ratios, input_scale
-from ...model.quantization.recipes import Recipe
+from ...graph.builder import Builder
+from ....model.quantization.calibration_file import CalibrationFile, stored_name
+from ...weights.fp8 import Fp8Codes, Fp8Format, GlobalScale, Offsets, Ratios, input_scale
+from ....model.quantization.recipes import Recipe
 
 
 class QuantizeFp8(InPlacePass):

@@ -17,13 +17,13 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 from torch import Tensor
 
-from ...errors import HerdError
-from ..weights.block import BlockCodes, BlockFormat, BlockScales, BlockZeros
-from ..graph.builder import CONTRIB, Builder
-from ...model.quantization.calibration_file import CalibrationFile
-from ..weights.channel import ChannelCodes, ChannelFormat, ChannelScales
-from ..weights.fp8 import Fp8Format
-from ...model.quantization.recipes import Recipe
+from ....errors import HerdError
+from ...weights.block import BlockCodes, BlockFormat, BlockScales, BlockZeros
+from ...graph.builder import CONTRIB, Builder
+from ....model.quantization.calibration_file import CalibrationFile
+from ...weights.channel import ChannelCodes, ChannelFormat, ChannelScales
+from ...weights.fp8 import Fp8Format
+from ....model.quantization.recipes import Recipe
 from .rotate_hidden import BlockRotated
 
 _INT8_ACTIVATIONS = 4

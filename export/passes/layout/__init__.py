@@ -1,0 +1,1 @@
+"""Passes that change how values are laid out or typed, not what is computed."""

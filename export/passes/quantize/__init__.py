@@ -1,0 +1,1 @@
+"""Passes that store weights, activations or caches in fewer bits."""

@@ -1,0 +1,1 @@
+"""Passes that split a decoder over ranks."""
