@@ -21,9 +21,9 @@ from rich.progress import Progress as ProgressBar
 
 if TYPE_CHECKING:
     from herdgraph.export.pipeline import Progress
-    from herdgraph.export.plans import PlanOptions
+    from herdgraph.export.targets.tensorrt.plans import PlanOptions
     from herdgraph.model.quantization.recipes import Recipe
-    from herdgraph.export.targets import Target
+    from herdgraph.export.targets.registry import Target
     from herdgraph.model.checkpoint import Checkpoint
     from herdgraph.model.config.shard_plan import ShardPlan
 
@@ -125,8 +125,8 @@ def main(
     tensor: the memory needed does not grow with the model.
     """
     from herdgraph.model.quantization.calibration_file import calibration_for
-    from herdgraph.export.plans import PlanOptions, builder_of
-    from herdgraph.export.targets import target_of
+    from herdgraph.export.targets.tensorrt.plans import PlanOptions, builder_of
+    from herdgraph.export.targets.registry import target_of
     from herdgraph.model.checkpoint import open_checkpoint
 
     lowering, precision = target_of(target, recipe)
@@ -169,7 +169,7 @@ def _shards(
     text: str | None, devices: str | None, config: HerdConfig, target: Target, recipe: Recipe, plans: PlanOptions
 ) -> ShardPlan | None:
     """The plan that was asked for, checked before anything is said or done."""
-    from herdgraph.export.shard_bundle import check_shards
+    from herdgraph.export.sharded_build import check_shards
     from herdgraph.model.config.shard_plan import ShardPlan
 
     if (text == "auto") != (devices is not None):

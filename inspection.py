@@ -12,7 +12,7 @@ import click
 from .console import HerdCommand, emit_json, quantity, size, table
 
 if TYPE_CHECKING:
-    from .export.tensorrt import Plan
+    from .export.targets.tensorrt import Plan
     from .model.config import HerdConfig
 
 PLAN = ".plan"
@@ -74,8 +74,8 @@ def _show(
 
 
 def _show_plan(path: Path, products: bool, as_json: bool) -> None:
-    from .export.tensorrt import Plan
-    from .export.tensorrt.plan import VERSION
+    from .export.targets.tensorrt import Plan
+    from .export.targets.tensorrt.plan import VERSION
 
     plan = Plan.read(path)
     rows = [{"layers": list(gemm.layers), "profile": gemm.profile, "left": _tensor(gemm.a), "right": _tensor(gemm.b),

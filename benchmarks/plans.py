@@ -26,7 +26,7 @@ from herdgraph.calibration.calibrate import Options, calibrate
 from herdgraph.calibration.samples import read_samples
 from herdgraph.calibration.windows import Data, Window, data_of
 from herdgraph.export.pipeline import build_bundle
-from herdgraph.export.plans import PlanOptions
+from herdgraph.export.targets.tensorrt.plans import PlanOptions
 from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.files import size
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint

@@ -16,10 +16,10 @@ from ..runtimes.shards import Shards
 from ..model.quantization.calibration_file import CalibrationFile
 from .graph.capture import bind_weights, capture_decoder, capture_vision
 from .passes import LowerRoutedExperts
-from .plans import Build, PlanOptions, write_plan
+from .targets.tensorrt.plans import Build, PlanOptions, write_plan
 from ..model.quantization.recipes import Recipe
 from ..model.checkpoint.rotated import RotatedCheckpoint
-from .targets import Target
+from .targets.registry import Target
 from .weights.stream import initializers, stream
 
 logger = logging.getLogger(__name__)

@@ -17,10 +17,10 @@ from ..model.config.shard_plan import ShardPlan
 from ..runtimes.bundle import PROCESSOR, Bundle, Manifest, describe_files, write_manifest
 from ..model.quantization.calibration_file import calibration_for
 from .job import Job, Made, Progress, active_bytes, weight_bytes
-from .plans import PlanOptions, builder_of
+from .targets.tensorrt.plans import PlanOptions, builder_of
 from ..model.quantization.recipes import Recipe
-from .shard_bundle import check_shards, write_shards
-from .targets import target_of
+from .sharded_build import check_shards, write_shards
+from .targets.registry import target_of
 
 __all__ = ["Progress", "active_bytes", "build_bundle", "weight_bytes"]
 

@@ -14,7 +14,7 @@ import pytest
 from herdgraph.errors import HerdError
 from herdgraph.export import pipeline
 from herdgraph.export.pipeline import Progress, build_bundle
-from herdgraph.export.targets import target_of
+from herdgraph.export.targets.registry import target_of
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes.bundle import Bundle

@@ -14,7 +14,7 @@ from herdgraph.calibration.calibrate import Options, calibrate
 from herdgraph.calibration.windows import Data, Window
 from herdgraph.cli import main
 from herdgraph.errors import HerdError
-from herdgraph.export.plans import PlanOptions, profiles_of
+from herdgraph.export.targets.tensorrt.plans import PlanOptions, profiles_of
 from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import SCOUT, TINY

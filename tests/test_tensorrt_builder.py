@@ -14,9 +14,9 @@ from herdgraph.errors import HerdError
 from herdgraph.export.graph.capture import capture_vision
 from herdgraph.export.passes import LowerExpertsDense, LowerExpertsFused, LowerExpertsGathered, LowerExpertsUnrolled
 from herdgraph.export.passes.layout import compute_in
-from herdgraph.export.tensorrt import Plan
-from herdgraph.export.tensorrt.builder import Profile, build_plan, check_targets
-from herdgraph.export.tensorrt.enterprise import build_plan_here
+from herdgraph.export.targets.tensorrt import Plan
+from herdgraph.export.targets.tensorrt.builder import Profile, build_plan, check_targets
+from herdgraph.export.targets.tensorrt.enterprise import build_plan_here
 
 SM = ("89", "120")
 

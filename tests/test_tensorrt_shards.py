@@ -15,10 +15,10 @@ from herdgraph.calibration.windows import Data, Window
 from herdgraph.errors import HerdError
 from herdgraph.export.passes import LowerCollectives
 from herdgraph.export.pipeline import build_bundle
-from herdgraph.export.plans import PlanOptions
+from herdgraph.export.targets.tensorrt.plans import PlanOptions
 from herdgraph.model.quantization.recipes import RECIPES
-from herdgraph.export.tensorrt import Plan
-from herdgraph.export.tensorrt import check as check_module
+from herdgraph.export.targets.tensorrt import Plan
+from herdgraph.export.targets.tensorrt import check as check_module
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.llama4.operators import OPSET
 from herdgraph.model.config.shard_plan import ShardPlan

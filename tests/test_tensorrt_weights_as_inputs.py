@@ -13,8 +13,8 @@ import onnxruntime
 import plans
 import pytest
 from herdgraph.export.passes import LowerExpertsDense, LowerExpertsGathered, LowerExpertsUnrolled
-from herdgraph.export.tensorrt.builder import build_plan
-from herdgraph.export.tensorrt.weights_as_inputs import WeightsAsInputs
+from herdgraph.export.targets.tensorrt.builder import build_plan
+from herdgraph.export.targets.tensorrt.weights_as_inputs import WeightsAsInputs
 
 CONFIG = herds.variant(num_layers=1, moe_layers=(0,), rope_layers=(True,), chunked_layers=(True,))
 INPUTS = {"input_ids": np.array([herds.tokens(6)]), "past_lengths": np.array([3]), "logit_rows": np.arange(6)}

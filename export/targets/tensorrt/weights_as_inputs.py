@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from ..graph.builder import Builder
+from ...graph.builder import Builder
 from .fp8_products import Fp8Product, constant, fp8_product, scalar
 
 _SMALL = ("norm", "layernorm", "router")

@@ -8,11 +8,11 @@ from typing import Literal
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, common
 
-from ..errors import HerdError
-from ..model.llama4.operators import DOMAIN
-from ..model.quantization.calibration_file import CalibrationFile
-from .graph.functions import is_collective
-from .passes import (
+from ...errors import HerdError
+from ...model.llama4.operators import DOMAIN
+from ...model.quantization.calibration_file import CalibrationFile
+from ..graph.functions import is_collective
+from ..passes import (
     FoldWeightTransposes,
     JoinMatMuls,
     LowerCachedAttention,
@@ -25,7 +25,7 @@ from .passes import (
     QuantizeMatMuls,
     RotateHidden,
 )
-from ..model.quantization.recipes import RECIPES, Caches, Recipe
+from ...model.quantization.recipes import RECIPES, Caches, Recipe
 
 
 @dataclass(frozen=True)

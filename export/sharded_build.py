@@ -21,7 +21,7 @@ from .job import Job, Made, active_bytes, weight_bytes
 from .passes import KeepStage, SplitWidth
 from ..model.quantization.sharded_calibration import RankCalibration
 from ..model.checkpoint.sharded import sharded
-from .targets import Target
+from .targets.registry import Target
 from .weights.stream import stream
 
 

@@ -25,15 +25,15 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass
 
-from ..errors import HerdError
-from ..model.config import HerdConfig
-from .passes import ComputeIn, LowerExpertsDense, LowerExpertsGathered, LowerExpertsUnrolled
-from ..model.quantization.recipes import Recipe
-from .tensorrt import Check
-from .tensorrt.builder import Profile, build_plan, check_targets, load_tensorrt_rtx
-from .tensorrt.enterprise import build_plan_here, load_tensorrt
-from .tensorrt.plan import VERSION
-from .weights.stream import stream
+from ....errors import HerdError
+from ....model.config import HerdConfig
+from ...passes import ComputeIn, LowerExpertsDense, LowerExpertsGathered, LowerExpertsUnrolled
+from ....model.quantization.recipes import Recipe
+from . import Check
+from .builder import Profile, build_plan, check_targets, load_tensorrt_rtx
+from .enterprise import build_plan_here, load_tensorrt
+from .plan import VERSION
+from ...weights.stream import stream
 
 PROFILES: dict[str, type[InPlacePass]] = {
     "both": LowerExpertsDense, "decode": LowerExpertsGathered, "prefill": LowerExpertsUnrolled,

@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ...errors import HerdError
+from ....errors import HerdError
 from .builder import Build, Profile, appearing
 from .fp8_products import refuse_wrong_patterns
 

@@ -35,7 +35,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...errors import HerdError
+from ....errors import HerdError
 
 VERSION = "1.7.1.116"
 """The version of TensorRT-RTX whose plans are understood."""

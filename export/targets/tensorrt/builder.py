@@ -17,7 +17,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ...errors import HerdError
+from ....errors import HerdError
 from .check import Check, check_plan
 from .fp8_products import refuse_wrong_patterns
 from .plan import VERSION, Plan

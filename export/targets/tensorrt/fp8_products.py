@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ...errors import HerdError
+from ....errors import HerdError
 
 _E4M3 = ir.DataType.FLOAT8E4M3FN
 _LAYOUT_ONLY = ("Gather", "Reshape", "Transpose", "Squeeze", "Unsqueeze")

@@ -1,0 +1,1 @@
+"""What a canonical graph is lowered to."""
