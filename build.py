@@ -180,7 +180,7 @@ def _shards(
     if devices is None:
         plan = ShardPlan.parse(text)
     else:
-        from herdgraph.runtimes.planner import choose
+        from herdgraph.export.planner import choose
 
         plan = choose(config, recipe.name, devices, context=plans.context, batch=plans.batch,
                       kv=None if recipe.caches == "float" else recipe.caches)

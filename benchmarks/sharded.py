@@ -107,8 +107,8 @@ def _other_megabytes(engine: Engine) -> list[float]:
 
 def planned_megabytes(config: HerdConfig, plan: ShardPlan, recipe: str, context: int, batch: int) -> float:
     """What the planner says of the rank that holds most."""
-    from herdgraph.runtimes.planner.memory import Workload, fullest_rank
-    from herdgraph.runtimes.planner.storage import Storage
+    from herdgraph.export.planner.memory import Workload, fullest_rank
+    from herdgraph.export.planner.storage import Storage
 
     return sum(fullest_rank(config, plan, Storage.on(recipe, None, cpu=True), Workload(context, batch)).values()) / 1e6
 

@@ -65,7 +65,7 @@ def test_a_checkpoint_is_read_for_its_configuration_only(tmp_path: Path) -> None
 
 def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Ceilings(0, 15e9, 165e9, 600e9)
-    monkeypatch.setattr("herdgraph.runtimes.planner.devices.measure_ceilings", lambda threads: found)
+    monkeypatch.setattr("herdgraph.export.planner.devices.measure_ceilings", lambda threads: found)
     document = json.loads(run("tiny-text", "--devices", "cpu", "--recipe", "int8", "--context", 512, "--json").stdout)
     assert document["devices"]["source"].startswith("measured")
     assert document["kv"] == "float32"

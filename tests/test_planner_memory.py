@@ -23,11 +23,11 @@ from herdgraph.model.config.parameter_counts import facts_of
 from herdgraph.model.config.names import expected_tensors
 from herdgraph.model.config.presets import BEHEMOTH, MAVERICK, SCOUT, TINY
 from herdgraph.model.config.shard_plan import ShardPlan, shapes_of_rank
-from herdgraph.runtimes.planner import storage as storage_module
-from herdgraph.runtimes.planner.memory import Workload, caches, fullest_rank, held, part_of, weight_total, weights
-from herdgraph.runtimes.planner.search import valid_plans
-from herdgraph.runtimes.planner.storage import Storage
-from herdgraph.runtimes.planner.traffic import cache_bytes
+from herdgraph.export.planner import storage as storage_module
+from herdgraph.export.planner.memory import Workload, caches, fullest_rank, held, part_of, weight_total, weights
+from herdgraph.export.planner.search import valid_plans
+from herdgraph.export.planner.storage import Storage
+from herdgraph.export.planner.traffic import cache_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

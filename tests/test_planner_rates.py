@@ -12,11 +12,11 @@ from herdgraph.model.config.presets import MAVERICK, SCOUT, TINY
 from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.runtimes.bench import kv_bytes, prefill_operations
 from herdgraph.runtimes.ceilings import Ceilings
-from herdgraph.runtimes.planner.devices import ON_CPU, Device, Fleet, cpu_device, known_devices, parse_fleet
-from herdgraph.runtimes.planner.memory import Workload
-from herdgraph.runtimes.planner.roofline import collective_seconds, decode_rate, prefill_rate, stage_seconds
-from herdgraph.runtimes.planner.storage import Storage
-from herdgraph.runtimes.planner.traffic import (
+from herdgraph.export.planner.devices import ON_CPU, Device, Fleet, cpu_device, known_devices, parse_fleet
+from herdgraph.export.planner.memory import Workload
+from herdgraph.export.planner.roofline import collective_seconds, decode_rate, prefill_rate, stage_seconds
+from herdgraph.export.planner.storage import Storage
+from herdgraph.export.planner.traffic import (
     Call,
     Collective,
     busiest_group,

@@ -9,11 +9,11 @@ from herdgraph.errors import HerdError
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import BEHEMOTH, MAVERICK, SCOUT, TINY
 from herdgraph.model.config.shard_plan import ShardPlan
-from herdgraph.runtimes.planner import Storage, Task, Workload, candidates, choose, least_devices, parse_fleet
-from herdgraph.runtimes.planner.devices import Device
-from herdgraph.runtimes.planner.memory import fullest_rank
-from herdgraph.runtimes.planner.report import make_report
-from herdgraph.runtimes.planner.search import usable, valid_plans
+from herdgraph.export.planner import Storage, Task, Workload, candidates, choose, least_devices, parse_fleet
+from herdgraph.export.planner.devices import Device
+from herdgraph.export.planner.memory import fullest_rank
+from herdgraph.export.planner.report import make_report
+from herdgraph.export.planner.search import usable, valid_plans
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_planner_memory import configs

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 
 from ...model.config import HerdConfig
 from ...model.config.shard_plan import ShardPlan
-from ..pieces import piece_length
-from ..sharded import PART
+from ...runtimes.pieces import piece_length
+from ...runtimes.sharded import PART
 from .devices import Fleet
 from .memory import Workload, alike
 from .storage import Storage
