@@ -4,7 +4,7 @@ from .bundle import Bundle, Manifest
 from .engine import Engine
 from .generation import Generation, TextStream, Timings
 from .sampling import Sampling, TokenLogprob
-from .sequence import Sequence
+from .kv_cache.sequence import Sequence
 
 __all__ = [
     "Bundle", "Engine", "Generation", "Manifest", "Sampling", "Sequence", "TextStream", "Timings", "TokenLogprob",

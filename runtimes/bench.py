@@ -26,7 +26,7 @@ from ..model.config.parameter_counts import facts_of
 from .ceilings import Ceilings, measure_ceilings
 from .engine import Engine
 from .ort import Memory
-from .sequence import Sequence
+from .kv_cache.sequence import Sequence
 
 
 @dataclass(frozen=True)

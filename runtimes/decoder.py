@@ -17,11 +17,11 @@ import numpy as np
 
 from ..errors import HerdError
 from ..model.config import HerdConfig
-from .batch import DecodeBatch
-from .memory import Buffer, HostMemory
+from .kv_cache.batch import DecodeBatch
+from .kv_cache.memory import Buffer, HostMemory
 from .ort import Memory, create_session, load_onnxruntime
 from .pieces import PIECE, SCORES_BYTES, SHORTEST, Logits, Runner
-from .sequence import Features, Sequence
+from .kv_cache.sequence import Features, Sequence
 
 __all__ = ["PIECE", "SCORES_BYTES", "SHORTEST", "DecodeBinding", "DecoderRunner", "Logits"]
 

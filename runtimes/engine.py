@@ -27,7 +27,7 @@ from .ort import Memory
 from .pieces import Logits, Runner
 from .rendezvous import ShardOptions, check_devices, threads_of
 from .sampling import Sampling
-from .sequence import Features, Sequence
+from .kv_cache.sequence import Features, Sequence
 from .sharded import load_sharded
 from .vision import VisionRunner, digest
 

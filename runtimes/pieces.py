@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..model.config import HerdConfig
-from .memory import CacheMemory
-from .sequence import Features, Sequence
+from .kv_cache.memory import CacheMemory
+from .kv_cache.sequence import Features, Sequence
 
 PIECE = 512
 """Longest piece of a prompt in one call: enough rows to fill the matrix products."""

@@ -20,9 +20,9 @@ from ..model.config import HerdConfig
 from .bundle import WEIGHTS, Bundle
 from .collectives import Array, Collectives
 from .decoder import DecoderRunner
-from .memory import Buffer
+from .kv_cache.memory import Buffer
 from .ort import Memory, create_sessions
-from .sequence import Features
+from .kv_cache.sequence import Features
 from .shards import Exchange, PieceEntry
 
 SIZES = 4

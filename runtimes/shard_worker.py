@@ -16,7 +16,7 @@ from ..errors import HerdError
 from .bundle import Bundle
 from .collectives import Collectives, RankError
 from .rendezvous import TOLD, ShardOptions, load_shard, plan_of
-from .sequence import Sequence
+from .kv_cache.sequence import Sequence
 from .shard_commands import Command, Kind, hear
 from .shard_runner import ShardRunner
 from .shared_memory import SharedMemory

@@ -25,10 +25,10 @@ from ..errors import HerdError
 from ..model.config import TextConfig
 from .bundle import Bundle
 from .collectives import Collectives
-from .memory import CacheMemory
+from .kv_cache.memory import CacheMemory
 from .pieces import Logits, Runner
 from .rendezvous import Processes, ShardOptions, called, join, load_shard, start
-from .sequence import Features, Sequence
+from .kv_cache.sequence import Features, Sequence
 from .shard_commands import Command, Kind, tell
 from .shard_runner import ShardRunner
 from .shard_worker import serve

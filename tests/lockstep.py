@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from herdgraph.runtimes.bundle import Bundle
-from herdgraph.runtimes.cache import KVBuffers
-from herdgraph.runtimes.memory import HostMemory
+from herdgraph.runtimes.kv_cache.buffers import KVBuffers
+from herdgraph.runtimes.kv_cache.memory import HostMemory
 from herdgraph.runtimes.shards import Exchange
 
 Array = np.ndarray[Any, Any]

@@ -22,7 +22,7 @@ from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes import Engine, Sequence
-from herdgraph.runtimes.memory import HostMemory
+from herdgraph.runtimes.kv_cache.memory import HostMemory
 from herdgraph.runtimes.tensorrt import Call, Limits, PlanRunner, choose_profile
 
 DECODE = {"batch": (1, 8), "tokens": (1, 1), "slots_local": (1, 16), "slots_global": (1, 512), "rows": (1, 1),

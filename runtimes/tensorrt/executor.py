@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...errors import HerdError
-from ..memory import Buffer, CacheMemory
+from ..kv_cache.memory import Buffer, CacheMemory
 
 Array = np.ndarray[Any, Any]
 

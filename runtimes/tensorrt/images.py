@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...model.config import HerdConfig
-from ..sequence import Features
+from ..kv_cache.sequence import Features
 from ..vision import VisionRunner
 from .device import DeviceExecutor
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from ...errors import HerdError
 from ...model.config import HerdConfig
-from ..batch import SideBySide
-from ..memory import Buffer
+from ..kv_cache.batch import SideBySide
+from ..kv_cache.memory import Buffer
 from ..pieces import PIECE, Logits, Runner
-from ..sequence import Features, Sequence
+from ..kv_cache.sequence import Features, Sequence
 from .executor import Call, Executor, choose_profile
 
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..model.config import TextConfig
+from ...model.config import TextConfig
 from .memory import Buffer, CacheMemory
 from .sequence import Sequence
 
 if TYPE_CHECKING:
-    from .decoder import DecoderRunner
+    from ..decoder import DecoderRunner
 
 
 class SideBySide:

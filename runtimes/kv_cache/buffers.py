@@ -9,7 +9,7 @@ Per token a layer needs 2 · kv_heads · head_dim elements: 4 bytes each in floa
 
 from __future__ import annotations
 
-from ..model.config import TextConfig
+from ...model.config import TextConfig
 from .memory import Buffer, CacheMemory, HostMemory
 
 FIRST_SLOTS = 256

@@ -6,8 +6,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..model.config import TextConfig
-from .cache import KVBuffers
+from ...model.config import TextConfig
+from .buffers import KVBuffers
 from .memory import CacheMemory
 
 Features = np.ndarray[Any, Any]
