@@ -26,7 +26,7 @@ from .training_cli import train
 
 if TYPE_CHECKING:
     from .runtimes import Engine, Generation, TextStream
-    from .runtimes.ort import Memory
+    from .runtimes.executors.ort.session import Memory
 
 _PATH = click.Path(path_type=Path)
 _COUNT = click.IntRange(min=1)

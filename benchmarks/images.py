@@ -19,7 +19,7 @@ import torch
 from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.checkpoint.rotated import Rotation
 from herdgraph.runtimes.bundle import Bundle
-from herdgraph.runtimes.vision import VisionRunner
+from herdgraph.runtimes.executors.ort.vision import VisionRunner
 from rich.console import Console
 from rich.table import Table
 

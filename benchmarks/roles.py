@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import herdgraph.runtimes.decoder as decoder_module
+import herdgraph.runtimes.executors.ort.decoder as decoder_module
 import numpy as np
 import onnxruntime
 from herdgraph.runtimes import Engine

@@ -25,7 +25,7 @@ from ..model.config import HerdConfig, TextConfig
 from ..model.config.parameter_counts import facts_of
 from .ceilings import Ceilings, measure_ceilings
 from .engine import Engine
-from .ort import Memory
+from .executors.ort.session import Memory
 from .kv_cache.sequence import Sequence
 
 

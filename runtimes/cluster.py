@@ -26,7 +26,7 @@ from .bundle import Bundle
 from .collectives import TIMEOUT
 from .engine import Engine, Prompt
 from .generation import Generation
-from .ort import Memory
+from .executors.ort.session import Memory
 
 _OBJECT_STORE = 100 << 20
 """Bytes of Ray's store on this machine: prompts and texts are small."""

@@ -21,15 +21,15 @@ from ..model.config import HerdConfig
 from ..model.processing import PreparedPrompt, PromptProcessor
 from .bundle import Bundle
 from .collectives import TIMEOUT
-from .decoder import DecoderRunner
+from .executors.ort.decoder import DecoderRunner
 from .generation import Generation, StopRule, TextStream, Timings
-from .ort import Memory
-from .pieces import Logits, Runner
+from .executors.ort.session import Memory
+from .executors.runner import Logits, Runner
 from .rendezvous import ShardOptions, check_devices, threads_of
 from .sampling import Sampling
 from .kv_cache.sequence import Features, Sequence
 from .sharded import load_sharded
-from .vision import VisionRunner, digest
+from .executors.ort.vision import VisionRunner, digest
 
 ORT_TARGETS = ("cpu", "canonical")
 PLAN_TARGETS = ("tensorrt-rtx", "tensorrt")
@@ -326,7 +326,7 @@ class Engine:
 def _runners(bundle: Bundle, threads: int | None, memory: Memory) -> tuple[Runner, VisionRunner | None]:
     config = bundle.manifest.config
     if bundle.manifest.target in PLAN_TARGETS:
-        from .tensorrt.load import load_plans
+        from .executors.tensorrt.load import load_plans
 
         return load_plans(bundle)
     return (DecoderRunner(bundle.graph("decoder"), config, threads=threads, memory=memory),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ..errors import HerdError
 from ..model.processing import StreamDecoder, Tokenizer
-from .pieces import Logits
+from .executors.runner import Logits
 from .sampling import Sampler, Sampling, TokenLogprob
 
 

@@ -27,7 +27,7 @@ from ..files import sha256_of
 from ..model.config.shard_plan import ShardPlan
 from .bundle import MANIFEST, Bundle
 from .collectives import TIMEOUT, Collectives
-from .ort import Memory
+from .executors.ort.session import Memory
 from .shard_runner import ShardRunner
 from .shared_memory import SharedMemory, alive, create, supported
 

@@ -19,9 +19,9 @@ import numpy as np
 from ..model.config import HerdConfig
 from .bundle import WEIGHTS, Bundle
 from .collectives import Array, Collectives
-from .decoder import DecoderRunner
+from .executors.ort.decoder import DecoderRunner
 from .kv_cache.memory import Buffer
-from .ort import Memory, create_sessions
+from .executors.ort.session import Memory, create_sessions
 from .kv_cache.sequence import Features
 from .shards import Exchange, PieceEntry
 

@@ -26,7 +26,7 @@ from ..model.config import TextConfig
 from .bundle import Bundle
 from .collectives import Collectives
 from .kv_cache.memory import CacheMemory
-from .pieces import Logits, Runner
+from .executors.runner import Logits, Runner
 from .rendezvous import Processes, ShardOptions, called, join, load_shard, start
 from .kv_cache.sequence import Features, Sequence
 from .shard_commands import Command, Kind, tell

@@ -13,7 +13,7 @@ from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes import Engine
-from herdgraph.runtimes.decoder import PIECE, SCORES_BYTES, SHORTEST
+from herdgraph.runtimes.executors.ort.decoder import PIECE, SCORES_BYTES, SHORTEST
 from PIL import Image
 
 CHUNK = TINY.text.attention_chunk_size
@@ -262,7 +262,7 @@ def test_features_of_a_picture_are_computed_once(engine: Engine, monkeypatch: py
     per_tile = len(first) // 6
     np.testing.assert_array_equal(again.reshape(6, per_tile, -1)[::-1].reshape(first.shape), first)
     np.testing.assert_allclose(runner.features(tiles[2:3]), first[2 * per_tile : 3 * per_tile])
-    monkeypatch.setattr("herdgraph.runtimes.vision.REMEMBERED_BYTES", 2 * first.nbytes // 6)
+    monkeypatch.setattr("herdgraph.runtimes.executors.ort.vision.REMEMBERED_BYTES", 2 * first.nbytes // 6)
     runner.features(np.zeros((1, 3, 28, 28), np.float32))
     assert len(runner._remembered) == 2
 

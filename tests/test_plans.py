@@ -20,7 +20,7 @@ from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import SCOUT, TINY
 from herdgraph.runtimes import Engine
 from herdgraph.runtimes.bundle import Bundle
-from herdgraph.runtimes.tensorrt.load import check_device, check_version
+from herdgraph.runtimes.executors.tensorrt.load import check_device, check_version
 
 pytest.importorskip("tensorrt_rtx")
 

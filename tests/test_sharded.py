@@ -18,7 +18,7 @@ from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.runtimes import Engine, Sequence
-from herdgraph.runtimes.pieces import SCORES_BYTES, piece_length
+from herdgraph.runtimes.executors.runner import SCORES_BYTES, piece_length
 from PIL import Image
 
 CHUNK = TINY.text.attention_chunk_size

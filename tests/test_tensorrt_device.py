@@ -19,9 +19,9 @@ import plans
 import pytest
 from herdgraph.errors import HerdError
 from herdgraph.export.passes import LowerExpertsDense
-from herdgraph.runtimes.tensorrt import PlanRunner, device
-from herdgraph.runtimes.tensorrt.cuda import Allocation, Cuda, DeviceMemory
-from herdgraph.runtimes.tensorrt.device import DeviceExecutor
+from herdgraph.runtimes.executors.tensorrt import PlanRunner, device
+from herdgraph.runtimes.executors.tensorrt.cuda import Allocation, Cuda, DeviceMemory
+from herdgraph.runtimes.executors.tensorrt.device import DeviceExecutor
 from test_tensorrt_runner import DECODE, PREFILL, Twin
 
 Status = Enum("Status", {"cudaSuccess": 0, "cudaErrorInsufficientDriver": 35})

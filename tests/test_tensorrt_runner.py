@@ -23,7 +23,7 @@ from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes import Engine, Sequence
 from herdgraph.runtimes.kv_cache.memory import HostMemory
-from herdgraph.runtimes.tensorrt import Call, Limits, PlanRunner, choose_profile
+from herdgraph.runtimes.executors.tensorrt import Call, Limits, PlanRunner, choose_profile
 
 DECODE = {"batch": (1, 8), "tokens": (1, 1), "slots_local": (1, 16), "slots_global": (1, 512), "rows": (1, 1),
           "image_tokens": (0, 0)}

@@ -20,7 +20,7 @@ from functools import cache
 from ...model.config import HerdConfig, TextConfig
 from ...model.config.names import Shape, expected_tensors
 from ...model.config.shard_plan import ShardPlan
-from ...runtimes.pieces import piece_length
+from ...runtimes.executors.runner import piece_length
 from .storage import Storage
 
 RESERVE = 0.05

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from ...model.config import HerdConfig
 from ...model.config.shard_plan import ShardPlan
-from ...runtimes.pieces import piece_length
+from ...runtimes.executors.runner import piece_length
 from ...runtimes.sharded import PART
 from .devices import Fleet
 from .memory import Workload, alike

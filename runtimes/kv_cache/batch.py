@@ -17,7 +17,7 @@ from .memory import Buffer, CacheMemory
 from .sequence import Sequence
 
 if TYPE_CHECKING:
-    from ..decoder import DecoderRunner
+    from ..executors.ort.decoder import DecoderRunner
 
 
 class SideBySide:

@@ -12,12 +12,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...errors import HerdError
-from ...model.config import HerdConfig
-from ..kv_cache.batch import SideBySide
-from ..kv_cache.memory import Buffer
-from ..pieces import PIECE, Logits, Runner
-from ..kv_cache.sequence import Features, Sequence
+from ....errors import HerdError
+from ....model.config import HerdConfig
+from ...kv_cache.batch import SideBySide
+from ...kv_cache.memory import Buffer
+from ..runner import PIECE, Logits, Runner
+from ...kv_cache.sequence import Features, Sequence
 from .executor import Call, Executor, choose_profile
 
 

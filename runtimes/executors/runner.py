@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..model.config import HerdConfig
-from .kv_cache.memory import CacheMemory
-from .kv_cache.sequence import Features, Sequence
+from ...model.config import HerdConfig
+from ..kv_cache.memory import CacheMemory
+from ..kv_cache.sequence import Features, Sequence
 
 PIECE = 512
 """Longest piece of a prompt in one call: enough rows to fill the matrix products."""

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ...model.config import HerdConfig
-from ..kv_cache.sequence import Features
-from ..vision import VisionRunner
+from ....model.config import HerdConfig
+from ...kv_cache.sequence import Features
+from ..ort.vision import VisionRunner
 from .device import DeviceExecutor
 
 

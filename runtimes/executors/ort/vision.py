@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import HerdError
-from ..model.config import HerdConfig, VisionConfig
-from .ort import Memory, create_session
-from .kv_cache.sequence import Features
+from ....errors import HerdError
+from ....model.config import HerdConfig, VisionConfig
+from .session import Memory, create_session
+from ...kv_cache.sequence import Features
 
 TILES_PER_CALL = 4
 """Tiles in one call: enough to fill the matrix products, few enough to bound the memory of activations."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import HerdError
+from ....errors import HerdError
 from .cuda import Allocation, Cuda, DeviceBuffer, DeviceMemory
 from .executor import Array, Call, Limits
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import HerdError
-from ..model.config import HerdConfig
-from .kv_cache.batch import DecodeBatch
-from .kv_cache.memory import Buffer, HostMemory
-from .ort import Memory, create_session, load_onnxruntime
-from .pieces import PIECE, SCORES_BYTES, SHORTEST, Logits, Runner
-from .kv_cache.sequence import Features, Sequence
+from ....errors import HerdError
+from ....model.config import HerdConfig
+from ...kv_cache.batch import DecodeBatch
+from ...kv_cache.memory import Buffer, HostMemory
+from .session import Memory, create_session, load_onnxruntime
+from ..runner import PIECE, SCORES_BYTES, SHORTEST, Logits, Runner
+from ...kv_cache.sequence import Features, Sequence
 
 __all__ = ["PIECE", "SCORES_BYTES", "SHORTEST", "DecodeBinding", "DecoderRunner", "Logits"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...errors import HerdError
-from ..bundle import Bundle
+from ....errors import HerdError
+from ...bundle import Bundle
 from .device import DeviceExecutor, load_package
 from .images import PlanVisionRunner
 from .runner import PlanRunner

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...errors import HerdError
-from ..kv_cache.memory import Buffer, CacheMemory
+from ....errors import HerdError
+from ...kv_cache.memory import Buffer, CacheMemory
 
 Array = np.ndarray[Any, Any]
 

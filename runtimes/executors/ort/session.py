@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import HerdError
-from .pages import released_while_loading
+from ....errors import HerdError
+from .page_release import released_while_loading
 
 Memory = Literal["fast", "low"]
 """``fast``: weights packed for speed; ``low``: weights used as they are mapped. See ``Engine.load``."""
