@@ -26,8 +26,8 @@ from herdgraph.console import table
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.runtimes import Engine
-from herdgraph.runtimes.collectives import Spent
-from herdgraph.runtimes.sharded import ShardedRunner
+from herdgraph.runtimes.distributed.collectives import Spent
+from herdgraph.runtimes.distributed.front_end import ShardedRunner
 
 from .memory import resident_megabytes
 

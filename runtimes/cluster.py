@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from ..errors import HerdError
 from .bundle import Bundle
-from .collectives import TIMEOUT
+from .distributed.collectives import TIMEOUT
 from .engine import Engine, Prompt
 from .generation import Generation
 from .executors.ort.session import Memory

@@ -20,15 +20,15 @@ from ..errors import HerdError
 from ..model.config import HerdConfig
 from ..model.processing import PreparedPrompt, PromptProcessor
 from .bundle import Bundle
-from .collectives import TIMEOUT
+from .distributed.collectives import TIMEOUT
 from .executors.ort.decoder import DecoderRunner
 from .generation import Generation, StopRule, TextStream, Timings
 from .executors.ort.session import Memory
 from .executors.runner import Logits, Runner
-from .rendezvous import ShardOptions, check_devices, threads_of
+from .distributed.launch import ShardOptions, check_devices, threads_of
 from .sampling import Sampling
 from .kv_cache.sequence import Features, Sequence
-from .sharded import load_sharded
+from .distributed.front_end import load_sharded
 from .executors.ort.vision import VisionRunner, digest
 
 ORT_TARGETS = ("cpu", "canonical")

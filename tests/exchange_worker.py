@@ -9,9 +9,9 @@ import time
 import numpy as np
 from herdgraph.errors import HerdError
 from herdgraph.model.config.shard_plan import ShardPlan
-from herdgraph.runtimes.collectives import Collectives
-from herdgraph.runtimes.gloo import Gloo, meet
-from herdgraph.runtimes.shared_memory import SLOT, SharedMemory
+from herdgraph.runtimes.distributed.collectives import Collectives
+from herdgraph.runtimes.distributed.gloo import Gloo, meet
+from herdgraph.runtimes.distributed.shared_memory import SLOT, SharedMemory
 
 
 def exchange(link: Collectives) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from herdgraph.runtimes.collectives import RankError
-from herdgraph.runtimes.shard_commands import Command, Kind, hear, tell
-from herdgraph.runtimes.shared_memory import SLOT, SharedMemory, create
+from herdgraph.runtimes.distributed.collectives import RankError
+from herdgraph.runtimes.distributed.commands import Command, Kind, hear, tell
+from herdgraph.runtimes.distributed.shared_memory import SLOT, SharedMemory, create
 
 WORKER = Path(__file__).parent / "exchange_worker.py"
 ANY_TIME = 60.0

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from ...model.config import HerdConfig
 from ...model.config.shard_plan import ShardPlan
 from ...runtimes.executors.runner import piece_length
-from ...runtimes.sharded import PART
+from ...runtimes.distributed.front_end import PART
 from .devices import Fleet
 from .memory import Workload, alike
 from .storage import Storage

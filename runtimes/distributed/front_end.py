@@ -21,17 +21,17 @@ from typing import NoReturn
 
 import numpy as np
 
-from ..errors import HerdError
-from ..model.config import TextConfig
-from .bundle import Bundle
+from ...errors import HerdError
+from ...model.config import TextConfig
+from ..bundle import Bundle
 from .collectives import Collectives
-from .kv_cache.memory import CacheMemory
-from .executors.runner import Logits, Runner
-from .rendezvous import Processes, ShardOptions, called, join, load_shard, start
-from .kv_cache.sequence import Features, Sequence
-from .shard_commands import Command, Kind, tell
-from .shard_runner import ShardRunner
-from .shard_worker import serve
+from ..kv_cache.memory import CacheMemory
+from ..executors.runner import Logits, Runner
+from .launch import Processes, ShardOptions, called, join, load_shard, start
+from ..kv_cache.sequence import Features, Sequence
+from .commands import Command, Kind, tell
+from .rank_runner import ShardRunner
+from .worker import serve
 
 PART = 4
 """Fewest sequences of a batch in one part: every part reads the weights again, so small ones are not worth it."""

@@ -22,13 +22,13 @@ from typing import IO, Any
 
 import numpy as np
 
-from ..errors import HerdError
-from ..files import sha256_of
-from ..model.config.shard_plan import ShardPlan
-from .bundle import MANIFEST, Bundle
+from ...errors import HerdError
+from ...files import sha256_of
+from ...model.config.shard_plan import ShardPlan
+from ..bundle import MANIFEST, Bundle
 from .collectives import TIMEOUT, Collectives
-from .executors.ort.session import Memory
-from .shard_runner import ShardRunner
+from ..executors.ort.session import Memory
+from .rank_runner import ShardRunner
 from .shared_memory import SharedMemory, alive, create, supported
 
 TOLD = 3

@@ -12,13 +12,13 @@ import sys
 
 import numpy as np
 
-from ..errors import HerdError
-from .bundle import Bundle
+from ...errors import HerdError
+from ..bundle import Bundle
 from .collectives import Collectives, RankError
-from .rendezvous import TOLD, ShardOptions, load_shard, plan_of
-from .kv_cache.sequence import Sequence
-from .shard_commands import Command, Kind, hear
-from .shard_runner import ShardRunner
+from .launch import TOLD, ShardOptions, load_shard, plan_of
+from ..kv_cache.sequence import Sequence
+from .commands import Command, Kind, hear
+from .rank_runner import ShardRunner
 from .shared_memory import SharedMemory
 
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from ..errors import HerdError
-from ..model.config.shard_plan import ShardPlan
+from ...errors import HerdError
+from ...model.config.shard_plan import ShardPlan
 from .collectives import Array, Collectives, RankError
 
 _FOREVER = timedelta(days=365)
