@@ -121,7 +121,7 @@ def run(
 
     Every prompt goes to the least busy replica; one that dies is started again.
     """
-    from .runtimes.cluster import Cluster, ClusterOptions
+    from .runtimes.server.replicas import Cluster, ClusterOptions
     from .runtimes.sampling import Sampling
 
     Sampling(**{name: value for name, value in sampling.items() if name != "max_new_tokens"})
@@ -316,7 +316,7 @@ def bench(bundle: Path, as_json: bool, **options: Any) -> None:
 
     Prefill and decode, and their shares of what this machine can do, measured in the same run.
     """
-    from .runtimes.bench import bench as run
+    from .runtimes.benchmark.bench import bench as run
 
     with stderr.status("measuring"):
         report = run(bundle, **options)

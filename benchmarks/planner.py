@@ -16,7 +16,7 @@ from pathlib import Path
 from herdgraph.console import stderr
 from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.runtimes import Engine
-from herdgraph.runtimes.bench import BenchReport, bench
+from herdgraph.runtimes.benchmark.bench import BenchReport, bench
 from herdgraph.export.planner import Fleet, Storage, Workload, cpu_device, decode_rate, prefill_rate
 from rich.console import Console
 from rich.table import Table

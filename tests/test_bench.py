@@ -18,9 +18,9 @@ from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.names import expected_tensors
 from herdgraph.model.config.presets import TINY
-from herdgraph.runtimes.bench import bench, kv_bytes, prefill_operations
+from herdgraph.runtimes.benchmark.bench import bench, kv_bytes, prefill_operations
 from herdgraph.runtimes.bundle import Bundle
-from herdgraph.runtimes.ceilings import FP32_MATMUL, INT8_MATMUL, measure_ceilings
+from herdgraph.runtimes.benchmark.peaks import FP32_MATMUL, INT8_MATMUL, measure_ceilings
 
 # The 1.5 B bench model: 16 layers of 16 experts, iRoPE (only sizes matter here).
 SCOUT_MINI = HerdConfig(text=replace(
@@ -89,7 +89,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_report(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = measure_ceilings(1, bandwidth_rows=16, side=64)
-    monkeypatch.setattr("herdgraph.runtimes.bench.measure_ceilings", lambda threads: small)
+    monkeypatch.setattr("herdgraph.runtimes.benchmark.bench.measure_ceilings", lambda threads: small)
     arguments = ["bench", str(bundle), "--prompt", "40", "--new", "5", "--context", "21", "--threads", "1"]
     document = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
     assert (document["prompt_tokens"], document["new_tokens"], document["context"]) == (40, 5, 21)

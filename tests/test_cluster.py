@@ -21,7 +21,7 @@ from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.runtimes import Engine
-from herdgraph.runtimes.cluster import Cluster, ClusterOptions
+from herdgraph.runtimes.server.replicas import Cluster, ClusterOptions
 
 PROMPT = "Once upon a time"
 OPTIONS = {"max_new_tokens": 8, "stop_ids": []}

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from herdgraph.cli import main
 from herdgraph.model.config.parameter_counts import facts_of
 from herdgraph.model.config.presets import MAVERICK, SCOUT
-from herdgraph.runtimes.ceilings import Ceilings
+from herdgraph.runtimes.benchmark.peaks import Ceilings
 
 SHORT = ("--devices", "8xH100", "--context", "8k")
 

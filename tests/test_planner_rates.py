@@ -10,8 +10,8 @@ from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.parameter_counts import facts_of
 from herdgraph.model.config.presets import MAVERICK, SCOUT, TINY
 from herdgraph.model.config.shard_plan import ShardPlan
-from herdgraph.runtimes.bench import kv_bytes, prefill_operations
-from herdgraph.runtimes.ceilings import Ceilings
+from herdgraph.runtimes.benchmark.bench import kv_bytes, prefill_operations
+from herdgraph.runtimes.benchmark.peaks import Ceilings
 from herdgraph.export.planner.devices import ON_CPU, Device, Fleet, cpu_device, known_devices, parse_fleet
 from herdgraph.export.planner.memory import Workload
 from herdgraph.export.planner.roofline import collective_seconds, decode_rate, prefill_rate, stage_seconds

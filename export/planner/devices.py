@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import HerdError
-from ...runtimes.ceilings import Ceilings, measure_ceilings
+from ...runtimes.benchmark.peaks import Ceilings, measure_ceilings
 
 MOST_DEVICES = 100_000
 

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..errors import HerdError
-from .bundle import Bundle
-from .distributed.collectives import TIMEOUT
-from .engine import Engine, Prompt
-from .generation import Generation
-from .executors.ort.session import Memory
+from ...errors import HerdError
+from ..bundle import Bundle
+from ..distributed.collectives import TIMEOUT
+from ..engine import Engine, Prompt
+from ..generation import Generation
+from ..executors.ort.session import Memory
 
 _OBJECT_STORE = 100 << 20
 """Bytes of Ray's store on this machine: prompts and texts are small."""

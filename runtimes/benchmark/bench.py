@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import HerdError
-from ..model.config import HerdConfig, TextConfig
-from ..model.config.parameter_counts import facts_of
-from .ceilings import Ceilings, measure_ceilings
-from .engine import Engine
-from .executors.ort.session import Memory
-from .kv_cache.sequence import Sequence
+from ...errors import HerdError
+from ...model.config import HerdConfig, TextConfig
+from ...model.config.parameter_counts import facts_of
+from .peaks import Ceilings, measure_ceilings
+from ..engine import Engine
+from ..executors.ort.session import Memory
+from ..kv_cache.sequence import Sequence
 
 
 @dataclass(frozen=True)

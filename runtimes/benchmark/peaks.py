@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .executors.ort.session import load_onnxruntime
+from ..executors.ort.session import load_onnxruntime
 
 # g (float[M,K] a, float[K,N] b) => (float[M,N] y) { y = MatMul (a, b) }
 FP32_MATMUL = base64.b64decode(
