@@ -18,7 +18,7 @@ from herdgraph.calibration.calibrate import products_from
 from herdgraph.calibration.evaluate import evaluate
 from herdgraph.calibration.measure import measure
 from herdgraph.calibration.observers import OBSERVERS
-from herdgraph.calibration.products import Exact, Quantised
+from herdgraph.calibration.matmul_backends import Exact, Quantised
 from herdgraph.calibration.samples import read_samples
 from herdgraph.calibration.search import parts_of
 from herdgraph.calibration.windows import Window, data_of

@@ -28,7 +28,7 @@ from ..files import atomic_directory, check_output
 from ..model.checkpoint import Checkpoint
 from .evaluate import Evaluation, Quality, evaluate
 from .measure import Measured, measure
-from .products import Quantised
+from .matmul_backends import Quantised
 from .report import write_report
 from .search import parts_of, search
 from .stream import Source

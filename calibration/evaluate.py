@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .products import Exact, Products, Quantised
+from .matmul_backends import Exact, Products, Quantised
 from .stream import DecoderStream, Run, Source, States
 from .vision_stream import VisionStream
 from .windows import Window

@@ -29,7 +29,7 @@ from ..files import atomic_directory
 from ..model.checkpoint import Checkpoint
 from ..model.config import HerdConfig
 from ..model.config.names import expected_tensors
-from .observed import without_zeros
+from .recording import without_zeros
 from .report import write_report
 
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")

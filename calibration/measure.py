@@ -24,8 +24,8 @@ from ..errors import HerdError
 from ..model.quantization.calibration_file import LARGEST, MOMENTS, OBSERVERS
 from ..model.quantization.recipes import Recipe
 from .coverage import Coverage
-from .observed import Observed
-from .products import require_finite
+from .recording import Observed
+from .matmul_backends import require_finite
 from .stream import DecoderStream, Run, Source, States
 from .vision_stream import VisionStream
 from .windows import Data, Window

@@ -13,7 +13,7 @@ from ..errors import HerdError
 from ..model.quantization.recipes import Recipe
 from ..model.config import HerdConfig
 from .evaluate import Evaluation, Quality, evaluate
-from .products import Quantised
+from .matmul_backends import Quantised
 from .stream import Source
 from .windows import Window
 

@@ -24,7 +24,7 @@ from ..model.config import HerdConfig
 from ..model.llama4.decoder import Attention, Decoder, DecoderLayer, MixtureOfExperts, Positions
 from ..model.llama4.model import constants
 from ..model.llama4.operators import block_attention
-from .products import Products, let_use, name_linears, require_finite
+from .matmul_backends import Products, let_use, name_linears, require_finite
 
 BLOCK = 4096
 """Rows of one product."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..model.llama4.model import constants
 from ..model.llama4.vision import VisionLayer, VisionTower
-from .products import Products, let_use, name_linears
+from .matmul_backends import Products, let_use, name_linears
 from .stream import Source, loaded
 
 TILES = 4

@@ -14,8 +14,8 @@ from herdgraph.calibration import stream as streams
 from herdgraph.calibration.calibrate import Options, calibrate
 from herdgraph.calibration.coverage import Coverage
 from herdgraph.calibration.measure import Measured, measure
-from herdgraph.calibration.observed import Observed
-from herdgraph.calibration.products import Exact, Products
+from herdgraph.calibration.recording import Observed
+from herdgraph.calibration.matmul_backends import Exact, Products
 from herdgraph.calibration.stream import DecoderStream, Run, States
 from herdgraph.calibration.vision_stream import VisionStream
 from herdgraph.calibration.windows import Data, Window

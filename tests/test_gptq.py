@@ -10,7 +10,7 @@ import pytest
 import torch
 from herdgraph.calibration.calibrate import Options, calibrate
 from herdgraph.calibration.measure import measure
-from herdgraph.calibration.moments import BORROWED
+from herdgraph.calibration.hessian import BORROWED
 from herdgraph.calibration.samples import Sample
 from herdgraph.calibration.windows import Data, Window, data_of
 from herdgraph.errors import HerdError

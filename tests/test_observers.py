@@ -6,7 +6,7 @@ import pytest
 import torch
 from herdgraph.calibration import histogram as histograms
 from herdgraph.calibration.histogram import BINS, Histogram, bins_of, centres, edges
-from herdgraph.calibration.observed import Observed, without_zeros
+from herdgraph.calibration.recording import Observed, without_zeros
 from herdgraph.calibration.observers import OBSERVERS
 from herdgraph.errors import HerdError
 from herdgraph.model.quantization import calibration_file

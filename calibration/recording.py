@@ -11,9 +11,9 @@ from ..model.quantization.calibration_file import CENTRE, LARGEST
 from ..export.weights.fp8 import Fp8Format
 from ..model.quantization.recipes import Recipe
 from .histogram import Histogram
-from .moments import Moments
+from .hessian import Moments
 from .observers import OBSERVERS
-from .products import require_finite
+from .matmul_backends import require_finite
 
 SMALLEST = 2.0**-48
 """Magnitudes up to here are as good as zero: the lowest that a histogram tells apart."""
