@@ -13,7 +13,7 @@ from herdgraph.errors import HerdError
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.training.recipes import RECIPES
-from herdgraph.training_cli import parsed
+from herdgraph.cli.train import parsed
 
 
 def train(*arguments: object) -> Result:

@@ -14,7 +14,7 @@ from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.training.calf import graft, student_config, teacher_config
 from herdgraph.model.training.contrastive import contrastive_loss
-from herdgraph.training_cli import train
+from herdgraph.cli.train import train
 from PIL import Image
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}

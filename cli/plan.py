@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .console import HerdCommand, emit_json, size, succeed, table
-from .errors import HerdError
+from ..console import HerdCommand, emit_json, size, succeed, table
+from ..errors import HerdError
 
 if TYPE_CHECKING:
-    from .model.config import HerdConfig
-    from .export.planner import Candidate, PlanReport
+    from ..model.config import HerdConfig
+    from ..export.planner import Candidate, PlanReport
 
 _SHOWN = 12
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
@@ -38,7 +38,7 @@ def plan(
     CHECKPOINT_OR_PRESET is a checkpoint directory (its configuration is read, no weights), or scout, maverick,
     behemoth, tiny or tiny-text. Behemoth's configuration is a guess: Meta never published it.
     """
-    from .export.planner import Storage, Task, Workload, make_report, parse_fleet
+    from ..export.planner import Storage, Task, Workload, make_report, parse_fleet
 
     config, length = _config_of(model), _tokens(context)
     cpu = devices.strip().lower() in ("cpu", "1xcpu")
@@ -53,8 +53,8 @@ def plan(
 
 
 def _config_of(model: str) -> HerdConfig:
-    from .model.config import HerdConfig
-    from .model.config.presets import PRESETS, preset
+    from ..model.config import HerdConfig
+    from ..model.config.presets import PRESETS, preset
 
     path = Path(model)
     if model in PRESETS and not path.exists():
@@ -75,7 +75,7 @@ def _tokens(text: str) -> int:
 
 def _draw(report: PlanReport, path: Path) -> None:
     try:
-        from .export.planner.plot import draw
+        from ..export.planner.plot import draw
     except ModuleNotFoundError as error:
         raise HerdError("--plot needs matplotlib: install herdgraph[build]") from error
     try:
@@ -104,7 +104,7 @@ def _show(model: str, report: PlanReport) -> None:
 
 
 def _choice(report: PlanReport) -> dict[str, str]:
-    from .export.planner.report import rate
+    from ..export.planner.report import rate
 
     best, workload, storage = report.best, report.task.workload, report.task.storage
     device, decode, prefill = report.fleet.device, report.best.decode, report.prefill
@@ -126,7 +126,7 @@ def _choice(report: PlanReport) -> dict[str, str]:
 
 
 def _contexts(report: PlanReport) -> list[tuple[str, str]]:
-    from .export.planner.report import tokens
+    from ..export.planner.report import tokens
 
     return _aligned(
         ("", "keys and values", "devices for one", f"devices for {report.task.workload.batch}"),
@@ -136,7 +136,7 @@ def _contexts(report: PlanReport) -> list[tuple[str, str]]:
 
 
 def _columns(candidate: Candidate, rated: bool) -> tuple[str, ...]:
-    from .export.planner.report import rate
+    from ..export.planner.report import rate
 
     name = f"{candidate.plan} x {candidate.replicas}"
     memory, collectives = f"{candidate.used / 1e9:.1f}", str(candidate.collectives)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import HerdCommand, emit_json, quantity, size, table
+from ..console import HerdCommand, emit_json, quantity, size, table
 
 if TYPE_CHECKING:
-    from .export.targets.tensorrt import Plan
-    from .model.config import HerdConfig
+    from ..export.targets.tensorrt import Plan
+    from ..model.config import HerdConfig
 
 PLAN = ".plan"
 
@@ -28,7 +28,7 @@ def inspect(path: Path, products: bool, as_json: bool) -> None:
     Parameters, layers, experts, cache sizes, files and hashes; of a plan its GPUs, inputs, outputs and the types that
     its matrix products really have.
     """
-    from .runtimes.bundle import MANIFEST
+    from ..runtimes.bundle import MANIFEST
 
     if path.suffix == PLAN and path.is_file():
         _show_plan(path, products, as_json)
@@ -39,7 +39,7 @@ def inspect(path: Path, products: bool, as_json: bool) -> None:
 
 
 def _show_bundle(path: Path, products: bool, as_json: bool) -> None:
-    from .runtimes.bundle import Bundle
+    from ..runtimes.bundle import Bundle
 
     bundle = Bundle.open(path)
     manifest = bundle.manifest
@@ -55,7 +55,7 @@ def _show_bundle(path: Path, products: bool, as_json: bool) -> None:
 
 
 def _show_checkpoint(path: Path, as_json: bool) -> None:
-    from .model.checkpoint import open_checkpoint
+    from ..model.checkpoint import open_checkpoint
 
     with open_checkpoint(path) as checkpoint:
         about = {"checkpoint": str(path), "fingerprint": checkpoint.fingerprint()}
@@ -74,8 +74,8 @@ def _show(
 
 
 def _show_plan(path: Path, products: bool, as_json: bool) -> None:
-    from .export.targets.tensorrt import Plan
-    from .export.targets.tensorrt.plan import VERSION
+    from ..export.targets.tensorrt import Plan
+    from ..export.targets.tensorrt.plan import VERSION
 
     plan = Plan.read(path)
     rows = [{"layers": list(gemm.layers), "profile": gemm.profile, "left": _tensor(gemm.a), "right": _tensor(gemm.b),
@@ -121,7 +121,7 @@ def _tensor(tensor: Any) -> str:
 
 
 def _facts(config: HerdConfig) -> dict[str, int]:
-    from .model.config.parameter_counts import facts_of
+    from ..model.config.parameter_counts import facts_of
 
     return facts_of(config).to_json()
 
@@ -131,7 +131,7 @@ def _short(value: Any) -> str:
 
 
 def _described(config: HerdConfig) -> dict[str, str]:
-    from .model.config.parameter_counts import facts_of
+    from ..model.config.parameter_counts import facts_of
 
     facts, text, vision = facts_of(config), config.text, config.vision
     local = sum(1 for layer in range(text.num_layers) if text.chunk_of(layer))

@@ -11,8 +11,8 @@ from typing import Any
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from .console import HerdCommand, emit_json, progress, succeed, table
-from .errors import HerdError
+from ..console import HerdCommand, emit_json, progress, succeed, table
+from ..errors import HerdError
 
 _NAMES = ("align", "pretrain", "distil", "upcycle_then_distil", "long_context")
 
@@ -29,7 +29,7 @@ def train(recipe: str, overrides: tuple[str, ...], show_options: bool, as_json: 
     train.steps=2000 optimizer.learning_rate=1e-3. Started by torchrun it uses all processes. A run continues from the
     last checkpoint in its output.
     """
-    from .model.training.recipes import RECIPES
+    from ..model.training.recipes import RECIPES
 
     run, kind = RECIPES[recipe]
     if show_options:

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from . import __version__
-from .build import main as build
-from .calibration.cli import calibrate
-from .console import HerdGroup, complain, emit_json, progress, quantity, size, stderr, succeed, table
-from .errors import HerdError
-from .inspection import inspect
-from .plan_cli import plan
-from .training_cli import train
+from .. import __version__
+from ..build import main as build
+from ..calibration.cli import calibrate
+from ..console import HerdGroup, complain, emit_json, progress, quantity, size, stderr, succeed, table
+from ..errors import HerdError
+from .inspect import inspect
+from .plan import plan
+from .train import train
 
 if TYPE_CHECKING:
-    from .runtimes import Engine, Generation, TextStream
-    from .runtimes.executors.ort.session import Memory
+    from ..runtimes import Engine, Generation, TextStream
+    from ..runtimes.executors.ort.session import Memory
 
 _PATH = click.Path(path_type=Path)
 _COUNT = click.IntRange(min=1)
@@ -97,8 +97,8 @@ def generate(
 
 def _loaded(bundle: Path, threads: int | None, memory: Memory, sampling: dict[str, Any]) -> Engine:
     """A loaded bundle, after options that it would refuse later were refused."""
-    from .runtimes import Engine
-    from .runtimes.sampling import Sampling
+    from ..runtimes import Engine
+    from ..runtimes.sampling import Sampling
 
     Sampling(**{name: value for name, value in sampling.items() if name != "max_new_tokens"})
     with stderr.status("checking and loading the bundle"):
@@ -121,8 +121,8 @@ def run(
 
     Every prompt goes to the least busy replica; one that dies is started again.
     """
-    from .runtimes.server.replicas import Cluster, ClusterOptions
-    from .runtimes.sampling import Sampling
+    from ..runtimes.server.replicas import Cluster, ClusterOptions
+    from ..runtimes.sampling import Sampling
 
     Sampling(**{name: value for name, value in sampling.items() if name != "max_new_tokens"})
     options = ClusterOptions(replicas, cluster, threads=threads or 1, memory=memory)
@@ -198,7 +198,7 @@ class Conversation:
         self._images: list[Any] = []
 
     def _attach(self, name: str) -> None:
-        from .model.processing.images import load_image
+        from ..model.processing.images import load_image
 
         if not name:
             raise HerdError("/image needs the name of a file: /image FILE")
@@ -272,10 +272,10 @@ def verify(
 
     Exits with 1 when a logit differs by more than the bound. The torch model is held in memory in float32 as a whole.
     """
-    from .export.verify import compare, random_prompt
-    from .model.checkpoint import open_checkpoint
-    from .model.llama4.model import Llama4
-    from .runtimes import Engine
+    from ..export.verify import compare, random_prompt
+    from ..model.checkpoint import open_checkpoint
+    from ..model.llama4.model import Llama4
+    from ..runtimes import Engine
 
     if images and prompt is None:
         raise HerdError("--image needs a prompt: give one with -p, or no image")
@@ -316,7 +316,7 @@ def bench(bundle: Path, as_json: bool, **options: Any) -> None:
 
     Prefill and decode, and their shares of what this machine can do, measured in the same run.
     """
-    from .runtimes.benchmark.bench import bench as run
+    from ..runtimes.benchmark.bench import bench as run
 
     with stderr.status("measuring"):
         report = run(bundle, **options)
@@ -358,7 +358,7 @@ def upcycle(source: Path, output: Path, as_json: bool, **options: Any) -> None:
     SOURCE is a dense Llama-family model: a GGUF file or a Hugging Face directory. Its function is kept; training then
     lets the experts specialise.
     """
-    from .model.upcycle import upcycle as run
+    from ..model.upcycle import upcycle as run
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with progress(*columns, quiet=as_json) as bar:
