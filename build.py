@@ -190,7 +190,7 @@ def _shards(
 
 def _objection(source: Checkpoint, output: Path, plan: MemoryPlan, *, overwrite: bool) -> HerdError | None:
     """Why the output cannot be written, known before the time that a capture takes."""
-    from herdgraph.runtimes.bundle import MANIFEST
+    from herdgraph.runtimes.bundle.manifest import MANIFEST
 
     try:
         check_output(output, overwrite=overwrite, mark=MANIFEST, inputs=[source.directory])

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.checkpoint.rotated import Rotation
-from herdgraph.runtimes.bundle import Bundle
+from herdgraph.runtimes.bundle.manifest import Bundle
 from herdgraph.runtimes.executors.ort.vision import VisionRunner
 from rich.console import Console
 from rich.table import Table

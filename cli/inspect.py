@@ -28,7 +28,7 @@ def inspect(path: Path, products: bool, as_json: bool) -> None:
     Parameters, layers, experts, cache sizes, files and hashes; of a plan its GPUs, inputs, outputs and the types that
     its matrix products really have.
     """
-    from ..runtimes.bundle import MANIFEST
+    from ..runtimes.bundle.manifest import MANIFEST
 
     if path.suffix == PLAN and path.is_file():
         _show_plan(path, products, as_json)
@@ -39,7 +39,7 @@ def inspect(path: Path, products: bool, as_json: bool) -> None:
 
 
 def _show_bundle(path: Path, products: bool, as_json: bool) -> None:
-    from ..runtimes.bundle import Bundle
+    from ..runtimes.bundle.manifest import Bundle
 
     bundle = Bundle.open(path)
     manifest = bundle.manifest

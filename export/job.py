@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from ..model.checkpoint import Checkpoint
 from ..model.config import HerdConfig, TextConfig
-from ..runtimes.shards import Shards
+from ..runtimes.bundle.shards import Shards
 from ..model.quantization.calibration_file import CalibrationFile
 from .graph.capture import bind_weights, capture_decoder, capture_vision
 from .passes import LowerRoutedExperts

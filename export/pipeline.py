@@ -14,7 +14,7 @@ from .. import __version__
 from ..files import atomic_directory, require_room
 from ..model.checkpoint import Checkpoint
 from ..model.config.shard_plan import ShardPlan
-from ..runtimes.bundle import PROCESSOR, Bundle, Manifest, describe_files, write_manifest
+from ..runtimes.bundle.manifest import PROCESSOR, Bundle, Manifest, describe_files, write_manifest
 from ..model.quantization.calibration_file import calibration_for
 from .job import Job, Made, Progress, active_bytes, weight_bytes
 from .targets.tensorrt.plans import PlanOptions, builder_of

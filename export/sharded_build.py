@@ -15,7 +15,7 @@ from ..errors import HerdError
 from ..files import require_room
 from ..model.config import HerdConfig
 from ..model.config.shard_plan import ShardPlan
-from ..runtimes.shards import PieceEntry, Shards, entry_of
+from ..runtimes.bundle.shards import PieceEntry, Shards, entry_of
 from .passes.shard.partition import cut, remove_ends
 from .job import Job, Made, active_bytes, weight_bytes
 from .passes import KeepStage, SplitWidth

@@ -1,6 +1,6 @@
 """Running bundles, without torch: the bundle format, executors, sampling, generation."""
 
-from .bundle import Bundle, Manifest
+from .bundle.manifest import Bundle, Manifest
 from .engine import Engine
 from .generation import Generation, TextStream, Timings
 from .sampling import Sampling, TokenLogprob

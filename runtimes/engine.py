@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import HerdError
 from ..model.config import HerdConfig
 from ..model.processing import PreparedPrompt, PromptProcessor
-from .bundle import Bundle
+from .bundle.manifest import Bundle
 from .distributed.collectives import TIMEOUT
 from .executors.ort.decoder import DecoderRunner
 from .generation import Generation, StopRule, TextStream, Timings

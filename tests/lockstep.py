@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from herdgraph.runtimes.bundle import Bundle
+from herdgraph.runtimes.bundle.manifest import Bundle
 from herdgraph.runtimes.kv_cache.buffers import KVBuffers
 from herdgraph.runtimes.kv_cache.memory import HostMemory
-from herdgraph.runtimes.shards import Exchange
+from herdgraph.runtimes.bundle.shards import Exchange
 
 Array = np.ndarray[Any, Any]
 Values = dict[str, Array]

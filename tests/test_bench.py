@@ -19,7 +19,7 @@ from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.names import expected_tensors
 from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes.benchmark.bench import bench, kv_bytes, prefill_operations
-from herdgraph.runtimes.bundle import Bundle
+from herdgraph.runtimes.bundle.manifest import Bundle
 from herdgraph.runtimes.benchmark.peaks import FP32_MATMUL, INT8_MATMUL, measure_ceilings
 
 # The 1.5 B bench model: 16 layers of 16 experts, iRoPE (only sizes matter here).

@@ -10,8 +10,8 @@ import pytest
 from herdgraph.errors import HerdError
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.config.shard_plan import ShardPlan
-from herdgraph.runtimes.bundle import MANIFEST, Bundle, Manifest, describe_files, write_manifest
-from herdgraph.runtimes.shards import Exchange
+from herdgraph.runtimes.bundle.manifest import MANIFEST, Bundle, Manifest, describe_files, write_manifest
+from herdgraph.runtimes.bundle.shards import Exchange
 
 GRAPHS = {"decoder": "decoder.onnx", "vision": "vision.onnx"}
 

@@ -17,7 +17,7 @@ from herdgraph.export.pipeline import Progress, build_bundle
 from herdgraph.export.targets.registry import target_of
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY
-from herdgraph.runtimes.bundle import Bundle
+from herdgraph.runtimes.bundle.manifest import Bundle
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import SCOUT, TINY
 from herdgraph.runtimes import Engine
-from herdgraph.runtimes.bundle import Bundle
+from herdgraph.runtimes.bundle.manifest import Bundle
 from herdgraph.runtimes.executors.tensorrt.load import check_device, check_version
 
 pytest.importorskip("tensorrt_rtx")

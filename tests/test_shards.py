@@ -32,7 +32,7 @@ from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.config.shard_plan import ShardPlan, shapes_of_rank
 from herdgraph.runtimes import Engine
-from herdgraph.runtimes.bundle import Bundle
+from herdgraph.runtimes.bundle.manifest import Bundle
 from lockstep import Lockstep
 
 BOUND = 1e-4

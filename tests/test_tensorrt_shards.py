@@ -22,7 +22,7 @@ from herdgraph.export.targets.tensorrt import check as check_module
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.llama4.operators import OPSET
 from herdgraph.model.config.shard_plan import ShardPlan
-from herdgraph.runtimes.bundle import Bundle
+from herdgraph.runtimes.bundle.manifest import Bundle
 
 CONFIG = herds.variant(num_layers=2, num_heads=8, num_kv_heads=4, moe_layers=(1,), rope_layers=(True, False),
                        chunked_layers=(True, False))

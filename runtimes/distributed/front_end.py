@@ -23,7 +23,7 @@ import numpy as np
 
 from ...errors import HerdError
 from ...model.config import TextConfig
-from ..bundle import Bundle
+from ..bundle.manifest import Bundle
 from .collectives import Collectives
 from ..kv_cache.memory import CacheMemory
 from ..executors.runner import Logits, Runner

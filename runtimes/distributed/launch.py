@@ -25,7 +25,7 @@ import numpy as np
 from ...errors import HerdError
 from ...files import sha256_of
 from ...model.config.shard_plan import ShardPlan
-from ..bundle import MANIFEST, Bundle
+from ..bundle.manifest import MANIFEST, Bundle
 from .collectives import TIMEOUT, Collectives
 from ..executors.ort.session import Memory
 from .rank_runner import ShardRunner

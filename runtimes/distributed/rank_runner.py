@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from ...model.config import HerdConfig
-from ..bundle import WEIGHTS, Bundle
+from ..bundle.manifest import WEIGHTS, Bundle
 from .collectives import Array, Collectives
 from ..executors.ort.decoder import DecoderRunner
 from ..kv_cache.memory import Buffer
 from ..executors.ort.session import Memory, create_sessions
 from ..kv_cache.sequence import Features
-from ..shards import Exchange, PieceEntry
+from ..bundle.shards import Exchange, PieceEntry
 
 SIZES = 4
 """Batch sizes whose buffers between pieces are remembered."""

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 
 from ...errors import HerdError
-from ..bundle import Bundle
+from ..bundle.manifest import Bundle
 from .collectives import Collectives, RankError
 from .launch import TOLD, ShardOptions, load_shard, plan_of
 from ..kv_cache.sequence import Sequence

@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ...errors import HerdError
-from ..bundle import Bundle
+from ..bundle.manifest import Bundle
 from ..distributed.collectives import TIMEOUT
 from ..engine import Engine, Prompt
 from ..generation import Generation

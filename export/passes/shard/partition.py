@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ....model.llama4.operators import DOMAIN
-from ....runtimes.shards import Exchange
+from ....runtimes.bundle.shards import Exchange
 from ...graph.functions import is_collective
 
 _SUMS = {"AllReduce": "all_reduce", "AllGather": "all_gather"}

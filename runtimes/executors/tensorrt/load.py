@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ....errors import HerdError
-from ...bundle import Bundle
+from ...bundle.manifest import Bundle
 from .device import DeviceExecutor, load_package
 from .images import PlanVisionRunner
 from .runner import PlanRunner

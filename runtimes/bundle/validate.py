@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import HerdError
+from ...errors import HerdError
 
 _KINDS = {str: "a text", int: "a whole number", dict: "an object", list: "a list"}
 

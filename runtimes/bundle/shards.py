@@ -21,10 +21,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import HerdError
-from ..model.config import TextConfig
-from ..model.config.shard_plan import ShardPlan
-from .strict import strict
+from ...errors import HerdError
+from ...model.config import TextConfig
+from ...model.config.shard_plan import ShardPlan
+from .validate import strict
 
 _FIELDS: dict[str, dict[str, type]] = {
     "all_reduce": {"op": str, "value": str, "result": str},

@@ -25,11 +25,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import HerdError
-from ..files import read_json, sha256_of
-from ..model.config import HerdConfig
+from ...errors import HerdError
+from ...files import read_json, sha256_of
+from ...model.config import HerdConfig
 from .shards import Shards
-from .strict import strict
+from .validate import strict
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -1,0 +1,1 @@
+"""The bundle: a directory with a manifest that says what each file is."""
