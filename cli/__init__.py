@@ -98,7 +98,7 @@ def generate(
 def _loaded(bundle: Path, threads: int | None, memory: Memory, sampling: dict[str, Any]) -> Engine:
     """A loaded bundle, after options that it would refuse later were refused."""
     from ..runtimes import Engine
-    from ..runtimes.sampling import Sampling
+    from ..runtimes.generation.sampling import Sampling
 
     Sampling(**{name: value for name, value in sampling.items() if name != "max_new_tokens"})
     with stderr.status("checking and loading the bundle"):
@@ -122,7 +122,7 @@ def run(
     Every prompt goes to the least busy replica; one that dies is started again.
     """
     from ..runtimes.server.replicas import Cluster, ClusterOptions
-    from ..runtimes.sampling import Sampling
+    from ..runtimes.generation.sampling import Sampling
 
     Sampling(**{name: value for name, value in sampling.items() if name != "max_new_tokens"})
     options = ClusterOptions(replicas, cluster, threads=threads or 1, memory=memory)

@@ -22,11 +22,11 @@ from ..model.processing import PreparedPrompt, PromptProcessor
 from .bundle.manifest import Bundle
 from .distributed.collectives import TIMEOUT
 from .executors.ort.decoder import DecoderRunner
-from .generation import Generation, StopRule, TextStream, Timings
+from .generation.stream import Generation, StopRule, TextStream, Timings
 from .executors.ort.session import Memory
 from .executors.runner import Logits, Runner
 from .distributed.launch import ShardOptions, check_devices, threads_of
-from .sampling import Sampling
+from .generation.sampling import Sampling
 from .kv_cache.sequence import Features, Sequence
 from .distributed.front_end import load_sharded
 from .executors.ort.vision import VisionRunner, digest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from herdgraph.errors import HerdError
-from herdgraph.runtimes.generation import StopRule, StopStrings
+from herdgraph.runtimes.generation.stream import StopRule, StopStrings
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from herdgraph.errors import HerdError
-from herdgraph.runtimes.sampling import Sampler, Sampling, _nucleus, log_softmax, softmax
+from herdgraph.runtimes.generation.sampling import Sampler, Sampling, _nucleus, log_softmax, softmax
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (

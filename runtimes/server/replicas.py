@@ -25,7 +25,7 @@ from ...errors import HerdError
 from ..bundle.manifest import Bundle
 from ..distributed.collectives import TIMEOUT
 from ..engine import Engine, Prompt
-from ..generation import Generation
+from ..generation.stream import Generation
 from ..executors.ort.session import Memory
 
 _OBJECT_STORE = 100 << 20

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import HerdError
+from ...errors import HerdError
 
 Array = np.ndarray[Any, Any]
 

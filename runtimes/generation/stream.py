@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
-from ..errors import HerdError
-from ..model.processing import StreamDecoder, Tokenizer
-from .executors.runner import Logits
+from ...errors import HerdError
+from ...model.processing import StreamDecoder, Tokenizer
+from ..executors.runner import Logits
 from .sampling import Sampler, Sampling, TokenLogprob
 
 
