@@ -2,7 +2,7 @@
 
     python -m benchmarks.calf [WORK] [--checkpoint DIR] [--every 1] [--threads 1]
 
-WORK is where ``examples/make_calf_data.py`` put its data (.cache/calf). Judged are, greedy and to the last letter,
+WORK is where ``examples/calf/make_data.py`` put its data (.cache/calf). Judged are, greedy and to the last letter,
 
 * ``as drawn``: trained emoji, the drawing that views were made of;
 * ``other vendor``: trained emoji as Twitter draws them, the honest hard set;
@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from herdgraph.console import stderr, stdout
-from herdgraph.model.calf import CALF
+from examples.calf import CALF
 from herdgraph.model.processing import PromptProcessor
 from herdgraph.model.training.recipes.run import open_model
 from herdgraph.runtimes import Engine

@@ -2,7 +2,7 @@
 
     python -m benchmarks.distillation CALF [--steps 120] [--seeds 0 1 2] [--only NAME ...] [--plot FILE]
 
-CALF is what ``examples/train_calf.py`` works in, with data, tower and teacher. So that a short run learns something,
+CALF is what ``examples/calf/train.py`` works in, with data, tower and teacher. So that a short run learns something,
 students learn to name food and drink only, some 130 things. They share the aligned image tower, start from the same
 random decoder for a seed and see the same batches; from scratch means labels only. The teacher is the calf's, trained
 on a little on food; its targets are computed once (64 best ids and the rest) and read by all. Judged by
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from herdgraph.console import stderr, stdout
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.training.calf import graft
+from examples.calf.config import graft
 from herdgraph.model.training.data import Encoder, JsonLines, Loader, open_samples
 from herdgraph.model.training.distill import (
     CachedTeacher,

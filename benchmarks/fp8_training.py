@@ -2,7 +2,7 @@
 
     python -m benchmarks.fp8_training CALF [--steps 300] [--threads 1] [--plot FILE]
 
-CALF is what ``examples/train_calf.py`` works in. Printed is the mean loss over windows of 50 steps, and how far FP8 is
+CALF is what ``examples/calf/train.py`` works in. Printed is the mean loss over windows of 50 steps, and how far FP8 is
 from bfloat16 in each; the same for another seed of bfloat16 says what is noise.
 """
 

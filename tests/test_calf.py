@@ -8,7 +8,7 @@ import pytest
 import torch
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.files import size
-from herdgraph.model.calf import CALF, PICTURES
+from examples.calf import CALF, PICTURES
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.processing import PromptProcessor

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from herdgraph.errors import HerdError
-from herdgraph.model.training.calf import IMAGE_SIZE, student_config
+from examples.calf.config import IMAGE_SIZE, student_config
 from herdgraph.model.training.data import Encoder, Loader, open_samples
-from herdgraph.model.training.data.captions import view, write_calf_data
-from herdgraph.model.training.data.emoji import VERSION, Emoji, fetch_emoji, read_emoji
-from herdgraph.model.training.tokenizer import save_processor, train_tokenizer
+from examples.calf.captions import view, write_calf_data
+from examples.calf.emoji import VERSION, Emoji, fetch_emoji, read_emoji
+from examples.calf.tokenizer import save_processor, train_tokenizer
 from PIL import Image, ImageDraw
 
 ANIMALS = ["COW FACE", "OX", "WATER BUFFALO", "SHEEP", "RAM", "GOAT", "PIG", "BOAR", "HORSE", "DONKEY", "UNICORN FACE",

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.presets import TINY
-from herdgraph.model.training.calf import graft, student_config, teacher_config
+from examples.calf.config import graft, student_config, teacher_config
 from herdgraph.model.training.contrastive import contrastive_loss
 from herdgraph.cli.train import train
 from PIL import Image

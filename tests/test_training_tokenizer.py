@@ -12,8 +12,8 @@ from herdgraph.model.config import HerdConfig
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.processing import PromptProcessor
 from herdgraph.model.processing.special import SPECIAL_TOKENS
-from herdgraph.model.training.calf import IMAGE_SIZE, student_config, teacher_config
-from herdgraph.model.training.tokenizer import NAMED_SPECIAL_TOKENS, save_processor, special_ids, train_tokenizer
+from examples.calf.config import IMAGE_SIZE, student_config, teacher_config
+from examples.calf.tokenizer import NAMED_SPECIAL_TOKENS, save_processor, special_ids, train_tokenizer
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 

@@ -1,7 +1,7 @@
 """How a calf is made: a herd member small enough for one CPU, by the recipes that a large one takes.
 
-    python examples/make_calf_data.py
-    python examples/train_calf.py [--work .cache/calf] [--threads 2] [--install]
+    python -m examples.calf.make_data
+    python -m examples.calf.train [--work .cache/calf] [--threads 2] [--install]
 
 1. ``align``: the image tower learns to see, pictures drawn to their names;
 2. ``pretrain``: a teacher with that tower learns captions, answers and prose, fused from the first layer;
@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from herdgraph.console import progress, stderr, table
 from herdgraph.files import atomic_directory
-from herdgraph.model.calf import CALF
+from . import CALF
 from herdgraph.model.checkpoint.base import CARRIED
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.llama4.model import Llama4
-from herdgraph.model.training.calf import graft, student_config, teacher_config
+from .config import graft, student_config, teacher_config
 from herdgraph.model.training.moe.experts import ExpertOptions
 from herdgraph.model.training.optim import OptimizerOptions
 from herdgraph.model.training.recipes import (

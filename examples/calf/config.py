@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import torch
 
-from ..config import HerdConfig, TextConfig, VisionConfig
-from ..llama4.model import Llama4
+from herdgraph.model.config import HerdConfig, TextConfig, VisionConfig
+from herdgraph.model.llama4.model import Llama4
 from .tokenizer import special_ids
 
 IMAGE_SIZE = 64

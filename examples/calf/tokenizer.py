@@ -16,10 +16,10 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from ...errors import HerdError
-from ...files import atomic_directory
-from ..processing.chat import META_FORMAT
-from ..processing.special import PATTERN, SPECIAL_TOKENS
+from herdgraph.errors import HerdError
+from herdgraph.files import atomic_directory
+from herdgraph.model.processing.chat import META_FORMAT
+from herdgraph.model.processing.special import PATTERN, SPECIAL_TOKENS
 
 NAMED_SPECIAL_TOKENS = [token for token in SPECIAL_TOKENS if "reserved" not in token]
 _BYTES = 256

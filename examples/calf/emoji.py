@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ....errors import HerdError
-from ....files import atomic_directory
+from herdgraph.errors import HerdError
+from herdgraph.files import atomic_directory
 
 VERSION = "16.0.0"
 LICENCES = {
