@@ -6,8 +6,8 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --quiet --disable-pip-version-check
 
 # mypy finds the package through a link named herdgraph, so that the checkout may have any name.
-ROOMS := model export runtimes calibration
-TYPED := $(addprefix .venv/types/herdgraph/,$(ROOMS) $(wildcard *.py))
+PACKAGES := model export runtimes calibration cli
+TYPED := $(addprefix .venv/types/herdgraph/,$(PACKAGES) $(wildcard *.py))
 
 .PHONY: demo test test-slow coverage lint clean
 

@@ -12,20 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from herdgraph.console import HerdCommand, complain, emit_json, progress, quantity, size, succeed, table
-from herdgraph.errors import HerdError
-from herdgraph.files import check_output, free_bytes, require_room
-from herdgraph.model.config import HerdConfig
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 
+from herdgraph.console import HerdCommand, emit_json, print_error, progress, quantity, size, succeed, table
+from herdgraph.errors import HerdError
+from herdgraph.files import check_output, free_bytes, require_room
+from herdgraph.model.config import HerdConfig
+
 if TYPE_CHECKING:
     from herdgraph.export.pipeline import Progress
-    from herdgraph.export.targets.tensorrt.plans import PlanOptions
-    from herdgraph.model.quantization.recipes import Recipe
     from herdgraph.export.targets.registry import Target
+    from herdgraph.export.targets.tensorrt.plans import PlanOptions
     from herdgraph.model.checkpoint import Checkpoint
     from herdgraph.model.config.shard_plan import ShardPlan
+    from herdgraph.model.quantization.recipes import Recipe
 
 _GRAPH_MEMORY = 600 << 20
 """Memory of the exporter itself: torch, onnx and a graph without weights (see docs/building.md)."""
@@ -58,8 +59,8 @@ def memory_plan(
 ) -> MemoryPlan:
     """Plan a build of a configuration by a precision recipe, for all ranks when it is split."""
     from herdgraph.export.weights.stream import BLOCK_BYTES
-    from herdgraph.model.config.parameter_counts import facts_of
     from herdgraph.model.config.names import expected_tensors
+    from herdgraph.model.config.parameter_counts import model_size
     from herdgraph.model.config.shard_plan import ShardPlan
 
     plan = shards or ShardPlan()
@@ -67,7 +68,7 @@ def memory_plan(
     shapes = expected_tensors(config)
     expert = max((math.prod(shape[1:]) for name, shape in shapes.items() if ".experts." in name), default=0)
     return MemoryPlan(
-        parameters=facts_of(config).total,
+        parameters=model_size(config).total,
         bundle_bytes=round(sum(ranks)),
         rank_bytes=[round(count) for count in ranks] if shards else [],
         free_bytes=free_bytes(output),
@@ -124,10 +125,10 @@ def main(
     CHECKPOINT is a directory with a Llama 4 model in Hugging Face or Meta layout. Weights are streamed tensor by
     tensor: the memory needed does not grow with the model.
     """
-    from herdgraph.model.quantization.calibration_file import calibration_for
-    from herdgraph.export.targets.tensorrt.plans import PlanOptions, builder_of
     from herdgraph.export.targets.registry import target_of
+    from herdgraph.export.targets.tensorrt.plans import PlanOptions, builder_of
     from herdgraph.model.checkpoint import open_checkpoint
+    from herdgraph.model.quantization.calibration_file import calibration_for
 
     lowering, precision = target_of(target, recipe)
     lowering, precision = target_of(target, replace(precision, caches=kv))  # type: ignore[arg-type]
@@ -138,7 +139,7 @@ def main(
         calibration_for(precision, calibration, source)  # refused before anything is said or done
         split = _shards(shards, devices, source.config, lowering, precision, plans)
         plan = memory_plan(source.config, output, precision, split)
-        objection = _objection(source, output, plan, overwrite=overwrite)
+        objection = _preflight_error(source, output, plan, overwrite=overwrite)
         if objection and not dry_run:
             raise objection
         if not as_json:
@@ -147,7 +148,7 @@ def main(
             if as_json:
                 emit_json(asdict(plan))
             if objection:
-                complain(str(objection), kind="warning")
+                print_error(str(objection), kind="warning")
             return
         from herdgraph.export.pipeline import build_bundle
 
@@ -188,13 +189,13 @@ def _shards(
     return plan
 
 
-def _objection(source: Checkpoint, output: Path, plan: MemoryPlan, *, overwrite: bool) -> HerdError | None:
+def _preflight_error(source: Checkpoint, output: Path, plan: MemoryPlan, *, overwrite: bool) -> HerdError | None:
     """Why the output cannot be written, known before the time that a capture takes."""
     from herdgraph.runtimes.bundle.manifest import MANIFEST
 
     try:
         check_output(output, overwrite=overwrite, mark=MANIFEST, inputs=[source.directory])
-        carried = sum(path.stat().st_size for path in source.carried_files())
+        carried = sum(path.stat().st_size for path in source.processor_files())
         require_room(output, plan.bundle_bytes + carried + _GRAPH_BYTES, "the bundle")
     except HerdError as error:
         return error

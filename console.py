@@ -21,8 +21,18 @@ from .errors import HerdError
 from .files import size
 
 __all__ = [
-    "HerdCommand", "HerdGroup", "complain", "emit_json", "fail", "progress", "quantity", "size", "stderr", "stdout",
-    "succeed", "table",
+    "HerdCommand",
+    "HerdGroup",
+    "emit_json",
+    "fail",
+    "print_error",
+    "progress",
+    "quantity",
+    "size",
+    "stderr",
+    "stdout",
+    "succeed",
+    "table",
 ]
 
 stdout = Console(highlight=False)
@@ -45,14 +55,14 @@ class HerdCommand(click.Command):
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Parse and run with errors for people."""
-        return guarded(lambda: super(HerdCommand, self).main(*args, **{**options, "standalone_mode": False}))
+        return run_cli(lambda: super(HerdCommand, self).main(*args, **{**options, "standalone_mode": False}))
 
 
 class HerdGroup(HerdCommand, click.Group):
     """A command group with the same manners."""
 
 
-def guarded(run: Callable[[], Any]) -> Any:
+def run_cli(run: Callable[[], Any]) -> Any:
     """Call ``run``; what is wrong with an input, the environment or the usage ends the process with one line."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     _received.clear()
@@ -130,14 +140,14 @@ def _discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def complain(message: str, *, kind: str = "error") -> None:
+def print_error(message: str, *, kind: str = "error") -> None:
     """Print one line to standard error, however long."""
     click.secho(f"{kind}: {' '.join(message.split())}", fg="red" if kind == "error" else "yellow", err=True)
 
 
 def fail(message: str, *, status: int = 1) -> NoReturn:
     """Print one line to standard error and exit."""
-    complain(message)
+    print_error(message)
     sys.exit(status)
 
 

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+
 from herdgraph.console import stderr, table
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.config import HerdConfig

@@ -26,13 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from herdgraph.console import stderr, stdout
+from rich.progress import track
+from rich.table import Table
+
 from examples.calf import CALF
+from herdgraph.console import stderr, stdout
 from herdgraph.model.processing import PromptProcessor
 from herdgraph.model.training.recipes.run import open_model
 from herdgraph.runtimes import Engine
-from rich.progress import track
-from rich.table import Table
 
 SETS = {"seen": "as drawn", "other_vendor": "other vendor", "held_out": "held out"}
 KIND = "What kind of thing is this?"

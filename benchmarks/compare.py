@@ -35,11 +35,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from herdgraph.console import emit_json, fail, guarded, size, stderr, stdout
-from herdgraph.errors import HerdError
-from herdgraph.model.config import HerdConfig
 from rich.console import Console
 from rich.table import Table
+
+from herdgraph.console import emit_json, fail, run_cli, size, stderr, stdout
+from herdgraph.errors import HerdError
+from herdgraph.model.config import HerdConfig
 
 from .contest import Task, Times, times_of
 from .contestants import OPPONENTS, ROOT, Contestant, interleaved, last_line, opponents, ours
@@ -268,4 +269,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_cli(main)

@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.table import Table
+
+from examples.calf.config import graft
 from herdgraph.console import stderr, stdout
 from herdgraph.model.config import HerdConfig
-from examples.calf.config import graft
 from herdgraph.model.training.data import Encoder, JsonLines, Loader, open_samples
 from herdgraph.model.training.distill import (
     CachedTeacher,
@@ -47,14 +49,13 @@ from herdgraph.model.training.distill import (
     dynamic,
     tokenizer_hash,
 )
+from herdgraph.model.training.exact_match import exact_matches
 from herdgraph.model.training.moe.experts import ExpertOptions, prepare_for_training
-from herdgraph.model.training.exact_match import right_answers
 from herdgraph.model.training.objective import Distil, logits_of
 from herdgraph.model.training.optim import OptimizerOptions
 from herdgraph.model.training.recipes import PretrainOptions, pretrain
 from herdgraph.model.training.recipes.run import RunOptions, new_model, open_model, train_model
 from herdgraph.model.training.trainer import TrainOptions
-from rich.table import Table
 
 from .figures import bars
 
@@ -166,7 +167,7 @@ def accuracies(calf: Path, checkpoint: Path) -> dict[str, float]:
     files = compared_data(calf)
     for name in JUDGED:
         samples = JsonLines(files[name])
-        right = right_answers(model, [encoder(samples[index]) for index in range(len(samples))])
+        right = exact_matches(model, [encoder(samples[index]) for index in range(len(samples))])
         found[name] = sum(right) / len(right)
     return found
 

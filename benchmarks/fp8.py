@@ -14,28 +14,29 @@ import tempfile
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
 from herdgraph.calibration.calibrate import products_from
 from herdgraph.calibration.evaluate import evaluate
+from herdgraph.calibration.matmul_backends import Exact, Quantized
 from herdgraph.calibration.measure import measure
 from herdgraph.calibration.observers import OBSERVERS
-from herdgraph.calibration.matmul_backends import Exact, Quantised
 from herdgraph.calibration.samples import read_samples
 from herdgraph.calibration.search import parts_of
 from herdgraph.calibration.windows import Window, data_of
 from herdgraph.console import fail
-from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.processing import PromptProcessor
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
+from herdgraph.model.quantization.recipes import RECIPES
 
 from .quality import TEXTS, WINDOW
 
 FP8 = RECIPES["fp8"]
 
 
-class WeightsOnly(Quantised):
+class WeightsOnly(Quantized):
     """FP8 weights, exact inputs."""
 
     def __call__(self, name: str, x: Tensor, weight_KN: Tensor, expert: int | None = None) -> Tensor:
@@ -43,14 +44,14 @@ class WeightsOnly(Quantised):
         return x @ self._rounded_weight(name, weight_KN) if self.recipe.layout_of(name) else x @ weight_KN
 
 
-class InputsOnly(Quantised):
+class InputsOnly(Quantized):
     """FP8 inputs, exact weights."""
 
     def _rounded_weight(self, name: str, weight_KN: Tensor) -> Tensor:
         return weight_KN
 
 
-def variants(amaxes: dict[str, Tensor], checkpoint: Checkpoint) -> dict[str, Quantised]:
+def variants(amaxes: dict[str, Tensor], checkpoint: Checkpoint) -> dict[str, Quantized]:
     """Rows of the table."""
     make = products_from(amaxes, "mse")
     shared = {name: amax.max().expand(amax.shape) if ".experts." in name else amax for name, amax in amaxes.items()}
@@ -61,15 +62,15 @@ def variants(amaxes: dict[str, Tensor], checkpoint: Checkpoint) -> dict[str, Qua
     def centre(name: str) -> Tensor | None:
         return amaxes.get(f"centre/{name}")
 
-    rows: dict[str, Quantised] = {f"observer {name}": products_from(amaxes, name)(FP8) for name in OBSERVERS}
+    rows: dict[str, Quantized] = {f"observer {name}": products_from(amaxes, name)(FP8) for name in OBSERVERS}
     rows["mse, one scale for all experts of a layer"] = products_from(shared, "mse")(FP8)
-    rows["max, not centred"] = Quantised(FP8, lambda name: amaxes[f"uncentred/{name}"], lambda _: None)
+    rows["max, not centred"] = Quantized(FP8, lambda name: amaxes[f"uncentred/{name}"], lambda _: None)
     rows["mse, only weights in FP8"] = WeightsOnly(FP8, amax, centre)
     rows["mse, only inputs in FP8"] = InputsOnly(FP8, amax, centre)
     for name, rules in parts_of(checkpoint.config).items():
-        rows[f"mse, {name} in high precision"] = make(FP8.keeping(rules))
+        rows[f"mse, {name} in high precision"] = make(FP8.with_high_precision(rules))
     rows["mse, routed experts only in FP8 (Meta's choice)"] = make(
-        FP8.keeping([rule for name, rules in parts_of(checkpoint.config).items() if name != "routed experts"
+        FP8.with_high_precision([rule for name, rules in parts_of(checkpoint.config).items() if name != "routed experts"
                      for rule in rules]))
     return rows
 

@@ -14,13 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from rich.table import Table
+
 from herdgraph.console import stderr, stdout
+from herdgraph.model.training.fp8.linear import Fp8Options
 from herdgraph.model.training.moe.experts import ExpertOptions
-from herdgraph.model.training.fp8.linear import Fp8Recipe
 from herdgraph.model.training.optim import OptimizerOptions
 from herdgraph.model.training.recipes import PretrainOptions, pretrain
 from herdgraph.model.training.trainer import TrainOptions
-from rich.table import Table
 
 from .figures import curves
 
@@ -57,7 +58,7 @@ def main() -> None:
         experts=ExpertOptions(bias_rate=0, balance_loss=0.01),
     )
     runs = {"bf16": base, "bf16 seed 1": replace(base, train=replace(base.train, seed=1))}
-    runs |= {f"fp8 {name}": replace(base, train=replace(base.train, precision="fp8"), fp8=Fp8Recipe(name=name))
+    runs |= {f"fp8 {name}": replace(base, train=replace(base.train, precision="fp8"), fp8=Fp8Options(name=name))
              for name in args.recipes}
     found = {name: losses(args.calf, name, options) for name, options in runs.items()}
     reference = windows(found["bf16"])

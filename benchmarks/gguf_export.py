@@ -19,12 +19,13 @@ from pathlib import Path
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
-from herdgraph.console import guarded, size, succeed
+from torch import Tensor
+
+from herdgraph.console import run_cli, size, succeed
 from herdgraph.errors import HerdError
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.config import TextConfig
 from herdgraph.model.llama4.rope import inverse_frequencies
-from torch import Tensor
 
 KINDS = ("Q8_0", "Q4_0", "BF16")
 _ATTENTION = {"attn_q": "q_proj", "attn_k": "k_proj", "attn_v": "v_proj", "attn_output": "o_proj"}
@@ -182,4 +183,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_cli(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from herdgraph.runtimes import Engine
 
 from .contest import Task, Times, measure, serve

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from herdgraph.model.quantization.recipes import RECIPES
-from herdgraph.model.checkpoint.rotated import Rotation
-from herdgraph.runtimes.bundle.manifest import Bundle
-from herdgraph.runtimes.executors.ort.vision import VisionRunner
 from rich.console import Console
 from rich.table import Table
+
+from herdgraph.model.checkpoint.rotated import Rotation
+from herdgraph.model.quantization.recipes import RECIPES
+from herdgraph.runtimes.bundle.manifest import Bundle
+from herdgraph.runtimes.executors.ort.vision import VisionRunner
 
 from .contestants import ours
 from .peers import let_torchvision_import

@@ -15,10 +15,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-from herdgraph.console import size, stderr
-from herdgraph.runtimes import Engine, Sequence
 from rich.console import Console
 from rich.table import Table
+
+from herdgraph.console import size, stderr
+from herdgraph.runtimes import Engine, Sequence
 
 from .figures import lines
 

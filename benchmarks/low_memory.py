@@ -21,9 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from herdgraph.console import fail, size, stderr
 from rich.console import Console
 from rich.table import Table
+
+from herdgraph.console import fail, size, stderr
 
 GROUPS = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 

@@ -21,12 +21,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+
 from herdgraph.calibration.calibrate import Options, calibrate
 from herdgraph.calibration.windows import Data, Window
-from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.config import HerdConfig, RopeScaling, TextConfig, VisionConfig
 from herdgraph.model.config.names import expected_tensors
+from herdgraph.model.quantization.recipes import RECIPES
 
 
 def _irope(layers: int) -> tuple[bool, ...]:

@@ -17,14 +17,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.table import Table
+
 from herdgraph.console import stderr, stdout
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.config.presets import TINY
+from herdgraph.model.llama4.model import Llama4
 from herdgraph.runtimes import Engine
-from rich.table import Table
 
 from .peers import let_torchvision_import
 

@@ -13,13 +13,14 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+
 from herdgraph.console import stderr
+from herdgraph.export.planner import Fleet, Storage, Workload, cpu_device, decode_rate, prefill_rate
 from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.runtimes import Engine
 from herdgraph.runtimes.benchmark.bench import BenchReport, bench
-from herdgraph.export.planner import Fleet, Storage, Workload, cpu_device, decode_rate, prefill_rate
-from rich.console import Console
-from rich.table import Table
 
 
 @dataclass(frozen=True)

@@ -22,18 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
+
 from herdgraph.calibration.calibrate import Options, calibrate
 from herdgraph.calibration.samples import read_samples
 from herdgraph.calibration.windows import Data, Window, data_of
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.export.targets.tensorrt.plans import PlanOptions
-from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.files import size
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import SCOUT, TINY
-from rich.console import Console
-from rich.table import Table
+from herdgraph.model.quantization.recipes import RECIPES
 
 from .memory import peak_megabytes
 from .models import tensors

@@ -20,18 +20,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.table import Table
+
 from herdgraph.calibration.calibrate import Options, calibrate
 from herdgraph.calibration.samples import read_samples
 from herdgraph.calibration.windows import data_of
 from herdgraph.console import fail, size, stderr, stdout
-from herdgraph.export.weights.block import BlockFormat
 from herdgraph.export.pipeline import build_bundle
-from herdgraph.model.quantization.recipes import RECIPES, Recipe, Rule
 from herdgraph.export.verify import fidelity
 from herdgraph.model.checkpoint import open_checkpoint
+from herdgraph.model.quantization.formats import BlockFormat
+from herdgraph.model.quantization.recipes import RECIPES, Recipe, Rule
 from herdgraph.runtimes import Engine
-from rich.console import Console
-from rich.table import Table
 
 TEXTS = [Path(__file__).parent / "data" / name for name in ("alice.txt", "jargon.txt")]
 WINDOW = 512

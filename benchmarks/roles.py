@@ -17,12 +17,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import herdgraph.runtimes.executors.ort.decoder as decoder_module
 import numpy as np
 import onnxruntime
-from herdgraph.runtimes import Engine
 from rich.console import Console
 from rich.table import Table
+
+import herdgraph.runtimes.executors.ort.decoder as decoder_module
+from herdgraph.runtimes import Engine
 
 from .figures import bars
 

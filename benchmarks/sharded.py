@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from herdgraph.console import table
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.shard_plan import ShardPlan

@@ -18,16 +18,17 @@ import time
 from dataclasses import replace
 
 import torch
-from herdgraph.model.config import HerdConfig
-from herdgraph.model.llama4.model import Llama4
-from herdgraph.model.config.presets import TINY
-from herdgraph.model.training.data import Batch
-from herdgraph.model.training.moe.experts import prepare_for_training
-from herdgraph.model.training.metrics import flops_per_token, measured_peak
-from herdgraph.model.training.objective import NextToken
-from herdgraph.model.training.optim import OptimizerOptions, optimizer_for
 from rich.console import Console
 from rich.table import Table
+
+from herdgraph.model.config import HerdConfig
+from herdgraph.model.config.presets import TINY
+from herdgraph.model.llama4.model import Llama4
+from herdgraph.model.training.data import Batch
+from herdgraph.model.training.metrics import flops_per_token, measured_peak
+from herdgraph.model.training.moe.experts import prepare_for_training
+from herdgraph.model.training.objective import NextToken
+from herdgraph.model.training.optim import OptimizerOptions, optimizer_for
 
 from .memory import peak_megabytes
 from .peers import let_torchvision_import

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from herdgraph.console import fail, stderr, table
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.export.verify import fidelity

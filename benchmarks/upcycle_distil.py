@@ -22,6 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
 from herdgraph.console import stderr, stdout
 from herdgraph.model.llama4.decoder import Experts
 from herdgraph.model.llama4.model import Llama4
@@ -31,9 +35,6 @@ from herdgraph.model.training.optim import OptimizerOptions
 from herdgraph.model.training.recipes import UpcycleOptions, upcycle_then_distil
 from herdgraph.model.training.recipes.run import open_model
 from herdgraph.model.training.trainer import TrainOptions
-from rich.progress import Progress
-from rich.table import Table
-from torch import Tensor
 
 from .figures import heat_maps
 

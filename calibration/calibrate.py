@@ -21,14 +21,14 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import HerdError
-from ..model.quantization.calibration_file import CENTRE, DESCRIPTION, FORMAT, LARGEST, MOMENTS, OBSERVERS, SCALES
-from ..model.quantization.recipes import Recipe
-from ..model.checkpoint.rotated import RotatedCheckpoint
 from ..files import atomic_directory, check_output
 from ..model.checkpoint import Checkpoint
+from ..model.checkpoint.rotated import RotatedCheckpoint
+from ..model.quantization.calibration_file import CENTRE, DESCRIPTION, FORMAT, KV_AMAX, MOMENTS, OBSERVERS, SCALES
+from ..model.quantization.recipes import Recipe
 from .evaluate import Evaluation, Quality, evaluate
+from .matmul_backends import Quantized
 from .measure import Measured, measure
-from .matmul_backends import Quantised
 from .report import write_report
 from .search import parts_of, search
 from .stream import Source
@@ -107,9 +107,9 @@ def calibrate(
                        on_part=lambda _: progress.part())
     _check_coverage(measured, options)
     make = products_from(measured.amaxes, options.observer)
-    found = _Found(kept=_unseen(source, options.recipe, data))
+    found = _SearchResult(kept=_unseen(source, options.recipe, data))
     if options.recipe.fp8 and data.held_out:
-        _judge(source, options, make, data.held_out, found, progress)
+        _evaluate(source, options, make, data.held_out, found, progress)
     description = _description(checkpoint, data, options, measured, found)
     with atomic_directory(output, overwrite=overwrite, mark=DESCRIPTION, inputs=[checkpoint.directory]) as directory:
         if (work / MOMENTS).is_dir():  # linked, not moved: until the output is there, the work must stay whole
@@ -122,7 +122,7 @@ def calibrate(
 
 
 @dataclass
-class _Found:
+class _SearchResult:
     """What judging found.
 
     Attributes:
@@ -138,17 +138,17 @@ class _Found:
     worst: dict[int, Quality] | None = None
 
 
-def products_from(amaxes: dict[str, Tensor], observer: str) -> Callable[[Recipe], Quantised]:
-    """Quantised products of a recipe by one observer's magnitudes, named as ``export/calibration_file.py`` says."""
+def products_from(amaxes: dict[str, Tensor], observer: str) -> Callable[[Recipe], Quantized]:
+    """Quantized products of a recipe by one observer's magnitudes, named as ``export/calibration_file.py`` says."""
 
     def input_amax(name: str) -> Tensor:
         return amaxes[f"{observer}/{name}"]
 
     def largest(name: str) -> tuple[float, float]:
-        key, value = amaxes[f"{observer}/{name}.{LARGEST}"].tolist()
+        key, value = amaxes[f"{observer}/{name}.{KV_AMAX}"].tolist()
         return key, value
 
-    return lambda recipe: Quantised(recipe, input_amax, lambda name: amaxes.get(f"{CENTRE}/{name}"), largest)
+    return lambda recipe: Quantized(recipe, input_amax, lambda name: amaxes.get(f"{CENTRE}/{name}"), largest)
 
 
 def _check_options(options: Options, data: Data) -> None:
@@ -186,30 +186,30 @@ def _check_coverage(measured: Measured, options: Options) -> None:
                        "the tokens closest to being sent", len(poor), options.min_tokens, layer, expert, count)
 
 
-def _judge(
-    source: Source, options: Options, make: Callable[[Recipe], Quantised], windows: list[Window], found: _Found,
+def _evaluate(
+    source: Source, options: Options, make: Callable[[Recipe], Quantized], windows: list[Window], found: _SearchResult,
     progress: Progress,
 ) -> None:
     layers, parts = source.config.text.num_layers, parts_of(source.config)
-    recipe = options.recipe.keeping(found.kept)
+    recipe = options.recipe.with_high_precision(found.kept)
     if options.bound is not None:
         progress.stage("searching", 2 * layers)
         names, found.tried = search(source, recipe, make, windows, options.bound, progress.part)
         found.kept += tuple(rule for name in names for rule in parts[name])
-        recipe = recipe.keeping(found.kept)
+        recipe = recipe.with_high_precision(found.kept)
     progress.stage("judging", layers)
     chosen = make(recipe)
     found.evaluation = evaluate(source, {"chosen": chosen}, windows, local=chosen, on_layer=progress.part)
     errors = [max(pair) for pair in found.evaluation.layer_errors]
     worst = sorted(range(layers), key=lambda layer: -errors[layer])[:WORST]
     progress.stage("judging the worst layers", layers)
-    better = evaluate(source, {str(layer): make(recipe.keeping([f"layers.{layer}"])) for layer in worst}, windows,
-                      on_layer=progress.part)
+    variants = {str(layer): make(recipe.with_high_precision([f"layers.{layer}"])) for layer in worst}
+    better = evaluate(source, variants, windows, on_layer=progress.part)
     found.worst = {int(layer): quality for layer, quality in better.variants.items()}
 
 
 def _description(
-    checkpoint: Checkpoint, data: Data, options: Options, measured: Measured, found: _Found
+    checkpoint: Checkpoint, data: Data, options: Options, measured: Measured, found: _SearchResult
 ) -> dict[str, Any]:
     evaluation = found.evaluation
     return {

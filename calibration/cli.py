@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.progress import Progress as Bar
 
-from ..console import HerdCommand, complain, emit_json, progress, succeed, table
+from ..console import HerdCommand, emit_json, print_error, progress, succeed, table
 
 _OBSERVERS = click.Choice(["max", "percentile", "mse", "entropy"])
 
@@ -46,8 +46,8 @@ def calibrate(
     The model is read layer by layer and expert by expert: it may be larger than the memory. A run that was cut off
     continues where it stopped. The output holds report.html.
     """
-    from ..model.quantization.recipes import RECIPES
     from ..model.checkpoint import open_checkpoint
+    from ..model.quantization.recipes import RECIPES
     from . import calibrate as api
     from .imported import import_scales as imported
     from .samples import read_samples
@@ -58,7 +58,7 @@ def calibrate(
             found = imported(source, output, overwrite=overwrite)
         else:
             if not data:
-                complain("no --data was given: calibrating on built-in text" + " and drawn pictures" * bool(
+                print_error("no --data was given: calibrating on built-in text" + " and drawn pictures" * bool(
                     source.config.vision) + "; give your own for a model that will serve you", kind="warning")
             samples = read_samples(data, images=source.config.vision is not None)
             read = data_of(source, samples, most_tokens=tokens)

@@ -21,7 +21,7 @@ from ..errors import HerdError
 
 @dataclass
 class Coverage:
-    """Counts tokens per layer and expert, and picks those that are shown in addition; a ``stream.Router``.
+    """Counts tokens per layer and expert, and picks those that are shown in addition; a ``stream.RoutingHook``.
 
     Attributes:
         least: tokens that every expert is to see.
@@ -49,7 +49,7 @@ class Coverage:
                 self._extra[expert] = logits_N.argsort(descending=True, stable=True)[:missing].sort().values
                 self.shown[layer][expert] = missing
 
-    def besides(self, layer: int, expert: int) -> Tensor:
+    def extra_tokens(self, layer: int, expert: int) -> Tensor:
         """Tokens that an expert of the layer just routed is shown besides its own."""
         return self._extra.get(expert, torch.empty(0, dtype=torch.int64))
 

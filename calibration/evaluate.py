@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .matmul_backends import Exact, Products, Quantised
+from .matmul_backends import Exact, MatmulBackend, Quantized
 from .stream import DecoderStream, Run, Source, States
 from .vision_stream import VisionStream
 from .windows import Window
@@ -60,7 +60,7 @@ class Evaluation:
 
 
 def evaluate(
-    source: Source, variants: Mapping[str, Quantised], windows: Sequence[Window], *, local: Quantised | None = None,
+    source: Source, variants: Mapping[str, Quantized], windows: Sequence[Window], *, local: Quantized | None = None,
     on_layer: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Stream variants of a model over windows.
@@ -74,7 +74,7 @@ def evaluate(
     """
     with torch.inference_mode():
         stream = DecoderStream(source)
-        everyone: dict[str, Products] = {"": Exact(), **variants}
+        everyone: dict[str, MatmulBackend] = {"": Exact(), **variants}
         runs = {name: Run(_embedded(source, stream, products, windows), products)
                 for name, products in everyone.items()}
         errors = []
@@ -86,22 +86,22 @@ def evaluate(
             for products in filter(None, (*variants.values(), local)):
                 products.forget()
             on_layer()
-        return _judge(stream, runs, windows, errors)
+        return _evaluate(stream, runs, windows, errors)
 
 
-def _embedded(source: Source, stream: DecoderStream, products: Products, windows: Sequence[Window]) -> States:
+def _embedded(source: Source, stream: DecoderStream, products: MatmulBackend, windows: Sequence[Window]) -> States:
     ids = [window.token_ids for window in windows]
     tiles = [torch.from_numpy(window.pixels) for window in windows if window.pixels is not None]
     features: list[Tensor | None] = [None] * len(windows)
     if tiles and source.config.vision is not None:
-        forget = products.forget if isinstance(products, Quantised) else lambda: None
+        forget = products.forget if isinstance(products, Quantized) else lambda: None
         rows = VisionStream(source).features(torch.cat(tiles), products, on_layer=forget)
         pieces = iter(rows.split([source.config.vision.tokens_per_tile * len(pixels) for pixels in tiles]))
         features = [None if window.pixels is None else next(pieces) for window in windows]
     return States(stream.embed(ids, features), [len(window) for window in ids])
 
 
-def _stepped(step: Callable[[Sequence[Run]], None], runs: Mapping[str, Run], local: Quantised | None) -> float:
+def _stepped(step: Callable[[Sequence[Run]], None], runs: Mapping[str, Run], local: Quantized | None) -> float:
     """Let all runs take a step; the relative error of ``local`` on the exact states, 0 without it."""
     if local is None:
         step(list(runs.values()))
@@ -114,7 +114,7 @@ def _stepped(step: Callable[[Sequence[Run]], None], runs: Mapping[str, Run], loc
     return float((beside.states.x_ND - exact.x_ND).norm() / update.norm().clamp(min=1e-30))
 
 
-def _judge(
+def _evaluate(
     stream: DecoderStream, runs: Mapping[str, Run], windows: Sequence[Window], errors: list[tuple[float, float]],
 ) -> Evaluation:
     ids = torch.tensor([token for window in windows for token in window.token_ids])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BORROWED = 0.05
+SHARED_HESSIAN_WEIGHT = 0.05
 """Share of the moments of all experts of a layer that each expert gets besides its own."""
 
 
@@ -34,6 +34,6 @@ class Moments:
     def tensors(self) -> dict[str, Tensor]:
         """The sums as they are stored, every expert's with its share of its layer's."""
         return {
-            name: (total + BORROWED * total.sum(0, keepdim=True) if total.ndim == 3 else total).contiguous()
+            name: (total if total.ndim == 2 else total + SHARED_HESSIAN_WEIGHT * total.sum(0, keepdim=True)).contiguous()
             for name, total in self.sums.items()
         }

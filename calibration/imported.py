@@ -21,14 +21,14 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import HerdError
-from ..model.quantization.calibration_file import DESCRIPTION, FORMAT, LARGEST, SCALES
-from ..export.weights.fp8 import LARGEST as LARGEST_CODE
-from ..export.weights.fp8 import Fp8Format
-from ..model.quantization.recipes import RECIPES
 from ..files import atomic_directory
 from ..model.checkpoint import Checkpoint
 from ..model.config import HerdConfig
 from ..model.config.names import expected_tensors
+from ..model.quantization.calibration_file import DESCRIPTION, FORMAT, KV_AMAX, SCALES
+from ..model.quantization.e4m3 import E4M3_MAX
+from ..model.quantization.formats import Fp8Format
+from ..model.quantization.recipes import RECIPES
 from .recording import without_zeros
 from .report import write_report
 
@@ -50,15 +50,15 @@ def import_scales(checkpoint: Checkpoint, output: Path, *, overwrite: bool = Fal
     Raises:
         HerdError: it has none.
     """
-    amaxes = amaxes_of({name: scale.read().float() * LARGEST_CODE for name, scale in checkpoint.input_scales.items()},
+    amaxes = amaxes_of({name: scale.read().float() * E4M3_MAX for name, scale in checkpoint.input_scales.items()},
                        checkpoint.config.text.num_experts)
     if not amaxes:
         raise HerdError(f"{checkpoint.directory} carries no scales of inputs (its activations are quantised while it "
                         "runs, or not at all): calibrate it with data instead")
-    caches = {name: scale.read().float().reshape(()) * LARGEST_CODE for name, scale in checkpoint.cache_scales.items()}
+    caches = {name: scale.read().float().reshape(()) * E4M3_MAX for name, scale in checkpoint.cache_scales.items()}
     for name in {name.rsplit(".", 1)[0] for name in caches}:
         if all(f"{name}.{part}" in caches for part in ("k", "v")):
-            amaxes[f"{name}.{LARGEST}"] = torch.stack([caches[f"{name}.{part}"] for part in ("k", "v")])
+            amaxes[f"{name}.{KV_AMAX}"] = torch.stack([caches[f"{name}.{part}"] for part in ("k", "v")])
     description = {
         "format": FORMAT, "fingerprint": checkpoint.fingerprint(), "checkpoint": checkpoint.directory.name,
         "recipe": "fp8", "observer": OBSERVER, "kept": without_scales(checkpoint.config, amaxes),

@@ -1,6 +1,6 @@
-"""The seam of calibration: every matrix product of a streamed model asks a ``Products`` for its result.
+"""The seam of calibration: every matrix product of a streamed model asks a ``MatmulBackend`` for its result.
 
-``Exact`` multiplies. ``Quantised`` multiplies what FP8 would, as an engine does, in float32. ``Observed``
+``Exact`` multiplies. ``Quantized`` multiplies what FP8 would, as an engine does, in float32. ``CalibrationObserver``
 (``observed.py``) multiplies exactly and looks at the inputs. A model is never changed to be measured.
 """
 
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import HerdError
-from ..export.weights.fp8 import Fp8Format, channel_scales, input_scale, to_e4m3
-from ..export.passes.quantize.fp8 import lifts
+from ..model.quantization.e4m3 import channel_scales, expert_input_multipliers, input_scale, to_e4m3
+from ..model.quantization.formats import Fp8Format
 from ..model.quantization.recipes import Recipe
 
 
-class Products(Protocol):
+class MatmulBackend(Protocol):
     """Multiplies inputs with weights."""
 
     def __call__(self, name: str, x: Tensor, weight_KN: Tensor, expert: int | None = None) -> Tensor:
@@ -29,7 +29,7 @@ class Products(Protocol):
 
 
 class Exact:
-    """Products as they are."""
+    """MatmulBackend as they are."""
 
     def __call__(self, name: str, x: Tensor, weight_KN: Tensor, expert: int | None = None) -> Tensor:
         """``x @ weight``."""
@@ -40,8 +40,8 @@ class Exact:
         return key, value
 
 
-class Quantised:
-    """Products as an FP8 engine computes them: both sides rounded to E4M3, summed in float32.
+class Quantized:
+    """MatmulBackend as an FP8 engine computes them: both sides rounded to E4M3, summed in float32.
 
     Args:
         recipe: which weights are stored in FP8.
@@ -64,7 +64,7 @@ class Quantised:
         amax = self._input_amax(name)
         scale = input_scale(float(amax.max()))
         if expert is not None:
-            scale /= float(lifts(amax)[expert])
+            scale /= float(expert_input_multipliers(amax)[expert])
         weight = self._rounded_weight(name, weight_KN)
         centre_K = self._centre(name)
         if centre_K is None:
@@ -110,12 +110,12 @@ def rounded(x: Tensor, scale: float) -> Tensor:
 
 
 class NamedLinear(nn.Linear):
-    """A linear layer whose product goes through a ``Products``."""
+    """A linear layer whose product goes through a ``MatmulBackend``."""
 
     def __init__(self, linear: nn.Linear, name: str) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         self.name = name
-        self.products: Products = Exact()
+        self.products: MatmulBackend = Exact()
 
     def forward(self, x: Tensor) -> Tensor:
         """``x @ weight.T + bias``."""
@@ -131,8 +131,8 @@ def name_linears(module: nn.Module, prefix: str = "") -> None:
             setattr(module.get_submodule(owner), attribute, NamedLinear(part, f"{prefix}{path}.weight"))
 
 
-def let_use(module: nn.Module, products: Products) -> None:
-    """Let the linear layers of a module ask a ``Products`` from now on."""
+def set_backend(module: nn.Module, products: MatmulBackend) -> None:
+    """Let the linear layers of a module ask a ``MatmulBackend`` from now on."""
     for part in module.modules():
         if isinstance(part, NamedLinear):
             part.products = products

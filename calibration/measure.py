@@ -21,11 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import HerdError
-from ..model.quantization.calibration_file import LARGEST, MOMENTS, OBSERVERS
+from ..model.quantization.calibration_file import KV_AMAX, MOMENTS, OBSERVERS
 from ..model.quantization.recipes import Recipe
 from .coverage import Coverage
-from .recording import Observed
 from .matmul_backends import require_finite
+from .recording import CalibrationObserver
 from .stream import DecoderStream, Run, Source, States
 from .vision_stream import VisionStream
 from .windows import Data, Window
@@ -82,7 +82,7 @@ def measure(
         for index in range(source.config.text.num_layers):
             part = f"layers.{index}"
             if not store.has(part):
-                observed, coverage = Observed(recipe, experts), Coverage(least)
+                observed, coverage = CalibrationObserver(recipe, experts), Coverage(least)
                 with stream.layer(index) as layer:
                     stream.attend(layer, [Run(states, observed)])
                     stream.feed_forward(index, layer, [Run(states, observed)], coverage)
@@ -98,7 +98,7 @@ def _features(source: Source, recipe: Recipe, windows: list[Window], store: _Sto
     tiles = [torch.from_numpy(window.pixels) for window in windows if window.pixels is not None]
     if not tiles or source.config.vision is None:
         return [None] * len(windows)
-    observed = Observed(recipe, 0)
+    observed = CalibrationObserver(recipe, 0)
     rows = VisionStream(source).features(torch.cat(tiles), observed)
     if not store.has(VISION):
         store.save(VISION, observed, Coverage(0), None)
@@ -133,7 +133,7 @@ class _Store:
         done = sum(1 for _ in self.directory.glob("layers.*.json"))
         return load_file(self.directory / f"after.{done - 1}.safetensors")["x"] if done else None
 
-    def save(self, part: str, observed: Observed, coverage: Coverage, states: Tensor | None) -> None:
+    def save(self, part: str, observed: CalibrationObserver, coverage: Coverage, states: Tensor | None) -> None:
         """Write what a part gave. The description is renamed last: it says that everything else is there."""
         amaxes = observed.amaxes()
         save_file(amaxes, self.directory / f"{part}.safetensors")
@@ -171,10 +171,10 @@ def _appearing(path: Path) -> Iterator[Path]:
     temporary.replace(path)
 
 
-def described(observed: Observed, amaxes: dict[str, Tensor]) -> dict[str, Any]:
+def described(observed: CalibrationObserver, amaxes: dict[str, Tensor]) -> dict[str, Any]:
     """Statistics of every input, and of keys and values, for the report: lists by expert."""
     stored = {name: (name, histograms) for name, histograms in observed.histograms.items()}
-    stored |= {f"{name}.cache": (f"{name}.{LARGEST}", list(pair)) for name, pair in observed.caches.items()}
+    stored |= {f"{name}.cache": (f"{name}.{KV_AMAX}", list(pair)) for name, pair in observed.caches.items()}
     found = {}
     for name, (key, histograms) in stored.items():
         chosen = {observer: amaxes[f"{observer}/{key}"].reshape(-1).tolist() for observer in OBSERVERS}

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..export.weights.fp8 import LARGEST, to_e4m3
+from ..model.quantization.e4m3 import E4M3_MAX, to_e4m3
 from .histogram import Histogram, centres, edges
 
 PERCENTILE = 0.99999
@@ -84,5 +84,5 @@ def _occupied(histogram: Histogram) -> tuple[Tensor, Tensor]:
 
 
 def _rounded(values: Tensor, amax: float) -> Tensor:
-    scale = amax / LARGEST
+    scale = amax / E4M3_MAX
     return to_e4m3(values.float() / scale).float() * scale

@@ -1,4 +1,4 @@
-"""Products that look at their inputs: histograms of magnitudes for FP8, second moments for 4-bit weights."""
+"""MatmulBackend that look at their inputs: histograms of magnitudes for FP8, second moments for 4-bit weights."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..model.quantization.calibration_file import CENTRE, LARGEST
-from ..export.weights.fp8 import Fp8Format
+from ..model.quantization.calibration_file import CENTRE, KV_AMAX
+from ..model.quantization.formats import Fp8Format
 from ..model.quantization.recipes import Recipe
-from .histogram import Histogram
 from .hessian import Moments
-from .observers import OBSERVERS
+from .histogram import Histogram
 from .matmul_backends import require_finite
+from .observers import OBSERVERS
 
 SMALLEST = 2.0**-48
 """Magnitudes up to here are as good as zero: the lowest that a histogram tells apart."""
 
 
-class Observed:
-    """Exact products whose inputs are recorded as a recipe wants; a ``Products``.
+class CalibrationObserver:
+    """Exact products whose inputs are recorded as a recipe wants; a ``MatmulBackend``.
 
     Args:
         recipe: weights in FP8 want histograms of their inputs, weights in 4 bits second moments, caches in 8 bits the
@@ -87,7 +87,7 @@ class Observed:
                 found[f"{observer}/{name}"] = amax[0] if name in self.centres else amax  # experts have no centre
             for name, pair in self.caches.items():
                 amax = torch.tensor([chosen(observer, histogram) for histogram in pair])
-                found[f"{observer}/{name}.{LARGEST}"] = without_zeros(amax)
+                found[f"{observer}/{name}.{KV_AMAX}"] = without_zeros(amax)
         return found
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..errors import HerdError
-from ..model.quantization.recipes import Recipe
 from ..model.config import HerdConfig
+from ..model.quantization.recipes import Recipe
 from .evaluate import Evaluation, Quality, evaluate
-from .matmul_backends import Quantised
+from .matmul_backends import Quantized
 from .stream import Source
 from .windows import Window
 
-MakeProducts = Callable[[Recipe], Quantised]
+MakeProducts = Callable[[Recipe], Quantized]
 
 
 def parts_of(config: HerdConfig) -> dict[str, list[str]]:
@@ -54,15 +54,16 @@ def search(
     """
     parts = parts_of(source.config)
 
-    def keeping(names: Sequence[str]) -> Recipe:
-        return recipe.keeping([rule for name in names for rule in parts[name]])
+    def with_high_precision(names: Sequence[str]) -> Recipe:
+        return recipe.with_high_precision([rule for name in names for rule in parts[name]])
 
-    alone = _judged(source, {(): recipe, **{(part,): keeping([part]) for part in parts}}, make, windows, on_layer)
+    singles = {(part,): with_high_precision([part]) for part in parts}
+    alone = _judged(source, {(): recipe, **singles}, make, windows, on_layer)
     tried = dict(alone)
     if alone[()].mean_kl <= bound:
         return [], _by_name(tried)
     order = sorted(parts, key=lambda part: alone[part,].mean_kl)
-    growing = {tuple(order[:count]): keeping(order[:count]) for count in range(2, len(order) + 1)}
+    growing = {tuple(order[:count]): with_high_precision(order[:count]) for count in range(2, len(order) + 1)}
     tried |= _judged(source, growing, make, windows, on_layer) if growing else {}
     for count in range(1, len(order) + 1):
         if tried[tuple(order[:count])].mean_kl <= bound:

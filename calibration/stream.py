@@ -23,8 +23,8 @@ from torch.nn import functional
 from ..model.config import HerdConfig
 from ..model.llama4.decoder import Attention, Decoder, DecoderLayer, MixtureOfExperts, Positions
 from ..model.llama4.model import constants
-from ..model.llama4.operators import block_attention
-from .matmul_backends import Products, let_use, name_linears, require_finite
+from ..model.llama4.operators import full_sequence_attention
+from .matmul_backends import MatmulBackend, name_linears, require_finite, set_backend
 
 BLOCK = 4096
 """Rows of one product."""
@@ -70,16 +70,16 @@ class Run(NamedTuple):
     """A model on its way through the layers: hidden states that are changed in place, and what multiplies."""
 
     states: States
-    products: Products
+    products: MatmulBackend
 
 
-class Router(Protocol):
+class RoutingHook(Protocol):
     """Is told where every token goes, and may have an expert look at more tokens."""
 
     def routed(self, layer: int, logits_NE: Tensor, chosen_Nk: Tensor) -> None:
         """Called once per layer, before its experts run."""
 
-    def besides(self, layer: int, expert: int) -> Tensor:
+    def extra_tokens(self, layer: int, expert: int) -> Tensor:
         """Tokens [n] besides its own that an expert is to be run on; what comes out is thrown away."""
 
 
@@ -118,7 +118,7 @@ class DecoderStream:
         """Add attention to the states of each run."""
         positions: dict[int, Positions] = {}
         for states, products in runs:
-            let_use(layer, products)
+            set_backend(layer, products)
             for rows in states.windows():
                 x_1TD = states.x_ND[rows][None]
                 length = x_1TD.shape[1]
@@ -128,19 +128,21 @@ class DecoderStream:
                 states.x_ND[rows] += self._attention(layer.self_attn, normed_1TD, positions[length], products)[0]
 
     @staticmethod
-    def _attention(attention: Attention, x: Tensor, positions: Positions, products: Products) -> Tensor:
+    def _attention(attention: Attention, x: Tensor, positions: Positions, products: MatmulBackend) -> Tensor:
         q, k, v = attention.project(x, positions)
         k, v = products.cached(str(attention.q_proj.name).removesuffix(".q_proj.weight"), k, v)
-        y = block_attention(q, k, v, num_heads=attention.num_heads, kv_heads=attention.kv_heads, chunk=attention.chunk)
+        y = full_sequence_attention(
+            q, k, v, num_heads=attention.num_heads, kv_heads=attention.kv_heads, chunk=attention.chunk
+        )
         return attention.o_proj(y)
 
     def feed_forward(
-        self, index: int, layer: DecoderLayer, runs: Sequence[Run], router: Router | None = None
+        self, index: int, layer: DecoderLayer, runs: Sequence[Run], router: RoutingHook | None = None
     ) -> None:
         """Add the feed-forward to the states of each run; a router is for one run alone."""
         part, routed = layer.feed_forward, []
         for states, products in runs:
-            let_use(layer, products)
+            set_backend(layer, products)
             if isinstance(part, MixtureOfExperts):
                 routed.append(self._routed(layer, part, states, products))
             else:
@@ -149,7 +151,7 @@ class DecoderStream:
         if routed:
             self._experts(index, routed, router)
 
-    def _routed(self, layer: DecoderLayer, part: MixtureOfExperts, states: States, products: Products) -> _Routed:
+    def _routed(self, layer: DecoderLayer, part: MixtureOfExperts, states: States, products: MatmulBackend) -> _Routed:
         """Add the shared expert, and say where the router sends the tokens."""
         normed_ND = torch.empty_like(states.x_ND)
         logits_NE = torch.empty(len(states.x_ND), self.config.text.num_experts)
@@ -160,14 +162,14 @@ class DecoderStream:
         chosen_Nk = logits_NE.topk(self.config.text.top_k, dim=-1).indices
         return _Routed(normed_ND, logits_NE, chosen_Nk, states.x_ND, products)
 
-    def _experts(self, index: int, runs: Sequence[_Routed], router: Router | None) -> None:
+    def _experts(self, index: int, runs: Sequence[_Routed], router: RoutingHook | None) -> None:
         """Add the routed experts' outputs, each expert read once for all runs."""
         name = f"layers.{index}.feed_forward.experts"
         if router:
             router.routed(index, runs[0].logits_NE, runs[0].chosen_Nk)
         for expert in range(self.config.text.num_experts):
             own = [torch.where((run.chosen_Nk == expert).any(-1))[0] for run in runs]
-            extra = router.besides(index, expert) if router else own[0][:0]
+            extra = router.extra_tokens(index, expert) if router else own[0][:0]
             if not any(map(len, (*own, extra))):
                 continue
             weights = [weight_of(self.source, f"{name}.{part}", expert) for part in ("gate_up_proj", "down_proj")]
@@ -178,7 +180,7 @@ class DecoderStream:
                 runs[0].through(name, expert, rows, weights)
 
     @contextmanager
-    def head(self) -> Iterator[Callable[[Tensor, Products], Tensor]]:
+    def head(self) -> Iterator[Callable[[Tensor, MatmulBackend], Tensor]]:
         """Final norm and head: from rows [R, D] and what multiplies to logits [R, V]."""
         tied = self.config.text.tie_word_embeddings
         name = "embed_tokens.weight" if tied else "lm_head.weight"
@@ -195,7 +197,7 @@ class _Routed:
     logits_NE: Tensor
     chosen_Nk: Tensor
     y_ND: Tensor
-    products: Products
+    products: MatmulBackend
 
     def through(self, name: str, expert: int, rows: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """What an expert makes of some tokens: down(silu(gate(s x)) * up(s x)), s the sigmoid of its own logit."""

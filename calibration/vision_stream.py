@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..model.llama4.model import constants
 from ..model.llama4.vision import VisionLayer, VisionTower
-from .matmul_backends import Products, let_use, name_linears
+from .matmul_backends import MatmulBackend, name_linears, set_backend
 from .stream import Source, loaded
 
 TILES = 4
@@ -29,7 +29,7 @@ class VisionStream:
             setattr(self._tower.get_submodule(owner), attribute, value)
 
     def features(
-        self, pixels_NCHW: Tensor, products: Products, on_layer: Callable[[], None] = lambda: None
+        self, pixels_NCHW: Tensor, products: MatmulBackend, on_layer: Callable[[], None] = lambda: None
     ) -> Tensor:
         """Features of all tiles, [N · tokens per tile, D].
 
@@ -38,7 +38,7 @@ class VisionStream:
             products: compute the matrix products.
             on_layer: called after every layer, for progress.
         """
-        let_use(self._tower, products)
+        set_backend(self._tower, products)
         tower, layers = self._tower.vision_model, self._tower.vision_model.model.layers
         with loaded(self._tower, self.source, "", without=".layers."):
             x_NPC = torch.cat([tower.embed(tiles) for tiles in pixels_NCHW.split(TILES)])

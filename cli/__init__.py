@@ -18,7 +18,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemaini
 from .. import __version__
 from ..build import main as build
 from ..calibration.cli import calibrate
-from ..console import HerdGroup, complain, emit_json, progress, quantity, size, stderr, succeed, table
+from ..console import HerdGroup, emit_json, print_error, progress, quantity, size, stderr, succeed, table
 from ..errors import HerdError
 from .inspect import inspect
 from .plan import plan
@@ -121,8 +121,8 @@ def run(
 
     Every prompt goes to the least busy replica; one that dies is started again.
     """
-    from ..runtimes.server.replicas import Cluster, ClusterOptions
     from ..runtimes.generation.sampling import Sampling
+    from ..runtimes.server.replicas import Cluster, ClusterOptions
 
     Sampling(**{name: value for name, value in sampling.items() if name != "max_new_tokens"})
     options = ClusterOptions(replicas, cluster, threads=threads or 1, memory=memory)
@@ -147,7 +147,7 @@ def chat(bundle: Path, system: str | None, threads: int | None, memory: Memory, 
     /image FILE attaches a picture to the next message, /reset forgets, /quit ends.
     """
     engine = _loaded(bundle, threads, memory, sampling)
-    talk = Conversation(engine, system, sampling)
+    talk = ChatSession(engine, system, sampling)
     if isinstance(sys.stdin, TextIOWrapper):  # bytes that are not text are refused with their message
         sys.stdin.reconfigure(errors="surrogateescape")
     stderr.print("[dim]/image FILE, /reset, /quit[/dim]")
@@ -155,10 +155,10 @@ def chat(bundle: Path, system: str | None, threads: int | None, memory: Memory, 
         try:
             talk.hear(line)
         except HerdError as error:
-            complain(str(error))
+            print_error(str(error))
 
 
-class Conversation:
+class ChatSession:
     """What was said on the terminal, and the pictures that go with the next message.
 
     Args:

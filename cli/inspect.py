@@ -121,9 +121,9 @@ def _tensor(tensor: Any) -> str:
 
 
 def _facts(config: HerdConfig) -> dict[str, int]:
-    from ..model.config.parameter_counts import facts_of
+    from ..model.config.parameter_counts import model_size
 
-    return facts_of(config).to_json()
+    return model_size(config).to_json()
 
 
 def _short(value: Any) -> str:
@@ -131,9 +131,9 @@ def _short(value: Any) -> str:
 
 
 def _described(config: HerdConfig) -> dict[str, str]:
-    from ..model.config.parameter_counts import facts_of
+    from ..model.config.parameter_counts import model_size
 
-    facts, text, vision = facts_of(config), config.text, config.vision
+    facts, text, vision = model_size(config), config.text, config.vision
     local = sum(1 for layer in range(text.num_layers) if text.chunk_of(layer))
     moe = f"{len(text.moe_layers)} layers x {text.num_experts}, top-{text.top_k}, plus a shared one"
     kinds = f"{text.num_layers - local} global, {local} in chunks of {text.attention_chunk_size}" if local else "global"

@@ -12,8 +12,8 @@ from ..console import HerdCommand, emit_json, size, succeed, table
 from ..errors import HerdError
 
 if TYPE_CHECKING:
-    from ..model.config import HerdConfig
     from ..export.planner import Candidate, PlanReport
+    from ..model.config import HerdConfig
 
 _SHOWN = 12
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
@@ -38,11 +38,11 @@ def plan(
     CHECKPOINT_OR_PRESET is a checkpoint directory (its configuration is read, no weights), or scout, maverick,
     behemoth, tiny or tiny-text. Behemoth's configuration is a guess: Meta never published it.
     """
-    from ..export.planner import Storage, Task, Workload, make_report, parse_fleet
+    from ..export.planner import ServingSpec, Storage, Workload, make_report, parse_fleet
 
     config, length = _config_of(model), _tokens(context)
     cpu = devices.strip().lower() in ("cpu", "1xcpu")
-    task = Task(config, Storage.on(recipe, kv, cpu=cpu), Workload(length, batch))
+    task = ServingSpec(config, Storage.on(recipe, kv, cpu=cpu), Workload(length, batch))
     report = make_report(task, parse_fleet(devices))
     if plot:
         _draw(report, plot)

@@ -23,10 +23,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from herdgraph.console import fail, size, stderr, stdout, table
 from PIL import Image
 from rich.style import Style
 from rich.text import Text
+
+from herdgraph.console import fail, size, stderr, stdout, table
 
 CACHE = Path(".cache/demo")
 GGUF, CHECKPOINT, BUNDLE = CACHE / "SmolLM2-135M-Instruct.gguf", CACHE / "checkpoint", CACHE / "bundle"

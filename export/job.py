@@ -11,15 +11,15 @@ from typing import Any
 import onnx_ir as ir
 
 from ..model.checkpoint import Checkpoint
+from ..model.checkpoint.rotated import RotatedCheckpoint
 from ..model.config import HerdConfig, TextConfig
-from ..runtimes.bundle.shards import Shards
 from ..model.quantization.calibration_file import CalibrationFile
+from ..model.quantization.recipes import Recipe
+from ..runtimes.bundle.shards import Shards
 from .graph.capture import bind_weights, capture_decoder, capture_vision
 from .passes import LowerRoutedExperts
-from .targets.tensorrt.plans import Build, PlanOptions, write_plan
-from ..model.quantization.recipes import Recipe
-from ..model.checkpoint.rotated import RotatedCheckpoint
 from .targets.registry import Target
+from .targets.tensorrt.plans import Build, PlanOptions, write_plan
 from .weights.stream import initializers, stream
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Progress:
 
 
 @dataclass
-class Made:
+class BuildResult:
     """What has been written of a bundle, as its manifest will say; attributes as of ``Manifest``."""
 
     graphs: dict[str, str] = field(default_factory=dict)
@@ -106,7 +106,7 @@ class Job:
         logger.info("%s graph: %d nodes", what, sum(1 for _ in model.graph.all_nodes()))
         return model
 
-    def write(self, model: ir.Model, directory: Path, role: str, made: Made) -> None:
+    def write(self, model: ir.Model, directory: Path, role: str, made: BuildResult) -> None:
         """Write a lowered graph with its weights, or its plan."""
         self.progress.stage(f"writing {role} weights")
         if self.build is None:

@@ -14,13 +14,13 @@ from .. import __version__
 from ..files import atomic_directory, require_room
 from ..model.checkpoint import Checkpoint
 from ..model.config.shard_plan import ShardPlan
-from ..runtimes.bundle.manifest import PROCESSOR, Bundle, Manifest, describe_files, write_manifest
 from ..model.quantization.calibration_file import calibration_for
-from .job import Job, Made, Progress, active_bytes, weight_bytes
-from .targets.tensorrt.plans import PlanOptions, builder_of
 from ..model.quantization.recipes import Recipe
+from ..runtimes.bundle.manifest import PROCESSOR, Bundle, Manifest, describe_files, write_manifest
+from .job import BuildResult, Job, Progress, active_bytes, weight_bytes
 from .sharded_build import check_shards, write_shards
 from .targets.registry import target_of
+from .targets.tensorrt.plans import PlanOptions, builder_of
 
 __all__ = ["Progress", "active_bytes", "build_bundle", "weight_bytes"]
 
@@ -57,7 +57,7 @@ def build_bundle(
     build = builder_of(target, precision, plans) if lowering.kind == "plan" else None
     measured = calibration_for(precision, calibration, checkpoint)
     if measured is not None:
-        precision = precision.keeping(measured.kept)
+        precision = precision.with_high_precision(measured.kept)
     job = Job(checkpoint, lowering, precision, measured, plans, build, progress)
     with atomic_directory(output, overwrite=overwrite, inputs=[checkpoint.directory]) as directory:
         made = _write_whole(job, directory, output) if shards is None else write_shards(job, directory, output, shards)
@@ -72,8 +72,8 @@ def build_bundle(
     return Bundle.open(output, verify=False)
 
 
-def _write_whole(job: Job, directory: Path, output: Path) -> Made:
-    made = Made()
+def _write_whole(job: Job, directory: Path, output: Path) -> BuildResult:
+    made = BuildResult()
     models = {role: job.lowered(role, job.captured(role)) for role in job.roles}
     total = sum(weight_bytes(model) for model in models.values())
     job.progress.weights(total)
@@ -86,7 +86,7 @@ def _write_whole(job: Job, directory: Path, output: Path) -> Made:
 
 def _carry(checkpoint: Checkpoint, directory: Path) -> None:
     directory.mkdir()
-    for path in checkpoint.carried_files():
+    for path in checkpoint.processor_files():
         shutil.copyfile(path, directory / path.name)
 
 

@@ -13,14 +13,14 @@ import onnx_ir as ir
 
 from ..errors import HerdError
 from ..files import require_room
+from ..model.checkpoint.sharded import sharded
 from ..model.config import HerdConfig
 from ..model.config.shard_plan import ShardPlan
-from ..runtimes.bundle.shards import PieceEntry, Shards, entry_of
-from .passes.shard.partition import cut, remove_ends
-from .job import Job, Made, active_bytes, weight_bytes
-from .passes import KeepStage, SplitWidth
 from ..model.quantization.sharded_calibration import RankCalibration
-from ..model.checkpoint.sharded import sharded
+from ..runtimes.bundle.shards import PartitionEntry, Shards, entry_of
+from .job import BuildResult, Job, active_bytes, weight_bytes
+from .passes import KeepStage, SplitWidth
+from .passes.shard.partition import partition_at_collectives, remove_ends
 from .targets.registry import Target
 from .weights.stream import stream
 
@@ -37,9 +37,9 @@ def check_shards(plan: ShardPlan, config: HerdConfig, target: Target) -> None:
     plan.check(config)
 
 
-def write_shards(job: Job, directory: Path, output: Path, plan: ShardPlan) -> Made:
+def write_shards(job: Job, directory: Path, output: Path, plan: ShardPlan) -> BuildResult:
     """Write all ranks, and the image graph, which runs on rank 0."""
-    made, ranks, done = Made(), [], 0
+    made, ranks, done = BuildResult(), [], 0
     whole = job.captured("decoder")
     if "vision" in job.roles:
         vision = job.lowered("vision", job.captured("vision"))
@@ -69,17 +69,17 @@ def _lowered(job: Job, model: ir.Model, plan: ShardPlan, rank: int) -> ir.Model:
     return job.lowered(f"decoder of rank {rank}", model, sharded(job.checkpoint, plan, rank), calibration)
 
 
-def _write_rank(job: Job, model: ir.Model, directory: Path, made: Made) -> tuple[PieceEntry, ...]:
+def _write_rank(job: Job, model: ir.Model, directory: Path, made: BuildResult) -> tuple[PartitionEntry, ...]:
     """Write a rank's pieces, which share one file of weights, or its plan."""
     directory.mkdir()
     if job.build is not None:
         received, sent = remove_ends(model.graph)
         name, made.plans[f"{directory.name}/decoder"] = job.write_plan(model, directory, "decoder")
-        return (PieceEntry(f"{directory.name}/{name}", received, sent),)
+        return (PartitionEntry(f"{directory.name}/{name}", received, sent),)
     stream(model, directory, "decoder.data", job.progress.written)
     entries = []
-    for index, piece in enumerate(cut(model)):
+    for index, piece in enumerate(partition_at_collectives(model)):
         path = directory / f"decoder.{index:02}.onnx"
         ir.save(piece.model, path)
-        entries.append(PieceEntry(f"{directory.name}/{path.name}", piece.before, piece.after))
+        entries.append(PartitionEntry(f"{directory.name}/{path.name}", piece.before, piece.after))
     return tuple(entries)

@@ -2,8 +2,8 @@
 
 from .bundle.manifest import Bundle, Manifest
 from .engine import Engine
-from .generation.stream import Generation, TextStream, Timings
 from .generation.sampling import Sampling, TokenLogprob
+from .generation.stream import Generation, TextStream, Timings
 from .kv_cache.sequence import Sequence
 
 __all__ = [

@@ -21,15 +21,15 @@ from ..model.config import HerdConfig
 from ..model.processing import PreparedPrompt, PromptProcessor
 from .bundle.manifest import Bundle
 from .distributed.collectives import TIMEOUT
-from .executors.ort.decoder import DecoderRunner
-from .generation.stream import Generation, StopRule, TextStream, Timings
-from .executors.ort.session import Memory
-from .executors.runner import Logits, Runner
-from .distributed.launch import ShardOptions, check_devices, threads_of
-from .generation.sampling import Sampling
-from .kv_cache.sequence import Features, Sequence
 from .distributed.front_end import load_sharded
+from .distributed.launch import ShardOptions, check_devices, threads_of
+from .executors.ort.decoder import DecoderRunner
+from .executors.ort.session import Memory
 from .executors.ort.vision import VisionRunner, digest
+from .executors.runner import Logits, Runner
+from .generation.sampling import Sampling
+from .generation.stream import Generation, StopRule, TextStream, Timings
+from .kv_cache.sequence import Features, Sequence
 
 ORT_TARGETS = ("cpu", "canonical")
 PLAN_TARGETS = ("tensorrt-rtx", "tensorrt")

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from herdgraph.errors import HerdError
 from herdgraph.files import atomic_directory, free_bytes, require_room, sha256_of
 

@@ -14,8 +14,8 @@ HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "transformers", "safetensors"
 
 
 @pytest.mark.parametrize("module", [
-    "herdgraph", "herdgraph.runtimes", "herdgraph.model.config.config", "herdgraph.model.processing", "herdgraph.model.config.parameter_counts",
-    "herdgraph.cli",
+    "herdgraph", "herdgraph.runtimes", "herdgraph.model.config", "herdgraph.model.processing",
+    "herdgraph.model.config.parameter_counts", "herdgraph.cli",
 ])
 def test_light_modules_import_nothing_heavy(module: str) -> None:
     code = f"import {module}, sys; print(*sorted({HEAVY!r} & set(sys.modules)))"

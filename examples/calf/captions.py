@@ -26,6 +26,7 @@ from PIL import Image, ImageEnhance
 from herdgraph.errors import HerdError
 from herdgraph.files import atomic_directory
 from herdgraph.model.processing.images import load_image
+
 from .emoji import LICENCES, SIDE, Emoji
 
 Row = dict[str, Any]
@@ -114,7 +115,7 @@ def _training_rows(emoji: Sequence[Emoji], views: int, seed: int, directory: Pat
     """One row per view. The next view of two emoji is a pair of pictures now and then."""
     for number in range(views):
         for index, shown in enumerate(emoji):
-            random = Random(f"{seed} {number} {shown.code}")  # noqa: S311  (not for secrets)
+            random = Random(f"{seed} {number} {shown.code}")
             another = emoji[(index + random.randrange(1, max(2, len(emoji)))) % len(emoji)]
             key = f"{shown.code}-{number}"
             image = view(shown.picture, random if number else None)

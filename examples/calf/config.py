@@ -13,6 +13,7 @@ import torch
 
 from herdgraph.model.config import HerdConfig, TextConfig, VisionConfig
 from herdgraph.model.llama4.model import Llama4
+
 from .tokenizer import special_ids
 
 IMAGE_SIZE = 64

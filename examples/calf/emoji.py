@@ -118,7 +118,7 @@ def _packed(package: str, directory: Path) -> Path:
     if npm is None:
         raise HerdError(f"npm is needed to fetch {package}: install Node.js, or unpack the package into the cache")
     command = [npm, "pack", package, "--silent", "--pack-destination", str(directory)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     archive = next(directory.glob("*.tgz"), None)
     if done.returncode or archive is None:
         reason = (done.stderr.strip().splitlines() or ["no output"])[-1]

@@ -21,8 +21,9 @@ from pathlib import Path
 
 from herdgraph.console import stderr, table
 from herdgraph.files import size
-from .config import IMAGE_SIZE, VOCABULARY
+
 from .captions import write_calf_data
+from .config import IMAGE_SIZE, VOCABULARY
 from .emoji import fetch_emoji, read_emoji
 from .tokenizer import save_processor, train_tokenizer
 

@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from herdgraph.console import progress, stderr, table
 from herdgraph.files import atomic_directory
-from . import CALF
-from herdgraph.model.checkpoint.base import CARRIED
+from herdgraph.model.checkpoint.base import PROCESSOR_FILES
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.llama4.model import Llama4
-from .config import graft, student_config, teacher_config
 from herdgraph.model.training.moe.experts import ExpertOptions
 from herdgraph.model.training.optim import OptimizerOptions
 from herdgraph.model.training.recipes import (
@@ -41,6 +40,9 @@ from herdgraph.model.training.recipes import (
 from herdgraph.model.training.recipes.run import open_model, save_model
 from herdgraph.model.training.trainer import Progress, TrainOptions
 
+from . import CALF
+from .config import graft, student_config, teacher_config
+
 EXPERTS = ExpertOptions(bias_rate=0, balance_loss=0.01)
 """An even load by a loss: with four experts a bias would choose otherwise than the served router does."""
 
@@ -48,7 +50,7 @@ EXPERTS = ExpertOptions(bias_rate=0, balance_loss=0.01)
 def prepared(directory: Path, config: HerdConfig, tokenizer: Path) -> Path:
     """A directory with configuration and processor files: what ``fresh=true`` begins from."""
     directory.mkdir(parents=True, exist_ok=True)
-    for name in CARRIED:
+    for name in PROCESSOR_FILES:
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, directory / name)
     (directory / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n", encoding="utf-8")

@@ -39,9 +39,9 @@ from ...model.llama4.decoder import Decoder, KVCache
 from ...model.llama4.model import constants
 from ...model.llama4.operators import OPSET
 from ...model.llama4.vision import VisionTower
+from ..weights.stream import TensorReader, Weight
 from .functions import attach_bodies
 from .naming import name_after_modules
-from ..weights.stream import TensorReader, Weight
 
 _DYNAMIC = torch.export.Dim.DYNAMIC
 

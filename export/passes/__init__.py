@@ -1,22 +1,22 @@
 """Passes: small graph rewrites, onnx-ir in, onnx-ir out. One class, one file, one test file each."""
 
-from .layout.compute_in import ComputeIn
-from .layout.fold_weight_transposes import FoldWeightTransposes
-from .layout.join_matmuls import JoinMatMuls
-from .shard.keep_stage import KeepStage
+from .attention.explicit_mask import LowerExplicitAttention
 from .attention.group_query import LowerCachedAttention
-from .shard.lower_collectives import LowerCollectives
 from .experts.dense import LowerExpertsDense
 from .experts.fused import LowerExpertsFused
 from .experts.gathered import LowerExpertsGathered
-from .experts.unrolled import LowerExpertsUnrolled
-from .attention.explicit_mask import LowerExplicitAttention
 from .experts.grouped_if import LowerRoutedExperts
-from .quantize.kv_int8 import QuantizeCaches
-from .quantize.kv_fp8 import QuantizeCachesFp8
+from .experts.unrolled import LowerExpertsUnrolled
+from .layout.compute_in import ComputeIn
+from .layout.fold_weight_transposes import FoldWeightTransposes
+from .layout.join_matmuls import JoinMatMuls
 from .quantize.fp8 import QuantizeFp8
+from .quantize.kv_fp8 import QuantizeCachesFp8
+from .quantize.kv_int8 import QuantizeCaches
 from .quantize.matmuls import QuantizeMatMuls
 from .quantize.rotate_hidden import RotateHidden
+from .shard.keep_stage import KeepStage
+from .shard.lower_collectives import LowerCollectives
 from .shard.split_width import SplitWidth
 
 __all__ = [

@@ -4,11 +4,28 @@ from .devices import Device, Efficiency, Fleet, cpu_device, known_devices, parse
 from .memory import Workload
 from .report import PlanReport, make_report
 from .roofline import Rate, decode_rate, prefill_rate
-from .search import Candidate, Task, candidates, choose, least_devices
+from .search import Candidate, ServingSpec, candidates, choose, least_devices
 from .storage import CACHES, RECIPES, Storage
 
 __all__ = [
-    "CACHES", "RECIPES", "Candidate", "Device", "Efficiency", "Fleet", "PlanReport", "Rate", "Storage", "Task",
-    "Workload", "candidates", "choose", "cpu_device", "decode_rate", "known_devices", "least_devices", "make_report",
-    "parse_fleet", "prefill_rate",
+    "CACHES",
+    "RECIPES",
+    "Candidate",
+    "Device",
+    "Efficiency",
+    "Fleet",
+    "PlanReport",
+    "Rate",
+    "ServingSpec",
+    "Storage",
+    "Workload",
+    "candidates",
+    "choose",
+    "cpu_device",
+    "decode_rate",
+    "known_devices",
+    "least_devices",
+    "make_report",
+    "parse_fleet",
+    "prefill_rate",
 ]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import HerdError
-from ...runtimes.benchmark.peaks import Ceilings, measure_ceilings
+from ...runtimes.benchmark.peaks import HardwarePeaks, measure_peaks
 
 MOST_DEVICES = 100_000
 
@@ -159,14 +159,14 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def cpu_device(threads: int | None = None, ceilings: Ceilings | None = None) -> Device:
+def cpu_device(threads: int | None = None, ceilings: HardwarePeaks | None = None) -> Device:
     """This machine as a device, its rates measured now (about three seconds).
 
     Args:
         threads: as for ``Engine.load``.
         ceilings: rates that were measured already.
     """
-    found = ceilings or measure_ceilings(threads)
+    found = ceilings or measure_peaks(threads)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Device(
         "cpu", memory, bandwidth=found.read_bandwidth, flops={"fp32": found.fp32_gemm, "int8": found.int8_gemm},

@@ -20,7 +20,7 @@ from functools import cache
 from ...model.config import HerdConfig, TextConfig
 from ...model.config.names import Shape, expected_tensors
 from ...model.config.shard_plan import ShardPlan
-from ...runtimes.executors.runner import piece_length
+from ...runtimes.executors.runner import prefill_chunk_len
 from .storage import Storage
 
 RESERVE = 0.05
@@ -125,7 +125,7 @@ def activations(config: HerdConfig, plan: ShardPlan, storage: Storage, workload:
     """Bytes of the largest call of a rank: residuals, the widest layer, attention scores as if unfused, logits."""
     text = config.text
     heads = text.num_heads // plan.width
-    piece = piece_length(heads, workload.context)
+    piece = prefill_chunk_len(heads, workload.context)
     tokens = max(piece, workload.batch)
     inner = max(text.dense_size if len(text.moe_layers) < text.num_layers else 0, text.expert_size)
     row = 4 * text.hidden_size + 3 * max(inner // plan.width, (heads + 2 * local_kv_heads(plan, text)) * text.head_dim)

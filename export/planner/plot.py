@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter
 from .memory import Workload, fullest_rank
 from .report import PlanReport, tokens
 from .roofline import decode_rate
-from .search import Candidate, Task
+from .search import Candidate, ServingSpec
 
 _SHORTEST, _LARGEST_BATCH = 8 << 10, 256
 _LINES = 3
@@ -47,7 +47,7 @@ def _memory(axes: Any, report: PlanReport) -> None:
     axes.legend(fontsize=7, frameon=False, loc="upper left", reverse=True)
 
 
-def _shared(task: Task, candidate: Candidate, context: int) -> Workload:
+def _shared(task: ServingSpec, candidate: Candidate, context: int) -> Workload:
     return replace(task.shared_by(candidate.replicas), context=context)
 
 
@@ -58,7 +58,7 @@ def _throughput(axes: Any, report: PlanReport) -> None:
         points = []
         for batch in _doubling(1, _LARGEST_BATCH):
             replicas = min(batch, fleet.count // candidate.plan.world)
-            asked = Task(task.config, task.storage, Workload(task.workload.context, batch))
+            asked = ServingSpec(task.config, task.storage, Workload(task.workload.context, batch))
             parts = fullest_rank(task.config, candidate.plan, task.storage, asked.shared_by(replicas))
             if sum(parts.values()) > candidate.usable:
                 break

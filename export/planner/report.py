@@ -8,7 +8,7 @@ from typing import Any
 from .devices import Fleet
 from .memory import Workload, weight_total
 from .roofline import Rate, prefill_rate
-from .search import Candidate, Task, best_of, candidates, least_devices
+from .search import Candidate, ServingSpec, best_of, candidates, least_devices
 from .traffic import cache_bytes
 
 CONTEXTS = (128 << 10, 1 << 20, 10 << 20)
@@ -45,7 +45,7 @@ class PlanReport:
         contexts: what other contexts would take.
     """
 
-    task: Task
+    task: ServingSpec
     fleet: Fleet
     best: Candidate
     others: tuple[Candidate, ...]
@@ -108,7 +108,7 @@ def _row(candidate: Candidate, rated: bool) -> dict[str, Any]:
     }
 
 
-def make_report(task: Task, fleet: Fleet) -> PlanReport:
+def make_report(task: ServingSpec, fleet: Fleet) -> PlanReport:
     """Weigh all plans.
 
     Raises:
@@ -124,9 +124,9 @@ def make_report(task: Task, fleet: Fleet) -> PlanReport:
     )
 
 
-def _context_row(task: Task, fleet: Fleet, context: int) -> ContextRow:
+def _context_row(task: ServingSpec, fleet: Fleet, context: int) -> ContextRow:
     def devices(batch: int) -> int:
-        least = least_devices(Task(task.config, task.storage, Workload(context, batch)), fleet.device)
+        least = least_devices(ServingSpec(task.config, task.storage, Workload(context, batch)), fleet.device)
         return least[0] if least else 0
 
     kept = cache_bytes(task.config.text, task.storage, context)

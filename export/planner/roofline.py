@@ -26,8 +26,8 @@ from dataclasses import dataclass
 
 from ...model.config import HerdConfig
 from ...model.config.shard_plan import ShardPlan
-from ...runtimes.executors.runner import piece_length
 from ...runtimes.distributed.front_end import PART
+from ...runtimes.executors.runner import prefill_chunk_len
 from .devices import Fleet
 from .memory import Workload, alike
 from .storage import Storage
@@ -136,7 +136,7 @@ def prefill_rate(
     segments = min(_SEGMENTS, tokens)
     for index in range(segments):
         middle = (2 * index + 1) * tokens // (2 * segments)
-        piece = min(piece_length(config.text.num_heads // plan.width, middle), tokens)
+        piece = min(prefill_chunk_len(config.text.num_heads // plan.width, middle), tokens)
         past = middle // piece * piece
         slowest = max(_stages(config, plan, storage, fleet, Call(1, piece, past, 0)), key=lambda stage: stage.total)
         between = sum(collective_seconds(one, fleet, inside=_in_one_machine(plan, fleet))

@@ -24,7 +24,7 @@ _LONGEST = 131_072
 
 
 @dataclass(frozen=True)
-class Task:
+class ServingSpec:
     """A model to be served.
 
     Attributes:
@@ -102,7 +102,7 @@ def usable(device: Device) -> float:
     return device.memory * (1 - RESERVE)
 
 
-def candidates(task: Task, fleet: Fleet) -> list[Candidate]:
+def candidates(task: ServingSpec, fleet: Fleet) -> list[Candidate]:
     """All plans for a fleet, the best first."""
     found = []
     for plan in valid_plans(task.config, fleet.count):
@@ -115,7 +115,7 @@ def candidates(task: Task, fleet: Fleet) -> list[Candidate]:
     return sorted(found, key=lambda candidate: candidate.rank)
 
 
-def least_devices(task: Task, device: Device) -> tuple[int, ShardPlan, int] | None:
+def least_devices(task: ServingSpec, device: Device) -> tuple[int, ShardPlan, int] | None:
     """The fewest devices that a task fits on, how it is split, and the replicas; None when no number is enough."""
     best: tuple[int, ShardPlan, int] | None = None
     for plan in sorted(valid_plans(task.config, task.config.text.num_heads * task.config.text.num_layers),
@@ -128,7 +128,7 @@ def least_devices(task: Task, device: Device) -> tuple[int, ShardPlan, int] | No
     return best
 
 
-def _least_replicas(task: Task, device: Device, plan: ShardPlan, most: int) -> int:
+def _least_replicas(task: ServingSpec, device: Device, plan: ShardPlan, most: int) -> int:
     """The fewest replicas of a plan that a task fits on, 0 when ``most`` are too few."""
 
     def fits(replicas: int) -> bool:
@@ -144,7 +144,7 @@ def _least_replicas(task: Task, device: Device, plan: ShardPlan, most: int) -> i
     return low
 
 
-def best_of(found: list[Candidate], task: Task, fleet: Fleet) -> Candidate:
+def best_of(found: list[Candidate], task: ServingSpec, fleet: Fleet) -> Candidate:
     """The first of the candidates.
 
     Raises:
@@ -182,5 +182,5 @@ def choose(
     fleet = parse_fleet(devices) if isinstance(devices, str) else devices
     longest = min(_LONGEST, config.text.max_position_embeddings)
     workload = Workload(longest if context is None else context, batch)
-    task = Task(config, Storage.on(recipe, kv, cpu=fleet.device.name == "cpu"), workload)
+    task = ServingSpec(config, Storage.on(recipe, kv, cpu=fleet.device.name == "cpu"), workload)
     return best_of(candidates(task, fleet), task, fleet).plan

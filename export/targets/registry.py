@@ -11,6 +11,7 @@ from onnx_ir.passes import InPlacePass, common
 from ...errors import HerdError
 from ...model.llama4.operators import DOMAIN
 from ...model.quantization.calibration_file import CalibrationFile
+from ...model.quantization.recipes import RECIPES, Caches, Recipe
 from ..graph.functions import is_collective
 from ..passes import (
     FoldWeightTransposes,
@@ -25,7 +26,6 @@ from ..passes import (
     QuantizeMatMuls,
     RotateHidden,
 )
-from ...model.quantization.recipes import RECIPES, Caches, Recipe
 
 
 @dataclass(frozen=True)

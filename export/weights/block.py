@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .gptq import compensated, factor
+from ...model.quantization.formats import BlockFormat
+from .gptq import gptq_quantize, inverse_hessian_cholesky
 from .stream import channels_of, write_all
 
 Array = np.ndarray[Any, Any]
@@ -32,56 +33,49 @@ SHRINKS = (1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 
 
 @dataclass(frozen=True)
-class BlockFormat:
-    """How a weight is stored.
+class BlockRounder:
+    """Rounds weights to a block format.
 
     Attributes:
-        bits: 8 or 4.
-        block: inputs that share a scale, a power of two from 16.
-        fitted: search f; otherwise it is 1, which is rounding to nearest.
+        layout: bits, block, and whether scales are searched.
     """
 
-    bits: int
-    block: int
-    fitted: bool = True
+    layout: BlockFormat
 
-    def blocks(self, inputs: int) -> int:
-        """Blocks of one output channel."""
-        return -(-inputs // self.block)
+    @property
+    def block(self) -> int:
+        """Inputs that share a scale."""
+        return self.layout.block
 
-    def bytes_per_weight(self) -> float:
-        """Codes, float32 scales and, with 4 bits, zero points."""
-        return (self.bits + (32 + (self.bits if self.bits == 4 else 0)) / self.block) / 8
-
-    def quantise(self, blocks_NbK: Array, factor_KK: Tensor | None = None) -> Blocks:
-        """Quantise blocks [N, b, K] to codes in 0..255 or 0..15.
+    def quantize(self, blocks_NbK: Array, factor_KK: Tensor | None = None) -> Blocks:
+        """Quantize blocks [N, b, K] to codes in 0..255 or 0..15.
 
         Args:
             blocks_NbK: float32.
-            factor_KK: of the inputs' second moments (``gptq.factor``), None to round to nearest.
+            factor_KK: ``gptq.inverse_hessian_cholesky`` of the inputs, None to round to nearest.
         """
         blocks = torch.from_numpy(blocks_NbK)
         if factor_KK is None:
             scales, zeros = self.fit(blocks)
             codes = self.round(blocks, scales, zeros)
         else:
-            codes, scales, zeros = compensated(blocks.flatten(1), factor_KK, self)
+            codes, scales, zeros = gptq_quantize(blocks.flatten(1), factor_KK, self)
         return Blocks(codes.to(torch.uint8).numpy(), scales.numpy(), zeros.to(torch.uint8).numpy())
 
     def fit(self, blocks: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scales and zero points [N, b] of blocks [N, b, K]; ``weight`` [b, K] says which errors matter."""
-        if self.bits == 8:
+        if self.layout.bits == 8:
             return _symmetric(blocks)
-        return _fitted(blocks, weight, SHRINKS if self.fitted else (1.0,))
+        return _fitted(blocks, weight, SHRINKS if self.layout.fitted else (1.0,))
 
     def round(self, blocks: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
         """Nearest codes as float32, ties to even."""
-        lowest, highest = (1, 255) if self.bits == 8 else (0, 15)
+        lowest, highest = (1, 255) if self.layout.bits == 8 else (0, 15)
         return (blocks / scales[..., None]).round_().add_(zeros[..., None]).clamp_(lowest, highest)
 
 
 class Blocks(NamedTuple):
-    """A quantised weight: codes uint8 [N, b, K], scales float32 [N, b], zero points uint8 [N, b]."""
+    """A quantized weight: codes uint8 [N, b, K], scales float32 [N, b], zero points uint8 [N, b]."""
 
     codes: Array
     scales: Array
@@ -113,13 +107,13 @@ class BlockCodes(ir.LazyTensor):
     def parameters(self) -> tuple[Array, Array]:
         """Scales float32 [N, b] and zero points uint8 [N, b]; reads the weight unless its codes have been written."""
         if self._found is None:
-            self._quantise(lambda _first, _codes: None)
+            self._quantize(lambda _first, _codes: None)
         assert self._found is not None
         return self._found
 
     def write_to(self, file: int, offset: int) -> None:
         """Write the codes at ``offset`` of an open file descriptor, a few output channels at a time."""
-        self._quantise(lambda first, codes: write_all(file, codes, offset + first * codes[0].nbytes))
+        self._quantize(lambda first, codes: write_all(file, codes, offset + first * codes[0].nbytes))
 
     def _whole(self) -> Array:
         whole = np.empty(self.shape.numpy(), np.uint8)
@@ -127,27 +121,26 @@ class BlockCodes(ir.LazyTensor):
         def place(first: int, codes: Array) -> None:
             whole[first : first + len(codes)] = codes
 
-        self._quantise(place)
+        self._quantize(place)
         return whole
 
-    def _quantise(self, use: Callable[[int, Array], None]) -> None:
+    def _quantize(self, use: Callable[[int, Array], None]) -> None:
         scales = np.empty((self.channels, self.blocks), np.float32)
         zeros = np.empty((self.channels, self.blocks), np.uint8)
-        first, upper = 0, self._factor()
+        first, upper, rounder = 0, self._factor(), BlockRounder(self.layout)
         for rows_NK in channels_of(self.source):
-            found = self.layout.quantise(in_blocks(rows_NK, self.layout.block), upper)
+            found = rounder.quantize(in_blocks(rows_NK, self.layout.block), upper)
             part = slice(first, first + len(rows_NK))
             scales[part], zeros[part] = found.scales, found.zeros
             use(first, found.codes if self.layout.bits == 8 else packed(found.codes))
             first += len(rows_NK)
         self._found = scales, zeros
 
-
     def _factor(self) -> Tensor | None:
         if self._moments is None:
             return None
         rest = self.blocks * self.layout.block - len(self._moments)
-        return factor(functional.pad(self._moments, (0, rest, 0, rest)))
+        return inverse_hessian_cholesky(functional.pad(self._moments, (0, rest, 0, rest)))
 
 
 class BlockScales(ir.LazyTensor):

@@ -10,7 +10,6 @@ activations are rotated first, so that no input stands out (``rotation.py``, ``p
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,15 +18,6 @@ import onnx_ir as ir
 from .stream import channels_of, write_channels
 
 Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class ChannelFormat:
-    """One byte per weight and a float32 scale per output channel."""
-
-    def bytes_per_weight(self) -> float:
-        """Scales are a few bytes in thousands."""
-        return 1.0
 
 
 class ChannelCodes(ir.LazyTensor):

@@ -9,14 +9,12 @@ channel at that place makes it store raw sums of codes, which float16 cannot hol
 compute in 16 bits. So the ratios r follow the product as an ordinary multiplication. They are exact in bfloat16 by
 construction: the engine's arithmetic and its float32 twin multiply by the same numbers.
 
-E4M3 (Micikevicius et al. 2022, "FP8 formats for deep learning") has no infinity; its largest value is 448. Values
-beyond saturate here, because a cast alone may give NaN.
+E4M3 itself, and why its scales are bfloat16 numbers: ``model/quantization/e4m3.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,48 +22,10 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from ...model.quantization.e4m3 import channel_scales, power_of_two, to_e4m3
 from .stream import channels_of, expert_of, write_channels
 
 Array = np.ndarray[Any, Any]
-
-LARGEST = 448.0
-"""The largest E4M3 value."""
-
-
-@dataclass(frozen=True)
-class Fp8Format:
-    """One byte per weight, a bfloat16 ratio per output channel and one scale per tensor."""
-
-    def bytes_per_weight(self) -> float:
-        """Ratios are a few bytes in thousands."""
-        return 1.0
-
-
-def to_e4m3(values: Tensor) -> Tensor:
-    """Round float32 values to the nearest E4M3 number, ties to even, saturating at 448; the sign of zero is kept."""
-    return values.clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
-
-
-def channel_scales(rows: Tensor) -> Tensor:
-    """The scales s of output channels, rows [..., K] to [...]; small for a channel of zeros, so that g ignores it."""
-    return rounded_up((rows.abs().amax(-1) / LARGEST).clamp(min=2.0**-40))
-
-
-def rounded_up(scales: Tensor) -> Tensor:
-    """The next bfloat16 number that is not smaller, for positive finite float32 values."""
-    bits = scales.float().contiguous().view(torch.int32)
-    return ((bits + 0xFFFF) & ~0xFFFF).view(torch.float32)
-
-
-def input_scale(amax: float) -> float:
-    """The scale s that maps a largest magnitude to 448, rounded up to bfloat16 for the same reason as the ratios."""
-    return float(rounded_up(torch.tensor(amax / LARGEST)))
-
-
-def power_of_two(scale: float) -> float:
-    """The smallest power of two that is not below a positive number."""
-    mantissa, exponent = np.frexp(scale)
-    return float(np.ldexp(1.0, exponent - 1 if mantissa == 0.5 else exponent))
 
 
 class Fp8Codes(ir.LazyTensor):
@@ -147,7 +107,7 @@ class GlobalScale(ir.LazyTensor):
                          shape=ir.Shape(()))
 
 
-class Ratios(ir.LazyTensor):
+class ChannelRatios(ir.LazyTensor):
     """What follows the product: the ratios r of ``Fp8Codes``, divided by what its input was lifted by.
 
     Args:
@@ -169,7 +129,7 @@ class Ratios(ir.LazyTensor):
         return ir.Tensor(np.ascontiguousarray(ratios[..., None, :].astype(np.float32)))
 
 
-class Offsets(ir.LazyTensor):
+class CenteringOffsets(ir.LazyTensor):
     """What subtracting the centre took from the product of ``Fp8Codes``: c W, float32 [N]."""
 
     def __init__(self, codes: Fp8Codes) -> None:

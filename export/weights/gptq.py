@@ -1,7 +1,7 @@
 """Rounding that makes up for its own errors (Frantar et al. 2022, "GPTQ").
 
-For the second moments H of a product's inputs, minimise  tr((W - Q) H (W - Q)^T)  one input after the other: round
-column k, and let the columns that are not rounded yet take over what it did wrong on the data:
+For the Hessian H = XᵀX (second moments) of a product's inputs X, minimise  tr((W - Q) H (W - Q)ᵀ)  one input after
+the other: round column k, and let the columns that are not rounded yet take over what it did wrong on the data:
 
     U^T U = (H + d I)^-1,  U upper triangular        e = (w_k - q_k) / U_kk        w_j -= e U_kj   for j > k
 
@@ -11,43 +11,54 @@ of a block are fitted when its first column comes up, to the weights as they are
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .block import BlockFormat
-
 DAMPING = 0.01
 
 
-def factor(moments_KK: Tensor) -> Tensor:
+class Rounder(Protocol):
+    """Fits scales to blocks of weights and rounds by them."""
+
+    @property
+    def block(self) -> int:
+        """Inputs that share a scale."""
+
+    def fit(self, blocks: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scales and zero points [N, b] of blocks [N, b, K]; ``weight`` [b, K] says which errors matter."""
+
+    def round(self, blocks: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+        """Nearest codes as float32."""
+
+
+def inverse_hessian_cholesky(hessian_KK: Tensor) -> Tensor:
     """U of the docstring, float32 [K, K]; inputs that were never seen count like the least of the others."""
-    h = moments_KK.double()
+    h = hessian_KK.double()
     h = h + DAMPING * h.diagonal().mean().clamp(min=1e-12) * torch.eye(len(h), dtype=torch.float64)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
     return torch.linalg.cholesky(inverse, upper=True).float()
 
 
-def compensated(rows_NK: Tensor, factor_KK: Tensor, layout: BlockFormat) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantise output channels.
+def gptq_quantize(rows_NK: Tensor, factor_KK: Tensor, rounder: Rounder) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantize output channels.
 
     Args:
         rows_NK: weights, K a multiple of the block.
-        factor_KK: of ``factor``.
-        layout: bits and block.
+        factor_KK: of ``inverse_hessian_cholesky``.
+        rounder: to a block format.
 
     Returns:
         Codes [N, b, block], scales [N, b] and zero points [N, b], all float32.
     """
-    rows, size = rows_NK.clone(), layout.block
+    rows, size = rows_NK.clone(), rounder.block
     codes, scales, zeros = [], [], []
     for first in range(0, rows.shape[1], size):
         block, upper = rows[:, first : first + size], factor_KK[first : first + size]
         weight = upper[:, first : first + size].diagonal().square().reciprocal()
-        scale, zero = (part[:, 0] for part in layout.fit(block[:, None], weight[None]))
-        found, errors = _round_block(block, upper[:, first : first + size], scale, zero, layout)
+        scale, zero = (part[:, 0] for part in rounder.fit(block[:, None], weight[None]))
+        found, errors = _round_block(block, upper[:, first : first + size], scale, zero, rounder)
         rows[:, first + size :] -= errors @ upper[:, first + size :]
         codes.append(found)
         scales.append(scale)
@@ -56,12 +67,12 @@ def compensated(rows_NK: Tensor, factor_KK: Tensor, layout: BlockFormat) -> tupl
 
 
 def _round_block(
-    block: Tensor, upper: Tensor, scale: Tensor, zero: Tensor, layout: BlockFormat
+    block: Tensor, upper: Tensor, scale: Tensor, zero: Tensor, rounder: Rounder
 ) -> tuple[Tensor, Tensor]:
     """Codes of one block [N, size], column by column, and the errors that later blocks take over."""
     codes, errors = torch.empty_like(block), torch.empty_like(block)
     for column in range(block.shape[1]):
-        codes[:, column] = layout.round(block[:, column, None], scale, zero)[:, 0]
+        codes[:, column] = rounder.round(block[:, column, None], scale, zero)[:, 0]
         wrong = block[:, column] - (codes[:, column] - zero) * scale
         errors[:, column] = wrong / upper[column, column]
         block[:, column:] -= errors[:, column, None] * upper[column, column:]

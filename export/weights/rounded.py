@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from .stream import Channelled, Weight, write_all, write_channels
+from .stream import ChannelIterable, Weight, write_all, write_channels
 
 Array = np.ndarray[Any, Any]
 
@@ -37,7 +37,7 @@ class Rounded(ir.LazyTensor):
         if isinstance(self.source, Weight) and not self.source.is_transposed:
             for start, block in self.source.blocks():
                 write_all(file, rounded(block, self.dtype), offset + start * block[0].nbytes // 2)
-        elif isinstance(self.source, Channelled):
+        elif isinstance(self.source, ChannelIterable):
             rows = (rounded(rows_NK, self.dtype) for rows_NK in self.source.channels())
             write_channels(file, rows, offset, width=int(self.shape.numpy()[1]))
         else:

@@ -31,7 +31,7 @@ class TensorReader(Protocol):
 
 
 @runtime_checkable
-class Channelled(Protocol):
+class ChannelIterable(Protocol):
     """A matrix [K, N] that gives its output channels a few at a time."""
 
     def channels(self) -> Iterator[np.ndarray[Any, Any]]:
@@ -39,7 +39,7 @@ class Channelled(Protocol):
 
 
 @runtime_checkable
-class Streamed(Protocol):
+class StreamWritable(Protocol):
     """An initializer that writes itself."""
 
     def write_to(self, file: int, offset: int) -> None:
@@ -136,7 +136,7 @@ class Joined(ir.LazyTensor):
 
 def channels_of(matrix: ir.TensorProtocol) -> Iterator[np.ndarray[Any, Any]]:
     """Output channels of any initializer [K, N] in order, as rows [n, K], a few at a time when it is streamed."""
-    if isinstance(matrix, Channelled):
+    if isinstance(matrix, ChannelIterable):
         yield from matrix.channels()
     else:
         yield np.ascontiguousarray(matrix.numpy().T)
@@ -204,7 +204,7 @@ def stream(model: ir.Model, directory: Path, data_name: str, on_bytes: Callable[
 
 
 def _write(tensor: ir.TensorProtocol, file: int, offset: int) -> None:
-    if isinstance(tensor, Streamed):
+    if isinstance(tensor, StreamWritable):
         tensor.write_to(file, offset)
     else:
         write_all(file, np.frombuffer(tensor.tobytes(), np.uint8), offset)

@@ -17,7 +17,7 @@ from ..config import HerdConfig
 from ..config.names import expected_tensors
 from .tensors.lazy import Index, LazyTensor
 
-CARRIED = (
+PROCESSOR_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "generation_config.json",
     "preprocessor_config.json", "processor_config.json", "chat_template.jinja", "chat_template.json",
 )
@@ -85,9 +85,9 @@ class Checkpoint:
             raise HerdError(f"{self.directory} has no tensor {name}: names are those of expected_tensors")
         return self.sources[name].read(index)
 
-    def carried_files(self) -> list[Path]:
+    def processor_files(self) -> list[Path]:
         """Tokenizer, template, generation and processor files that are there."""
-        return [self.directory / name for name in CARRIED if (self.directory / name).is_file()]
+        return [self.directory / name for name in PROCESSOR_FILES if (self.directory / name).is_file()]
 
     def fingerprint(self) -> str:
         """A hash that tells checkpoints apart without reading hundreds of gigabytes.

@@ -15,10 +15,10 @@ from ...errors import HerdError
 from ...files import read_json
 from ..config import HerdConfig
 from .base import Checkpoint, check_tensors
-from .tensors.header import read_header
-from .tensors.lazy import LazyTensor
 from .names import canonical_name, is_buffer, stored_name
 from .quantized import split_scales, with_scales
+from .tensors.header import read_header
+from .tensors.lazy import LazyTensor
 from .tensors.views import Concat, Stack, Transposed
 
 __all__ = ["INDEX", "SINGLE", "canonical_name", "fuse_experts", "open_huggingface", "stored_name"]

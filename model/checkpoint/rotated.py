@@ -23,8 +23,8 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from . import Checkpoint
 from ..config import HerdConfig
+from . import Checkpoint
 
 _LARGEST_FACTOR = 64
 _SEED = 20260

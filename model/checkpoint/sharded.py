@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..config.shard_plan import ShardPlan
 from . import Checkpoint
 from .tensors.narrow import parts_of
-from ..config.shard_plan import ShardPlan
 
 
 def sharded(checkpoint: Checkpoint, plan: ShardPlan, rank: int) -> Checkpoint:

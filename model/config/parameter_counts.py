@@ -10,7 +10,7 @@ from .names import expected_tensors
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelSize:
     """Parameter counts, and bytes of keys and values for one more token at two bytes per element.
 
     Attributes:
@@ -37,7 +37,7 @@ class Facts:
         return asdict(self)
 
 
-def facts_of(config: HerdConfig, *, kv_element_bytes: int = 2) -> Facts:
+def model_size(config: HerdConfig, *, kv_element_bytes: int = 2) -> ModelSize:
     """Derive the facts of a configuration."""
     sizes = {name: math.prod(shape) for name, shape in expected_tensors(config).items()}
     total = sum(sizes.values())
@@ -47,7 +47,7 @@ def facts_of(config: HerdConfig, *, kv_element_bytes: int = 2) -> Facts:
     chosen = routed * text.top_k // text.num_experts if routed else 0
     per_layer = 2 * text.num_kv_heads * text.head_dim * kv_element_bytes
     local = sum(1 for layer in range(text.num_layers) if text.chunk_of(layer))
-    return Facts(
+    return ModelSize(
         total=total,
         active=total - vision - routed + chosen,
         routed=routed,

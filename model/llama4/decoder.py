@@ -23,9 +23,9 @@ from torch.nn import functional
 
 from ..config import HerdConfig, TextConfig
 from .operators import (
-    block_attention,
     cached_attention,
-    places_in_documents,
+    document_positions,
+    full_sequence_attention,
     rms_norm,
     rotary_embedding,
     routed_experts,
@@ -100,7 +100,7 @@ class Attention(nn.Module):
         """Attend to the cache and the new tokens, or to the new tokens alone when there is no cache."""
         q_BTN, k_BTM, v_BTM = self.project(x_BTD, positions)
         if cache is None:
-            y_BTN = block_attention(
+            y_BTN = full_sequence_attention(
                 q_BTN, k_BTM, v_BTM, num_heads=self.num_heads, kv_heads=self.kv_heads, chunk=self.chunk,
                 visible=positions.visible[self.chunk] if positions.visible else None,
             )
@@ -261,7 +261,7 @@ class Decoder(nn.Module):
         positions_BT = past_lengths_B[:, None] + torch.arange(tokens, device=past_lengths_B.device)
         visible = None
         if document_BT is not None:
-            positions_BT = places_in_documents(document_BT)
+            positions_BT = document_positions(document_BT)
             chunks = {text.chunk_of(layer) for layer in range(text.num_layers)}
             visible = {chunk: visible_in_documents(positions_BT, chunk) for chunk in chunks}
         blocks = torch.floor((positions_BT[..., None].float() + 1.0) / text.floor_scale)

@@ -144,7 +144,7 @@ def cached_attention(
     return _attend(_heads(q_BTN, num_heads), present_k, present_v, visible_BTS[:, None]), present_k, present_v
 
 
-def block_attention(
+def full_sequence_attention(
     q_BTN: Tensor,
     k_BTM: Tensor,
     v_BTM: Tensor,
@@ -167,7 +167,7 @@ def block_attention(
     return _attend(_heads(q_BTN, num_heads), _heads(k_BTM, kv_heads), _heads(v_BTM, kv_heads), visible)
 
 
-def places_in_documents(document_BT: Tensor) -> Tensor:
+def document_positions(document_BT: Tensor) -> Tensor:
     """Positions that restart where the document changes, int64 [B, T].
 
     A document is a run of equal ids along a row: an id that comes back after another one is a document of its own.

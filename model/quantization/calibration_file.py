@@ -34,7 +34,7 @@ DESCRIPTION = "calibration.json"
 SCALES = "scales.safetensors"
 MOMENTS = "moments"
 FORMAT = 1
-LARGEST = "largest_key_and_value"
+KV_AMAX = "largest_key_and_value"
 CENTRE = "centre"
 OBSERVERS = ("max", "percentile", "mse", "entropy")
 
@@ -100,18 +100,18 @@ class CalibrationFile:
         """Parts of the model that calibration found must stay in floating point, as a recipe's rules call them."""
         return [str(part) for part in self.description.get("kept", [])]
 
-    def largest(self, layer: int, *, observer: str | None = None) -> tuple[float, float] | None:
+    def kv_amax(self, layer: int, *, observer: str | None = None) -> tuple[float, float] | None:
         """Largest magnitudes of a layer's keys, as they enter the cache, and values; None when not measured."""
-        found = self._read(SCALES, f"{observer or self.observer}/layers.{layer}.self_attn.{LARGEST}")
+        found = self._read(SCALES, f"{observer or self.observer}/layers.{layer}.self_attn.{KV_AMAX}")
         return None if found is None else (float(found[0]), float(found[1]))
 
-    def required_largest(self, layer: int, *, observer: str | None = None) -> tuple[float, float]:
-        """As ``largest``.
+    def required_kv_amax(self, layer: int, *, observer: str | None = None) -> tuple[float, float]:
+        """As ``kv_amax``.
 
         Raises:
             HerdError: they were not measured.
         """
-        if (found := self.largest(layer, observer=observer)) is None:
+        if (found := self.kv_amax(layer, observer=observer)) is None:
             raise HerdError(f"{self.path} has no magnitudes of keys and values: {_ADVICE}")
         return found
 

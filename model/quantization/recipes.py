@@ -11,11 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ...export.weights.block import BlockFormat
-from ...export.weights.channel import ChannelFormat
-from ...export.weights.fp8 import Fp8Format
+from .formats import BlockFormat, ChannelFormat, Format, Fp8Format
 
-Format = BlockFormat | ChannelFormat | Fp8Format
 Caches = Literal["float", "int8", "fp8"]
 """How keys and values are stored; ``float`` is the type that the target computes in."""
 
@@ -57,7 +54,7 @@ class Recipe:
         """The format of a weight by its name, None for floats."""
         return next((rule.layout for rule in self.rules if rule.applies(weight)), None)
 
-    def keeping(self, parts: Iterable[str]) -> Recipe:
+    def with_high_precision(self, parts: Iterable[str]) -> Recipe:
         """The same recipe with the weights of some parts of the model in floating point."""
         return replace(self, rules=(*(Rule(part, None) for part in parts), *self.rules))
 

@@ -31,10 +31,10 @@ class RankCalibration(CalibrationFile):
         """The part of a rank."""
         return cls(whole.path, whole.description, whole.observer, plan, config, rank)
 
-    def largest(self, layer: int, *, observer: str | None = None) -> tuple[float, float] | None:
+    def kv_amax(self, layer: int, *, observer: str | None = None) -> tuple[float, float] | None:
         """Largest magnitudes of a layer's keys and values, the layer counted from the stage's first."""
         first = self.plan.layers_of(self.plan.stage_of(self.rank), self.config.text.num_layers).start
-        return super().largest(first + layer, observer=observer)
+        return super().kv_amax(first + layer, observer=observer)
 
     def input_amax(self, weight: str) -> Tensor:
         """As of the whole; experts are the rank's own."""

@@ -79,7 +79,7 @@ class CheckpointStore:
             # Of its own, so that what the thread exchanges does not get between the collectives of training.
             self._group = dist.new_group(backend="gloo")
         _be_quiet()
-        share_histories(trainer.model, trainer.ranks.largest)
+        share_histories(trainer.model, trainer.ranks.maximum)
         try:
             writer = _Writer(target, json.dumps(_run(trainer)))
             future = state_dict_saver.async_save(_state(trainer), storage_writer=writer, process_group=self._group,

@@ -29,7 +29,7 @@ from .objective import labelled
 TEMPERATURE = 0.05
 
 
-class Contrast:
+class ContrastiveLoss:
     """An objective: each document of a batch that has one tile and a text is a pair. It learns nothing itself."""
 
     def __call__(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:

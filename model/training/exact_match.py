@@ -21,7 +21,7 @@ BATCH = 64
 
 
 @torch.no_grad()
-def right_answers(model: nn.Module, samples: Sequence[Encoded]) -> list[bool]:
+def exact_matches(model: nn.Module, samples: Sequence[Encoded]) -> list[bool]:
     """Whether greedy decoding would give all learned tokens of each sample, in order.
 
     Args:

@@ -15,7 +15,7 @@ import torch
 
 from ...errors import HerdError
 from ..config import HerdConfig
-from ..config.parameter_counts import facts_of
+from ..config.parameter_counts import model_size
 
 _SIZE = 1024
 _TRIALS = 20
@@ -30,7 +30,7 @@ def flops_per_token(config: HerdConfig, length: int) -> float:
     text = config.text
     visible = sum(min(length, text.chunk_of(layer) or length) / 2 for layer in range(text.num_layers))
     table = text.vocab_size * text.hidden_size  # looking a row up is no product
-    return 6 * (facts_of(config).active - table) + 12 * visible * text.num_heads * text.head_dim
+    return 6 * (model_size(config).active - table) + 12 * visible * text.num_heads * text.head_dim
 
 
 @cache

@@ -24,9 +24,9 @@ from ...errors import HerdError
 from ..llama4.model import Llama4
 from .checkpoint import CheckpointStore
 from .data import Batch, Loader
-from .moe.experts import auxiliary_loss, fade_selection_biases, update_selection_biases
 from .fp8.autocast import recompute_contexts
 from .metrics import RunLog, flops_per_token, measured_peak
+from .moe.experts import auxiliary_loss, fade_selection_biases, update_selection_biases
 from .objective import NextToken, Objective, held_out_loss, labelled
 from .optim import (
     AveragedWeights,

@@ -14,8 +14,8 @@ from ...files import check_output, require_room
 from ..checkpoint import save_checkpoint
 from ..checkpoint.save import CONFIG
 from ..config import HerdConfig, TextConfig
-from ..config.parameter_counts import facts_of
 from ..config.names import expected_tensors
+from ..config.parameter_counts import model_size
 from .dense import DenseModel, open_dense
 from .experts import SHARPNESS, DenseFeedForward, expert_size, mixture_tensors
 
@@ -90,7 +90,7 @@ def upcycle(
     check_output(output, overwrite=overwrite, mark=CONFIG, inputs=[source])
     dense = open_dense(source)
     config = target_config(dense, experts=experts, mode=mode, moe_every=moe_every)
-    facts = facts_of(config)
+    facts = model_size(config)
     require_room(output, facts.total * _DTYPES[dtype].itemsize, "the checkpoint")
     if sharpness <= 0:
         raise HerdError(f"sharpness is {sharpness}, it must be above 0")

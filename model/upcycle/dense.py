@@ -20,8 +20,8 @@ from typing import Protocol
 from torch import Tensor
 
 from ...errors import HerdError
-from ..config.config import MOST_LAYERS
 from ..config import RopeScaling
+from ..config.config import MOST_LAYERS
 
 
 class TensorSource(Protocol):

@@ -22,11 +22,11 @@ import numpy as np
 
 from ...errors import HerdError
 from ...model.config import HerdConfig, TextConfig
-from ...model.config.parameter_counts import facts_of
-from .peaks import Ceilings, measure_ceilings
+from ...model.config.parameter_counts import model_size
 from ..engine import Engine
 from ..executors.ort.session import Memory
 from ..kv_cache.sequence import Sequence
+from .peaks import HardwarePeaks, measure_peaks
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class BenchReport:
     batch: int
     batch_decode: Spread | None
     peak_bytes: int
-    ceilings: Ceilings
+    ceilings: HardwarePeaks
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary."""
@@ -115,7 +115,7 @@ def bench(
     batches = [_decode(engine, together, new) for _ in range(repeats)] if batch > 1 else []
     peak = _peak_bytes()
     engine.close()
-    ceilings = measure_ceilings(threads)
+    ceilings = measure_peaks(threads)
     prefill, decode = Spread.of(prompt, prefills), Spread.of(new, decodes)
     element = sequence.buffers.layers[0][0].itemsize
     bytes_per_token = engine.bundle.manifest.active_bytes + kv_bytes(engine.config.text, context, element)
@@ -143,7 +143,7 @@ def prefill_operations(config: HerdConfig, tokens: int) -> float:
     visible = sum(
         _visible(text, layer, position) for layer in range(text.num_layers) for position in range(tokens)
     ) / tokens
-    return 2 * (facts_of(config).active - vocabulary) + 4 * text.num_heads * text.head_dim * visible
+    return 2 * (model_size(config).active - vocabulary) + 4 * text.num_heads * text.head_dim * visible
 
 
 def _visible(text: TextConfig, layer: int, position: int) -> int:

@@ -35,7 +35,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Ceilings:
+class HardwarePeaks:
     """Rates per second on a number of threads.
 
     Attributes:
@@ -51,7 +51,7 @@ class Ceilings:
     int8_gemm: float
 
 
-def measure_ceilings(threads: int | None = None, *, bandwidth_rows: int = 4096, side: int = 2048) -> Ceilings:
+def measure_peaks(threads: int | None = None, *, bandwidth_rows: int = 4096, side: int = 2048) -> HardwarePeaks:
     """Measure; takes about three seconds with the defaults.
 
     Args:
@@ -67,7 +67,7 @@ def measure_ceilings(threads: int | None = None, *, bandwidth_rows: int = 4096, 
     fp32 = _seconds(FP32_MATMUL, square, square, np.float32, threads)
     int8 = _seconds(INT8_MATMUL, square.astype(np.uint8), square.astype(np.int8), np.int32, threads)
     operations = 2 * side**3
-    return Ceilings(threads or 0, read_bytes / read, operations / fp32, operations / int8)
+    return HardwarePeaks(threads or 0, read_bytes / read, operations / fp32, operations / int8)
 
 
 def _seconds(model: bytes, a: Array, b: Array, result: type[np.generic], threads: int | None) -> float:

@@ -35,7 +35,7 @@ _FIELDS: dict[str, dict[str, type]] = {
 
 
 @dataclass(frozen=True)
-class Exchange:
+class CollectiveOp:
     """One meeting of ranks.
 
     Attributes:
@@ -55,7 +55,7 @@ class Exchange:
         return {name: getattr(self, name) for name in _FIELDS[self.op]}
 
     @classmethod
-    def from_json(cls, raw: object) -> Exchange:
+    def from_json(cls, raw: object) -> CollectiveOp:
         """Restore what ``to_json`` wrote."""
         op = raw.get("op") if isinstance(raw, dict) else None
         if not isinstance(op, str) or op not in _FIELDS:
@@ -65,12 +65,12 @@ class Exchange:
 
 
 @dataclass(frozen=True)
-class PieceEntry:
+class PartitionEntry:
     """One graph or plan of a rank, and the exchanges around it."""
 
     graph: str
-    before: tuple[Exchange, ...]
-    after: tuple[Exchange, ...]
+    before: tuple[CollectiveOp, ...]
+    after: tuple[CollectiveOp, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary."""
@@ -78,10 +78,10 @@ class PieceEntry:
         return {"graph": self.graph} | around
 
     @classmethod
-    def from_json(cls, raw: object) -> PieceEntry:
+    def from_json(cls, raw: object) -> PartitionEntry:
         """Restore what ``to_json`` wrote."""
         values = strict("a piece of a shard", raw, {"graph": str, "before": list, "after": list})
-        before, after = (tuple(map(Exchange.from_json, values[name])) for name in ("before", "after"))
+        before, after = (tuple(map(CollectiveOp.from_json, values[name])) for name in ("before", "after"))
         return cls(values["graph"], before, after)
 
 
@@ -99,7 +99,7 @@ class RankEntry:
     layers: tuple[int, int]
     heads: int
     kv_heads: int
-    pieces: tuple[PieceEntry, ...]
+    pieces: tuple[PartitionEntry, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary."""
@@ -110,7 +110,7 @@ class RankEntry:
     def from_json(cls, raw: object) -> RankEntry:
         """Restore what ``to_json`` wrote."""
         values = strict("a rank", raw, {"layers": list, "heads": int, "kv_heads": int, "pieces": list})
-        pieces = tuple(map(PieceEntry.from_json, values["pieces"]))
+        pieces = tuple(map(PartitionEntry.from_json, values["pieces"]))
         return cls(tuple(values["layers"]), values["heads"], values["kv_heads"], pieces)
 
 
@@ -150,7 +150,7 @@ class Shards:
         return [piece.graph for rank in self.ranks for piece in rank.pieces]
 
 
-def entry_of(plan: ShardPlan, text: TextConfig, rank: int, pieces: tuple[PieceEntry, ...]) -> RankEntry:
+def entry_of(plan: ShardPlan, text: TextConfig, rank: int, pieces: tuple[PartitionEntry, ...]) -> RankEntry:
     """What a plan gives a rank of a model."""
     layers, local = plan.layers_of(plan.stage_of(rank), text.num_layers), plan.local_text(text, rank)
     return RankEntry((layers.start, layers.stop), local.num_heads, local.num_kv_heads, pieces)

@@ -26,7 +26,7 @@ class Kind(IntEnum):
     END = 0
     DECODE = 1
     """One token for each of B sequences."""
-    PIECE = 2
+    PREFILL_CHUNK = 2
     """T tokens for one sequence."""
     FORK = 3
     """Copy the first key's sequence to the second."""
@@ -54,7 +54,7 @@ class Command:
     features_PD: Array | None = None
 
 
-def tell(link: Collectives, command: Command) -> None:
+def broadcast_command(link: Collectives, command: Command) -> None:
     """Send a command to every other rank."""
     tokens = len(command.ids_BT[0]) if command.ids_BT else 0
     images = 0 if command.features_PD is None else len(command.features_PD)
@@ -68,7 +68,7 @@ def tell(link: Collectives, command: Command) -> None:
         link.broadcast(np.ascontiguousarray(command.features_PD))
 
 
-def hear(link: Collectives, width: int) -> Command:
+def receive_command(link: Collectives, width: int) -> Command:
     """Wait for the next command.
 
     Args:

@@ -24,12 +24,12 @@ import numpy as np
 from ...errors import HerdError
 from ...model.config import TextConfig
 from ..bundle.manifest import Bundle
-from .collectives import Collectives
-from ..kv_cache.memory import CacheMemory
 from ..executors.runner import Logits, Runner
-from .launch import Processes, ShardOptions, called, join, load_shard, start
+from ..kv_cache.memory import CacheMemory
 from ..kv_cache.sequence import Features, Sequence
-from .commands import Command, Kind, tell
+from .collectives import Collectives
+from .commands import Command, Kind, broadcast_command
+from .launch import Processes, ShardOptions, join, launched_externally, load_shard, start
 from .rank_runner import ShardRunner
 from .worker import serve
 
@@ -139,10 +139,10 @@ class ShardedRunner(Runner):
         with self._call():
             return super().prefill(sequence, token_ids, features, all_positions=all_positions)
 
-    def run_piece(self, sequence: Sequence, piece: list[int], features: Features, rows: Features) -> Logits:
+    def prefill_chunk(self, sequence: Sequence, piece: list[int], features: Features, rows: Features) -> Logits:
         """Append a piece; see ``Runner``. In a pipeline the logits are there after ``settle``."""
-        self._tell(self._command(Kind.PIECE, [sequence], [piece], rows.tolist(), features))
-        return self._await(self.shard.run_piece(sequence, piece, features, rows))
+        self._tell(self._command(Kind.PREFILL_CHUNK, [sequence], [piece], rows.tolist(), features))
+        return self._await(self.shard.prefill_chunk(sequence, piece, features, rows))
 
     def settle(self) -> None:
         """Wait for logits that are on their way."""
@@ -164,8 +164,8 @@ class ShardedRunner(Runner):
 
     def _tell(self, command: Command) -> None:
         if self._freed:
-            tell(self.link, Command(Kind.FREE, [self._freed.popleft() for _ in range(len(self._freed))]))
-        tell(self.link, command)
+            broadcast_command(self.link, Command(Kind.FREE, [self._freed.popleft() for _ in range(len(self._freed))]))
+        broadcast_command(self.link, command)
 
     def _await(self, logits: Logits) -> Logits:
         """Expect logits from the last stage, unless rank 0 belongs to it."""
@@ -222,7 +222,7 @@ def load_sharded(bundle: Bundle, options: ShardOptions) -> ShardedRunner:
     Raises:
         HerdError: a rank cannot load, or they do not come together.
     """
-    link, processes = (join(bundle, options), None) if called() else start(bundle, options)
+    link, processes = (join(bundle, options), None) if launched_externally() else start(bundle, options)
     if link.rank:
         serve(bundle, link, options)
         raise SystemExit(0)
@@ -239,8 +239,8 @@ def _abandon(error: BaseException, link: Collectives, processes: Processes | Non
     """Let the other ranks end after a failure; what is known of it."""
     reason = str(error) if isinstance(error, HerdError) else f"rank 0 was interrupted by {type(error).__name__}"
     link.fail(reason)
-    obituary = processes.obituary() if processes else ""
+    exit_report = processes.exit_report() if processes else ""
     if processes:
         processes.stop(0.0)
     link.close()
-    return obituary or reason
+    return exit_report or reason

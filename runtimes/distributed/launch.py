@@ -26,12 +26,12 @@ from ...errors import HerdError
 from ...files import sha256_of
 from ...model.config.shard_plan import ShardPlan
 from ..bundle.manifest import MANIFEST, Bundle
-from .collectives import TIMEOUT, Collectives
 from ..executors.ort.session import Memory
+from .collectives import TIMEOUT, Collectives
 from .rank_runner import ShardRunner
 from .shared_memory import SharedMemory, alive, create, supported
 
-TOLD = 3
+EXIT_REPORTED = 3
 """Exit status of a rank that has told the others why it ends."""
 _LAST_WORDS = 300
 
@@ -113,14 +113,16 @@ class Processes:
     def __init__(self, started: dict[int, subprocess.Popen[bytes]], errors: dict[int, IO[bytes]]) -> None:
         self.started, self._errors = started, errors
 
-    def obituary(self) -> str:
+    def exit_report(self) -> str:
         """How ranks ended that did not say why themselves; empty when none did."""
         for process in self.started.values():
             if not alive(process.pid):  # its last threads may still be ending, and only then it says how
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(1.0)
-        return "; ".join(f"rank {rank} (process {process.pid}) {self._how(rank, code)}"
-                         for rank, process in self.started.items() if (code := process.poll()) not in (None, 0, TOLD))
+        ended = {rank: code for rank, process in self.started.items()
+                 if (code := process.poll()) not in (None, 0, EXIT_REPORTED)}
+        return "; ".join(f"rank {rank} (process {self.started[rank].pid}) {self._how(rank, code)}"
+                         for rank, code in ended.items())
 
     def _how(self, rank: int, code: int) -> str:
         if code < 0:
@@ -172,7 +174,7 @@ def start(bundle: Bundle, options: ShardOptions) -> tuple[Collectives, Processes
     return link, Processes(started, errors)
 
 
-def called() -> bool:
+def launched_externally() -> bool:
     """Whether somebody else has started this process as one of several ranks."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
@@ -229,7 +231,7 @@ def _host() -> str:
 
 def threads_of(threads: int | None, ranks: int) -> int:
     """Threads of a rank: as asked, or the machine's cores shared by the ranks on it."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks)) if called() else ranks
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks)) if launched_externally() else ranks
     return threads or max(1, (os.cpu_count() or 1) // max(1, local))
 
 

@@ -18,12 +18,12 @@ import numpy as np
 
 from ...model.config import HerdConfig
 from ..bundle.manifest import WEIGHTS, Bundle
-from .collectives import Array, Collectives
+from ..bundle.shards import CollectiveOp, PartitionEntry
 from ..executors.ort.decoder import DecoderRunner
-from ..kv_cache.memory import Buffer
 from ..executors.ort.session import Memory, create_sessions
+from ..kv_cache.memory import Buffer
 from ..kv_cache.sequence import Features
-from ..bundle.shards import Exchange, PieceEntry
+from .collectives import Array, Collectives
 
 SIZES = 4
 """Batch sizes whose buffers between pieces are remembered."""
@@ -34,7 +34,7 @@ Step = Callable[[], None]
 
 
 @dataclass(frozen=True)
-class Piece:
+class Partition:
     """A piece of the graph, and what is exchanged around it.
 
     Attributes:
@@ -47,10 +47,10 @@ class Piece:
     session: Any
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    entry: PieceEntry
+    entry: PartitionEntry
 
     @classmethod
-    def of(cls, session: Any, entry: PieceEntry) -> Piece:
+    def of(cls, session: Any, entry: PartitionEntry) -> Partition:
         """A session with its entry."""
         items = session.get_inputs(), session.get_outputs()
         inputs, outputs = (tuple(item.name for item in side) for side in items)
@@ -92,9 +92,9 @@ class ShardRunner(DecoderRunner):
         entries = shards.ranks[link.rank].pieces
         graphs = [bundle.directory / entry.graph for entry in entries]
         sessions = create_sessions(graphs, _weights_of(graphs[0]), threads=threads, memory=memory)
-        self.pieces = [Piece.of(session, entry) for session, entry in zip(sessions, entries, strict=True)]
+        self.pieces = [Partition.of(session, entry) for session, entry in zip(sessions, entries, strict=True)]
         inputs = {item.name: item for session in sessions for item in session.get_inputs()}
-        self._prepare(list(inputs.values()), graphs[0], batches=self.plan.pipeline)
+        self._init_cache_io(list(inputs.values()), graphs[0], batches=self.plan.pipeline)
         self._last_use = {name: index for index, piece in enumerate(self.pieces) for name in piece.inputs}
         self._buffers: dict[int, Values] = {}
 
@@ -107,7 +107,7 @@ class ShardRunner(DecoderRunner):
         if input_ids.shape[1] > 1:
             return partial(_run_once, self._steps(inputs, outputs, input_ids.shape, None))
         kept = self._buffers_of(len(input_ids))
-        return Repeated(self._steps(inputs, outputs | kept, input_ids.shape, kept))
+        return CapturedCall(self._steps(inputs, outputs | kept, input_ids.shape, kept))
 
     def collect(self, logits: Array) -> None:
         """On rank 0 of a pipeline: take the logits of the oldest call whose logits were not taken."""
@@ -145,7 +145,7 @@ class ShardRunner(DecoderRunner):
         if self.last and self.stage and self.link.rank == self.plan.world - self.plan.width:
             yield partial(self.link.send, outputs["logits"].numpy(), 0)
 
-    def _exchange(self, exchange: Exchange, values: Values, outputs: Values) -> Step:
+    def _exchange(self, exchange: CollectiveOp, values: Values, outputs: Values) -> Step:
         """What is done with a value after a piece."""
         value, array = values[exchange.value], values[exchange.value].numpy()
         if exchange.op == "send":
@@ -167,7 +167,7 @@ class ShardRunner(DecoderRunner):
         return self._value(np.empty(shape, np.float32))
 
 
-class Repeated:
+class CapturedCall:
     """Steps that come again and again on the same memory.
 
     Args:
@@ -186,7 +186,7 @@ class Repeated:
             self._known.append(step)
 
 
-def _bound(piece: Piece, values: Values, outputs: Values) -> Any:
+def _bound(piece: Partition, values: Values, outputs: Values) -> Any:
     """An ``IOBinding`` of a piece: outputs that have no place yet get one from ONNX Runtime."""
     io = piece.session.io_binding()
     for name in piece.inputs:

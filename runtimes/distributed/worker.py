@@ -14,10 +14,10 @@ import numpy as np
 
 from ...errors import HerdError
 from ..bundle.manifest import Bundle
-from .collectives import Collectives, RankError
-from .launch import TOLD, ShardOptions, load_shard, plan_of
 from ..kv_cache.sequence import Sequence
-from .commands import Command, Kind, hear
+from .collectives import Collectives, RankError
+from .commands import Command, Kind, receive_command
+from .launch import EXIT_REPORTED, ShardOptions, load_shard, plan_of
 from .rank_runner import ShardRunner
 from .shared_memory import SharedMemory
 
@@ -36,7 +36,7 @@ class Worker:
     def serve(self) -> None:
         """Do what rank 0 says until it ends."""
         width = self.shard.config.text.hidden_size
-        while (command := hear(self.shard.link, width)).kind != Kind.END:
+        while (command := receive_command(self.shard.link, width)).kind != Kind.END:
             self.do(command)
 
     def do(self, command: Command) -> None:
@@ -47,7 +47,7 @@ class Worker:
         elif command.kind == Kind.FORK:
             source, target = command.keys
             self.sequences[target] = self._sequence(source).fork()
-        elif command.kind == Kind.PIECE:
+        elif command.kind == Kind.PREFILL_CHUNK:
             self._piece(self._continued(command)[0], command)
         elif len(command.keys) == 1:
             self.shard.decode(self._continued(command)[0], command.ids_BT[0][0])
@@ -59,7 +59,7 @@ class Worker:
         assert features is not None
         sequence.reserve(len(sequence) + len(ids))
         sequence.binding = None
-        self.shard.run_piece(sequence, list(ids), features, np.asarray(command.rows, np.int64))
+        self.shard.prefill_chunk(sequence, list(ids), features, np.asarray(command.rows, np.int64))
         sequence.token_ids += ids
 
     def _continued(self, command: Command) -> list[Sequence]:
@@ -118,7 +118,7 @@ def main() -> None:
     try:
         serve(bundle, link, options)
     except HerdError:
-        sys.exit(TOLD)
+        sys.exit(EXIT_REPORTED)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from ...model.config import HerdConfig
 from ..kv_cache.memory import CacheMemory
 from ..kv_cache.sequence import Features, Sequence
 
-PIECE = 512
+PREFILL_CHUNK = 512
 """Longest piece of a prompt in one call: enough rows to fill the matrix products."""
 SCORES_BYTES = 512 << 20
 """Attention scores of one layer in one call: pieces get shorter where the past is long."""
@@ -21,7 +21,7 @@ SHORTEST = 16
 Logits = np.ndarray[Any, Any]
 
 
-def piece_length(heads: int, past: int, longest: int = PIECE) -> int:
+def prefill_chunk_len(heads: int, past: int, longest: int = PREFILL_CHUNK) -> int:
     """Tokens of a prompt in one call: fewer where the past is long, so that the scores of all heads stay small."""
     return min(longest, max(SHORTEST, SCORES_BYTES // (4 * heads * (past + longest))))
 
@@ -39,7 +39,7 @@ class Runner(ABC):
 
     config: HerdConfig
     memory: CacheMemory
-    longest: int = PIECE
+    longest: int = PREFILL_CHUNK
     takes_features: bool
     closed: str = ""
 
@@ -65,7 +65,7 @@ class Runner(ABC):
         """
 
     @abstractmethod
-    def run_piece(self, sequence: Sequence, piece: list[int], features: Features, rows: Features) -> Logits:
+    def prefill_chunk(self, sequence: Sequence, piece: list[int], features: Features, rows: Features) -> Logits:
         """Append a piece.
 
         Args:
@@ -97,7 +97,7 @@ class Runner(ABC):
         for piece in self.split(len(sequence), token_ids):
             images = piece.count(self.config.image_token_id) if self.takes_features else 0
             rows = np.arange(0 if all_positions else len(piece) - 1, len(piece), dtype=np.int64)
-            results.append(self.run_piece(sequence, piece, features[used : used + images], rows))
+            results.append(self.prefill_chunk(sequence, piece, features[used : used + images], rows))
             sequence.token_ids += piece
             used += images
         self.settle()
@@ -117,7 +117,7 @@ class Runner(ABC):
         begin = 0
         while begin < len(token_ids):
             past = start + begin
-            length = piece_length(self.heads, past, self.longest)
+            length = prefill_chunk_len(self.heads, past, self.longest)
             end = min(len(token_ids), begin + min(length, chunk - past % chunk if chunk else length))
             pieces.append(list(token_ids[begin:end]))
             begin = end

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..executors.ort.decoder import DecoderRunner
 
 
-class SideBySide:
+class BatchedKVCache:
     """Rows of buffers for some sequences, each of which leaves its old buffers for a row here.
 
     Args:
@@ -64,7 +64,7 @@ class SideBySide:
         )
 
 
-class DecodeBatch(SideBySide):
+class DecodeBatch(BatchedKVCache):
     """Sequences side by side, bound once to the decoder.
 
     Args:

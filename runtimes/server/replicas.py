@@ -25,8 +25,8 @@ from ...errors import HerdError
 from ..bundle.manifest import Bundle
 from ..distributed.collectives import TIMEOUT
 from ..engine import Engine, Prompt
-from ..generation.stream import Generation
 from ..executors.ort.session import Memory
+from ..generation.stream import Generation
 
 _OBJECT_STORE = 100 << 20
 """Bytes of Ray's store on this machine: prompts and texts are small."""
@@ -42,7 +42,7 @@ class ClusterOptions:
         threads: threads of one operator, and CPUs that Ray sets aside, per rank.
         memory: as for ``Engine.load``.
         timeout: seconds that a rank may keep the others waiting in the middle of a call.
-        patience: seconds until a replica that does not answer whether it is well is given up.
+        health_timeout: seconds until a replica that does not answer whether it is well is given up.
         interval: seconds between two looks at the replicas.
         start: seconds that a replica may take to load.
     """
@@ -52,7 +52,7 @@ class ClusterOptions:
     threads: int = 1
     memory: Memory = "fast"
     timeout: float = TIMEOUT
-    patience: float = 30.0
+    health_timeout: float = 30.0
     interval: float = 1.0
     start: float = 1800.0
 
@@ -134,7 +134,7 @@ class Replica:
         ray, options = self._ray, self._options
         placement = ray.util.placement_group([{"CPU": options.threads}] * self._world, strategy="PACK")
         self._group = placement
-        if not placement.wait(options.patience):
+        if not placement.wait(options.health_timeout):
             raise HerdError(f"the cluster has no {self._world} x {options.threads} CPUs left for a replica: start "
                             "fewer replicas, or give it more nodes")
         strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
@@ -162,7 +162,7 @@ class Replica:
             return False
         answer = self._actors[0].well.options(concurrency_group="health").remote()
         try:
-            return bool(self._ray.get(answer, timeout=self._options.patience))
+            return bool(self._ray.get(answer, timeout=self._options.health_timeout))
         except self._ray.exceptions.RayError:
             return False
 
@@ -214,7 +214,7 @@ class Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         local = {} if address else {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
         try:
-            _knock(address)
+            _probe(address)
             self._ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
         except Exception as error:  # Ray raises plain ones, too, such as when its start takes too long
             where, text = address or "this machine", str(error).splitlines()[0]
@@ -296,7 +296,7 @@ class Cluster:
         self.close()
 
 
-def _knock(address: str | None) -> None:
+def _probe(address: str | None) -> None:
     """See whether somebody listens there: Ray itself would ask for many minutes."""
     if address and ":" in address:
         place = urlsplit(address if "//" in address else f"//{address}")

@@ -30,14 +30,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from onnx_ir.passes import InPlacePass, PassResult
-from torch import Tensor
 
-from ...graph.builder import Builder
 from ....model.quantization.calibration_file import CalibrationFile, stored_name
-from ...weights.fp8 import Fp8Codes, Fp8Format, GlobalScale, Offsets, Ratios, input_scale
+from ....model.quantization.e4m3 import expert_input_multipliers, input_scale
+from ....model.quantization.formats import Fp8Format
 from ....model.quantization.recipes import Recipe
+from ...graph.builder import Builder
+from ...weights.fp8 import CenteringOffsets, ChannelRatios, Fp8Codes, GlobalScale
 
 
 class QuantizeFp8(InPlacePass):
@@ -83,7 +83,8 @@ class QuantizeFp8(InPlacePass):
         batched = len(codes.source.shape) == 3
         # Codes first: writing them finds the scales.
         stored = [_stored(graph, weight, suffix, tensor) for suffix, tensor in (
-            ("codes", codes), ("scale", GlobalScale(codes)), ("ratios", Ratios(codes, lift_E if batched else None)))]
+            ("codes", codes), ("scale", GlobalScale(codes)),
+            ("ratios", ChannelRatios(codes, lift_E if batched else None)))]
         x = node.inputs[0]
         if batched and lift_E is not None and (lift_E != 1).any():
             lift_E11 = build("Constant", value=ir.Tensor(lift_E[:, None, None]))
@@ -98,7 +99,7 @@ class QuantizeFp8(InPlacePass):
         w = product.chosen(build, build("DequantizeLinear", *stored[:2], zero))
         y = build("Mul", build("MatMul", x, w), product.chosen(build, stored[2]))
         if centre_K is not None:
-            y = build("Add", y, _stored(graph, weight, "centred", Offsets(codes)))
+            y = build("Add", y, _stored(graph, weight, "centred", CenteringOffsets(codes)))
         ir.convenience.replace_nodes_and_values(graph, node, [node], build.nodes, node.outputs, [y])
         product.remove_weight(graph)
 
@@ -135,14 +136,9 @@ def scale_and_lift(calibration: CalibrationFile, weight: str) -> tuple[float, np
     amax = calibration.input_amax(name)
     if amax.ndim == 0:
         return input_scale(float(amax)), None
-    lift_E = lifts(amax)
+    lift_E = expert_input_multipliers(amax)
     scale = input_scale(float(amax.max()))
     return scale, lift_E if expert is None else lift_E[expert]
-
-
-def lifts(amax_E: Tensor) -> np.ndarray:
-    """Powers of two that bring each expert's largest input up towards the largest of all, float32 [E]."""
-    return torch.exp2(torch.floor(torch.log2(amax_E.max().double() / amax_E.double()))).float().numpy()
 
 
 def _stored(graph: ir.Graph, weight: ir.Value, suffix: str, tensor: ir.TensorProtocol) -> ir.Value:

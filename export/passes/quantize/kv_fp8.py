@@ -14,9 +14,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from ...graph.builder import Builder
 from ....model.quantization.calibration_file import CalibrationFile
-from ...weights.fp8 import input_scale
+from ....model.quantization.e4m3 import input_scale
+from ...graph.builder import Builder
 
 
 class QuantizeCachesFp8(InPlacePass):
@@ -37,7 +37,7 @@ class QuantizeCachesFp8(InPlacePass):
         outputs = {str(value.name): value for value in graph.outputs}
         for past in pasts:
             _, layer, part = str(past.name).split(".")
-            scale = input_scale(self.calibration.required_largest(int(layer))[part == "value"])
+            scale = input_scale(self.calibration.required_kv_amax(int(layer))[part == "value"])
             _quantize(graph, past, outputs[f"new.{layer}.{part}"], scale)
         return PassResult(model, modified=bool(pasts))
 

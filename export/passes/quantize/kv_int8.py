@@ -17,8 +17,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from ...graph.builder import Builder
 from ....model.quantization.calibration_file import CalibrationFile
+from ...graph.builder import Builder
 
 HEADROOM = 1.1
 """Largest magnitude that fits, relative to the largest seen in calibration; beyond it values saturate."""
@@ -57,7 +57,7 @@ class QuantizeCaches(InPlacePass):
         past = node.inputs[3]
         assert past is not None
         layer = int(str(past.name).split(".")[1])
-        scales = [amax * HEADROOM / 127 for amax in self.calibration.required_largest(layer, observer="max")]
+        scales = [amax * HEADROOM / 127 for amax in self.calibration.required_kv_amax(layer, observer="max")]
         build = Builder(f"{node.name}/int8")
         outputs = build.branch(is_token, partial(_token, node=node, scales=scales),
                                partial(_prompt, node=node, scales=scales), outputs=3)

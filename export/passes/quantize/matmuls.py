@@ -18,12 +18,12 @@ from onnx_ir.passes import InPlacePass, PassResult
 from torch import Tensor
 
 from ....errors import HerdError
-from ...weights.block import BlockCodes, BlockFormat, BlockScales, BlockZeros
-from ...graph.builder import CONTRIB, Builder
 from ....model.quantization.calibration_file import CalibrationFile
-from ...weights.channel import ChannelCodes, ChannelFormat, ChannelScales
-from ...weights.fp8 import Fp8Format
+from ....model.quantization.formats import BlockFormat, ChannelFormat, Fp8Format
 from ....model.quantization.recipes import Recipe
+from ...graph.builder import CONTRIB, Builder
+from ...weights.block import BlockCodes, BlockScales, BlockZeros
+from ...weights.channel import ChannelCodes, ChannelScales
 from .rotate_hidden import BlockRotated
 
 _INT8_ACTIVATIONS = 4
@@ -42,7 +42,7 @@ class QuantizeMatMuls(InPlacePass):
         super().__init__()
         self.recipe, self.calibration = recipe, calibration
         self._inputs: dict[tuple[int, int], tuple[ir.Value, ir.Value]] = {}
-        """Quantised inputs by graph and value: products that read one input share them."""
+        """Quantized inputs by graph and value: products that read one input share them."""
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite all graphs of the model."""

@@ -17,8 +17,8 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import InPlacePass, PassResult
 
-from ...graph.builder import Builder
 from ....model.checkpoint.rotated import hadamard, power_of_two_in
+from ...graph.builder import Builder
 from ...weights.stream import channels_of, write_channels
 
 LARGEST_BLOCK = 64

@@ -11,8 +11,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, common
 
-from ....model.llama4.operators import DOMAIN
 from ....model.config.shard_plan import ShardPlan
+from ....model.llama4.operators import DOMAIN
 from ...graph.builder import Builder
 from ...graph.functions import attach_bodies
 

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ....model.llama4.operators import DOMAIN
-from ....runtimes.bundle.shards import Exchange
+from ....runtimes.bundle.shards import CollectiveOp
 from ...graph.functions import is_collective
 
 _SUMS = {"AllReduce": "all_reduce", "AllGather": "all_gather"}
 
 
 @dataclass(frozen=True)
-class Piece:
+class Partition:
     """Part of a graph, and how ranks meet around it.
 
     Attributes:
@@ -33,35 +33,35 @@ class Piece:
     """
 
     model: ir.Model
-    before: tuple[Exchange, ...]
-    after: tuple[Exchange, ...]
+    before: tuple[CollectiveOp, ...]
+    after: tuple[CollectiveOp, ...]
 
 
-def cut(model: ir.Model) -> list[Piece]:
+def partition_at_collectives(model: ir.Model) -> list[Partition]:
     """Cut a lowered model, which is changed, at its collectives; without any it is one piece."""
     received, sent = remove_ends(model.graph)
     levels = _Levels(model.graph)
     return [
-        Piece(_piece(model, levels, level), () if level else received,
+        Partition(_piece(model, levels, level), () if level else received,
               (*levels.exchanges(level), *(sent if level == levels.last else ())))
         for level in range(levels.last + 1)
     ]
 
 
-def remove_ends(graph: ir.Graph) -> tuple[tuple[Exchange, ...], tuple[Exchange, ...]]:
+def remove_ends(graph: ir.Graph) -> tuple[tuple[CollectiveOp, ...], tuple[CollectiveOp, ...]]:
     """Take ``Recv`` and ``Send`` out of a stage: what they carry becomes an input and an output.
 
     Returns:
         What is received, and what is sent.
     """
-    received: list[Exchange] = []
-    sent: list[Exchange] = []
+    received: list[CollectiveOp] = []
+    sent: list[CollectiveOp] = []
     for node in [node for node in graph if is_collective(node) and node.op_type in ("Recv", "Send")]:
         (outside,), (inside,) = (node.inputs, node.outputs) if node.op_type == "Recv" else (node.outputs, node.inputs)
         assert outside is not None
         assert inside is not None
         name = str(outside.name)
-        (received if node.op_type == "Recv" else sent).append(Exchange(node.op_type.lower(), name))
+        (received if node.op_type == "Recv" else sent).append(CollectiveOp(node.op_type.lower(), name))
         if node.op_type == "Recv":
             inside.replace_all_uses_with(outside)
         else:
@@ -123,12 +123,12 @@ class _Levels:
             is_collective(reader) or self.of[reader] > level for reader in self._readers.get(value, ())
         )]
 
-    def exchanges(self, level: int) -> Iterator[Exchange]:
+    def exchanges(self, level: int) -> Iterator[CollectiveOp]:
         """The collectives behind a piece."""
         for node in (node for node, at in self.of.items() if at == level and is_collective(node)):
             axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
             (part,), (whole,) = self.read[node], node.outputs
-            yield Exchange(_SUMS[node.op_type], str(part.name), str(whole.name), axis)
+            yield CollectiveOp(_SUMS[node.op_type], str(part.name), str(whole.name), axis)
 
     def with_repeated(self, own: list[ir.Node]) -> tuple[list[ir.Node], list[ir.Value]]:
         """A piece's nodes with those that are repeated in it, in order, and what it reads from outside."""

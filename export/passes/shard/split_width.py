@@ -17,8 +17,8 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from ....model.config import HerdConfig
-from ....model.llama4.operators import DOMAIN
 from ....model.config.shard_plan import ShardPlan, shapes_of_rank
+from ....model.llama4.operators import DOMAIN
 from ...graph.builder import Builder
 from ...graph.functions import attach_bodies
 

@@ -27,20 +27,20 @@ from onnx_ir.passes import InPlacePass
 
 from ....errors import HerdError
 from ....model.config import HerdConfig
-from ...passes import ComputeIn, LowerExpertsDense, LowerExpertsGathered, LowerExpertsUnrolled
 from ....model.quantization.recipes import Recipe
+from ...passes import ComputeIn, LowerExpertsDense, LowerExpertsGathered, LowerExpertsUnrolled
+from ...weights.stream import stream
 from . import Check
 from .builder import Profile, build_plan, check_targets, load_tensorrt_rtx
 from .enterprise import build_plan_here, load_tensorrt
 from .plan import VERSION
-from ...weights.stream import stream
 
 PROFILES: dict[str, type[InPlacePass]] = {
     "both": LowerExpertsDense, "decode": LowerExpertsGathered, "prefill": LowerExpertsUnrolled,
 }
-PIECE = 512
+PREFILL_CHUNK = 512
 """Tokens of a prompt that a plan is tuned for."""
-LONGEST_PIECE = 2048
+LONGEST_CHUNK = 2048
 TILES = 17
 """The most tiles of a picture."""
 
@@ -128,8 +128,8 @@ def profiles_of(config: HerdConfig, role: str, options: PlanOptions) -> list[Pro
     context = min(options.context or 1 << 17, text.max_position_embeddings)
     local = min(text.attention_chunk_size or context, context)
     slots = {"slots_local": (1, min(1024, local), local), "slots_global": (1, min(4096, context), context)}
-    longest = min(LONGEST_PIECE, local)
-    usual = min(PIECE, longest)
+    longest = min(LONGEST_CHUNK, local)
+    usual = min(PREFILL_CHUNK, longest)
     decode = Profile(name="decode", batch=(1, 1, options.batch), **slots)
     prefill = Profile(name="prefill", tokens=(1, usual, longest), image_tokens=(0, 0, longest), rows=(1, 1, longest),
                       **slots)

@@ -17,10 +17,10 @@ from torch import Tensor
 from ....errors import HerdError
 from ...config import HerdConfig
 from ..base import Checkpoint, check_tensors
-from .decoder import decoder_tensors
-from .vision import vision_tensors
 from ..names import is_buffer
-from .ranks import Ranks
+from .decoder import decoder_tensors
+from .ranks import TensorParallelFiles
+from .vision import vision_tensors
 
 
 def open_meta(directory: Path, config: HerdConfig) -> Checkpoint:
@@ -43,7 +43,7 @@ def open_meta(directory: Path, config: HerdConfig) -> Checkpoint:
     if scale_files and len(scale_files) != len(files):
         raise HerdError(f"{directory} has {len(files)} weight files and {len(scale_files)} fp8_scales files: "
                         "download the missing one")
-    ranks = Ranks(directory, [_load(path) for path in files])
+    ranks = TensorParallelFiles(directory, [_load(path) for path in files])
     tensors = decoder_tensors(ranks, config.text, [_load(path) for path in scale_files])
     if config.vision:
         tensors |= vision_tensors(ranks, config.vision)

@@ -19,16 +19,16 @@ from torch import Tensor
 
 from ....errors import HerdError
 from ...config import TextConfig
-from ..tensors.lazy import LazyTensor, MappedTensor
 from ..quantized import is_float8, scaled
-from .ranks import Ranks, join
+from ..tensors.lazy import LazyTensor, MappedTensor
 from ..tensors.views import Concat, Reshaped, Rows, Transposed, Unflatten
+from .ranks import TensorParallelFiles, join
 
 Scales = Sequence[Mapping[str, Tensor]]
 """For each rank the FP8 scales by mapped name, ``layers.{i}.feed_forward.experts.{w1,w3,w2}``, each [E, out]."""
 
 
-def decoder_tensors(ranks: Ranks, text: TextConfig, scales: Scales) -> dict[str, LazyTensor]:
+def decoder_tensors(ranks: TensorParallelFiles, text: TextConfig, scales: Scales) -> dict[str, LazyTensor]:
     """The decoder under canonical names.
 
     Args:
@@ -51,7 +51,7 @@ def decoder_tensors(ranks: Ranks, text: TextConfig, scales: Scales) -> dict[str,
     return found
 
 
-def _attention(ranks: Ranks, at: str, text: TextConfig) -> dict[str, LazyTensor]:
+def _attention(ranks: TensorParallelFiles, at: str, text: TextConfig) -> dict[str, LazyTensor]:
     ffn = f"{at}.feed_forward"
     norms = (f"{ffn}.mlp.layer_norm_weight", f"{ffn}.norm.weight", f"{at}.ffn_norm.weight")
     return {
@@ -62,7 +62,7 @@ def _attention(ranks: Ranks, at: str, text: TextConfig) -> dict[str, LazyTensor]
     }
 
 
-def _queries_keys_values(ranks: Ranks, at: str, text: TextConfig) -> dict[str, LazyTensor]:
+def _queries_keys_values(ranks: TensorParallelFiles, at: str, text: TextConfig) -> dict[str, LazyTensor]:
     if not ranks.has(f"{at}.wqkv.weight"):
         return {f"self_attn.{letter}_proj.weight": ranks.rows(f"{at}.w{letter}.weight") for letter in "qkv"}
     fused = ranks.parts(f"{at}.wqkv.weight")
@@ -75,7 +75,7 @@ def _queries_keys_values(ranks: Ranks, at: str, text: TextConfig) -> dict[str, L
     return found
 
 
-def _dense(ranks: Ranks, ffn: str) -> dict[str, LazyTensor]:
+def _dense(ranks: TensorParallelFiles, ffn: str) -> dict[str, LazyTensor]:
     down = ranks.columns(f"{ffn}.mlp.fc2_weight", f"{ffn}.w2.weight")
     if not ranks.has(f"{ffn}.mlp.fc1_weight"):
         return _swiglu("feed_forward", ranks.rows(f"{ffn}.w1.weight"), ranks.rows(f"{ffn}.w3.weight"), down)
@@ -86,7 +86,7 @@ def _dense(ranks: Ranks, ffn: str) -> dict[str, LazyTensor]:
     return _swiglu("feed_forward", gate, up, down)
 
 
-def _mixture(ranks: Ranks, ffn: str, text: TextConfig, scales: Scales) -> dict[str, LazyTensor]:
+def _mixture(ranks: TensorParallelFiles, ffn: str, text: TextConfig, scales: Scales) -> dict[str, LazyTensor]:
     shared = _swiglu(
         "feed_forward.shared_expert",
         ranks.rows(f"{ffn}.w_in_shared_FD.weight", f"{ffn}.shared_expert.w1.weight"),
@@ -106,7 +106,7 @@ def _mixture(ranks: Ranks, ffn: str, text: TextConfig, scales: Scales) -> dict[s
     }
 
 
-def _experts(ranks: Ranks, stored: str, mapped: str, count: int, scales: Scales) -> list[LazyTensor]:
+def _experts(ranks: TensorParallelFiles, stored: str, mapped: str, count: int, scales: Scales) -> list[LazyTensor]:
     """Each rank's experts [E, in, out], dequantised where they are FP8: the scale belongs to the outputs."""
     parts: list[LazyTensor] = [Unflatten(part, count) for part in ranks.parts(stored)]
     if not is_float8(parts[0]):

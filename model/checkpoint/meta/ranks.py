@@ -16,7 +16,7 @@ from ..tensors.lazy import LazyTensor, MappedTensor
 from ..tensors.views import Concat
 
 
-class Ranks:
+class TensorParallelFiles:
     """The ranks' tensors under their stored names; remembers which names were asked for.
 
     Args:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from ...config import VisionConfig
 from ..tensors.lazy import LazyTensor
-from .positions import resampled_positions
-from .ranks import Ranks
 from ..tensors.views import Converted
+from .positions import resampled_positions
+from .ranks import TensorParallelFiles
 
 _ENCODER = "vision_embeddings.vision_encoder"
 _ADAPTER = "vision_embeddings.vision_adapter.mlp"
@@ -22,7 +22,7 @@ _ROW_PARALLEL = {"self_attn.o_proj": "attn.wo", "mlp.fc2": "mlp.c_proj"}
 _BLOCK_NORMS = {"input_layernorm": "ln_1", "post_attention_layernorm": "ln_2"}
 
 
-def vision_tensors(ranks: Ranks, vision: VisionConfig) -> dict[str, LazyTensor]:
+def vision_tensors(ranks: TensorParallelFiles, vision: VisionConfig) -> dict[str, LazyTensor]:
     """The image tower and its projection under canonical names.
 
     Raises:
@@ -42,7 +42,7 @@ def vision_tensors(ranks: Ranks, vision: VisionConfig) -> dict[str, LazyTensor]:
     return named | {"multi_modal_projector.linear_1.weight": ranks.rows("vision_projection.weight")}
 
 
-def _block(ranks: Ranks, ours: str, theirs: str) -> dict[str, LazyTensor]:
+def _block(ranks: TensorParallelFiles, ours: str, theirs: str) -> dict[str, LazyTensor]:
     found = _norms(ranks, {f"{ours}.{name}": f"{theirs}.{stored}" for name, stored in _BLOCK_NORMS.items()})
     for name, stored in _COLUMN_PARALLEL.items():
         for kind in ("weight", "bias"):
@@ -53,12 +53,12 @@ def _block(ranks: Ranks, ours: str, theirs: str) -> dict[str, LazyTensor]:
     return found
 
 
-def _norms(ranks: Ranks, names: dict[str, str]) -> dict[str, LazyTensor]:
+def _norms(ranks: TensorParallelFiles, names: dict[str, str]) -> dict[str, LazyTensor]:
     kinds = ("weight", "bias")
     return {f"{ours}.{kind}": ranks.equal(f"{theirs}.{kind}") for ours, theirs in names.items() for kind in kinds}
 
 
-def _positions(ranks: Ranks, side: int) -> LazyTensor:
+def _positions(ranks: TensorParallelFiles, side: int) -> LazyTensor:
     if not ranks.has(f"{_ENCODER}.positional_embedding"):
         return ranks.equal(f"{_ENCODER}.positional_embedding_vlm")
     ranks.skip(f"{_ENCODER}.positional_embedding_vlm")  # the reference overwrites it

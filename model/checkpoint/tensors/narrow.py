@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ....errors import HerdError
-from .lazy import FileTensor, Index, LazyTensor, MappedTensor, bounds
 from ..quantized import Scaled
+from .lazy import FileTensor, Index, LazyTensor, MappedTensor, bounds
 from .views import Concat, Rows, Stack, Transposed, Unflatten
 
 

@@ -9,12 +9,12 @@
 
 from __future__ import annotations
 
+from ...data.records import Picture, Record, Turn, record_of
+from ...data.sources import Joined, JsonLines, Samples, SavedDataset, Subset, hold_out, open_samples
+from ...data.tar_shards import TarShard
 from .encode import Encoded, Encoder
 from .loader import Loader
 from .packing import IGNORED, PADDING, Batch, Rows
-from ...data.records import Picture, Record, Turn, record_of
-from ...data.tar_shards import TarShard
-from ...data.sources import Joined, JsonLines, Samples, SavedDataset, Subset, hold_out, open_samples
 
 __all__ = [
     "IGNORED", "PADDING", "Batch", "Encoded", "Encoder", "Joined", "JsonLines", "Loader", "Picture", "Record", "Rows",

@@ -16,9 +16,9 @@ import numpy as np
 
 from ....errors import HerdError
 from ...config import HerdConfig
+from ...data.records import IMAGE, Part, Picture, Record, Turn
 from ...processing import PromptProcessor
 from ...processing.chat import checked_messages
-from ...data.records import IMAGE, Part, Picture, Record, Turn
 
 Array = np.ndarray[Any, Any]
 

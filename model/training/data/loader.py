@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from ....errors import HerdError
+from ...data.sources import Samples
 from .encode import Encoded, Encoder
 from .packing import Batch, Rows
-from ...data.sources import Samples
 from .stream import Unseen, order
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from ....errors import HerdError
 from ..data.packing import IGNORED
 from .chunks import by_chunks, collect, rows_for
 from .divergences import Divergence, ForwardKL
-from .targets import DenseTargets, Knowledge, Targets
+from .targets import DenseTargets, Targets, TeacherStats
 from .weightings import Fixed, Signals, Weighting
 
 _HEAD_ROWS = 128
@@ -129,10 +129,10 @@ class DistillationLoss:
         self.weighting.load_state_dict(state)
 
 
-def knowledge_of(targets: Targets, labels_N: Tensor, index_M: Tensor) -> Knowledge:
+def knowledge_of(targets: Targets, labels_N: Tensor, index_M: Tensor) -> TeacherStats:
     """What the teacher knows of the chosen tokens."""
     rows = rows_for(targets.vocabulary)
-    return Knowledge(*collect(lambda piece: targets.rows(piece).knowledge(labels_N[piece]), index_M, rows))
+    return TeacherStats(*collect(lambda piece: targets.rows(piece).knowledge(labels_N[piece]), index_M, rows))
 
 
 def _means(parts: dict[str, Tensor]) -> dict[str, float]:

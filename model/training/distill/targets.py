@@ -3,7 +3,7 @@
 Shapes: N tokens, V vocabulary, K kept ids of a token, S ids that a divergence sums over (V, K + 1 or K).
 
 p is the teacher's distribution and q the student's, both at temperature T: softmax(z / T). What weightings ask about
-the teacher (``Knowledge``) is always at T = 1.
+the teacher (``TeacherStats``) is always at T = 1.
 
 ================== ============================================ =====================================================
 class              keeps of a token                             a divergence on it is
@@ -14,7 +14,7 @@ class              keeps of a token                             a divergence on 
 ================== ============================================ =====================================================
 
 Top-k alone, without an outcome for the rest, would teach the student that the tail does not exist (Anshumann et al.,
-2503.16870, on Random Sampling Knowledge Distillation).
+2503.16870, on Random Sampling TeacherStats Distillation).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Pair(NamedTuple):
     measure_NS: Tensor | None = None
 
 
-class Knowledge(NamedTuple):
+class TeacherStats(NamedTuple):
     """What a teacher at temperature 1 knows of each token, float32 [N] (``top_N`` int64)."""
 
     label_logprob_N: Tensor
@@ -77,7 +77,7 @@ class Targets(ABC):
         """
 
     @abstractmethod
-    def knowledge(self, labels_N: Tensor) -> Knowledge:
+    def knowledge(self, labels_N: Tensor) -> TeacherStats:
         """What is known at temperature 1; labels of sparse targets are those they were made with."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
@@ -127,11 +127,11 @@ class DenseTargets(Targets):
         self.require_vocabulary(logits_NV.shape[-1])
         return Pair(log_softmax(self.logits_NV, temperature), log_softmax(logits_NV, temperature))
 
-    def knowledge(self, labels_N: Tensor) -> Knowledge:
+    def knowledge(self, labels_N: Tensor) -> TeacherStats:
         """See ``Targets``."""
         logp_NV = log_softmax(self.logits_NV)
         entropy_N = -(logp_NV.exp() * logp_NV).sum(-1)
-        return Knowledge(_at(logp_NV, labels_N), entropy_N, self.logits_NV.argmax(-1))
+        return TeacherStats(_at(logp_NV, labels_N), entropy_N, self.logits_NV.argmax(-1))
 
 
 @dataclass(frozen=True)
@@ -194,9 +194,9 @@ class TopKTargets(SparseTargets):
         logp_NS = torch.cat((logp_NK, self.tail_N.log()[:, None]), -1)
         return Pair(logp_NS.clamp(min=FLOOR), torch.cat((logq_NK, rest_N1), -1).clamp(min=FLOOR))
 
-    def knowledge(self, labels_N: Tensor) -> Knowledge:
+    def knowledge(self, labels_N: Tensor) -> TeacherStats:
         """See ``Targets``."""
-        return Knowledge(self.label_logprob_N, self.entropy_N, self.ids_NK[:, 0].long())
+        return TeacherStats(self.label_logprob_N, self.entropy_N, self.ids_NK[:, 0].long())
 
 
 @dataclass(frozen=True)
@@ -223,9 +223,9 @@ class SampledTargets(SparseTargets):
         proposal_NK = logp_NK if self.log_proposal_NK is None else self.log_proposal_NK.float()
         return Pair(logp_NK, logq_NK.clamp(min=FLOOR), torch.exp(-proposal_NK) / logp_NK.shape[1])
 
-    def knowledge(self, labels_N: Tensor) -> Knowledge:
+    def knowledge(self, labels_N: Tensor) -> TeacherStats:
         """See ``Targets``."""
-        return Knowledge(self.label_logprob_N, self.entropy_N, self.top_N.long())
+        return TeacherStats(self.label_logprob_N, self.entropy_N, self.top_N.long())
 
 
 def log_softmax(logits_NV: Tensor, temperature: float = 1.0) -> Tensor:

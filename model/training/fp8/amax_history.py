@@ -50,7 +50,7 @@ class AmaxHistory(nn.Module):
             newest[self.seen] = whole(amax).to(newest.dtype)
             self.window.copy_(torch.cat((newest[None], self.window[:-1])))
 
-    def largest(self) -> Tensor:
+    def amax(self) -> Tensor:
         """The largest of the window, a scalar or [E]; 0 where nothing was seen."""
         return self.window.amax(0)
 
@@ -80,7 +80,7 @@ def trained_amaxes(model: nn.Module, largest: Callable[[Tensor], Tensor] = lambd
     found = {}
     for name, part in model.named_modules():
         if isinstance(part, AmaxHistory):
-            amax = largest(part.largest()).cpu()
+            amax = largest(part.amax()).cpu()
             if amax.max() > 0:
                 found[_weight_of(name)] = torch.where(amax > 0, amax, amax.max())
     return found

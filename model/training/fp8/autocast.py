@@ -8,11 +8,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
-RecipeName = Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"]
+Fp8Scaling = Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"]
 
 
 @dataclass(frozen=True)
-class Fp8Recipe:
+class Fp8Options:
     """One of torchao's recipes; experts follow it as far as it reaches.
 
     Attributes:
@@ -21,7 +21,7 @@ class Fp8Recipe:
             in high precision, the most exact.
     """
 
-    name: RecipeName = "tensorwise"
+    name: Fp8Scaling = "tensorwise"
 
     @property
     def by_row(self) -> bool:
@@ -34,16 +34,16 @@ class Fp8Recipe:
         return self.name == "rowwise_with_gw_hp"
 
 
-_ACTIVE: ContextVar[Fp8Recipe | None] = ContextVar("fp8_recipe", default=None)
+_ACTIVE: ContextVar[Fp8Options | None] = ContextVar("fp8_recipe", default=None)
 
 
-def active_recipe() -> Fp8Recipe | None:
+def active_recipe() -> Fp8Options | None:
     """The recipe of the innermost ``fp8_autocast`` of this thread, None outside."""
     return _ACTIVE.get()
 
 
 @contextmanager
-def fp8_autocast(recipe: Fp8Recipe | None) -> Iterator[None]:
+def fp8_autocast(recipe: Fp8Options | None) -> Iterator[None]:
     """Prepared products (``fp8.prepare_for_fp8``) are FP8 inside, and what they were outside. None switches it off.
 
     A backward pass follows the forward pass it belongs to, wherever it runs. Layers that are computed again in the

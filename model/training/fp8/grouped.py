@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .amax_history import AmaxHistory
-from .autocast import Fp8Recipe, active_recipe
 from ..moe.grouped import grouped_gradient, grouped_product, groups, in_autocast
+from .amax_history import AmaxHistory
+from .autocast import Fp8Options, active_recipe
 
 FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
 _SMALLEST_SCALE = 2.0**-100
@@ -62,14 +62,14 @@ def power_of_two(scale: Tensor) -> Tensor:
     return torch.where(scale.isfinite(), power, torch.nan)
 
 
-def fp8_grouped_product(x_RK: Tensor, weight_EKN: Tensor, offsets_E: Tensor, recipe: Fp8Recipe) -> Tensor:
+def fp8_grouped_product(x_RK: Tensor, weight_EKN: Tensor, offsets_E: Tensor, recipe: Fp8Options) -> Tensor:
     """``grouped_product`` with operands in FP8, in the backward pass too; [R, N] in the type of ``x_RK``."""
     return _Fp8Product.apply(x_RK, weight_EKN, offsets_E, recipe)  # type: ignore[no-untyped-call]
 
 
 class _Fp8Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_RK: Tensor, weight_EKN: Tensor, offsets_E: Tensor, recipe: Fp8Recipe) -> Tensor:
+    def forward(ctx: Any, x_RK: Tensor, weight_EKN: Tensor, offsets_E: Tensor, recipe: Fp8Options) -> Tensor:
         ctx.save_for_backward(x_RK, weight_EKN, offsets_E)
         ctx.recipe = recipe
         x = rounded(x_RK, _by_row(x_RK, offsets_E, recipe), FORWARD)
@@ -89,13 +89,13 @@ class _Fp8Product(torch.autograd.Function):
         return dx, dw, None, None
 
 
-def _input_gradient(dy_RN: Tensor, weight_EKN: Tensor, offsets_E: Tensor, recipe: Fp8Recipe) -> Tensor:
+def _input_gradient(dy_RN: Tensor, weight_EKN: Tensor, offsets_E: Tensor, recipe: Fp8Options) -> Tensor:
     dy = rounded(dy_RN, _by_row(dy_RN, offsets_E, recipe), BACKWARD)
     codes, scale = rounded(weight_EKN, _of_weight(weight_EKN, 2, recipe), FORWARD)
     return _scaled_grouped(dy, Rounded(codes.mT, scale.mT), offsets_E, dy_RN.dtype)
 
 
-def _weight_gradient(x_RK: Tensor, dy_RN: Tensor, offsets_E: Tensor, recipe: Fp8Recipe) -> Tensor:
+def _weight_gradient(x_RK: Tensor, dy_RN: Tensor, offsets_E: Tensor, recipe: Fp8Options) -> Tensor:
     """As dw_e^T = dy_e^T x_e: GPU kernels with a scale per row take E5M2 on the left only."""
     rows_R = experts_of_rows(offsets_E, len(x_RK))
     amax_x_EK, amax_dy_EN = _by_column(x_RK, offsets_E, recipe), _by_column(dy_RN, offsets_E, recipe)
@@ -148,14 +148,14 @@ def largest_of_experts(x_RK: Tensor, offsets_E: Tensor) -> Tensor:
     return amax_R.new_zeros(len(offsets_E)).scatter_reduce(0, rows_R, amax_R, "amax")
 
 
-def _by_row(x_RK: Tensor, offsets_E: Tensor, recipe: Fp8Recipe) -> Tensor:
+def _by_row(x_RK: Tensor, offsets_E: Tensor, recipe: Fp8Options) -> Tensor:
     """Largest magnitudes for scales along rows, [R, 1]."""
     if recipe.by_row:
         return x_RK.abs().amax(1, keepdim=True)
     return largest_of_experts(x_RK, offsets_E)[experts_of_rows(offsets_E, len(x_RK))][:, None]
 
 
-def _by_column(x_RK: Tensor, offsets_E: Tensor, recipe: Fp8Recipe) -> Tensor:
+def _by_column(x_RK: Tensor, offsets_E: Tensor, recipe: Fp8Options) -> Tensor:
     """Largest magnitudes for scales along the columns of each expert's rows, [E, K]."""
     shape = len(offsets_E), x_RK.shape[1]
     if not recipe.by_row:
@@ -164,7 +164,7 @@ def _by_column(x_RK: Tensor, offsets_E: Tensor, recipe: Fp8Recipe) -> Tensor:
     return x_RK.new_zeros(shape).scatter_reduce(0, rows_RK, x_RK.abs(), "amax")
 
 
-def _of_weight(weight_EKN: Tensor, summed: int, recipe: Fp8Recipe) -> Tensor:
+def _of_weight(weight_EKN: Tensor, summed: int, recipe: Fp8Options) -> Tensor:
     """Largest magnitudes of weights, 1 along the axis that the product sums over."""
     amax = weight_EKN.abs().amax(summed, keepdim=True)
     return amax if recipe.by_row else amax.amax((1, 2), keepdim=True).expand_as(amax)

@@ -7,7 +7,7 @@ router, norms, embedding, head, attention projections and the patch embedding.
 
     prepare_for_training(model)            # experts in groups
     prepare_for_fp8(model)                 # products that can be FP8
-    with fp8_autocast(Fp8Recipe("rowwise")):
+    with fp8_autocast(Fp8Options("rowwise")):
         loss = ...
 
 Dense layers use torchao's products: tensorwise has E5M2 gradients, its rowwise recipes E4M3 throughout, with scales
@@ -25,13 +25,13 @@ from torch import Tensor, nn
 
 from ....errors import HerdError
 from ...llama4.model import Llama4
-from .amax_history import AmaxHistory
 from ..moe.experts import GroupedExperts, canonical_name
+from .amax_history import AmaxHistory
+from .autocast import Fp8Options, Fp8Scaling, active_recipe, fp8_autocast, recompute_contexts
 from .grouped import Fp8GroupedProduct
-from .autocast import Fp8Recipe, RecipeName, active_recipe, fp8_autocast, recompute_contexts
 
 __all__ = [
-    "EXACT", "Fp8Linear", "Fp8Recipe", "fp8_autocast", "prepare_for_fp8", "recompute_contexts",
+    "EXACT", "Fp8Linear", "Fp8Options", "fp8_autocast", "prepare_for_fp8", "recompute_contexts",
 ]
 
 EXACT = ("router", "embed_tokens", "lm_head", "self_attn", "patch_embedding")
@@ -64,7 +64,7 @@ class Fp8Linear(nn.Linear):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
-def _torchao_product(x: Tensor, weight_NK: Tensor, recipe: RecipeName) -> Tensor:
+def _torchao_product(x: Tensor, weight_NK: Tensor, recipe: Fp8Scaling) -> Tensor:
     """``Float8Linear`` of torchao without its module: one set of parameters must serve both precisions."""
     template = _template(recipe)
     from torchao.float8.float8_linear import matmul_with_hp_or_float8_args  # noqa: PLC0415 - heavy
@@ -73,7 +73,7 @@ def _torchao_product(x: Tensor, weight_NK: Tensor, recipe: RecipeName) -> Tensor
 
 
 @lru_cache
-def _template(recipe: RecipeName) -> Any:
+def _template(recipe: Fp8Scaling) -> Any:
     """A layer without weights, whose settings are a recipe's.
 
     Raises:

@@ -31,12 +31,12 @@ def tokens_per_expert(experts_Tk: Tensor, experts: int) -> Tensor:
     return chosen.new_zeros(experts).scatter_add_(0, chosen, torch.ones_like(chosen))
 
 
-def choices_moved(plain_Tk: Tensor, biased_Tk: Tensor) -> Tensor:
+def rerouted_tokens(plain_Tk: Tensor, biased_Tk: Tensor) -> Tensor:
     """Tokens whose set of experts differs between two choices, int64 scalar."""
     return (plain_Tk.sort(-1).values != biased_Tk.sort(-1).values).any(-1).sum()
 
 
-def moved_bias(bias_E: Tensor, counts_E: Tensor, rate: float) -> Tensor:
+def updated_bias(bias_E: Tensor, counts_E: Tensor, rate: float) -> Tensor:
     """The bias after one update.
 
     Args:
@@ -49,7 +49,7 @@ def moved_bias(bias_E: Tensor, counts_E: Tensor, rate: float) -> Tensor:
     return bias_E + rate * (error_E - error_E.mean())
 
 
-def acting_share(step: int, steps: int, fade: float) -> float:
+def bias_schedule(step: int, steps: int, fade: float) -> float:
     """The share of the bias that acts in a step, counted from 0, of so many; ``fade`` is f, 0 for all of it always."""
     return min(1.0, (steps - 1 - step) / (fade * steps)) if fade else 1.0
 

@@ -21,20 +21,20 @@ from torch.nn import functional
 
 from ....errors import HerdError
 from ...config import TextConfig
+from ...config.names import expected_tensors
 from ...llama4.decoder import DecoderLayer, Experts, MixtureOfExperts
 from ...llama4.model import Llama4
-from ...config.names import expected_tensors
-from .balancing import (
-    acting_share,
-    choices_moved,
-    load_balancing_loss,
-    moved_bias,
-    router_z_loss,
-    tokens_per_expert,
-)
-from .grouped import GroupedProduct, in_autocast, inverse, offsets_of
 from ..parallel.ranks import own
 from ..recompute import recomputing
+from .balancing import (
+    bias_schedule,
+    load_balancing_loss,
+    rerouted_tokens,
+    router_z_loss,
+    tokens_per_expert,
+    updated_bias,
+)
+from .grouped import GroupedProduct, in_autocast, inverse, offsets_of
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Dispatch(Protocol):
         """
 
 
-def here(compute: Compute, x_RD: Tensor, counts_E: Tensor) -> Tensor:
+def local_dispatch(compute: Compute, x_RD: Tensor, counts_E: Tensor) -> Tensor:
     """All experts are on this rank."""
     return compute(x_RD, counts_E)
 
@@ -92,7 +92,7 @@ class GroupedExperts(Experts):
         super().__init__(config)
         self.gate_up_product: nn.Module = GroupedProduct()
         self.down_product: nn.Module = GroupedProduct()
-        self.dispatch: Dispatch = here
+        self.dispatch: Dispatch = local_dispatch
 
     def forward(self, x_TD: Tensor, logits_TE: Tensor, experts_Tk: Tensor | None = None) -> Tensor:
         """Tokens and router logits to the sum of the chosen experts' outputs.
@@ -168,7 +168,7 @@ class BalancedMixture(MixtureOfExperts):
         self.auxiliary = auxiliary
         with torch.no_grad():
             self.counts += tokens_per_expert(experts_Tk, len(self.counts))
-            self.moved += choices_moved(logits_TE.topk(self.experts.top_k, dim=-1).indices, experts_Tk)
+            self.moved += rerouted_tokens(logits_TE.topk(self.experts.top_k, dim=-1).indices, experts_Tk)
 
     def _auxiliary(self, logits_TE: Tensor, experts_Tk: Tensor) -> Tensor | None:
         options, losses = self.options, []
@@ -181,7 +181,7 @@ class BalancedMixture(MixtureOfExperts):
     @torch.no_grad()
     def rebalance(self, counts_E: Tensor) -> None:
         """Move the bias against an uneven load, and count from zero again."""
-        self.selection_bias.copy_(moved_bias(self.selection_bias, counts_E, self.options.bias_rate))
+        self.selection_bias.copy_(updated_bias(self.selection_bias, counts_E, self.options.bias_rate))
         self.counts.zero_()
         self.moved.zero_()
 
@@ -238,7 +238,7 @@ def auxiliary_loss(model: nn.Module) -> Tensor | None:
 def fade_selection_biases(model: nn.Module, step: int, steps: int) -> None:
     """Before a step, counted from 0, of so many: let every bias act as much as it should by then."""
     for _, mixture in mixtures(model):
-        mixture.acting = acting_share(step, steps, mixture.options.bias_fade)
+        mixture.acting = bias_schedule(step, steps, mixture.options.bias_fade)
 
 
 class Load(NamedTuple):

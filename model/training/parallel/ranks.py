@@ -51,7 +51,7 @@ class ParallelOptions:
                 raise HerdError(f"parallel.{name} is {ranks}, it must be at least 1")
 
     @property
-    def owners(self) -> int:
+    def expert_parallel_size(self) -> int:
         """Ranks that each hold a part of the routed experts of a replica."""
         return self.expert * self.tensor
 
@@ -98,7 +98,7 @@ class Ranks:
                                 "start all ranks with torchrun") from error
         logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)  # about speed, where rare
         count = dist.get_world_size()
-        shape = (count // parallel.owners, parallel.expert, parallel.tensor)
+        shape = (count // parallel.expert_parallel_size, parallel.expert, parallel.tensor)
         mesh = init_device_mesh(_device(), shape, mesh_dim_names=("replica", "expert", "tensor"))
         return cls(dist.get_rank(), count, parallel, mesh, mesh["replica", "expert"]._flatten("data"))
 
@@ -128,7 +128,7 @@ class Ranks:
             dist.all_reduce(tensor, group=self.data_mesh.get_group())
         return tensor
 
-    def largest(self, tensor: Tensor) -> Tensor:
+    def maximum(self, tensor: Tensor) -> Tensor:
         """The maximum of a tensor over all ranks, element by element."""
         if self.mesh is not None:
             tensor = tensor.clone()
@@ -173,12 +173,13 @@ def nearest_divisor(value: int, wanted: int) -> int:
 
 
 def _require_ranks(count: int, parallel: ParallelOptions) -> None:
-    owners = parallel.owners
-    if count % owners:
-        fitting = max(1, round(count / owners)) * owners
+    expert_parallel_size = parallel.expert_parallel_size
+    if count % expert_parallel_size:
+        fitting = max(1, round(count / expert_parallel_size)) * expert_parallel_size
         raise HerdError(f"{count} process{'es' if count > 1 else ''} cannot be arranged in groups of parallel.expert="
-                        f"{parallel.expert} x parallel.tensor={parallel.tensor} = {owners}: start {fitting} with "
-                        f"torchrun --nproc-per-node {fitting}, or choose a product of {nearest_divisor(count, owners)}")
+                        f"{parallel.expert} x parallel.tensor={parallel.tensor} = {expert_parallel_size}: start {fitting} with "
+                        f"torchrun --nproc-per-node {fitting}, or choose a product of "
+                        f"{nearest_divisor(count, expert_parallel_size)}")
 
 
 def _device() -> str:

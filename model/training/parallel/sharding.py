@@ -21,10 +21,10 @@ from ...llama4.decoder import DecoderLayer
 from ...llama4.model import Llama4
 from ...llama4.vision import VisionLayer
 from ..fp8.amax_history import AmaxHistory
-from .expert_parallel import AllToAll
 from ..moe.experts import GroupedExperts
+from .expert_parallel import AllToAll
 from .ranks import ParallelOptions, Ranks, nearest_divisor, own
-from .tensor_parallel import DealtRows, share_layers
+from .tensor_parallel import ExpertTensorParallelDispatch, share_layers
 
 
 def shard(model: Llama4, ranks: Ranks) -> None:
@@ -40,7 +40,7 @@ def shard(model: Llama4, ranks: Ranks) -> None:
     require_divisible(model.config, ranks.parallel)
     if ranks.parallel.tensor > 1:
         share_layers(model, ranks.mesh["tensor"])
-    if ranks.parallel.owners > 1:
+    if ranks.parallel.expert_parallel_size > 1:
         for part in model.modules():
             if isinstance(part, GroupedExperts):
                 _deal_experts(part, ranks)
@@ -49,7 +49,7 @@ def shard(model: Llama4, ranks: Ranks) -> None:
             fully_shard(part, mesh=ranks.data_mesh)
     fully_shard(model, mesh=ranks.data_mesh)
     if model.vision is not None:
-        _see_together(model, ranks)
+        _sync_vision_forward(model, ranks)
 
 
 def require_divisible(config: HerdConfig, parallel: ParallelOptions) -> None:
@@ -65,10 +65,10 @@ def require_divisible(config: HerdConfig, parallel: ParallelOptions) -> None:
             raise HerdError(f"{value} {name} cannot be shared by parallel.tensor={parallel.tensor} ranks: choose "
                             f"parallel.tensor={fitting}")
     experts = config.text.num_experts if config.text.moe_layers else 0
-    if experts % parallel.owners or (parallel.expert > 1 and not experts):
+    if experts % parallel.expert_parallel_size or (parallel.expert > 1 and not experts):
         fitting = nearest_divisor(max(1, experts // parallel.tensor), parallel.expert)
         raise HerdError(f"{experts} experts cannot be dealt to parallel.expert={parallel.expert} x parallel.tensor="
-                        f"{parallel.tensor} = {parallel.owners} ranks: choose parallel.expert={fitting}")
+                        f"{parallel.tensor} = {parallel.expert_parallel_size} ranks: choose parallel.expert={fitting}")
 
 
 def _shared_by_tensor(config: HerdConfig) -> dict[str, int]:
@@ -91,26 +91,26 @@ def _shared_by_tower(vision: VisionConfig) -> dict[str, int]:
 
 def _deal_experts(experts: GroupedExperts, ranks: Ranks) -> None:
     """Give each owner a contiguous range of experts, and let FP8 remember their inputs only."""
-    owners, placements = ranks.mesh["expert", "tensor"], [Shard(0), Shard(0)]
+    expert_parallel_size, placements = ranks.mesh["expert", "tensor"], [Shard(0), Shard(0)]
     for name, weight in list(experts.named_parameters(recurse=False)):
-        part = distribute_tensor(weight.detach(), owners, placements, src_data_rank=None)
+        part = distribute_tensor(weight.detach(), expert_parallel_size, placements, src_data_rank=None)
         experts.register_parameter(name, nn.Parameter(part))
     share = len(own(experts.down_proj))
-    first = share * (ranks.rank % ranks.parallel.owners)
+    first = share * (ranks.rank % ranks.parallel.expert_parallel_size)
     for history in experts.modules():
         if isinstance(history, AmaxHistory):
             history.seen = slice(first, first + share)
     if ranks.parallel.expert > 1:
         experts.dispatch = AllToAll(ranks.mesh.get_group("expert"))
     if ranks.parallel.tensor > 1:
-        experts.dispatch = DealtRows(experts.dispatch, ranks.mesh["tensor"], ranks.parallel.expert)
+        experts.dispatch = ExpertTensorParallelDispatch(experts.dispatch, ranks.mesh["tensor"], ranks.parallel.expert)
     spread = fully_shard(experts, mesh=ranks.mesh["replica"])
     spread.set_gradient_divide_factor(float(ranks.data_ranks))
     # gloo knows no scaled sum. For a single replica nothing is summed, and torch 2.13 would divide twice.
     spread.set_force_sum_reduction_for_comms(ranks.mesh["replica"].size() > 1)
 
 
-def _see_together(model: Llama4, ranks: Ranks) -> None:
+def _sync_vision_forward(model: Llama4, ranks: Ranks) -> None:
     """Show a blank tile where a batch has no picture and another rank's has: the tower's parts are joined by all.
 
     No token takes its features, so its gradients are zero. When no rank has a picture, none runs the tower.
@@ -120,7 +120,7 @@ def _see_together(model: Llama4, ranks: Ranks) -> None:
     blank = torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size)
 
     def together(input_ids_BT: Tensor, pixels_NCHW: Tensor | None = None, document_BT: Tensor | None = None) -> Any:
-        seen = ranks.largest(torch.tensor(int(pixels_NCHW is not None), device=input_ids_BT.device))
+        seen = ranks.maximum(torch.tensor(int(pixels_NCHW is not None), device=input_ids_BT.device))
         if pixels_NCHW is None and seen:
             pixels_NCHW = blank.to(input_ids_BT.device)
         return forward(input_ids_BT, pixels_NCHW, document_BT)

@@ -76,7 +76,7 @@ def _split(linear: nn.Module, mesh: DeviceMesh, style: ParallelStyle) -> None:
         linear.add_module(name, part)
 
 
-class DealtRows:
+class ExpertTensorParallelDispatch:
     """Computes on each tensor rank the rows of its own experts, and joins them.
 
     Args:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ....errors import HerdError
-from ..contrastive import Contrast
+from ..contrastive import ContrastiveLoss
 from ..parallel.ranks import Ranks
 from ..trainer import Progress
 from .run import OnStep, RunOptions, new_model, open_model, train_model
@@ -37,4 +37,4 @@ def align(options: AlignOptions, on_step: OnStep | None = None) -> Progress:
         raise HerdError(f"{files} is a model without an image tower: there is nothing to align")
     if Ranks.from_environment().count > 1:
         raise HerdError("alignment runs in one process, several were started: start it without torchrun")
-    return train_model(model, options, files, objective=lambda _: Contrast(), on_step=on_step)
+    return train_model(model, options, files, objective=lambda _: ContrastiveLoss(), on_step=on_step)

@@ -11,13 +11,13 @@ import torch
 
 from ....errors import HerdError
 from ...checkpoint import open_checkpoint, save_checkpoint
-from ...checkpoint.base import CARRIED
+from ...checkpoint.base import PROCESSOR_FILES
 from ...config import HerdConfig
 from ...llama4.model import Llama4
-from ..fp8.amax_history import save_amaxes, trained_amaxes
 from ..data import Batch, Encoder, Loader, hold_out, open_samples
+from ..fp8.amax_history import save_amaxes, trained_amaxes
+from ..fp8.linear import Fp8Options, fp8_autocast, prepare_for_fp8
 from ..moe.experts import ExpertOptions, canonical_name, plain_state_dict, prepare_for_training
-from ..fp8.linear import Fp8Recipe, fp8_autocast, prepare_for_fp8
 from ..objective import Objective
 from ..optim import OptimizerOptions
 from ..parallel.ranks import ParallelOptions, Ranks, whole
@@ -56,7 +56,7 @@ class RunOptions:
     train: TrainOptions = field(default_factory=TrainOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     experts: ExpertOptions = field(default_factory=ExpertOptions)
-    fp8: Fp8Recipe = field(default_factory=Fp8Recipe)
+    fp8: Fp8Options = field(default_factory=Fp8Options)
     parallel: ParallelOptions = field(default_factory=ParallelOptions)
 
 
@@ -119,7 +119,7 @@ def train_model(
     if trainer.average is not None:
         weights |= {canonical_name(name): value for name, value in trainer.average.items()}
     weights = {name: whole(value) for name, value in weights.items()}
-    amaxes = trained_amaxes(model, ranks.largest)
+    amaxes = trained_amaxes(model, ranks.maximum)
     if ranks.first:
         save_model(options.output / "model", model.config, weights, files)
         if options.train.precision == "fp8":
@@ -131,7 +131,7 @@ def train_model(
 
 def save_model(directory: Path, config: HerdConfig, weights: dict[str, torch.Tensor], files: Path) -> None:
     """Write a checkpoint in Hugging Face layout, in bfloat16, with the processor files of another directory."""
-    carried = {name: files / name for name in CARRIED if (files / name).is_file()}
+    carried = {name: files / name for name in PROCESSOR_FILES if (files / name).is_file()}
     save_checkpoint(directory, config, ((name, value.bfloat16()) for name, value in weights.items()), carried=carried,
                     overwrite=True)
 

@@ -19,11 +19,11 @@ from ....errors import HerdError
 from ....model.config import HerdConfig
 from ...kv_cache.batch import DecodeBatch
 from ...kv_cache.memory import Buffer, HostMemory
-from .session import Memory, create_session, load_onnxruntime
-from ..runner import PIECE, SCORES_BYTES, SHORTEST, Logits, Runner
 from ...kv_cache.sequence import Features, Sequence
+from ..runner import PREFILL_CHUNK, SCORES_BYTES, SHORTEST, Logits, Runner
+from .session import Memory, create_session, load_onnxruntime
 
-__all__ = ["PIECE", "SCORES_BYTES", "SHORTEST", "DecodeBinding", "DecoderRunner", "Logits"]
+__all__ = ["PREFILL_CHUNK", "SCORES_BYTES", "SHORTEST", "DecodeBinding", "DecoderRunner", "Logits"]
 
 
 class DecodeBinding:
@@ -46,9 +46,9 @@ class DecoderRunner(Runner):
     def __init__(self, graph: Path, config: HerdConfig, *, threads: int | None, memory: Memory = "fast") -> None:
         self.config = config
         self.session = create_session(graph, threads=threads, memory=memory)
-        self._prepare(self.session.get_inputs(), graph)
+        self._init_cache_io(self.session.get_inputs(), graph)
 
-    def _prepare(self, inputs: Items[Any], graph: Path, *, batches: int = 1) -> None:
+    def _init_cache_io(self, inputs: Items[Any], graph: Path, *, batches: int = 1) -> None:
         """Learn from a graph's inputs where caches live; remember so many batches."""
         _check_caches(inputs, self.config, graph)
         self._value = load_onnxruntime().OrtValue.ortvalue_from_numpy
@@ -77,7 +77,7 @@ class DecoderRunner(Runner):
             self._batches.appendleft(batch)
         return batch.run(token_ids)
 
-    def run_piece(self, sequence: Sequence, piece: list[int], features: Features, rows: Features) -> Logits:
+    def prefill_chunk(self, sequence: Sequence, piece: list[int], features: Features, rows: Features) -> Logits:
         """Append a piece; see ``Runner``."""
         logits = np.empty((1, len(rows), self.config.text.vocab_size), np.float32)
         ids, lengths = np.asarray([piece], np.int64), np.asarray([len(sequence)], np.int64)

@@ -25,7 +25,7 @@ _MAPS = Path("/proc/self/maps")
 
 
 @contextmanager
-def released_while_loading(*files: Path) -> Iterator[None]:
+def drop_page_cache_during_load(*files: Path) -> Iterator[None]:
     """Drop the resident pages of mapped files whenever many have come, until the block ends, and once more then."""
     if not sys.platform.startswith("linux") or not _MAPS.exists():
         yield

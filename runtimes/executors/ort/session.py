@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ....errors import HerdError
-from .page_release import released_while_loading
+from .page_release import drop_page_cache_during_load
 
 Memory = Literal["fast", "low"]
 """``fast``: weights packed for speed; ``low``: weights used as they are mapped. See ``Engine.load``."""
@@ -39,7 +39,7 @@ def create_session(path: Path, *, threads: int | None = None, memory: Memory = "
         memory: whether weights are packed.
     """
     options = _options(memory, threads or 0)
-    with released_while_loading(*([path.with_suffix(".data")] if memory == "fast" else [])):
+    with drop_page_cache_during_load(*([path.with_suffix(".data")] if memory == "fast" else [])):
         return _session(path, options)
 
 
@@ -53,7 +53,7 @@ def create_sessions(paths: Items[Path], data: Path, *, threads: int, memory: Mem
         memory: whether weights are packed.
     """
     _share(threads)
-    with released_while_loading(*([data] if memory == "fast" else [])):
+    with drop_page_cache_during_load(*([data] if memory == "fast" else [])):
         return [_session(path, _shared_options(threads, memory)) for path in paths]
 
 

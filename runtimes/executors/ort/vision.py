@@ -15,13 +15,13 @@ import numpy as np
 
 from ....errors import HerdError
 from ....model.config import HerdConfig, VisionConfig
-from .session import Memory, create_session
 from ...kv_cache.sequence import Features
+from .session import Memory, create_session
 
 TILES_PER_CALL = 4
 """Tiles in one call: enough to fill the matrix products, few enough to bound the memory of activations."""
 
-REMEMBERED_BYTES = 256 << 20
+IMAGE_CACHE_BYTES = 256 << 20
 
 
 class VisionRunner:
@@ -52,7 +52,7 @@ class VisionRunner:
         digests = [digest(tile) for tile in pixel_values]
         new = {key: tile for key, tile in zip(digests, pixel_values, strict=True) if key not in self._remembered}
         known = {key: self._remembered[key] for key in digests if key not in new} | self._computed(new)
-        self._remember(known)
+        self._cache_features(known)
         return np.concatenate([known[key] for key in digests])
 
     def run(self, pixel_values: np.ndarray[Any, Any]) -> Features:
@@ -70,11 +70,11 @@ class VisionRunner:
             found |= dict(zip(some, np.split(rows, len(some)), strict=True))
         return found
 
-    def _remember(self, features: dict[bytes, Features]) -> None:
+    def _cache_features(self, features: dict[bytes, Features]) -> None:
         for key, rows in features.items():
             self._remembered[key] = rows
             self._remembered.move_to_end(key)
-        while sum(rows.nbytes for rows in self._remembered.values()) > REMEMBERED_BYTES:
+        while sum(rows.nbytes for rows in self._remembered.values()) > IMAGE_CACHE_BYTES:
             self._remembered.popitem(last=False)
 
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from ....errors import HerdError
 from ....model.config import HerdConfig
-from ...kv_cache.batch import SideBySide
+from ...kv_cache.batch import BatchedKVCache
 from ...kv_cache.memory import Buffer
-from ..runner import PIECE, Logits, Runner
 from ...kv_cache.sequence import Features, Sequence
+from ..runner import PREFILL_CHUNK, Logits, Runner
 from .executor import Call, Executor, choose_profile
 
 
@@ -37,8 +37,8 @@ class PlanRunner(Runner):
         if min(chunk, context) > (slots := self._largest("slots_local")):
             raise HerdError(f"chunked layers need {min(chunk, context)} slots, the plan was built for {slots}: build "
                             "it with other limits")
-        self.longest = min(PIECE, self._largest("tokens"))
-        self._batch: SideBySide | None = None
+        self.longest = min(PREFILL_CHUNK, self._largest("tokens"))
+        self._batch: BatchedKVCache | None = None
 
     def _largest(self, dimension: str) -> int:
         """Most of a dimension in any profile; without end when no profile has it."""
@@ -61,14 +61,14 @@ class PlanRunner(Runner):
         """Append one text token to each of several sequences; see ``Runner``."""
         self._reserve(sequences, 1)
         if self._batch is None or not self._batch.holds(sequences):
-            self._batch = SideBySide(self.memory, self.config.text, sequences)
+            self._batch = BatchedKVCache(self.memory, self.config.text, sequences)
         lengths = [len(sequence) for sequence in sequences]
         logits = self._run(self._batch.layers, lengths, [[token] for token in token_ids])
         for sequence, token in zip(sequences, token_ids, strict=True):
             sequence.token_ids.append(int(token))
         return logits[:, 0]
 
-    def run_piece(self, sequence: Sequence, piece: list[int], features: Features, rows: Features) -> Logits:
+    def prefill_chunk(self, sequence: Sequence, piece: list[int], features: Features, rows: Features) -> Logits:
         """Append a piece; see ``Runner``."""
         return self._run(sequence.buffers.layers, [len(sequence)], [piece], features, rows)[0]
 

@@ -1,0 +1,52 @@
+"""How a weight is stored in fewer bits: what a format is, and the bytes that it takes. Torch-free.
+
+How values are rounded to a format stands in ``e4m3.py`` for FP8 and in ``export/weights/`` for integers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BlockFormat:
+    """Integer codes in blocks of inputs, each block of an output channel with a scale of its own.
+
+    Attributes:
+        bits: 8 or 4.
+        block: inputs that share a scale, a power of two from 16.
+        fitted: search for the scale with the least square error; otherwise the block's range decides.
+    """
+
+    bits: int
+    block: int
+    fitted: bool = True
+
+    def blocks(self, inputs: int) -> int:
+        """Blocks of one output channel."""
+        return -(-inputs // self.block)
+
+    def bytes_per_weight(self) -> float:
+        """Codes, float32 scales and, with 4 bits, zero points."""
+        return (self.bits + (32 + (self.bits if self.bits == 4 else 0)) / self.block) / 8
+
+
+@dataclass(frozen=True)
+class ChannelFormat:
+    """One byte per weight and a float32 scale per output channel."""
+
+    def bytes_per_weight(self) -> float:
+        """Scales are a few bytes in thousands."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Fp8Format:
+    """One E4M3 byte per weight, a bfloat16 scale ratio per output channel and one scale per tensor."""
+
+    def bytes_per_weight(self) -> float:
+        """Ratios are a few bytes in thousands."""
+        return 1.0
+
+
+Format = BlockFormat | ChannelFormat | Fp8Format

@@ -1,0 +1,178 @@
+"""Configurations: published traps, Meta's file, round trips."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from llama_models.llama4.args import ModelArgs
+from transformers import Llama4Config
+
+from herdgraph.errors import HerdError
+from herdgraph.model.config import HerdConfig
+from herdgraph.model.config.parameter_counts import model_size
+from herdgraph.model.config.presets import MAVERICK, PRESETS, SCOUT, preset
+
+# As in published files: interval-derived layers, an integer flag, RoPE scaling in its old place.
+PUBLISHED = {
+    "model_type": "llama4",
+    "boi_token_index": 200080, "eoi_token_index": 200081, "image_token_index": 200092,
+    "text_config": {
+        "model_type": "llama4_text", "vocab_size": 202048, "hidden_size": 5120, "intermediate_size": 8192,
+        "intermediate_size_mlp": 16384, "num_hidden_layers": 48, "num_attention_heads": 40, "num_key_value_heads": 8,
+        "head_dim": 128, "num_local_experts": 16, "num_experts_per_tok": 1, "interleave_moe_layer_step": 1,
+        "no_rope_layers": [], "attention_chunk_size": 8192, "attn_temperature_tuning": 4, "floor_scale": 8192,
+        "attn_scale": 0.1, "use_qk_norm": True, "rope_theta": 500000.0, "max_position_embeddings": 10485760,
+        "rope_scaling": {"rope_type": "llama3", "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0,
+                         "original_max_position_embeddings": 8192},
+        "bos_token_id": 200000, "eos_token_id": [200001, 200007, 200008], "pad_token_id": 200018,
+        "rms_norm_eps": 1e-05, "tie_word_embeddings": False,
+    },
+    "vision_config": {
+        "hidden_size": 1408, "num_hidden_layers": 34, "num_attention_heads": 16, "intermediate_size": 5632,
+        "image_size": 336, "patch_size": 14, "projector_input_dim": 4096, "projector_output_dim": 4096,
+        "vision_output_dim": 4096, "pixel_shuffle_ratio": 0.5, "rope_theta": 10000,
+    },
+}
+
+# Scout's params.json, as llama-models' ModelArgs reads it.
+META = {
+    "dim": 5120, "n_layers": 48, "n_heads": 40, "n_kv_heads": 8, "vocab_size": 202048, "multiple_of": 2048,
+    "ffn_dim_multiplier": 1.2, "ffn_exp": 4.0, "norm_eps": 1e-5, "rope_theta": 500000.0, "use_scaled_rope": True,
+    "use_qk_norm": True, "nope_layer_interval": 4, "attention_chunk_size": 8192, "attn_temperature_tuning": True,
+    "moe_args": {"num_experts": 16, "capacity_factor": 1.0, "auto_scale_F": True, "top_k": 1,
+                 "interleave_moe_layer_step": 1},
+    "vision_args": {"image_size": {"height": 336, "width": 336}, "patch_size": {"height": 14, "width": 14},
+                    "dim": 1408, "n_layers": 34, "n_heads": 16, "mlp_ratio": 4.0, "output_dim": 4096,
+                    "pixel_shuffle_ratio": 0.5},
+}
+
+
+def _changed(**text: object) -> dict[str, object]:
+    return {**PUBLISHED, "text_config": {**PUBLISHED["text_config"], **text}}
+
+
+def _vision(**vision: object) -> dict[str, object]:
+    return {**PUBLISHED, "vision_config": {**PUBLISHED["vision_config"], **vision}}
+
+
+def test_published_scout_file_is_the_preset() -> None:
+    assert HerdConfig.from_hf(PUBLISHED) == SCOUT
+
+
+def test_published_maverick_differences() -> None:
+    raw = _changed(num_local_experts=128, interleave_moe_layer_step=2, use_qk_norm=False, rope_scaling=None,
+                   max_position_embeddings=1048576)
+    assert HerdConfig.from_hf(raw) == MAVERICK
+    assert MAVERICK.text.moe_layers == tuple(range(1, 48, 2))
+
+
+def test_meta_params_file_is_the_same_model() -> None:
+    text, expected = HerdConfig.from_meta(META).text, SCOUT.text
+    assert ModelArgs(**META).rope_scaling_factor == text.rope_scaling.factor == 16
+    for name in ("hidden_size", "dense_size", "expert_size", "moe_layers", "rope_layers", "chunked_layers",
+                 "rope_scaling", "use_qk_norm", "num_experts", "attn_temperature_tuning", "floor_scale"):
+        assert getattr(text, name) == getattr(expected, name), name
+    assert HerdConfig.from_meta(META).vision == SCOUT.vision
+
+
+def test_null_chunk_means_global_attention_everywhere() -> None:
+    text = HerdConfig.from_hf(_changed(attention_chunk_size=None)).text
+    assert not any(text.chunked_layers)
+    assert not any(text.rope_layers[3::4])
+
+
+def test_text_only_and_missing_vision() -> None:
+    assert HerdConfig.from_hf(PUBLISHED["text_config"]).vision is None
+    assert HerdConfig.from_hf({**PUBLISHED, "vision_config": None}).vision is None
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_round_trips(name: str) -> None:
+    config = preset(name)
+    assert HerdConfig.from_hf(config.to_hf()) == config
+    assert HerdConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_transformers_reads_what_we_write() -> None:
+    theirs = Llama4Config(**{k: v for k, v in SCOUT.to_hf().items() if k != "architectures"}).text_config
+    assert theirs.no_rope_layers == [int(flag) for flag in SCOUT.text.rope_layers]
+    assert theirs.layer_types.count("full_attention") == 12
+
+
+@pytest.mark.parametrize(("config", "total", "active"), [
+    # llama4.md section 1: counted on the meta device from transformers' model; active derived by hand there.
+    (SCOUT, 108_641_793_536, 17.17e9), (MAVERICK, 401_583_781_376, 17.18e9),
+], ids=["scout", "maverick"])
+def test_parameter_counts(config: HerdConfig, total: int, active: float) -> None:
+    facts = model_size(config)
+    assert facts.total == total
+    assert facts.active == pytest.approx(active, rel=1e-3)
+    assert facts.kv_global_bytes == 48 * 1024
+    assert facts.kv_local_cap_bytes == 1.125 * 2**30
+
+
+@pytest.mark.parametrize(("raw", "message"), [
+    ({"model_type": "llama"}, "model_type is 'llama'"),
+    ({"model_type": "llama4", "text_config": {}}, "no value for 'num_hidden_layers'"),
+    (_changed(num_key_value_heads=7), "40 attention heads cannot share 7"),
+    (_changed(num_experts_per_tok=17), "num_experts_per_tok 17"),
+    (_changed(rope_scaling={"rope_type": "yarn", "factor": 2.0}), "rope_type is 'yarn'"),
+    (_changed(hidden_size="wide"), "hidden_size is 'wide', a number is needed"),
+    (_changed(attention_chunk_size=-5), "attention_chunk_size is -5, it must be at least 1"),
+    (_changed(max_position_embeddings=0), "max_position_embeddings is 0, it must be above 0"),
+    (_changed(rms_norm_eps=float("nan")), "rms_norm_eps is nan"),
+    (_changed(num_hidden_layers=0), "num_hidden_layers is 0"),
+    (_changed(num_hidden_layers=10**12), "num_hidden_layers is 1000000000000, it must be within 1 and 10000"),
+    (_changed(num_attention_heads=0), "num_attention_heads is 0"),
+    (_changed(num_key_value_heads=0), "num_kv_heads is 0"),
+    (_changed(vocab_size=True), "vocab_size is True"),
+    (_changed(eos_token_id=["a"]), "eos_token_ids is"),
+    (_changed(moe_layers=3), "moe_layers is 3, a list is needed"),
+    (_changed(rope_scaling=[1]), "rope_scaling is a list, a JSON object is needed"),
+    (_vision(patch_size=0), "patch_size is 0, it must be above 0"),
+    (_vision(num_attention_heads=0), "num_heads is 0, it must be above 0"),
+    (_vision(pixel_shuffle_ratio=0), "pixel_shuffle_ratio is 0.0, it must be above 0"),
+    (_vision(image_size=[336, 14]), r"image_size is \[336, 14\], a square is needed"),
+    ({**PUBLISHED, "vision_config": [1]}, "vision_config is a list, a JSON object is needed"),
+    ({**PUBLISHED, "image_token_index": "x"}, "image_token_id is 'x', a whole number is needed"),
+])
+def test_wrong_configurations(raw: dict[str, object], message: str) -> None:
+    with pytest.raises(HerdError, match=message):
+        HerdConfig.from_hf(raw)
+
+
+@pytest.mark.parametrize("change", [
+    {"n_layers": 0}, {"n_heads": 0}, {"multiple_of": 0}, {"moe_args": {"num_experts": 16, "capacity_factor": -1}},
+    {"moe_args": [1]}, {"moe_args": {"num_experts": 16, "interleave_moe_layer_step": 0}}, {"norm_eps": float("inf")},
+    {"vision_args": 5}, {"attention_chunk_size": -1},
+], ids=str)
+def test_wrong_meta_configurations(change: dict[str, object]) -> None:
+    with pytest.raises(HerdError):
+        HerdConfig.from_meta({**META, **change})
+
+
+def test_wrong_directories(tmp_path: Path) -> None:
+    with pytest.raises(HerdError, match="nothing does not exist: give a checkpoint directory"):
+        HerdConfig.from_file(tmp_path / "nothing")
+    with pytest.raises(HerdError, match=r"neither config\.json nor params\.json"):
+        HerdConfig.from_file(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(HerdError, match="cannot be read as JSON"):
+        HerdConfig.from_file(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 200_000)
+    with pytest.raises(HerdError, match="cannot be read as JSON"):
+        HerdConfig.from_file(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama4"}')
+    with pytest.raises(HerdError, match=r"config\.json: there is no value for 'num_hidden_layers'"):
+        HerdConfig.from_file(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "params.json").write_text('{"dim": 4096}')
+    with pytest.raises(HerdError, match="no moe_args"):
+        HerdConfig.from_file(tmp_path)
+
+
+def test_unknown_preset() -> None:
+    with pytest.raises(HerdError, match="no preset is called 'leviathan'"):
+        preset("leviathan")

@@ -1,0 +1,238 @@
+"""Training over real processes (gloo): the losses and gradients of one process on every arrangement of ranks, also
+after a rank was killed, and on another arrangement than before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from herdgraph.errors import HerdError
+from herdgraph.model.config import HerdConfig
+from herdgraph.model.config.presets import MAVERICK, SCOUT, TINY
+from herdgraph.model.training.parallel.expert_parallel import by_expert
+from herdgraph.model.training.parallel.ranks import ParallelOptions, Ranks
+from herdgraph.model.training.parallel.sharding import require_divisible
+from support.training_worker import Case, train
+
+WORKER = Path(__file__).parents[2] / "support" / "training_worker.py"
+
+ON_TWO = [
+    Case(), Case(expert=2), Case(tensor=2),
+    Case(expert=2, precision="fp8", directory="fp8-expert"),
+    Case(tensor=2, precision="fp8", recipe="rowwise", directory="fp8-tensor"),
+]
+BEGUN = Case(expert=2, tensor=2, pictures=True, recompute=True)
+RESUMED = [replace(BEGUN, directory="same"), Case(expert=4, pictures=True, directory="other"),
+           replace(BEGUN, directory="from-alone")]
+ON_FOUR = [
+    Case(pictures=True), Case(expert=2, pictures=True, top_k=2), Case(expert=4), Case(tensor=2, pictures=True), BEGUN,
+    Case(tensor=4), Case(expert=2, tensor=2, skew=True), *RESUMED, Case(expert=2, tensor=2, pictures=True, broken=True),
+]
+CASES = {2: ON_TWO, 4: ON_FOUR}
+
+
+def torchrun(ranks: int, *command: str) -> subprocess.CompletedProcess[str]:
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    return subprocess.run([*start, *command], capture_output=True, text=True, check=False, timeout=1200,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def run(ranks: int, cases: list[Case], folder: Path) -> subprocess.CompletedProcess[str]:
+    return torchrun(ranks, str(WORKER), json.dumps([asdict(case) for case in cases]), str(folder))
+
+
+@cache
+def alone(case: Case) -> dict[str, Any]:
+    return train(replace(case, expert=1, tensor=1, recompute=False, directory=""), Ranks.alone())
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run on expert x tensor ranks, one of which died after step 5."""
+    folder = tmp_path_factory.mktemp("killed")
+    assert run(4, [replace(BEGUN, directory="run", kill_at=5)], folder).returncode != 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Callable[[int], Path]:
+    """The folder in which so many ranks, started once, have trained all their cases."""
+    @cache
+    def all_of(ranks: int) -> Path:
+        folder = tmp_path_factory.mktemp("trained")
+        if ranks == 4:
+            for name in ("same", "other"):
+                shutil.copytree(request.getfixturevalue("killed"), folder / name)
+            with pytest.raises(KeyboardInterrupt):
+                train(replace(RESUMED[2], expert=1, tensor=1, kill_at=5).among(folder), Ranks.alone())
+        done = run(ranks, CASES[ranks], folder)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return folder
+
+    return all_of
+
+
+@pytest.fixture(scope="module")
+def found(trained: Callable[[int], Path]) -> Callable[[int, Case], dict[str, Any]]:
+    """What so many ranks have found in a case."""
+    @cache
+    def all_of(ranks: int) -> list[dict[str, Any]]:
+        return torch.load(trained(ranks) / "results.pt")
+
+    return lambda ranks, case: all_of(ranks)[CASES[ranks].index(case)]
+
+
+def named(case: Any) -> str | None:
+    if not isinstance(case, Case):
+        return None
+    own = {name: value for name, value in asdict(case).items() if value != getattr(Case(), name)}
+    return case.directory or "-".join(f"{name}={value}" for name, value in own.items()) or "fsdp"
+
+
+FP8 = [case for case in ON_TWO if case.precision == "fp8"]
+EXACT = [(ranks, case) for ranks, cases in CASES.items() for case in cases if not case.directory and not case.broken]
+
+
+@pytest.mark.parametrize(("ranks", "case"), EXACT, ids=named)
+def test_ranks_learn_what_one_process_learns(ranks: int, case: Case, found: Callable[[int, Case], Any]) -> None:
+    got, wanted = found(ranks, case), alone(case)
+    assert got["losses"] == pytest.approx(wanted["losses"], rel=1e-5)
+    assert got["norms"] == pytest.approx(wanted["norms"], rel=1e-4)  # Adam would hide a factor on gradients
+    assert got["held_out"] == pytest.approx(wanted["held_out"], rel=1e-5)
+    assert got["loads"] == wanted["loads"]
+    assert got["gradients"].keys() == wanted["gradients"].keys()
+    for name, gradient in wanted["gradients"].items():
+        torch.testing.assert_close(got["gradients"][name], gradient, rtol=0, atol=float(gradient.abs().max()) * 1e-4)
+    for kind in ("weights", "average"):
+        assert got[kind].keys() == wanted[kind].keys()
+        for name, value in wanted[kind].items():
+            torch.testing.assert_close(got[kind][name], value, rtol=0, atol=1e-3, msg=f"{kind} {name}")
+
+
+def test_all_tokens_at_one_expert_is_the_worst_load(found: Callable[[int, Case], Any]) -> None:
+    assert found(4, Case(expert=2, tensor=2, skew=True))["loads"] == [[8.0, 8.0]] * 6
+
+
+@pytest.mark.parametrize("case", FP8, ids=named)
+def test_fp8_on_ranks_is_fp8_alone(case: Case, found: Callable[[int, Case], Any]) -> None:
+    """As far as FP8 goes: ranks round the rows of an expert, or the parts of a sum, together or apart."""
+    got, wanted = found(2, case), alone(case)
+    assert got["losses"][0] == pytest.approx(wanted["losses"][0], rel=5e-4)
+    assert got["losses"] == pytest.approx(wanted["losses"], rel=3e-3)
+    assert got["amaxes"].keys() == wanted["amaxes"].keys()
+    for name, amax in wanted["amaxes"].items():
+        assert got["amaxes"][name].shape == amax.shape
+        torch.testing.assert_close(got["amaxes"][name], amax, rtol=0.5, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("case", FP8, ids=named)
+def test_what_fp8_remembers_is_whole_in_a_checkpoint(
+    case: Case, found: Callable[[int, Case], Any], trained: Callable[[int], Path]
+) -> None:
+    resumed = train(replace(case, expert=1, tensor=1).among(trained(2)), Ranks.alone())
+    assert resumed["losses"] == found(2, case)["losses"]
+    for name, amax in found(2, case)["amaxes"].items():
+        assert torch.equal(resumed["amaxes"][name], amax), name
+
+
+def test_a_loss_that_is_no_number_on_one_rank_stops_all(found: Callable[[int, Case], Any]) -> None:
+    told = found(4, ON_FOUR[-1])["error"]
+    assert told.startswith("step 3: the loss is nan; vision.vision_model.patch_embedding.linear is the first to give")
+
+
+def test_a_killed_rank_ends_the_run_after_its_last_checkpoint(killed: Path) -> None:
+    assert sorted(path.name for path in (killed / "checkpoints").glob("step-*[0-9]"))[-1] == "step-00000004"
+
+
+@pytest.mark.parametrize("case", RESUMED, ids=named)
+def test_a_killed_run_goes_on_on_the_same_and_on_other_ranks(case: Case, found: Callable[[int, Case], Any]) -> None:
+    assert len(found(4, case)["norms"]) == 2
+    assert found(4, case)["losses"] == pytest.approx(alone(BEGUN)["losses"], rel=1e-4)
+
+
+def test_a_killed_run_goes_on_alone(killed: Path, tmp_path: Path) -> None:
+    shutil.copytree(killed, tmp_path / "run")
+    got = train(Case(pictures=True, directory=str(tmp_path / "run")), Ranks.alone())
+    assert len(got["norms"]) == 2
+    assert got["losses"] == pytest.approx(alone(BEGUN)["losses"], rel=1e-4)
+
+
+def test_the_train_command_on_four_ranks_writes_a_whole_model(tmp_path: Path) -> None:
+    from herdgraph.model.checkpoint import open_checkpoint
+    from herdgraph.model.quantization.calibration_file import CalibrationFile
+    from support import herds
+
+    herds.save(HerdConfig(text=TINY.text), tmp_path / "checkpoint")
+    herds.write_processor(tmp_path / "checkpoint")
+    rows = [{"text": f"The herd of {number} grazes on the green hill. "} for number in range(40)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run_ = tmp_path / "run"
+    done = torchrun(
+        4, "-m", "herdgraph", "train", "pretrain", f"checkpoint={tmp_path / 'checkpoint'}",
+        f"data={tmp_path / 'data.jsonl'}", f"output={run_}", "rows=1", "seq_len=64", "train.steps=3",
+        "optimizer.ema=0.5", "held_out=0.2", "train.precision=fp8", "parallel.expert=2", "parallel.tensor=2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    with open_checkpoint(run_ / "model") as trained, open_checkpoint(tmp_path / "checkpoint") as before:
+        for name in ("layers.1.feed_forward.experts.down_proj", "layers.0.self_attn.q_proj.weight"):
+            assert trained.read(name).shape == before.read(name).shape
+            assert not torch.equal(trained.read(name), before.read(name).bfloat16())
+            assert (trained.read(name) - before.read(name)).abs().max() < 0.02  # in its place, three steps away
+        amax = CalibrationFile.open(run_ / "calibration", trained.fingerprint()).input_amax(
+            "layers.1.feed_forward.experts.down_proj")
+        assert amax.min() > 0
+
+
+def test_rows_of_an_expert_lie_together_whatever_rank_sent_them() -> None:
+    order = by_expert(torch.tensor([[2, 0, 1], [1, 3, 0]]), 7)
+    assert order.tolist() == [0, 1, 3, 4, 5, 6, 2]  # expert 0 of both ranks, expert 1 of the second, expert 2
+
+
+@pytest.mark.parametrize(("config", "parallel", "message"), [
+    (SCOUT, ParallelOptions(tensor=3), "40 attention heads cannot be shared by parallel.tensor=3 ranks: choose "
+                                       "parallel.tensor=2"),
+    (SCOUT, ParallelOptions(tensor=20), "8 key/value heads cannot be shared by parallel.tensor=20 ranks: choose "
+                                        "parallel.tensor=8"),
+    (SCOUT, ParallelOptions(expert=12), "16 experts cannot be dealt to parallel.expert=12 x parallel.tensor=1 = 12 "
+                                        "ranks: choose parallel.expert=8"),
+    (MAVERICK, ParallelOptions(expert=32, tensor=8), "128 experts cannot be dealt to parallel.expert=32 x "
+                                                     "parallel.tensor=8 = 256 ranks: choose parallel.expert=16"),
+    (TINY, ParallelOptions(tensor=4), "2 key/value heads cannot be shared by parallel.tensor=4 ranks: choose "
+                                      "parallel.tensor=2"),
+    (replace(TINY, text=replace(TINY.text, expert_size=45)), ParallelOptions(tensor=2),
+     "45 inner elements of the shared expert cannot be shared by parallel.tensor=2 ranks: choose parallel.tensor=1"),
+    (HerdConfig(text=replace(TINY.text, moe_layers=(), num_experts=0)), ParallelOptions(expert=2),
+     "0 experts cannot be dealt to parallel.expert=2 x parallel.tensor=1 = 2 ranks: choose parallel.expert=1"),
+])
+def test_what_cannot_be_divided_is_refused(config: HerdConfig, parallel: ParallelOptions, message: str) -> None:
+    with pytest.raises(HerdError) as refused:
+        require_divisible(config, parallel)
+    assert str(refused.value) == message
+
+
+def test_what_can_be_divided_is_not() -> None:
+    require_divisible(SCOUT, ParallelOptions(expert=2, tensor=8))
+    require_divisible(MAVERICK, ParallelOptions(expert=16, tensor=8))
+    require_divisible(HerdConfig(text=replace(TINY.text, moe_layers=(), num_experts=0)), ParallelOptions(tensor=2))
+
+
+def test_processes_that_cannot_be_arranged_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(HerdError, match=r"^1 process cannot be arranged in groups of parallel.expert=2 x "
+                                        r"parallel.tensor=2 = 4: start 4 with torchrun"):
+        Ranks.from_environment(ParallelOptions(expert=2, tensor=2))
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    with pytest.raises(HerdError, match=r"^6 processes .* = 4: start 8 .*, or choose a product of 3$"):
+        Ranks.from_environment(ParallelOptions(expert=2, tensor=2))
+    with pytest.raises(HerdError, match=r"^parallel.tensor is 0, it must be at least 1$"):
+        ParallelOptions(tensor=0)

@@ -1,0 +1,131 @@
+"""What ranks exchange, between real processes: shared memory and gloo give the same, and say who is missing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from array import array
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from herdgraph.runtimes.distributed.collectives import RankError
+from herdgraph.runtimes.distributed.commands import Command, Kind, broadcast_command, receive_command
+from herdgraph.runtimes.distributed.shared_memory import SLOT, SharedMemory, create
+
+WORKER = Path(__file__).parents[2] / "support" / "exchange_worker.py"
+ANY_TIME = 60.0
+
+
+def _start(transport: str, world: int, behaviour: str, timeout: float = 10.0) -> list[subprocess.Popen[str]]:
+    """Processes that all exchange the same things; rank 0 prints what went wrong."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    descriptor = create(world)
+    try:
+        return [
+            subprocess.Popen([sys.executable, str(WORKER), transport, str(descriptor), behaviour, str(timeout)],
+                             pass_fds=[descriptor], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                             env=os.environ | {"RANK": str(rank), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1",
+                                               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+            for rank in range(world)
+        ]
+    finally:
+        os.close(descriptor)
+
+
+def _ends(processes: list[subprocess.Popen[str]]) -> list[tuple[str, str]]:
+    try:
+        return [process.communicate(timeout=ANY_TIME) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.parametrize("transport", ["memory", "gloo"])
+@pytest.mark.parametrize("world", [2, 3])
+def test_all_ranks_get_what_each_gave(transport: str, world: int) -> None:
+    processes = _start(transport, world, "exchange")
+    for process, (out, err) in zip(processes, _ends(processes), strict=True):
+        assert (process.returncode, out.strip()) == (0, "done"), err[-2000:]
+
+
+@pytest.mark.parametrize("transport", ["memory", "gloo"])
+def test_a_killed_rank_is_noticed_by_all_others(transport: str) -> None:
+    processes = _start(transport, 3, "forever")
+    for process in processes:
+        assert process.stdout
+        assert process.stdout.readline().strip() == "going"
+    processes[1].kill()
+    killed = time.monotonic()
+    (first, _), _, (last, _) = _ends(processes)
+    assert time.monotonic() - killed < 5
+    assert "rank 1" in first
+    if transport == "memory":
+        assert "rank 1" in last
+        assert f"process {processes[1].pid}" in first
+
+
+@pytest.mark.parametrize("transport", ["memory", "gloo"])
+def test_a_stopped_rank_is_named_after_the_timeout(transport: str) -> None:
+    processes = _start(transport, 3, "forever", timeout=2.0)
+    for process in processes:
+        assert process.stdout
+        assert process.stdout.readline().strip() == "going"
+    processes[1].send_signal(signal.SIGSTOP)
+    stopped = time.monotonic()
+    first, _ = processes[0].communicate(timeout=ANY_TIME)
+    assert 1.5 < time.monotonic() - stopped < 7
+    assert "rank 1" in first
+    assert "2 s" in first
+    processes[1].kill()
+    _ends(processes)
+
+
+def test_a_chain_of_waiting_ranks_is_followed_to_its_end() -> None:
+    descriptor = create(3)
+    links = [SharedMemory(os.dup(descriptor), rank, 3, range(3), timeout=0.3) for rank in range(3)]
+    os.close(descriptor)
+    waiting = links[1]._cell(1, 3)
+    links[1].words[waiting : waiting + 3] = array("q", [3, links[1]._cell(2, 2), 1])  # rank 1 for rank 2
+    with pytest.raises(RankError, match=r"rank 2 \(process \d+\) has kept the others waiting for 0.3 s"):
+        links[0].receive(np.zeros(1), 1)
+    with pytest.raises(RankError, match="rank 2"):
+        links[1].broadcast(np.zeros(1))  # told, though it would wait without limit
+
+
+def test_commands_of_any_size() -> None:
+    descriptor = create(2)
+    first, second = (SharedMemory(os.dup(descriptor), rank, 2, range(2)) for rank in range(2))
+    os.close(descriptor)
+    random = np.random.default_rng(0)
+    for count, tokens, rows, images in [(1, 1, 0, 0), (1, 512, 1, 5), (64, 1, 0, 0), (1, 12, 12, 0)]:
+        sent = Command(Kind.PREFILL_CHUNK, list(range(count)), random.integers(0, 1 << 40, count).tolist(),
+                       random.integers(0, 1 << 18, (count, tokens)).tolist(), list(range(rows)),
+                       random.normal(size=(images, 8)).astype(np.float32))
+        with ThreadPoolExecutor(1) as pool:
+            told = pool.submit(broadcast_command, first, sent)
+            heard = receive_command(second, 8)
+            told.result()
+        assert (heard.kind, list(heard.keys), list(heard.lengths)) == (sent.kind, sent.keys, sent.lengths)
+        assert (list(heard.ids_BT), list(heard.rows)) == (sent.ids_BT, sent.rows)
+        np.testing.assert_array_equal(heard.features_PD, sent.features_PD)
+    broadcast_command(first, Command(Kind.FREE, [3, 4]))
+    assert list(receive_command(second, 8).keys) == [3, 4]
+
+
+def test_what_is_larger_than_a_slot_is_whole(tmp_path: Path) -> None:
+    descriptor = create(1)
+    link = SharedMemory(descriptor, 0, 1, range(1))
+    value = np.arange(3 * SLOT // 4 + 5, dtype=np.float32)
+    result = np.zeros_like(value)
+    link.all_reduce(value, result)
+    np.testing.assert_array_equal(result, value)
+    assert link.spent.count == 1

@@ -1,0 +1,277 @@
+"""The engine as applications use it: sequences, text, streaming, stops, images, errors."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from herdgraph.errors import HerdError
+from herdgraph.export.pipeline import build_bundle
+from herdgraph.model.checkpoint import open_checkpoint
+from herdgraph.model.config.presets import TINY
+from herdgraph.runtimes import Engine
+from herdgraph.runtimes.executors.ort.decoder import PREFILL_CHUNK, SCORES_BYTES, SHORTEST
+from support import herds
+
+CHUNK = TINY.text.attention_chunk_size
+CHAT = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("engine")
+    herds.save(TINY, directory / "checkpoint")
+    herds.write_processor(directory / "checkpoint")
+    with open_checkpoint(directory / "checkpoint") as checkpoint:
+        build_bundle(checkpoint, directory / "bundle")
+    return directory / "bundle"
+
+
+@pytest.fixture(scope="module")
+def engine(bundle: Path) -> Engine:
+    return Engine.load(bundle, threads=1)
+
+
+def _logits(engine: Engine, ids: list[int]) -> np.ndarray:
+    return engine.prefill(engine.new_sequence(), ids)
+
+
+# -- sequences -------------------------------------------------------------------------------------------------------
+
+
+def test_pieces_never_cross_a_chunk(engine: Engine) -> None:
+    for start in (0, 1, CHUNK - 1, CHUNK, 5 * CHUNK + 3):
+        pieces = engine._decoder.split(start, list(range(3 * PREFILL_CHUNK)))
+        assert list(chain(*pieces)) == list(range(3 * PREFILL_CHUNK))
+        at = start
+        for piece in pieces:
+            assert 1 <= len(piece) <= PREFILL_CHUNK
+            assert at // CHUNK == (at + len(piece) - 1) // CHUNK
+            at += len(piece)
+
+
+@pytest.mark.parametrize("prefix", [5, CHUNK, CHUNK + 3])
+def test_a_fork_is_independent(prefix: int, engine: Engine) -> None:
+    ids = herds.tokens(60)
+    sequence = engine.new_sequence()
+    engine.prefill(sequence, ids[:prefix])
+    twin = sequence.fork()
+    engine.prefill(twin, herds.tokens(30, seed=5))
+    np.testing.assert_allclose(engine.prefill(sequence, ids[prefix:]), _logits(engine, ids), atol=1e-5)
+    expected = _logits(engine, ids[:prefix] + herds.tokens(30, seed=5) + [7])
+    np.testing.assert_allclose(engine.decode(twin, 7), expected, atol=1e-5)
+
+
+# Inside the current chunk, at its edge, and back into chunks whose slots were overwritten.
+@pytest.mark.parametrize("length", [0, 1, CHUNK - 1, CHUNK, CHUNK + 5, 2 * CHUNK, 39, 49, 50])
+def test_truncation_restores_the_past(length: int, engine: Engine) -> None:
+    ids, other = herds.tokens(50), herds.tokens(20, seed=9)
+    sequence = engine.new_sequence()
+    engine.prefill(sequence, ids)
+    engine.truncate(sequence, length)
+    assert sequence.token_ids == ids[:length]
+    np.testing.assert_allclose(engine.prefill(sequence, other), _logits(engine, ids[:length] + other), atol=1e-5)
+
+
+def test_truncation_with_images(engine: Engine) -> None:
+    image = [TINY.image_token_id] * 4
+    ids = herds.tokens(3) + image + herds.tokens(2) + image + herds.tokens(2 * CHUNK)
+    pixels = np.random.default_rng(0).normal(size=(2, 3, 28, 28)).astype(np.float32)
+    sequence, tail = engine.new_sequence(), herds.tokens(5, seed=3)
+    engine.prefill(sequence, ids, pixels)
+    engine.truncate(sequence, 8)  # back into the first chunk: three tokens and the first picture are run again
+    expected = engine.prefill(engine.new_sequence(), ids[:8] + tail, pixels[:1])
+    np.testing.assert_allclose(engine.prefill(sequence, tail), expected, atol=1e-5)
+
+
+def test_buffers_grow_with_the_sequence_and_stop_at_the_chunk(engine: Engine) -> None:
+    sequence = engine.new_sequence()
+    engine.prefill(sequence, herds.tokens(600))
+    slots = [k.shape[2] for k, _ in sequence.buffers.layers]
+    assert slots == [CHUNK, CHUNK, CHUNK, 1024]
+    for token in herds.tokens(450, seed=2):
+        last = engine.decode(sequence, token)
+    np.testing.assert_allclose(last, _logits(engine, herds.tokens(600) + herds.tokens(450, seed=2)), atol=1e-5)
+
+
+def test_decode_results_stay(engine: Engine) -> None:
+    sequence = engine.new_sequence()
+    first = engine.decode(sequence, 5)
+    kept = first.copy()
+    engine.decode(sequence, 6)
+    np.testing.assert_array_equal(first, kept)
+
+
+# -- text ------------------------------------------------------------------------------------------------------------
+
+
+def test_stream_is_generate_and_greedy_repeats(engine: Engine) -> None:
+    options = {"max_new_tokens": 24, "stop_ids": []}
+    whole = engine.generate("Once upon", **options)
+    stream = engine.stream("Once upon", **options)
+    pieces = list(stream)
+    assert "".join(pieces) == whole.text == stream.result.text
+    assert stream.result.token_ids == whole.token_ids
+    assert len(whole.token_ids) == 24
+    assert whole.finish_reason == "length"
+    assert all(pieces), "no empty pieces"
+    assert whole.timings.new_tokens == 24
+    assert whole.timings.prefill_seconds > 0
+
+
+def test_greedy_follows_the_logits(engine: Engine) -> None:
+    prepared = engine.processor.prepare("Once upon")
+    ids, sequence = [], engine.new_sequence()
+    logits = engine.prefill(sequence, prepared.token_ids)
+    for _ in range(8):
+        ids.append(int(logits.argmax()))
+        logits = engine.decode(sequence, ids[-1])
+    assert engine.generate("Once upon", max_new_tokens=8, stop_ids=[]).token_ids == ids
+
+
+def test_seeds(engine: Engine) -> None:
+    options = {"max_new_tokens": 16, "temperature": 2.0, "stop_ids": []}
+    first, again, other = (engine.generate(CHAT, seed=seed, **options).token_ids for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_stop_ids_and_strings(engine: Engine) -> None:
+    options = {"max_new_tokens": 32, "temperature": 1.5, "seed": 3}
+    free = engine.generate("abc", stop_ids=[], **options)
+    stopped = engine.generate("abc", stop_ids=[free.token_ids[5]], **options)
+    assert stopped.finish_reason == "stop"
+    assert stopped.token_ids == free.token_ids[: free.token_ids.index(free.token_ids[5]) + 1]
+    middle = free.text[len(free.text) // 2 :][:2]
+    by_string = engine.generate("abc", stop_ids=[], stop=[middle], **options)
+    assert by_string.finish_reason == "stop"
+    assert by_string.text == free.text[: free.text.index(middle)]
+
+
+def test_logprobs_are_of_the_chosen_tokens(engine: Engine) -> None:
+    result = engine.generate("abc", max_new_tokens=4, logprobs=2, stop_ids=[])
+    assert [entry.token_id for entry in result.logprobs] == result.token_ids
+    assert all(next(iter(entry.top)) == entry.token_id and len(entry.top) == 2 for entry in result.logprobs)
+
+
+def test_a_conversation_computes_only_what_is_new(engine: Engine) -> None:
+    sequence = engine.new_sequence()
+    first = engine.generate(CHAT, sequence=sequence, max_new_tokens=6, stop_ids=[])
+    messages = [*CHAT, {"role": "assistant", "content": "Hi"}, {"role": "user", "content": "And now something longer?"}]
+    second = engine.generate(messages, sequence=sequence, max_new_tokens=6, stop_ids=[])
+    assert first.timings.cached_tokens == 0
+    assert second.timings.cached_tokens >= first.timings.prompt_tokens - 1
+    assert second.token_ids == engine.generate(messages, max_new_tokens=6, stop_ids=[]).token_ids
+
+
+def test_generation_ends_with_the_context(bundle: Path) -> None:
+    engine = Engine.load(bundle, threads=1)
+    room = 5
+    prompt = "x" * (TINY.text.max_position_embeddings - room)
+    result = engine.generate(prompt, max_new_tokens=100, stop_ids=[])
+    assert len(result.token_ids) == room
+    assert result.finish_reason == "length"
+
+
+# -- images ----------------------------------------------------------------------------------------------------------
+
+
+def _picture(color: str, width: int = 40, height: int = 28) -> Image.Image:
+    return Image.new("RGB", (width, height), color)
+
+
+def _ask(*pictures: Image.Image) -> list[dict[str, object]]:
+    parts: list[dict[str, object]] = [{"type": "image", "image": picture} for picture in pictures]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": "What is this?"}]}]
+
+
+def test_images_in_messages(engine: Engine) -> None:
+    red, blue = (engine.generate(_ask(_picture(c)), max_new_tokens=8, stop_ids=[], logprobs=1) for c in ("red", "blue"))
+    assert red.logprobs[0].logprob != blue.logprobs[0].logprob
+    both = engine.generate(_ask(_picture("red"), _picture("blue")), max_new_tokens=1)
+    assert both.timings.prompt_tokens > red.timings.prompt_tokens
+
+
+def test_another_picture_is_not_taken_for_the_same_prefix(engine: Engine) -> None:
+    sequence = engine.new_sequence()
+    options = {"max_new_tokens": 4, "stop_ids": [], "logprobs": 1}
+    engine.generate(_ask(_picture("red")), sequence=sequence, **options)
+    again = engine.generate(_ask(_picture("red")), sequence=sequence, **options)
+    other = engine.generate(_ask(_picture("blue")), sequence=sequence, **options)
+    assert again.timings.cached_tokens > 8
+    assert other.timings.cached_tokens < again.timings.cached_tokens
+    fresh = engine.generate(_ask(_picture("blue")), **options)
+    assert other.logprobs[0].logprob == pytest.approx(fresh.logprobs[0].logprob, abs=1e-5)
+
+
+# -- wrong inputs ----------------------------------------------------------------------------------------------------
+
+
+def test_wrong_tokens(engine: Engine) -> None:
+    with pytest.raises(HerdError, match="no tokens were given"):
+        engine.prefill(engine.new_sequence(), [])
+    with pytest.raises(HerdError, match="token id 512 is outside of the vocabulary of 512"):
+        engine.decode(engine.new_sequence(), 512)
+    with pytest.raises(HerdError, match="4097 tokens are more than the context of 4096"):
+        engine.prefill(engine.new_sequence(), [5] * 4097)
+    with pytest.raises(HerdError, match="cannot truncate a sequence of 0 tokens to 3"):
+        engine.truncate(engine.new_sequence(), 3)
+
+
+def test_wrong_images(engine: Engine) -> None:
+    image = [TINY.image_token_id] * 4
+    with pytest.raises(HerdError, match="0 image tiles fill 0 image tokens, the prompt has 4"):
+        engine.prefill(engine.new_sequence(), image)
+    with pytest.raises(HerdError, match="0 image tiles fill 0 image tokens, the prompt has 1"):
+        engine.decode(engine.new_sequence(), TINY.image_token_id)
+    with pytest.raises(HerdError, match=r"float32 \[1, 3, 20, 20\], float32 \[tiles, 3, 28, 28\] is needed"):
+        engine.prefill(engine.new_sequence(), image, np.zeros((1, 3, 20, 20), np.float32))
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"max_new_tokens": 0}, "max_new_tokens is 0"), ({"temperature": -1}, "temperature is -1"),
+    ({"stop": [""]}, "a stop string is empty"), ({"beam": 4}, "unknown option 'beam'"),
+])
+def test_wrong_options(options: dict[str, object], message: str, engine: Engine) -> None:
+    with pytest.raises(HerdError, match=message):
+        engine.generate("abc", **options)
+
+
+def test_empty_prompt_and_threads(engine: Engine, bundle: Path) -> None:
+    with pytest.raises(HerdError, match="empty"):
+        engine.generate("")
+    with pytest.raises(HerdError, match="threads is 0"):
+        Engine.load(bundle, threads=0)
+
+
+# -- what is remembered, and what is bounded ---------------------------------------------------------------------------
+
+
+def test_features_of_a_picture_are_computed_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = engine._vision
+    assert runner is not None
+    calls: list[int] = []
+    compute = runner._computed
+    monkeypatch.setattr(runner, "_computed", lambda tiles: calls.append(len(tiles)) or compute(tiles))
+    tiles = np.random.default_rng(5).normal(size=(6, 3, 28, 28)).astype(np.float32)
+    tiles[5] = tiles[1]
+    first, again = runner.features(tiles), runner.features(tiles[::-1].copy())
+    assert calls == [5, 0], "five different tiles, then none"
+    per_tile = len(first) // 6
+    np.testing.assert_array_equal(again.reshape(6, per_tile, -1)[::-1].reshape(first.shape), first)
+    np.testing.assert_allclose(runner.features(tiles[2:3]), first[2 * per_tile : 3 * per_tile])
+    monkeypatch.setattr("herdgraph.runtimes.executors.ort.vision.IMAGE_CACHE_BYTES", 2 * first.nbytes // 6)
+    runner.features(np.zeros((1, 3, 28, 28), np.float32))
+    assert len(runner._remembered) == 2
+
+
+def test_pieces_are_shorter_where_the_past_is_long(engine: Engine) -> None:
+    decoder = engine._decoder
+    heads = TINY.text.num_heads
+    far = 1 << 24
+    lengths = {len(piece) for piece in decoder.split(far, list(range(64)))}
+    assert max(lengths) == SHORTEST
+    assert 4 * heads * (far + PREFILL_CHUNK) * SHORTEST > SCORES_BYTES

@@ -1,0 +1,1 @@
+"""What tests share: tiny models, graphs, plans, and programs that run as processes of their own."""

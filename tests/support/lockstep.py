@@ -1,0 +1,118 @@
+"""All ranks of a sharded bundle in one process, in lockstep: every piece in ONNX Runtime, collectives in numpy.
+
+It reads nothing but the manifest, and knows nothing of how the graphs were made.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from herdgraph.runtimes.bundle.manifest import Bundle
+from herdgraph.runtimes.bundle.shards import CollectiveOp
+from herdgraph.runtimes.kv_cache.buffers import KVBuffers
+from herdgraph.runtimes.kv_cache.memory import HostMemory
+
+Array = np.ndarray[Any, Any]
+Values = dict[str, Array]
+
+
+class Rank:
+    """Sessions and caches of one rank; ``values`` is what it knows by name."""
+
+    def __init__(self, bundle: Bundle, rank: int) -> None:
+        shards, config = bundle.manifest.shards, bundle.manifest.config
+        assert shards is not None
+        self.entry = shards.ranks[rank]
+        self.text = shards.plan.local_text(config.text, rank)
+        self.sessions = [_session(bundle.directory / piece.graph) for piece in self.entry.pieces]
+        inputs = [item for session in self.sessions for item in session.get_inputs()]
+        types = {item.type for item in inputs if item.name.startswith("past.")}
+        self.caches = KVBuffers(self.text, HostMemory(np.int8 if types == {"tensor(int8)"} else np.float32))
+        self.values: Values = {}
+
+    def begin(self, **inputs: Array) -> None:
+        """Forget all values but the inputs of a call and the caches."""
+        self.values = dict(inputs)
+        for layer, pair in enumerate(self.caches.layers):
+            for part, buffer in zip(("key", "value"), pair, strict=True):
+                self.values[f"past.{layer}.{part}"] = buffer
+
+    def run(self, index: int) -> None:
+        """Run a piece; what it appends goes back into the caches."""
+        session = self.sessions[index]
+        names = [item.name for item in session.get_outputs()]
+        given = {item.name: np.ascontiguousarray(self.values[item.name]) for item in session.get_inputs()}
+        for name, value in zip(names, session.run(names, given), strict=True):
+            self.values[name] = value
+            if name.startswith("present."):
+                self.values[name.replace("present", "past")][...] = value
+
+
+class Lockstep:
+    """The ranks of a bundle, for one sequence."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        assert bundle.manifest.shards is not None
+        self.bundle, self.plan = bundle, bundle.manifest.shards.plan
+        self.ranks = [Rank(bundle, rank) for rank in range(self.plan.world)]
+        self.text, self.length = bundle.manifest.config.text, 0
+        self.collectives = 0
+
+    def append(self, token_ids: list[int], features: Array | None = None) -> Array:
+        """Append tokens, which must not cross a multiple of the chunk; logits of all of them."""
+        width = self.text.hidden_size
+        inputs = {
+            "input_ids": np.asarray([token_ids], np.int64), "past_lengths": np.asarray([self.length], np.int64),
+            "logit_rows": np.arange(len(token_ids), dtype=np.int64),
+            "image_features": np.zeros((0, width), np.float32) if features is None else features,
+        }
+        for rank in self.ranks:
+            rank.caches.reserve(self.length + len(token_ids))
+            rank.begin(**inputs)
+        for stage in range(self.plan.pipeline):
+            self._run_stage([self.ranks[stage * self.plan.width + place] for place in range(self.plan.width)], stage)
+        self.length += len(token_ids)
+        return self.ranks[-1].values["logits"][0]
+
+    def _run_stage(self, ranks: list[Rank], stage: int) -> None:
+        for index, piece in enumerate(ranks[0].entry.pieces):
+            for exchange in piece.before:
+                assert exchange.op == "recv"
+                assert all(exchange.value in rank.values for rank in ranks), "sent by the stage before"
+            for rank in ranks:
+                rank.run(index)
+            for exchange in piece.after:
+                self._meet(ranks, exchange, stage)
+
+    def _meet(self, ranks: list[Rank], exchange: CollectiveOp, stage: int) -> None:
+        self.collectives += 1
+        given = [rank.values[exchange.value] for rank in ranks]
+        if exchange.op == "send":
+            for place, value in enumerate(given):
+                self.ranks[(stage + 1) * self.plan.width + place].values[exchange.value] = value
+            return
+        joined = sum(given) if exchange.op == "all_reduce" else np.concatenate(given, exchange.axis)
+        for rank in ranks:
+            rank.values[exchange.result] = joined
+
+    def prefill(self, token_ids: list[int], features: Array | None = None) -> Array:
+        """Append a prompt in pieces that end at multiples of the chunk."""
+        chunk = self.text.attention_chunk_size if any(self.text.chunked_layers) else 0
+        image, found, used = self.bundle.manifest.config.image_token_id, [], 0
+        while token_ids:
+            length = chunk - self.length % chunk if chunk else len(token_ids)
+            piece, token_ids = token_ids[:length], token_ids[length:]
+            images = piece.count(image) if features is not None else 0
+            found.append(self.append(piece, None if features is None else features[used : used + images]))
+            used += images
+        return np.concatenate(found)
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

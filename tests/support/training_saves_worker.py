@@ -1,0 +1,52 @@
+"""A run whose disk is full, or which is killed, while it saves (``test_training_checkpoints.py``); prints losses."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from herdgraph.errors import HerdError
+from herdgraph.model.training import checkpoint
+from herdgraph.model.training.parallel.ranks import Ranks
+from herdgraph.model.training.trainer import Progress, Trainer, TrainOptions
+from support.small_runs import OPTIMIZER, Fixture, model
+
+ROOM = 100_000
+
+
+def main() -> None:
+    """Arguments: directory; ``full`` or ``killed`` after step 3 on the last rank, or ``-``."""
+    directory, event = Path(sys.argv[1]), sys.argv[2]
+    ranks = Ranks.from_environment()
+    trained = model()
+    ranks.shard(trained)
+    run = Trainer(trained, Fixture(), TrainOptions(steps=6, save_every=2), OPTIMIZER, directory=directory, ranks=ranks)
+
+    def killed(*_: Any, **_named: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_step(progress: Progress, _record: dict[str, float]) -> None:
+        if progress.step != 3 or ranks.rank != ranks.count - 1:
+            return
+        run.store.wait()
+        if event == "full":  # no file may grow beyond: as real an error of the system as that of a full disk
+            resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, resource.RLIM_INFINITY))
+        if event == "killed":
+            checkpoint._Writer.finish = killed  # all is written, and nothing is complete yet
+
+    run.on_step = on_step
+    try:
+        print(json.dumps(run.fit().losses), flush=True)
+    except HerdError as error:
+        print(f"rank {ranks.rank}: {error}", flush=True)
+        raise SystemExit(1) from error
+    ranks.close()
+
+
+if __name__ == "__main__":
+    main()
