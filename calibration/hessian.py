@@ -33,7 +33,7 @@ class Moments:
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums as they are stored, every expert's with its share of its layer's."""
-        return {
-            name: (total if total.ndim == 2 else total + SHARED_HESSIAN_WEIGHT * total.sum(0, keepdim=True)).contiguous()
-            for name, total in self.sums.items()
-        }
+        def shared(total: Tensor) -> Tensor:
+            return total if total.ndim < 3 else total + SHARED_HESSIAN_WEIGHT * total.sum(0, keepdim=True)
+
+        return {name: shared(total).contiguous() for name, total in self.sums.items()}

@@ -57,7 +57,7 @@ def search(
     def with_high_precision(names: Sequence[str]) -> Recipe:
         return recipe.with_high_precision([rule for name in names for rule in parts[name]])
 
-    singles = {(part,): with_high_precision([part]) for part in parts}
+    singles: dict[tuple[str, ...], Recipe] = {(part,): with_high_precision([part]) for part in parts}
     alone = _judged(source, {(): recipe, **singles}, make, windows, on_layer)
     tried = dict(alone)
     if alone[()].mean_kl <= bound:
