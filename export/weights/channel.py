@@ -1,10 +1,14 @@
 """Eight-bit weights with one scale per output channel, made while they are written.
 
-    s[n] = max_k |w[k, n]| / 127        q[k, n] = round(w[k, n] / s[n])        int8 [K, N]
+    s[n] = max_k |w[k, n]| / 127        q[k, n] = round(w[k, n] / s[n]) + 128        uint8 [K, N], zero at 128
 
 One scale for the whole channel lets the product run as one integer matrix product, the fastest that a CPU has, from a
 single packed copy that serves a prompt and a token alike. It is also coarser than a scale per block: weights and
-activations are rotated first, so that no input stands out (``rotation.py``, ``passes/rotate_hidden.py``).
+activations are rotated first, so that no input stands out (``model/checkpoint/rotated.py``,
+``passes/quantize/rotate_hidden.py``).
+
+Codes are unsigned because ONNX Runtime's product of unsigned and signed bytes adds pairs in 16 bits that saturate on a
+CPU without VNNI instructions; its product of unsigned bytes is exact there, and the same kernel where there is VNNI.
 """
 
 from __future__ import annotations
@@ -19,9 +23,12 @@ from .stream import channels_of, write_channels
 
 Array = np.ndarray[Any, Any]
 
+ZERO = 128
+"""The code of 0."""
+
 
 class ChannelCodes(ir.LazyTensor):
-    """The codes of a weight [K, N], int8 [K, N]."""
+    """The codes of a weight [K, N], uint8 [K, N]."""
 
     def __init__(self, source: ir.TensorProtocol) -> None:
         self.source = source
@@ -29,16 +36,16 @@ class ChannelCodes(ir.LazyTensor):
         self._scales: Array | None = None
         super().__init__(
             lambda: ir.Tensor(np.ascontiguousarray(np.concatenate(list(self.channels())).T)),
-            dtype=ir.DataType.INT8, shape=ir.Shape((self.inputs, self.channels_count)),
+            dtype=ir.DataType.UINT8, shape=ir.Shape((self.inputs, self.channels_count)),
         )
 
     def channels(self) -> Iterator[Array]:
-        """Codes by output channel, a few at a time: int8 [n, K] in order."""
+        """Codes by output channel, a few at a time: uint8 [n, K] in order."""
         found = []
         for rows_NK in channels_of(self.source):
             scales_N = channel_scales(rows_NK)
             found.append(scales_N)
-            yield np.rint(rows_NK / scales_N[:, None]).astype(np.int8)
+            yield (np.rint(rows_NK / scales_N[:, None]) + ZERO).astype(np.uint8)
         self._scales = np.concatenate(found)
 
     def scales(self) -> Array:

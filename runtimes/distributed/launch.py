@@ -166,7 +166,7 @@ def start(bundle: Bundle, options: ShardOptions) -> tuple[Collectives, Processes
         order = json.dumps({"bundle": str(bundle.directory.resolve()), "rank": rank, "descriptor": descriptor,
                             **asdict(options)})
         started[rank] = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", f"{__package__}.shard_worker", order], pass_fds=[descriptor],
+            [sys.executable, "-m", f"{__package__}.worker", order], pass_fds=[descriptor],
             stdin=subprocess.DEVNULL, stdout=errors[rank], stderr=errors[rank])
     link = SharedMemory(descriptor, 0, plan.world, plan.group_of(0), timeout=options.timeout)
     for rank, process in started.items():

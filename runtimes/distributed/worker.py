@@ -1,6 +1,6 @@
 """A rank other than the first: does what rank 0 says until it ends, or until rank 0 is gone.
 
-``python -m herdgraph.runtimes.shard_worker OPTIONS`` (JSON) is what ``rendezvous.py`` starts.
+``python -m herdgraph.runtimes.distributed.worker OPTIONS`` (JSON) is what ``launch.py`` starts.
 """
 
 from __future__ import annotations

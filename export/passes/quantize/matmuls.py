@@ -104,7 +104,8 @@ class QuantizeMatMuls(InPlacePass):
             # A row of zeros gives 0 / 0; whatever code that becomes, it is multiplied by the row's amax of 0.
             self._inputs[key] = build("QuantizeLinear", build("Div", x, amax), step, zero), amax
         q, amax = self._inputs[key]
-        return build("Mul", build("MatMulIntegerToFloat", q, codes_KN, step, scales_N, zero, domain=CONTRIB), amax)
+        y = build("MatMulIntegerToFloat", q, codes_KN, step, scales_N, zero, zero, domain=CONTRIB)
+        return build("Mul", y, amax)
 
 
 def _scalar(build: Builder, value: float) -> ir.Value:

@@ -177,8 +177,8 @@ def _require_ranks(count: int, parallel: ParallelOptions) -> None:
     if count % expert_parallel_size:
         fitting = max(1, round(count / expert_parallel_size)) * expert_parallel_size
         raise HerdError(f"{count} process{'es' if count > 1 else ''} cannot be arranged in groups of parallel.expert="
-                        f"{parallel.expert} x parallel.tensor={parallel.tensor} = {expert_parallel_size}: start {fitting} with "
-                        f"torchrun --nproc-per-node {fitting}, or choose a product of "
+                        f"{parallel.expert} x parallel.tensor={parallel.tensor} = {expert_parallel_size}: start "
+                        f"{fitting} with torchrun --nproc-per-node {fitting}, or choose a product of "
                         f"{nearest_divisor(count, expert_parallel_size)}")
 
 

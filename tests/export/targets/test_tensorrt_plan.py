@@ -90,7 +90,7 @@ def test_patterns_that_come_out_wrong_are_refused_by_name(options: dict[str, int
 def test_what_fell_back_is_seen_in_the_plan(
     options: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("herdgraph.export.targets.registry.tensorrt.builder.refuse_wrong_patterns", lambda _: None)
+    monkeypatch.setattr("herdgraph.export.targets.tensorrt.builder.refuse_wrong_patterns", lambda _: None)
     model = _product(**options)
     plan = _build(model, tmp_path)
     with pytest.raises(HerdError, match=r"1 of 1 FP8 products .* not FP8, the first is n6/MatMul: .*bf16 x bf16"):
@@ -101,7 +101,7 @@ def test_what_fell_back_is_seen_in_the_plan(
 
 def test_a_fallback_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx")
-    monkeypatch.setattr("herdgraph.export.targets.registry.tensorrt.builder.refuse_wrong_patterns", lambda _: None)
+    monkeypatch.setattr("herdgraph.export.targets.tensorrt.builder.refuse_wrong_patterns", lambda _: None)
     ir.save(_product(axis=0), tmp_path / "m.onnx")
     with pytest.raises(HerdError, match="keep that part in floating point, or allow fallbacks"):
         build_plan(tmp_path / "m.onnx", tmp_path / "p.plan", sm=SM, profiles=(PROFILE,))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import torch
 from herdgraph.errors import HerdError
 from herdgraph.model.training import checkpoint as checkpoint_module
 from herdgraph.model.training.trainer import Trainer, TrainOptions
+from support.processes import worker_environment
 from support.small_runs import OPTIMIZER, Fixture, model
 
 WORKER = Path(__file__).parents[2] / "support" / "training_saves_worker.py"
@@ -146,7 +146,7 @@ def test_what_a_killed_process_left_is_ignored_and_removed(wanted: list[float], 
 def start(directory: Path, event: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
     begin = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     return subprocess.run([sys.executable, *begin, str(WORKER), str(directory), event], capture_output=True, text=True,
-                          check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240)
+                          check=False, env=worker_environment(), timeout=240)
 
 
 def losses(done: subprocess.CompletedProcess[str]) -> list[float]:

@@ -5,7 +5,6 @@ after a rank was killed, and on another arrangement than before.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from herdgraph.model.config.presets import MAVERICK, SCOUT, TINY
 from herdgraph.model.training.parallel.expert_parallel import by_expert
 from herdgraph.model.training.parallel.ranks import ParallelOptions, Ranks
 from herdgraph.model.training.parallel.sharding import require_divisible
+from support.processes import worker_environment
 from support.training_worker import Case, train
 
 WORKER = Path(__file__).parents[2] / "support" / "training_worker.py"
@@ -46,7 +46,7 @@ CASES = {2: ON_TWO, 4: ON_FOUR}
 def torchrun(ranks: int, *command: str) -> subprocess.CompletedProcess[str]:
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     return subprocess.run([*start, *command], capture_output=True, text=True, check=False, timeout=1200,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+                          env=worker_environment())
 
 
 def run(ranks: int, cases: list[Case], folder: Path) -> subprocess.CompletedProcess[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import TINY
 from support import herds
+from support.processes import worker_environment
 
 WORKER = Path(__file__).parents[3] / "support" / "distil_ranks_worker.py"
 
@@ -25,7 +25,7 @@ def test_both_ranks_balance_by_the_gradients_of_all(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WORKER),
          str(tmp_path)],
-        capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240)
+        capture_output=True, text=True, check=False, env=worker_environment(), timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert len(first) == 3
