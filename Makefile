@@ -9,16 +9,25 @@ PIP := $(PY) -m pip --quiet --disable-pip-version-check
 PACKAGES := model export runtimes calibration cli
 TYPED := $(addprefix .venv/types/herdgraph/,$(PACKAGES) $(wildcard *.py))
 
-.PHONY: demo test test-slow coverage lint clean
+.PHONY: demo test test-slow coverage docs lint clean
 
 demo: .venv/.demo
 	$(PY) examples/demo.py
 
+# Two workers with one thread each; a file's tests stay together, and conftest.py puts the longest files first.
 test: .venv/.dev
-	$(PY) -m pytest -m "not slow" --cov=herdgraph --cov-report=term:skip-covered
+	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 test-slow: .venv/.dev
-	$(PY) -m pytest -m slow
+	HYPOTHESIS_PROFILE=nightly $(PY) -m pytest -m slow
+
+coverage: .venv/.dev
+	$(PY) -m pytest -m "not slow" --cov=herdgraph --cov-report=term:skip-covered
+
+docs: .venv/.docs
+	@mkdir -p .cache/site-source && ln -sfn ../.. .cache/site-source/herdgraph
+	$(PY) -m mkdocs build --quiet
+	@echo "open .cache/site/index.html"
 
 lint: .venv/.dev
 	$(PY) -m ruff check .
@@ -44,3 +53,7 @@ clean:
 .venv/.dev: pyproject.toml | .venv/.torch
 	$(PIP) install -e ".[cpu,build,train,cluster,tensorrt-rtx,test,dev]"
 	@touch $@ .venv/.demo
+
+.venv/.docs: pyproject.toml | .venv/.torch
+	$(PIP) install -e ".[cpu,build,train,docs]"
+	@touch $@

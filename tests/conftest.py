@@ -1,4 +1,7 @@
-"""What every test needs: quiet, deterministic libraries and a torchvision that imports beside a CPU torch."""
+"""What every test needs: quiet, deterministic libraries, one thread, and captures that are kept.
+
+Files that take long come first, so that two workers of pytest-xdist end together.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,37 @@ import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with threads of their own slow each other tenfold
 
+import hypothesis
 import pytest
 import torch
 from PIL import ImageFile
 
 from benchmarks.peers import let_torchvision_import
+from support import capture_cache
 
+torch.set_num_threads(1)
 let_torchvision_import()
+capture_cache.install()
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job, and in all that a test starts
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+hypothesis.settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("nightly", deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+LONGEST_FIRST = (
+    "test_ranks", "test_sharded_faults", "test_parity", "test_sharded_build", "test_sharded_engine", "test_replicas",
+    "test_memory", "test_trainer", "test_cli", "test_coverage", "test_tensorrt_runner", "test_calibrate",
+)
+"""Files by the time that they take."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort files, the tests of a file staying together and in order."""
+    order = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(autouse=True)

@@ -16,13 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from herdgraph.model.config.presets import TINY
 from support import herds
+from support.command_line import run, run_process
 
 ROOT = Path(__file__).parents[2]
-
-
-def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "herdgraph", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, input=stdin, check=False, errors="surrogateescape")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +38,7 @@ COMMANDS = ("build", "calibrate", "train", "generate", "chat", "inspect", "verif
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help(command: list[str]) -> None:
-    done = run(*command, "--help")
+    done = run(*command, "--help") if command else run_process("--help")
     assert done.returncode == 0
     assert done.stdout.startswith("Usage: ")
 
@@ -52,7 +48,7 @@ def test_generate(paths: tuple[Path, Path], tmp_path: Path) -> None:
 
     Image.new("RGB", (60, 30), "green").save(tmp_path / "green.png")
     arguments = ("generate", paths[1], "-p", "Hi", "--image", tmp_path / "green.png", "--max-new-tokens", 5)
-    streamed, document = run(*arguments), json.loads(run(*arguments, "--json").stdout)
+    streamed, document = run_process(*arguments), json.loads(run(*arguments, "--json").stdout)
     assert streamed.returncode == 0, streamed.stderr
     assert streamed.stdout.strip("\n") == document["text"].strip("\n")
     assert "prompt tokens" in streamed.stderr
@@ -66,7 +62,7 @@ def test_chat(paths: tuple[Path, Path], tmp_path: Path) -> None:
     Image.new("RGB", (60, 30), "green").save(tmp_path / "green.png")
     lines = ["hello", f"/image {missing}", "/image", "/foo bar", f"/image {tmp_path / 'green.png'}", "look", "x" * 5000,
              "\udcff", "again", "/reset", "/quit"]
-    done = run("chat", paths[1], "--max-new-tokens", 3, stdin="\n".join(lines) + "\n")
+    done = run_process("chat", paths[1], "--max-new-tokens", 3, stdin="\n".join(lines) + "\n")
     assert done.returncode == 0, done.stderr
     errors = done.stderr.splitlines()[1:]
     for error, found in zip(errors, (
@@ -82,7 +78,7 @@ def test_inspect(paths: tuple[Path, Path]) -> None:
         document = json.loads(run("inspect", path, "--json").stdout)
         assert document["facts"]["total"] > document["facts"]["active"]
         assert document["files"]
-        table = run("inspect", path)
+        table = run_process("inspect", path)
         assert "top-1, plus a shared one" in table.stdout
         for shown in (document["fingerprint"], str(path)):
             assert shown in table.stdout, "whole, however wide"
@@ -91,7 +87,7 @@ def test_inspect(paths: tuple[Path, Path]) -> None:
 
 def test_verify(paths: tuple[Path, Path]) -> None:
     checkpoint, bundle = paths
-    document = json.loads(run("verify", bundle, checkpoint, "--tokens", 40, "--json").stdout)
+    document = json.loads(run_process("verify", bundle, checkpoint, "--tokens", 40, "--json").stdout)
     assert document["passed"]
     assert document["max_difference"] < 1e-4
     assert document["top1_agreement"] == 1
@@ -253,7 +249,7 @@ def test_dry_run(paths: tuple[Path, Path], tmp_path: Path) -> None:
 
 def test_a_plan_does_not_need_a_reader(paths: tuple[Path, Path], tmp_path: Path) -> None:
     output = tmp_path / "[red]out[/red]"
-    done = run("build", paths[0], "-o", output)
+    done = run_process("build", paths[0], "-o", output)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     lines = done.stderr.splitlines()
@@ -267,7 +263,7 @@ def test_calibrate(paths: tuple[Path, Path], tmp_path: Path) -> None:
 
     data = _text(tmp_path)
     Image.new("RGB", (60, 30), "green").save(tmp_path / "green.png")
-    done = run("calibrate", paths[0], "-o", tmp_path / "out", *data, "--data", tmp_path / "green.png")
+    done = run_process("calibrate", paths[0], "-o", tmp_path / "out", *data, "--data", tmp_path / "green.png")
     assert done.returncode == 0, done.stderr
     assert done.stderr == f"wrote {tmp_path / 'out'}; open {tmp_path / 'out' / 'report.html'}\n"
     for shown in (" tokens, 3 image tiles", "tokens from the router", "KL ", "nothing beyond the recipe"):
@@ -288,7 +284,7 @@ def test_upcycle_says_one_line(tmp_path: Path) -> None:
 
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
     LlamaForCausalLM(LlamaConfig(vocab_size=300, **sizes)).save_pretrained(tmp_path / "dense")
-    done = run("upcycle", tmp_path / "dense", "-o", tmp_path / "out", "--experts", 2)
+    done = run_process("upcycle", tmp_path / "dense", "-o", tmp_path / "out", "--experts", 2)
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith(f"wrote {tmp_path / 'out'}: ")
     assert done.stderr.count("\n") == 1

@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from herdgraph.export.graph.capture import capture_decoder, capture_vision
+from herdgraph.export.graph import capture
 from herdgraph.model.config.names import expected_tensors
 from herdgraph.model.config.presets import TINY
 from support import graphs, herds
+from support.capture_cache import uncached
+
+capture_decoder, capture_vision = uncached(capture.capture_decoder), uncached(capture.capture_vision)
 
 
 @pytest.fixture(scope="module")
