@@ -22,7 +22,7 @@ from typing import Literal
 
 from ...model.config import HerdConfig, TextConfig
 from ...model.config.shard_plan import ShardPlan
-from .memory import caches, held, part_of
+from .memory import caches, part_of, rank_tensors
 from .storage import Storage
 
 
@@ -100,11 +100,11 @@ def work_of(config: HerdConfig, plan: ShardPlan, storage: Storage, stage: int, c
     """What a stage's busiest rank does in a call."""
     text = config.text
     read = products = floats = 0.0
-    for name, shape, count in held(config, plan, stage, images=False):
+    for name, shape, count in rank_tensors(config, plan, stage, images=False):
         share, rows = _used(text, plan, stage, call, name)
         read += share * count * storage.bytes_of(name, shape)
         operations = 2 * rows * count * math.prod(shape)
-        if storage.layout_of(name, shape) in (None, "floats"):
+        if storage.layout_of(name, shape) is None:
             floats += operations
         else:
             products += operations

@@ -2,9 +2,9 @@
 
     y = h W = (h B) (B^T W),   B = blocks of a Hadamard matrix on the diagonal
 
-The residual stream is rotated once and for all in the weights (``model/checkpoint/rotated.py``); the product of silu(gate) and
-up is not linear, so its rotation runs with the model. Blocks of at most 64 keep that below a tenth of the product
-that follows.
+The residual stream is rotated once and for all in the weights (``model/checkpoint/rotated.py``); the product of
+silu(gate) and up is not linear, so its rotation runs with the model. Blocks of at most 64 keep that below a tenth of
+the product that follows.
 """
 
 from __future__ import annotations
