@@ -58,7 +58,7 @@ class Candidate:
         replicas: how many run side by side.
         parts: bytes of the fullest device by part of the model.
         usable: bytes of a device that may be planned with.
-        decode: predicted rate of decoding the batch; where the fleet's rates are unknown, good for comparing plans only.
+        decode: predicted rate of decoding the batch; without known rates, good for comparing plans only.
         collectives: exchanges that a token waits for.
     """
 

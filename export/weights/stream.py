@@ -29,7 +29,7 @@ INLINE_BYTES = 1024
 
 
 class TensorReader(Protocol):
-    """Reads a tensor, or one slice of its first axis, by canonical name (``model.checkpoint.Checkpoint``)."""
+    """Reads a tensor, or one slice of its first axis, by canonical name; a ``model.checkpoint.Checkpoint`` is one."""
 
     def read(self, name: str, index: int | slice | None = None) -> torch.Tensor:
         """The stored values."""
@@ -45,7 +45,7 @@ class ChannelIterable(Protocol):
 
 @runtime_checkable
 class StreamWritable(Protocol):
-    """An initializer that writes itself."""
+    """An initializer that writes its values to a file without holding them all in memory."""
 
     def write_to(self, file: int, offset: int) -> None:
         """Write all values at ``offset`` of an open file descriptor."""
@@ -119,7 +119,7 @@ class Weight(ir.LazyTensor):
 
 
 class Joined(ir.LazyTensor):
-    """Matrices [K, N1], [K, N2], ... side by side as one [K, N1 + N2 + ...], read and written piece by piece."""
+    """Matrices [K, N1], [K, N2], ... side by side as one [K, N1 + N2 + ...], read and written one after the other."""
 
     def __init__(self, parts: Sequence[ir.TensorProtocol]) -> None:
         self.parts = tuple(parts)

@@ -59,6 +59,7 @@ class QuantizeCaches(CachesPass):
 
 
 def _token(build: Builder, node: ir.Node, scales: list[float]) -> tuple[ir.Value, ...]:
+    """Attention of one token on the int8 caches; returns its output and the caches."""
     constants = [build("Constant", value=ir.Tensor(np.asarray([scale], np.float32))) for scale in scales]
     inputs = [*node.inputs, *[None] * (_SCALES_AT - len(node.inputs)), *constants]
     outputs: tuple[ir.Value, ...] = build(
@@ -69,6 +70,7 @@ def _token(build: Builder, node: ir.Node, scales: list[float]) -> tuple[ir.Value
 
 
 def _prompt(build: Builder, node: ir.Node, scales: list[float]) -> tuple[ir.Value, ...]:
+    """Attention of several tokens on dequantized copies of the caches; returns its output and the caches."""
     q, k, v, *pasts, last_B, longest = node.inputs
     used_1 = build("Reshape", build("Cast", longest, to=ir.DataType.INT64), build.constant([1]))
     axis, end = build.constant([2]), build.constant([np.iinfo(np.int64).max])
