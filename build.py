@@ -9,7 +9,7 @@ import math
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
@@ -17,8 +17,10 @@ from rich.progress import Progress as ProgressBar
 
 from herdgraph.console import HerdCommand, emit_json, print_error, progress, quantity, size, succeed, table
 from herdgraph.errors import HerdError
+from herdgraph.export.targets.precision import PRECISIONS, caches_by_target, recipes_by_target
 from herdgraph.files import check_output, free_bytes, require_room
 from herdgraph.model.config import HerdConfig
+from herdgraph.model.quantization.recipes import Caches
 
 if TYPE_CHECKING:
     from herdgraph.export.pipeline import Progress
@@ -96,11 +98,11 @@ def _stored_bytes(config: HerdConfig, plan: ShardPlan, rank: int, recipe: Recipe
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle directory to create.")
 @click.option("--target", default="cpu", show_default=True,
-              help="cpu, tensorrt-rtx, tensorrt, or canonical (unlowered, portable).")
+              help=f"One of {', '.join(PRECISIONS)}; the last is not lowered, and portable.")
 @click.option("--recipe", default="fp32", show_default=True,
-              help="fp32, int8, int4 or fp8 for cpu; bf16 or fp8 for TensorRT.")
-@click.option("--kv", type=click.Choice(["float", "int8", "fp8"]), default="float", show_default=True,
-              help="Keys and values: int8 for cpu, fp8 for TensorRT; both need --calibration.")
+              help=f"{recipes_by_target()}.")
+@click.option("--kv", type=click.Choice(get_args(Caches)), default="float", show_default=True,
+              help=f"Keys and values: {caches_by_target()}; 8 bits need --calibration.")
 @click.option("--calibration", type=click.Path(path_type=Path),
               help="Directory that `herdgraph calibrate` wrote: fp8 needs it, 4-bit weights are rounded by it.")
 @click.option("--sm", default="89,120", show_default=True, help="tensorrt-rtx: compute capabilities of one plan.")

@@ -3,7 +3,7 @@
     python -m benchmarks.planner BUNDLE ... [--threads 1] [--prompt 512] [--new 24] [--batch 8] [--repeats 3] [--json]
 
 Bandwidth and GEMM rates are measured in the same run as the bundle, and the prediction is made from them: what is
-compared is the roofline and its efficiencies (``runtimes/planner``), not the machine of another hour.
+compared is the roofline and its efficiencies (``export/planner``), not the machine of another hour.
 """
 
 from __future__ import annotations

@@ -10,7 +10,9 @@ import click
 from rich.progress import Progress as Bar
 
 from ..console import HerdCommand, emit_json, print_error, progress, succeed, table
+from ..model.quantization.recipes import RECIPES
 
+_RECIPES = click.Choice([name for name, recipe in RECIPES.items() if recipe.rules])
 _OBSERVERS = click.Choice(["max", "percentile", "mse", "entropy"])
 
 
@@ -19,7 +21,7 @@ _OBSERVERS = click.Choice(["max", "percentile", "mse", "entropy"])
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Directory to create.")
 @click.option("--data", type=click.Path(path_type=Path), multiple=True, show_default="pages of the Jargon File",
               help="Text, .jsonl file, picture, directory of pictures or saved dataset; may be repeated.")
-@click.option("--recipe", type=click.Choice(["fp8", "int8", "int4"]), default="fp8", show_default=True,
+@click.option("--recipe", type=_RECIPES, default="fp8", show_default=True,
               help="What is to be quantised: fp8 wants scales, int4 second moments, both and int8 cache magnitudes.")
 @click.option("--kv", type=click.Choice(["float", "fp8"]), default="float", show_default=True,
               help="Keys and values that the quality is judged with.")
@@ -47,7 +49,6 @@ def calibrate(
     continues where it stopped. The output holds report.html.
     """
     from ..model.checkpoint import open_checkpoint
-    from ..model.quantization.recipes import RECIPES
     from . import calibrate as api
     from .imported import import_scales as imported
     from .samples import read_samples

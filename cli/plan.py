@@ -10,6 +10,9 @@ import click
 
 from ..console import HerdCommand, emit_json, size, succeed, table
 from ..errors import HerdError
+from ..export.targets.precision import one_of
+from ..model.quantization.formats import CACHE_BYTES
+from ..model.quantization.recipes import RECIPES
 
 if TYPE_CHECKING:
     from ..export.planner import Candidate, PlanReport
@@ -25,8 +28,8 @@ _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
 @click.option("--context", default="128k", show_default=True, help="Tokens of a sequence; k is 1024, M is 1024k.")
 @click.option("--batch", type=click.IntRange(1, 1_000_000), default=1, show_default=True,
               help="Sequences decoded at once, on all devices together.")
-@click.option("--recipe", default="fp8", show_default=True, help="bf16, fp8, int8, int4 or fp32.")
-@click.option("--kv", show_default="as the target computes", help="Keys and values: bf16, fp8, int8 or float32.")
+@click.option("--recipe", default="fp8", show_default=True, help=f"{one_of(RECIPES)}.")
+@click.option("--kv", show_default="as the target computes", help=f"Keys and values: {one_of(CACHE_BYTES)}.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False),
               help="Write a picture: memory over the context, throughput over the batch.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -42,8 +45,8 @@ def plan(
 
     config, length = _config_of(model), _tokens(context)
     cpu = devices.strip().lower() in ("cpu", "1xcpu")
-    task = ServingSpec(config, Storage.on(recipe, kv, cpu=cpu), Workload(length, batch))
-    report = make_report(task, parse_fleet(devices))
+    spec = ServingSpec(config, Storage.on(recipe, kv, cpu=cpu), Workload(length, batch))
+    report = make_report(spec, parse_fleet(devices))
     if plot:
         _draw(report, plot)
     if as_json:
@@ -106,7 +109,7 @@ def _show(model: str, report: PlanReport) -> None:
 def _choice(report: PlanReport) -> dict[str, str]:
     from ..export.planner.report import rate
 
-    best, workload, storage = report.best, report.task.workload, report.task.storage
+    best, workload, storage = report.best, report.spec.workload, report.spec.storage
     device, decode, prefill = report.fleet.device, report.best.decode, report.prefill
     rates = {
         "decode": f"{rate(decode.tokens_per_second)} tokens/s in all, {1000 * decode.seconds:.1f} ms per token; "
@@ -129,7 +132,7 @@ def _contexts(report: PlanReport) -> list[tuple[str, str]]:
     from ..export.planner.report import tokens
 
     return _aligned(
-        ("", "keys and values", "devices for one", f"devices for {report.task.workload.batch}"),
+        ("", "keys and values", "devices for one", f"devices for {report.spec.workload.batch}"),
         [(tokens(row.context), size(row.cache_bytes), _count(row.devices), _count(row.batch_devices))
          for row in report.contexts],
     )

@@ -20,6 +20,7 @@ from .graph.capture import bind_weights, capture_decoder, capture_vision
 from .passes import LowerRoutedExperts
 from .targets.registry import Target
 from .targets.tensorrt.plans import Build, PlanOptions, write_plan
+from .weights.origin import origin_of
 from .weights.stream import initializers, stream
 
 logger = logging.getLogger(__name__)
@@ -135,6 +136,6 @@ def active_bytes(decoder: ir.Model, config: TextConfig) -> int:
     """Bytes of weights that one decoded token reads: all but the embedding table and the experts not chosen."""
     table = decoder.graph.initializers.get("embed_tokens.weight")
     routed = sum(value.const_value.nbytes for value in initializers(decoder)
-                 if value.const_value is not None and ".experts" in str(value.name))
+                 if value.const_value is not None and ".experts." in origin_of(value.const_value).name)
     rest = weight_bytes(decoder) - routed - (table.const_value.nbytes if table and table.const_value else 0)
     return rest + (routed * config.top_k // config.num_experts if routed else 0)

@@ -39,8 +39,8 @@ def build_bundle(
         output: directory to create.
         target: name of the lowering.
         recipe: precision recipe: the name of one of the target, or one of your own.
-        calibration: a directory written by ``herdgraph calibrate``: FP8 scales, magnitudes of 8-bit caches, and second
-            moments by which 4-bit weights are rounded.
+        calibration: a directory written by ``herdgraph calibrate``: FP8 scales, magnitudes of 8-bit caches, and the
+            Hessians by which 4-bit weights are rounded.
         plans: what TensorRT plans are built for.
         shards: how the decoder is split over ranks, None for a whole one.
         overwrite: replace an existing output.

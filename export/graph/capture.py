@@ -1,7 +1,7 @@
 """Capture: the torch modules as a canonical ONNX graph, without a single weight in memory.
 
 The modules are built and traced under ``FakeTensorMode``, so that a 400-billion-parameter decoder is captured on a
-laptop. The graph's initializers keep checkpoint names and are then bound to ``Weight`` promises.
+laptop. The graph's initializers keep checkpoint names and are then bound to lazy ``Weight`` tensors.
 
 Canonical graphs are float32 in ONNX opset 24. Inputs and outputs:
 
@@ -96,7 +96,7 @@ def capture_vision(config: HerdConfig) -> ir.Model:
 
 
 def bind_weights(model: ir.Model, source: TensorReader) -> None:
-    """Let every unbound initializer promise the checkpoint tensor of its name."""
+    """Bind every initializer without a value to the checkpoint tensor of its name, which is not read yet."""
     for name, value in model.graph.initializers.items():
         if value.const_value is None:
             assert value.shape is not None

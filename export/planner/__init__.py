@@ -1,15 +1,17 @@
-"""Which split of a model fits which devices, and how fast it would be. Torch-free; nothing here runs a model."""
+"""Which split of a model fits which devices, and how fast it would be. Torch-free; nothing here runs a model.
+
+A ``ServingSpec`` says what is served, a ``Fleet`` on what. ``choose`` gives the best shard plan, ``make_report`` the
+plan with its reasons and alternatives; ``draw`` in ``plot.py`` needs matplotlib. What ``__all__`` names is public.
+"""
 
 from .devices import Device, Efficiency, Fleet, cpu_device, known_devices, parse_fleet
 from .memory import Workload
 from .report import PlanReport, make_report
 from .roofline import Rate, decode_rate, prefill_rate
 from .search import Candidate, ServingSpec, candidates, choose, least_devices
-from .storage import CACHES, RECIPES, Storage
+from .storage import Storage
 
 __all__ = [
-    "CACHES",
-    "RECIPES",
     "Candidate",
     "Device",
     "Efficiency",

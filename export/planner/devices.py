@@ -25,7 +25,7 @@ MOST_DEVICES = 100_000
 
 @dataclass(frozen=True)
 class Efficiency:
-    """What is reached of a device's rates.
+    """Shares of a device's rates that programs reach.
 
     Attributes:
         weights: share of the memory bandwidth that products reach while they read weights.

@@ -1,11 +1,11 @@
-"""What each device of a plan holds: weights by part of the model, keys and values, activations.
+"""What each device of a shard plan holds: weights by part of the model, keys and values, activations.
 
 All ranks of a stage hold the same, but for the image tower, which is the first rank's. Bytes of a rank:
 
     weights       the slices of its stage's layers, as the recipe stores them
     keys, values  2 · its KV heads · head_dim · element · slots, for each layer and sequence; slots = the context in
                   global layers, at most the chunk in chunked ones
-    activations   of the largest call: a piece of a prompt, or a token of each sequence
+    activations   of the largest call: a chunk of a prompt, or a token of each sequence
     reserve       what driver, runtime and fragmentation take: a share of the device, assumed
 
 Batch and context are those of one replica.
@@ -31,6 +31,7 @@ PARTS = (
     (".feed_forward.", "dense feed-forward"), (".self_attn.", "attention"), ("embed_tokens", "embedding and head"),
     ("lm_head", "embedding and head"), ("", "router and norms"),
 )
+"""Parts of the decoder by what stands in a canonical name; the first that does decides."""
 IMAGE_TOWER = "image tower"
 _IMAGES = ("vision_model.", "multi_modal_projector.")
 
@@ -55,8 +56,8 @@ def local_kv_heads(plan: ShardPlan, text: TextConfig) -> int:
     return max(1, text.num_kv_heads // plan.width)
 
 
-def held(config: HerdConfig, plan: ShardPlan, stage: int, *, images: bool) -> Iterator[tuple[str, Shape, int]]:
-    """What a rank of a stage holds: a tensor's name, the shape of the rank's slice, and how many there are of it.
+def rank_tensors(config: HerdConfig, plan: ShardPlan, stage: int, *, images: bool) -> Iterator[tuple[str, Shape, int]]:
+    """The tensors that a rank of a stage holds: name, shape of the rank's slice, and how many layers have one like it.
 
     Args:
         config: the model.
@@ -107,7 +108,7 @@ def _shapes(config: HerdConfig) -> _Shapes:
 def weights(config: HerdConfig, plan: ShardPlan, storage: Storage, stage: int, *, images: bool) -> dict[str, float]:
     """Bytes of weights of a rank of a stage by part of the model."""
     found: dict[str, float] = {}
-    for name, shape, count in held(config, plan, stage, images=images):
+    for name, shape, count in rank_tensors(config, plan, stage, images=images):
         part = part_of(name)
         found[part] = found.get(part, 0.0) + count * storage.bytes_of(name, shape)
     return found
@@ -125,11 +126,11 @@ def activations(config: HerdConfig, plan: ShardPlan, storage: Storage, workload:
     """Bytes of the largest call of a rank: residuals, the widest layer, attention scores as if unfused, logits."""
     text = config.text
     heads = text.num_heads // plan.width
-    piece = prefill_chunk_len(heads, workload.context)
-    tokens = max(piece, workload.batch)
+    chunk = prefill_chunk_len(heads, workload.context)
+    tokens = max(chunk, workload.batch)
     inner = max(text.dense_size if len(text.moe_layers) < text.num_layers else 0, text.expert_size)
     row = 4 * text.hidden_size + 3 * max(inner // plan.width, (heads + 2 * local_kv_heads(plan, text)) * text.head_dim)
-    scores = 4 * heads * workload.context * max(piece, workload.batch)
+    scores = 4 * heads * workload.context * max(chunk, workload.batch)
     return tokens * row * storage.float_bytes + scores + 4 * workload.batch * text.vocab_size
 
 
@@ -146,8 +147,8 @@ def rank_memory(
     }
 
 
-def alike(config: HerdConfig, plan: ShardPlan) -> list[int]:
-    """For every stage, the first one that holds and does the same: kinds are a handful, however many stages."""
+def representative_stages(config: HerdConfig, plan: ShardPlan) -> list[int]:
+    """For every stage the first that holds and computes the same, which stands for it: there are a handful of kinds."""
     first: dict[tuple[int, ...], int] = {}
     found = []
     for stage in range(plan.pipeline):
@@ -162,7 +163,7 @@ def alike(config: HerdConfig, plan: ShardPlan) -> list[int]:
 def fullest_rank(config: HerdConfig, plan: ShardPlan, storage: Storage, workload: Workload) -> dict[str, float]:
     """Bytes by part of the rank that holds most."""
     kinds = (rank_memory(config, plan, storage, workload, stage, images=stage == 0)
-             for stage in sorted(set(alike(config, plan))))
+             for stage in sorted(set(representative_stages(config, plan))))
     return max(kinds, key=lambda parts: sum(parts.values()))
 
 

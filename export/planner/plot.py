@@ -1,4 +1,4 @@
-"""The picture of a plan: memory of a device over the context, and throughput over the batch."""
+"""The picture of a report: memory of the fullest device over the context, and throughput over the batch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LINES = 3
 
 
 def draw(report: PlanReport, path: Path) -> None:
-    """Write the picture in the format that the name of the file says."""
+    """Write the picture of a report, in the format of the file's suffix."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     _memory(left, report)
@@ -33,43 +33,43 @@ def draw(report: PlanReport, path: Path) -> None:
 
 def _memory(axes: Any, report: PlanReport) -> None:
     """Stacked bytes of the fullest device, with the batch of the report."""
-    task, best = report.task, report.best
-    contexts = _doubling(_SHORTEST, task.config.text.max_position_embeddings)
-    parts = [fullest_rank(task.config, best.plan, task.storage, _shared(task, best, context)) for context in contexts]
+    spec, best = report.spec, report.best
+    contexts = _doubling(_SHORTEST, spec.config.text.max_position_embeddings)
+    parts = [fullest_rank(spec.config, best.plan, spec.storage, _shared(spec, best, context)) for context in contexts]
     names = list(dict.fromkeys(name for found in parts for name in found))
     axes.stackplot(contexts, [[found.get(name, 0) / 1e9 for found in parts] for name in names], labels=names, alpha=0.8)
     axes.axhline(best.usable / 1e9, color="black", linestyle="--", linewidth=1, label="to plan with")
     axes.set(xscale="log", xlabel="tokens of a sequence", ylabel="GB on the fullest device", ylim=(0, None))
-    axes.set_title(f"{best.plan} x {best.replicas}, batch {task.workload.batch}", loc="left", fontsize=10)
+    axes.set_title(f"{best.plan} x {best.replicas}, batch {spec.workload.batch}", loc="left", fontsize=10)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tokens(round(value))))
     axes.set_xticks(contexts[::2])
     axes.minorticks_off()
     axes.legend(fontsize=7, frameon=False, loc="upper left", reverse=True)
 
 
-def _shared(task: ServingSpec, candidate: Candidate, context: int) -> Workload:
-    return replace(task.shared_by(candidate.replicas), context=context)
+def _shared(spec: ServingSpec, candidate: Candidate, context: int) -> Workload:
+    return replace(spec.shared_by(candidate.replicas), context=context)
 
 
 def _throughput(axes: Any, report: PlanReport) -> None:
     """Tokens per second of the best plans over the batch, as far as it fits."""
-    task, fleet = report.task, report.fleet
+    spec, fleet = report.spec, report.fleet
     for candidate in [one for one in report.others if one.fits][:_LINES]:
         points = []
         for batch in _doubling(1, _LARGEST_BATCH):
             replicas = min(batch, fleet.count // candidate.plan.world)
-            asked = ServingSpec(task.config, task.storage, Workload(task.workload.context, batch))
-            parts = fullest_rank(task.config, candidate.plan, task.storage, asked.shared_by(replicas))
+            asked = ServingSpec(spec.config, spec.storage, Workload(spec.workload.context, batch))
+            parts = fullest_rank(spec.config, candidate.plan, spec.storage, asked.shared_by(replicas))
             if sum(parts.values()) > candidate.usable:
                 break
-            rate = decode_rate(task.config, candidate.plan, task.storage, fleet, asked.workload, replicas)
+            rate = decode_rate(spec.config, candidate.plan, spec.storage, fleet, asked.workload, replicas)
             points.append((batch, rate.tokens_per_second))
         axes.plot(*zip(*points, strict=True), marker="o", markersize=4,
                   label=f"{candidate.plan} x {fleet.count // candidate.plan.world}")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
     axes.set(xlabel="sequences decoded together", ylabel="tokens/s, predicted", ylim=(0, None))
-    axes.set_title(f"{fleet}, context {tokens(task.workload.context)}", loc="left", fontsize=10)
+    axes.set_title(f"{fleet}, context {tokens(spec.workload.context)}", loc="left", fontsize=10)
     axes.legend(fontsize=8, frameon=False)
 
 

@@ -1,4 +1,4 @@
-"""All that ``herdgraph plan`` says, as numbers."""
+"""The report of ``herdgraph plan``: the chosen shard plan, the reason, the alternatives, and other contexts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ CONTEXTS = (128 << 10, 1 << 20, 10 << 20)
 
 @dataclass(frozen=True)
 class ContextRow:
-    """What a context takes.
+    """Memory and devices that sequences of one length need.
 
     Attributes:
-        context: tokens.
+        context: tokens of a sequence.
         cache_bytes: keys and values of one sequence.
         devices: fewest of the fleet's devices for one sequence; 0 when no number is enough.
         batch_devices: fewest for the whole batch.
@@ -33,19 +33,19 @@ class ContextRow:
 
 @dataclass(frozen=True)
 class PlanReport:
-    """The choice, what was chosen from, and why.
+    """The chosen plan, the plans that it was chosen from, and the reason.
 
     Attributes:
-        task: what is to be served.
-        fleet: on what.
-        best: the choice.
-        others: all that were weighed, the best first.
-        prefill: a prompt that fills the context, on the chosen plan.
-        weight_bytes: of the whole model.
-        contexts: what other contexts would take.
+        spec: what is to be served.
+        fleet: the devices.
+        best: the chosen plan.
+        others: all plans, the chosen one among them, the best first.
+        prefill: predicted rate of a prompt that fills the context, on the chosen plan.
+        weight_bytes: bytes of the weights of the whole model.
+        contexts: what sequences of other lengths would need.
     """
 
-    task: ServingSpec
+    spec: ServingSpec
     fleet: Fleet
     best: Candidate
     others: tuple[Candidate, ...]
@@ -68,8 +68,8 @@ class PlanReport:
 
     @property
     def notes(self) -> list[str]:
-        """What the numbers are not."""
-        device, storage = self.fleet.device, self.task.storage
+        """Assumptions behind the numbers, and what they leave out, a line each."""
+        device, storage = self.fleet.device, self.spec.storage
         found = [storage.note] if storage.note else []
         if not device.rated:
             return [*found, "only the memory of these devices is known: no throughput is predicted"]
@@ -91,7 +91,7 @@ class PlanReport:
             "devices": {"name": self.fleet.device.name, "count": self.fleet.count,
                         "per_machine": self.fleet.per_machine, "bytes": self.fleet.device.memory,
                         "source": self.fleet.device.source},
-            "recipe": self.task.storage.recipe, "kv": self.task.storage.kv, **asdict(self.task.workload),
+            "recipe": self.spec.storage.recipe, "kv": self.spec.storage.kv, **asdict(self.spec.workload),
             "weight_bytes": round(self.weight_bytes), "plan": _row(self.best, rated), "why": self.why,
             "prefill": asdict(self.prefill) if rated else None,
             "candidates": [_row(candidate, rated) for candidate in self.others],
@@ -108,29 +108,29 @@ def _row(candidate: Candidate, rated: bool) -> dict[str, Any]:
     }
 
 
-def make_report(task: ServingSpec, fleet: Fleet) -> PlanReport:
-    """Weigh all plans.
+def make_report(spec: ServingSpec, fleet: Fleet) -> PlanReport:
+    """Weigh all plans for a fleet and report the best.
 
     Raises:
-        HerdError: none fits.
+        HerdError: no plan fits.
     """
-    found = candidates(task, fleet)
-    best = best_of(found, task, fleet)
-    prefill = prefill_rate(task.config, best.plan, task.storage, fleet, task.workload.context, best.replicas)
+    found = candidates(spec, fleet)
+    best = best_of(found, spec, fleet)
+    prefill = prefill_rate(spec.config, best.plan, spec.storage, fleet, spec.workload.context, best.replicas)
     return PlanReport(
-        task, fleet, best, tuple(found), prefill, weight_total(task.config, task.storage),
-        tuple(_context_row(task, fleet, context) for context in CONTEXTS
-              if context <= task.config.text.max_position_embeddings),
+        spec, fleet, best, tuple(found), prefill, weight_total(spec.config, spec.storage),
+        tuple(_context_row(spec, fleet, context) for context in CONTEXTS
+              if context <= spec.config.text.max_position_embeddings),
     )
 
 
-def _context_row(task: ServingSpec, fleet: Fleet, context: int) -> ContextRow:
+def _context_row(spec: ServingSpec, fleet: Fleet, context: int) -> ContextRow:
     def devices(batch: int) -> int:
-        least = least_devices(ServingSpec(task.config, task.storage, Workload(context, batch)), fleet.device)
+        least = least_devices(ServingSpec(spec.config, spec.storage, Workload(context, batch)), fleet.device)
         return least[0] if least else 0
 
-    kept = cache_bytes(task.config.text, task.storage, context)
-    return ContextRow(context, kept, devices(1), devices(task.workload.batch))
+    kept = cache_bytes(spec.config.text, spec.storage, context)
+    return ContextRow(context, kept, devices(1), devices(spec.workload.batch))
 
 
 def tokens(count: int) -> str:

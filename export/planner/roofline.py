@@ -8,12 +8,12 @@ Of a stage, with the rates of its device and what is reached of them (``devices.
     launches     layers · layer_seconds
     stage        max(memory, compute) + collectives + launches        nothing of it overlaps in our runtime
 
-A batch goes through a pipeline in m micro-batches, as many as ``sharded.py`` makes of it. A step of decoding ends with
-the last of them:
+A batch goes through a pipeline in m micro-batches, as many as ``runtimes/distributed/front_end.py`` makes of it. A step
+of decoding ends with the last of them:
 
     step = sum of stages + (m - 1) · slowest stage + sends
 
-and the pieces of a prompt follow each other without such a wait: a piece costs what the slowest stage takes.
+and the chunks of a prompt follow each other without such a wait: a chunk costs what the slowest stage takes.
 
 These are estimates from data sheets and assumed efficiencies. Routing is taken as even, which trained routers are only
 nearly.
@@ -29,7 +29,7 @@ from ...model.config.shard_plan import ShardPlan
 from ...runtimes.distributed.front_end import PART
 from ...runtimes.executors.runner import prefill_chunk_len
 from .devices import Fleet
-from .memory import Workload, alike
+from .memory import Workload, representative_stages
 from .storage import Storage
 from .traffic import Call, Collective, Work, sends, work_of
 
@@ -118,7 +118,7 @@ def decode_rate(
 
 
 def _stages(config: HerdConfig, plan: ShardPlan, storage: Storage, fleet: Fleet, call: Call) -> list[Seconds]:
-    first = alike(config, plan)
+    first = representative_stages(config, plan)
     kinds = {stage: stage_seconds(work_of(config, plan, storage, stage, call), storage, fleet) for stage in set(first)}
     return [kinds[stage] for stage in first]
 
@@ -131,17 +131,17 @@ def _in_one_machine(plan: ShardPlan, fleet: Fleet) -> bool:
 def prefill_rate(
     config: HerdConfig, plan: ShardPlan, storage: Storage, fleet: Fleet, tokens: int, replicas: int = 1
 ) -> Rate:
-    """A prompt of so many tokens on each replica, in the pieces that the runtime makes of it."""
+    """Predicted rate of a prompt of ``tokens`` on each replica, in the chunks that the runtime cuts it into."""
     seconds, limits = 0.0, []
     segments = min(_SEGMENTS, tokens)
     for index in range(segments):
         middle = (2 * index + 1) * tokens // (2 * segments)
-        piece = min(prefill_chunk_len(config.text.num_heads // plan.width, middle), tokens)
-        past = middle // piece * piece
-        slowest = max(_stages(config, plan, storage, fleet, Call(1, piece, past, 0)), key=lambda stage: stage.total)
+        chunk = min(prefill_chunk_len(config.text.num_heads // plan.width, middle), tokens)
+        past = middle // chunk * chunk
+        slowest = max(_stages(config, plan, storage, fleet, Call(1, chunk, past, 0)), key=lambda stage: stage.total)
         between = sum(collective_seconds(one, fleet, inside=_in_one_machine(plan, fleet))
-                      for one in sends(config.text, plan, storage, Call(1, piece, past, 0))[:1])
-        spent = (slowest.total + between / max(1, plan.pipeline - 1)) * tokens / segments / piece
+                      for one in sends(config.text, plan, storage, Call(1, chunk, past, 0))[:1])
+        spent = (slowest.total + between / max(1, plan.pipeline - 1)) * tokens / segments / chunk
         seconds += spent
         limits.append((spent, slowest.limit))
     weight = {limit: sum(spent for spent, name in limits if name == limit) for _, limit in limits}

@@ -1,4 +1,4 @@
-"""Which split of a model serves best on a fleet: every valid plan, as often as it fits side by side.
+"""The search for the shard plan that serves a model best on a fleet: every valid plan, with replicas side by side.
 
 A plan of fewer ranks than there are devices is replicated, and the replicas share the batch. The best plan fits, then
 decodes fastest at the batch, then has the fewest collectives, then the fewest ranks.
@@ -20,7 +20,7 @@ from .storage import Storage
 from .traffic import collectives_per_token
 
 _LONGEST = 131_072
-"""Context that a plan is chosen for when nobody says, as for plans of TensorRT."""
+"""Tokens of context that a plan is chosen for when none are given, or the model's limit if that is less."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,21 @@ class ServingSpec:
             raise HerdError(f"a context of {context} tokens is beyond the model's {most}: ask for at most that")
 
     def shared_by(self, replicas: int) -> Workload:
-        """What the busiest of some replicas serves."""
+        """The workload of the busiest replica, when the batch is spread over some replicas."""
         return replace(self.workload, batch=-(-self.workload.batch // replicas))
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan on a fleet.
+    """A shard plan, weighed on a fleet.
 
     Attributes:
-        plan: of one replica.
-        replicas: side by side.
-        parts: bytes of the fullest device by part.
+        plan: how one replica is split.
+        replicas: how many run side by side.
+        parts: bytes of the fullest device by part of the model.
         usable: bytes of a device that may be planned with.
-        decode: at the batch; not real where the fleet's rates are unknown, but in the right order.
-        collectives: that a token waits for.
+        decode: predicted rate of decoding the batch; without known rates, good for comparing plans only.
+        collectives: exchanges that a token waits for.
     """
 
     plan: ShardPlan
@@ -81,13 +81,13 @@ class Candidate:
 
     @property
     def rank(self) -> tuple[bool, float, int, int]:
-        """Smaller is better; those that do not fit are ordered by their need."""
+        """Sort key, the best first: plans that fit by their decode rate, the others by the memory that they need."""
         worth = -self.decode.tokens_per_second if self.fits else self.used
         return not self.fits, worth, self.collectives, self.plan.world
 
 
 def valid_plans(config: HerdConfig, most: int) -> Iterator[ShardPlan]:
-    """Every plan of at most so many ranks that the model can be split by."""
+    """Every plan that the model can be split by, of at most ``most`` ranks."""
     text = config.text
     for width in range(1, min(most, text.num_heads) + 1):
         for expert in range(1, width + 1):
@@ -102,37 +102,41 @@ def usable(device: Device) -> float:
     return device.memory * (1 - RESERVE)
 
 
-def candidates(task: ServingSpec, fleet: Fleet) -> list[Candidate]:
-    """All plans for a fleet, the best first."""
+def candidates(spec: ServingSpec, fleet: Fleet) -> list[Candidate]:
+    """All plans for a fleet, each with as many replicas as there are devices for, the best first."""
     found = []
-    for plan in valid_plans(task.config, fleet.count):
-        replicas = min(fleet.count // plan.world, task.workload.batch)
+    for plan in valid_plans(spec.config, fleet.count):
+        replicas = min(fleet.count // plan.world, spec.workload.batch)
         found.append(Candidate(
-            plan, replicas, fullest_rank(task.config, plan, task.storage, task.shared_by(replicas)),
-            usable(fleet.device), decode_rate(task.config, plan, task.storage, fleet, task.workload, replicas),
-            collectives_per_token(task.config.text, plan),
+            plan, replicas, fullest_rank(spec.config, plan, spec.storage, spec.shared_by(replicas)),
+            usable(fleet.device), decode_rate(spec.config, plan, spec.storage, fleet, spec.workload, replicas),
+            collectives_per_token(spec.config.text, plan),
         ))
     return sorted(found, key=lambda candidate: candidate.rank)
 
 
-def least_devices(task: ServingSpec, device: Device) -> tuple[int, ShardPlan, int] | None:
-    """The fewest devices that a task fits on, how it is split, and the replicas; None when no number is enough."""
+def least_devices(spec: ServingSpec, device: Device) -> tuple[int, ShardPlan, int] | None:
+    """The fewest devices that can serve a model.
+
+    Returns:
+        Number of devices, the plan of a replica, and replicas; None when no number of devices is enough.
+    """
     best: tuple[int, ShardPlan, int] | None = None
-    for plan in sorted(valid_plans(task.config, task.config.text.num_heads * task.config.text.num_layers),
+    for plan in sorted(valid_plans(spec.config, spec.config.text.num_heads * spec.config.text.num_layers),
                        key=lambda plan: plan.world):
         if best and plan.world >= best[0]:
             break
-        most = task.workload.batch if best is None else min(task.workload.batch, (best[0] - 1) // plan.world)
-        if replicas := _least_replicas(task, device, plan, most):
+        most = spec.workload.batch if best is None else min(spec.workload.batch, (best[0] - 1) // plan.world)
+        if replicas := _least_replicas(spec, device, plan, most):
             best = plan.world * replicas, plan, replicas
     return best
 
 
-def _least_replicas(task: ServingSpec, device: Device, plan: ShardPlan, most: int) -> int:
-    """The fewest replicas of a plan that a task fits on, 0 when ``most`` are too few."""
+def _least_replicas(spec: ServingSpec, device: Device, plan: ShardPlan, most: int) -> int:
+    """The fewest replicas of a plan that fit, 0 when ``most`` are too few."""
 
     def fits(replicas: int) -> bool:
-        parts = fullest_rank(task.config, plan, task.storage, task.shared_by(replicas))
+        parts = fullest_rank(spec.config, plan, spec.storage, spec.shared_by(replicas))
         return sum(parts.values()) <= usable(device)
 
     if not fits(most):
@@ -144,7 +148,7 @@ def _least_replicas(task: ServingSpec, device: Device, plan: ShardPlan, most: in
     return low
 
 
-def best_of(found: list[Candidate], task: ServingSpec, fleet: Fleet) -> Candidate:
+def best_of(found: list[Candidate], spec: ServingSpec, fleet: Fleet) -> Candidate:
     """The first of the candidates.
 
     Raises:
@@ -153,7 +157,7 @@ def best_of(found: list[Candidate], task: ServingSpec, fleet: Fleet) -> Candidat
     best = found[0]
     if best.fits:
         return best
-    least = least_devices(task, fleet.device)
+    least = least_devices(spec, fleet.device)
     more = f"it would take {least[0]} of them ({least[1]}" if least else "no number of them would do"
     more += f", {least[2]} replicas)" if least and least[2] > 1 else ")" if least else ""
     raise HerdError(
@@ -166,7 +170,7 @@ def choose(
     config: HerdConfig, recipe: str, devices: str | Fleet, *, context: int | None = None, batch: int = 1,
     kv: str | None = None,
 ) -> ShardPlan:
-    """The plan for a fleet, for ``build.py --shards auto``.
+    """The shard plan that serves a model best on a fleet; ``build.py --shards auto`` takes it.
 
     Args:
         config: the model.
@@ -182,5 +186,5 @@ def choose(
     fleet = parse_fleet(devices) if isinstance(devices, str) else devices
     longest = min(_LONGEST, config.text.max_position_embeddings)
     workload = Workload(longest if context is None else context, batch)
-    task = ServingSpec(config, Storage.on(recipe, kv, cpu=fleet.device.name == "cpu"), workload)
-    return best_of(candidates(task, fleet), task, fleet).plan
+    spec = ServingSpec(config, Storage.on(recipe, kv, cpu=fleet.device.name == "cpu"), workload)
+    return best_of(candidates(spec, fleet), spec, fleet).plan

@@ -1,4 +1,4 @@
-"""What one call makes the busiest rank of each stage read, compute and exchange.
+"""Bytes that the busiest rank of each stage reads and exchanges in one call, and operations that it computes.
 
 A call has n tokens. Of E experts, each token uses k. With even routing the layer touches
 
@@ -22,7 +22,7 @@ from typing import Literal
 
 from ...model.config import HerdConfig, TextConfig
 from ...model.config.shard_plan import ShardPlan
-from .memory import caches, held, part_of
+from .memory import caches, part_of, rank_tensors
 from .storage import Storage
 
 
@@ -31,10 +31,10 @@ class Call:
     """Tokens that are computed together.
 
     Attributes:
-        sequences: how many.
-        tokens: of each.
-        past: tokens that each had before.
-        logits: rows of logits in all.
+        sequences: number of sequences.
+        tokens: tokens of each sequence.
+        past: tokens that each sequence had before.
+        logits: rows of logits of all sequences together.
     """
 
     sequences: int
@@ -60,15 +60,15 @@ class Collective:
 
 @dataclass(frozen=True)
 class Work:
-    """What the busiest rank of a stage does in one call.
+    """Work of the busiest rank of a stage in one call.
 
     Attributes:
-        layers: of the stage.
-        weight_bytes: read.
-        cache_bytes: keys and values read.
-        products: operations with weights in the recipe's type.
-        float_operations: attention, router and head: operations in the type of floats.
-        collectives: inside of the stage.
+        layers: number of layers of the stage.
+        weight_bytes: bytes of weights that are read.
+        cache_bytes: bytes of keys and values that are read.
+        products: operations of products with quantised weights.
+        float_operations: operations of attention, router and head, in the type of floats.
+        collectives: exchanges inside of the stage.
     """
 
     layers: int
@@ -97,14 +97,14 @@ def busiest_group(experts: int, top_k: int, tokens: float, groups: int) -> float
 
 
 def work_of(config: HerdConfig, plan: ShardPlan, storage: Storage, stage: int, call: Call) -> Work:
-    """What a stage's busiest rank does in a call."""
+    """Work of the busiest rank of a stage in a call."""
     text = config.text
     read = products = floats = 0.0
-    for name, shape, count in held(config, plan, stage, images=False):
+    for name, shape, count in rank_tensors(config, plan, stage, images=False):
         share, rows = _used(text, plan, stage, call, name)
         read += share * count * storage.bytes_of(name, shape)
         operations = 2 * rows * count * math.prod(shape)
-        if storage.layout_of(name, shape) in (None, "floats"):
+        if storage.layout_of(name, shape) is None:
             floats += operations
         else:
             products += operations

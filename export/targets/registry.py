@@ -26,6 +26,7 @@ from ..passes import (
     QuantizeMatMuls,
     RotateHidden,
 )
+from .precision import PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,13 @@ TARGETS = {
     target.name: target
     for target in (
         Target("cpu", "ONNX Runtime on a CPU: only routed experts run, caches are appended in place",
-               (FoldWeightTransposes, JoinMatMuls, LowerCachedAttention), ("fp32", "int8", "int4", "fp8"),
-               ("float", "int8")),
+               (FoldWeightTransposes, JoinMatMuls, LowerCachedAttention), *PRECISIONS["cpu"]),
         Target("tensorrt-rtx", "TensorRT-RTX plans for several GPUs, built without one",
-               _TENSORRT, ("bf16", "fp8"), ("float", "fp8"), "plan"),
+               _TENSORRT, *PRECISIONS["tensorrt-rtx"], "plan"),
         Target("tensorrt", "TensorRT plans for the GPU of this machine; not run on hardware",
-               _TENSORRT, ("bf16", "fp8"), ("float", "fp8"), "plan"),
+               _TENSORRT, *PRECISIONS["tensorrt"], "plan"),
         Target("canonical", "the unlowered graph with its function bodies, for any ONNX runtime; slow, the oracle", (),
-               ("fp32",)),
+               *PRECISIONS["canonical"]),
     )
 }
 

@@ -6,7 +6,7 @@ Output channel n of a weight [K, N] is cut into blocks b of 32, 64 or 128 inputs
     4 bits  s[n, b] = f · (max_k w - min_k w) / 15           q = clip(round(w / s) + z, 0, 15)      z an integer
 
 A scale that clips the ends of a block a little often fits the rest better: f is searched for the least square error.
-With second moments of the inputs, rounding also makes up for its own errors (``gptq.py``). A last block that K does
+With the Hessian of the inputs, rounding also makes up for its own errors (``gptq.py``). A last block that K does
 not fill is filled with zeros.
 """
 
@@ -92,14 +92,14 @@ class BlockCodes(ir.LazyTensor):
     Args:
         source: the weight, one of a checkpoint or any other two-dimensional initializer.
         layout: bits and block.
-        moments: second moments of the inputs, [K, K], None to round to nearest.
+        hessian_KK: XᵀX of the inputs X, None to round to nearest.
     """
 
-    def __init__(self, source: ir.TensorProtocol, layout: BlockFormat, moments: Tensor | None = None) -> None:
+    def __init__(self, source: ir.TensorProtocol, layout: BlockFormat, hessian_KK: Tensor | None = None) -> None:
         self.source, self.layout = source, layout
         inputs, self.channels = source.shape.numpy()
         self.blocks = layout.blocks(inputs)
-        self._moments = moments
+        self._hessian_KK = hessian_KK
         self._found: tuple[Array, Array] | None = None
         shape = ir.Shape((self.channels, self.blocks, layout.block * layout.bits // 8))
         super().__init__(lambda: ir.Tensor(self._whole()), dtype=ir.DataType.UINT8, shape=shape)
@@ -127,9 +127,9 @@ class BlockCodes(ir.LazyTensor):
     def _quantize(self, use: Callable[[int, Array], None]) -> None:
         scales = np.empty((self.channels, self.blocks), np.float32)
         zeros = np.empty((self.channels, self.blocks), np.uint8)
-        first, upper, rounder = 0, self._factor(), BlockRounder(self.layout)
+        first, factor_KK, rounder = 0, self._factor(), BlockRounder(self.layout)
         for rows_NK in channels_of(self.source):
-            found = rounder.quantize(in_blocks(rows_NK, self.layout.block), upper)
+            found = rounder.quantize(in_blocks(rows_NK, self.layout.block), factor_KK)
             part = slice(first, first + len(rows_NK))
             scales[part], zeros[part] = found.scales, found.zeros
             use(first, found.codes if self.layout.bits == 8 else packed(found.codes))
@@ -137,10 +137,11 @@ class BlockCodes(ir.LazyTensor):
         self._found = scales, zeros
 
     def _factor(self) -> Tensor | None:
-        if self._moments is None:
+        """What GPTQ rounds by; inputs that fill up the last block count as never seen."""
+        if self._hessian_KK is None:
             return None
-        rest = self.blocks * self.layout.block - len(self._moments)
-        return inverse_hessian_cholesky(functional.pad(self._moments, (0, rest, 0, rest)))
+        rest = self.blocks * self.layout.block - len(self._hessian_KK)
+        return inverse_hessian_cholesky(functional.pad(self._hessian_KK, (0, rest, 0, rest)))
 
 
 class BlockScales(ir.LazyTensor):

@@ -4,8 +4,8 @@
 
 One scale for the whole channel lets the product run as one integer matrix product, the fastest that a CPU has, from a
 single packed copy that serves a prompt and a token alike. It is also coarser than a scale per block: weights and
-activations are rotated first, so that no input stands out (``model/checkpoint/rotated.py``,
-``passes/quantize/rotate_hidden.py``).
+activations are rotated first, so that no input stands out (``model/checkpoint/rotated.py`` and
+``export/passes/quantize/rotate_hidden.py``).
 
 Codes are unsigned because ONNX Runtime's product of unsigned and signed bytes adds pairs in 16 bits that saturate on a
 CPU without VNNI instructions; its product of unsigned bytes is exact there, and the same kernel where there is VNNI.

@@ -33,11 +33,11 @@ class Fp8Codes(ir.LazyTensor):
 
     Args:
         source: the weight.
-        centre_K: what is subtracted from its input (``passes/quantize_fp8.py``), None for nothing.
+        shift_K: what is subtracted from its input (``passes/quantize/fp8.py``), None for nothing.
     """
 
-    def __init__(self, source: ir.TensorProtocol, centre_K: Tensor | None = None) -> None:
-        self.source, self.centre_K = source, centre_K
+    def __init__(self, source: ir.TensorProtocol, shift_K: Tensor | None = None) -> None:
+        self.source, self.shift_K = source, shift_K
         self._scales: Array | None = None
         self._offsets: Array | None = None
         super().__init__(self._whole, dtype=ir.DataType.FLOAT8E4M3FN, shape=ir.Shape(source.shape.numpy()))
@@ -60,11 +60,12 @@ class Fp8Codes(ir.LazyTensor):
             rows = torch.from_numpy(rows_NK)
             scales = channel_scales(rows)
             found.append(scales.numpy())
-            if self.centre_K is not None:
-                offsets.append((rows @ self.centre_K).numpy())
+            if self.shift_K is not None:
+                offsets.append((rows @ self.shift_K).numpy())
             yield to_e4m3(rows / scales[:, None]).view(torch.uint8).numpy()
 
-    def _look(self) -> None:
+    def _find_scales(self) -> None:
+        """Read the weight for its scales, unless its codes have been written."""
         if self._scales is None:
             for channels in self._codes([], []):
                 for _ in channels:
@@ -72,14 +73,14 @@ class Fp8Codes(ir.LazyTensor):
 
     def scales(self) -> Array:
         """float32 [N] or [E, N]; reads the weight unless its codes have been written."""
-        self._look()
+        self._find_scales()
         assert self._scales is not None
         return self._scales
 
     def offsets(self) -> Array:
-        """The centre times the weight, float32 [N]; reads the weight as ``scales`` does."""
-        self._look()
-        assert self._offsets is not None, "a weight without a centre has no offsets"
+        """The shift times the weight, float32 [N]; reads the weight as ``scales`` does."""
+        self._find_scales()
+        assert self._offsets is not None, "a weight whose input is not shifted has no offsets"
         return self._offsets
 
     def global_scale(self) -> float:
@@ -108,29 +109,29 @@ class GlobalScale(ir.LazyTensor):
 
 
 class ChannelRatios(ir.LazyTensor):
-    """What follows the product: the ratios r of ``Fp8Codes``, divided by what its input was lifted by.
+    """What follows the product: the ratios r of ``Fp8Codes``, divided by what the inputs of experts were multiplied by.
+
+    float32 [1, N] or [E, 1, N].
 
     Args:
         codes: of a weight or of experts.
-        lift: powers of two [E], see ``passes/quantize_fp8.py``.
-
-    float32 [1, N] or [E, 1, N].
+        multipliers_E: input multipliers of experts, powers of two, see ``passes/quantize/fp8.py``; None for none.
     """
 
-    def __init__(self, codes: Fp8Codes, lift: Array | None = None) -> None:
-        self.codes, self.lift = codes, lift
+    def __init__(self, codes: Fp8Codes, multipliers_E: Array | None = None) -> None:
+        self.codes, self.multipliers_E = codes, multipliers_E
         *experts, _, width = codes.source.shape.numpy()
         super().__init__(self._values, dtype=ir.DataType.FLOAT, shape=ir.Shape((*experts, 1, width)))
 
     def _values(self) -> ir.TensorProtocol:
         ratios = self.codes.scales() / np.float32(self.codes.global_scale())
-        if self.lift is not None:
-            ratios = ratios / self.lift[:, None]
+        if self.multipliers_E is not None:
+            ratios = ratios / self.multipliers_E[:, None]
         return ir.Tensor(np.ascontiguousarray(ratios[..., None, :].astype(np.float32)))
 
 
 class CenteringOffsets(ir.LazyTensor):
-    """What subtracting the centre took from the product of ``Fp8Codes``: c W, float32 [N]."""
+    """What shifting the input by c took from the product of ``Fp8Codes``: c W, float32 [N]."""
 
     def __init__(self, codes: Fp8Codes) -> None:
         width = codes.source.shape.numpy()[-1]

@@ -1,6 +1,6 @@
 """Rounding that makes up for its own errors (Frantar et al. 2022, "GPTQ").
 
-For the Hessian H = XᵀX (second moments) of a product's inputs X, minimise  tr((W - Q) H (W - Q)ᵀ)  one input after
+For the Hessian H = XᵀX of a product's inputs X, minimise  tr((W - Q) H (W - Q)ᵀ)  one input after
 the other: round column k, and let the columns that are not rounded yet take over what it did wrong on the data:
 
     U^T U = (H + d I)^-1,  U upper triangular        e = (w_k - q_k) / U_kk        w_j -= e U_kj   for j > k
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 DAMPING = 0.01
+"""d, as a share of the mean of the diagonal."""
 
 
 class Rounder(Protocol):
@@ -34,7 +35,7 @@ class Rounder(Protocol):
 
 
 def inverse_hessian_cholesky(hessian_KK: Tensor) -> Tensor:
-    """U of the docstring, float32 [K, K]; inputs that were never seen count like the least of the others."""
+    """U, with U^T U = (H + d I)^-1, float32 [K, K]; d lets inputs that were never seen count a little."""
     h = hessian_KK.double()
     h = h + DAMPING * h.diagonal().mean().clamp(min=1e-12) * torch.eye(len(h), dtype=torch.float64)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from .origin import origin_of, with_origin
 from .stream import ChannelIterable, Weight, write_all, write_channels
 
 Array = np.ndarray[Any, Any]
@@ -31,6 +32,7 @@ class Rounded(ir.LazyTensor):
             lambda: ir.Tensor(rounded(source.numpy(), dtype).view(dtype.numpy()), dtype=dtype),
             dtype=dtype, shape=shape, name=source.name,
         )
+        with_origin(self, origin_of(source))
 
     def write_to(self, file: int, offset: int) -> None:
         """Write little-endian values at ``offset`` of an open file descriptor."""

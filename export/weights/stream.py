@@ -1,4 +1,4 @@
-"""Weights as promises: an ONNX initializer that knows how to read itself, and a writer that never holds a whole model.
+"""Lazy initializers: weights that are read only while they are written, and the writer, which holds a few blocks.
 
 A ``Weight`` refers to a tensor of a checkpoint, or to one slice of its first axis (one expert), perhaps transposed.
 It is read in blocks of rows, converted, and written at its place in the data file, so that the peak memory of a build
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,14 +18,18 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from .origin import Origin, joined_origin, origin_of, with_origin
+
 BLOCK_BYTES = 32 << 20
+"""Most bytes of a weight that are read at once."""
 ALIGNMENT = 4096
 """Weights start on page boundaries, so that a runtime can map and drop them one by one."""
 INLINE_BYTES = 1024
+"""Tensors up to this size stay inside of the ONNX file."""
 
 
 class TensorReader(Protocol):
-    """Reads a tensor, or one slice of its first axis, by canonical name (``model.checkpoint.Checkpoint``)."""
+    """Reads a tensor, or one slice of its first axis, by canonical name; a ``model.checkpoint.Checkpoint`` is one."""
 
     def read(self, name: str, index: int | slice | None = None) -> torch.Tensor:
         """The stored values."""
@@ -40,7 +45,7 @@ class ChannelIterable(Protocol):
 
 @runtime_checkable
 class StreamWritable(Protocol):
-    """An initializer that writes itself."""
+    """An initializer that writes its values to a file without holding them all in memory."""
 
     def write_to(self, file: int, offset: int) -> None:
         """Write all values at ``offset`` of an open file descriptor."""
@@ -65,6 +70,7 @@ class Weight(ir.LazyTensor):
         self.expert, self.is_transposed = expert, transposed
         final = ir.Shape(shape[::-1] if transposed else shape)
         super().__init__(lambda: ir.Tensor(self._whole()), dtype=ir.DataType.FLOAT, shape=final, name=stored)
+        with_origin(self, Origin((stored,), expert))
 
     def _read(self, start: int, stop: int) -> np.ndarray[Any, Any]:
         if self.expert is None:
@@ -113,7 +119,7 @@ class Weight(ir.LazyTensor):
 
 
 class Joined(ir.LazyTensor):
-    """Matrices [K, N1], [K, N2], ... side by side as one [K, N1 + N2 + ...], read and written piece by piece."""
+    """Matrices [K, N1], [K, N2], ... side by side as one [K, N1 + N2 + ...], read and written one after the other."""
 
     def __init__(self, parts: Sequence[ir.TensorProtocol]) -> None:
         self.parts = tuple(parts)
@@ -123,6 +129,7 @@ class Joined(ir.LazyTensor):
             lambda: ir.Tensor(np.concatenate([part.numpy() for part in self.parts], axis=1)),
             dtype=ir.DataType.FLOAT, shape=ir.Shape((inputs, sum(self.widths))),
         )
+        with_origin(self, joined_origin(self.parts))
 
     def channels(self) -> Iterator[np.ndarray[Any, Any]]:
         """All output channels in order, a few at a time: rows [n, K]."""
@@ -161,12 +168,16 @@ def write_all(file: int, values: np.ndarray[Any, Any], offset: int) -> None:
 
 def expert_of(tensor: ir.TensorProtocol, expert: int) -> ir.TensorProtocol:
     """Slice ``expert`` of the first axis of any initializer, without reading it when it is a ``Weight``."""
-    return tensor.of_expert(expert) if isinstance(tensor, Weight) else ir.Tensor(tensor.numpy()[expert])
+    if isinstance(tensor, Weight):
+        return tensor.of_expert(expert)
+    return with_origin(ir.Tensor(tensor.numpy()[expert]), replace(origin_of(tensor), expert=expert))
 
 
 def transposed(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """A two-dimensional initializer with its axes exchanged, without reading it when it is a ``Weight``."""
-    return tensor.transposed() if isinstance(tensor, Weight) else ir.Tensor(np.ascontiguousarray(tensor.numpy().T))
+    if isinstance(tensor, Weight):
+        return tensor.transposed()
+    return with_origin(ir.Tensor(np.ascontiguousarray(tensor.numpy().T)), origin_of(tensor))
 
 
 def initializers(model: ir.Model) -> list[ir.Value]:
@@ -194,10 +205,10 @@ def stream(model: ir.Model, directory: Path, data_name: str, on_bytes: Callable[
                 offset = -(-end // ALIGNMENT) * ALIGNMENT
                 _write(tensor, file.fileno(), offset)
                 end = offset + tensor.nbytes
-                written[id(tensor)] = ir.ExternalTensor(
+                written[id(tensor)] = with_origin(ir.ExternalTensor(
                     data_name, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()),
                     name=str(value.name), base_dir=directory,
-                )
+                ), origin_of(tensor))
                 on_bytes(tensor.nbytes)
             value.const_value = written[id(tensor)]
         file.truncate(end)

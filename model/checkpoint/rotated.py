@@ -1,7 +1,7 @@
 """A checkpoint whose residual stream is rotated: the same function, without inputs that stand out.
 
-Trained transformers carry a few residual channels that are tens of times larger than the rest, and a quantiser that
-has to reach them resolves the others badly. For any orthogonal R the model may as well compute in the basis R
+Trained transformers carry a few residual channels that are tens of times larger than the rest, and a scale that
+reaches them resolves the others badly. For any orthogonal R the model may as well compute in the basis R
 (Ashkboos et al. 2024, "QuaRot"; SliceGPT):
 
     E' = E R        W_in' = W_in diag(g) R        W_out' = R^T W_out        norm(x R) = norm(x) R  once g is folded
@@ -9,7 +9,7 @@ has to reach them resolves the others badly. For any orthogonal R the model may 
 where g is the weight of the norm before a product, which becomes one. R mixes all channels, so that each looks like
 a normal variable, at no cost when the model runs.
 
-The exact function is kept whatever R is (``tests/test_rotation.py``); R is a product of signs, Hadamard matrices and,
+The model computes the same function whatever R is; R is a product of signs, Hadamard matrices and,
 for the odd factor of the width, one small random orthogonal matrix, so that applying it costs little.
 """
 

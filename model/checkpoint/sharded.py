@@ -1,7 +1,7 @@
 """A checkpoint as one rank sees it: slices under the names of the whole, read without the bytes of other ranks.
 
-It lies below ``rotation.py``: rotations act along the width of the residual stream, shards along heads, F, experts and
-vocabulary.
+A rotated checkpoint (``rotated.py``) may read from it: rotations act along the width of the residual stream, shards
+along heads, F, experts and vocabulary.
 """
 
 from __future__ import annotations

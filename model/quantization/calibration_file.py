@@ -1,4 +1,4 @@
-"""What calibration found, by the names that weights have in graphs: reads what ``calibration/`` wrote.
+"""Reads a calibration: what ``calibration/`` measured of the inputs of weights, by the canonical names of the weights.
 
 A calibration is a directory:
 
@@ -9,14 +9,14 @@ calibration.json       versions, fingerprint of the checkpoint, hash of the data
                        in high precision, and the statistics of the report
 scales.safetensors     ``<observer>/<weight>``: largest magnitude to represent of the input that a weight
                        meets, float32 scalar, or [E] for experts; ``.../largest_key_and_value``: [2];
-                       ``centre/<weight>`` [K]: what is subtracted from that input first
-moments/<layer>        second moments of inputs, only for recipes with 4-bit weights
+                       ``centre/<weight>`` [K]: the shift that is subtracted from that input first
+moments/<layer>        Hessians XᵀX of inputs X by weight, [K, K], or [E, K, K] for experts; only for recipes
+                       with 4-bit weights
 =====================  =================================================================================
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,6 @@ KV_AMAX = "largest_key_and_value"
 CENTRE = "centre"
 OBSERVERS = ("max", "percentile", "mse", "entropy")
 
-_EXPERT = re.compile(r"(layers\.\d+\.feed_forward\.experts)/.*expert_(\d+)\.(gate_up_proj|down_proj)$")
 _ADVICE = "write it again with `herdgraph calibrate`"
 
 
@@ -106,7 +105,7 @@ class CalibrationFile:
         return None if found is None else (float(found[0]), float(found[1]))
 
     def required_kv_amax(self, layer: int, *, observer: str | None = None) -> tuple[float, float]:
-        """As ``kv_amax``.
+        """Largest magnitudes of a layer's keys and values.
 
         Raises:
             HerdError: they were not measured.
@@ -115,42 +114,37 @@ class CalibrationFile:
             raise HerdError(f"{self.path} has no magnitudes of keys and values: {_ADVICE}")
         return found
 
-    def input_amax(self, weight: str) -> Tensor:
+    def input_amax(self, name: str) -> Tensor:
         """Largest magnitude to represent of the input that a weight meets: a scalar, or [E] for all experts of a layer.
 
         Args:
-            weight: an initializer's name: a checkpoint's, one with ``.T``, several joined by ``+``, or an expert's.
+            name: canonical name of the weight.
 
         Raises:
             HerdError: it was not measured.
         """
-        name, expert = stored_name(weight)
         found = self._read(SCALES, f"{self.observer}/{name}")
         if found is None:
             raise HerdError(f"{self.path} says nothing of {name} by observer {self.observer!r}: {_ADVICE} for this "
                             "recipe")
-        return found if expert is None else found[expert]
+        return found
 
-    def centre(self, weight: str) -> Tensor | None:
-        """What is subtracted from the input that a weight meets, [K]; None for nothing, as for experts."""
-        name, _ = stored_name(weight)
+    def input_shift(self, name: str) -> Tensor | None:
+        """The shift [K] that is subtracted from the input that a weight meets; None for none, as for experts."""
         return self._read(SCALES, f"{CENTRE}/{name}")
 
-    def moments(self, weight: str) -> Tensor | None:
-        """Second moments [K, K] of the input that a weight meets, None when they were not measured. Names as above."""
-        return self.moments_of(*stored_name(weight))
+    def moments(self, name: str, expert: int | None = None) -> Tensor | None:
+        """The Hessian XᵀX of the input X that a weight meets; None when it was not measured.
 
-    def moments_of(self, name: str, expert: int | None) -> Tensor | None:
-        """As ``moments``, by what ``stored_name`` gives."""
+        Args:
+            name: canonical name of the weight.
+            expert: one of the experts, None for a weight that has none, or for all of them.
+
+        Returns:
+            [K, K], or [E, K, K] for all experts.
+        """
         layer = ".".join(name.split(".")[:2])
         return self._read(f"{MOMENTS}/{layer}.safetensors", name, expert)
-
-
-def stored_name(weight: str) -> tuple[str, int | None]:
-    """The name that a calibration uses for the input of a weight in a graph, and the expert if it is one's."""
-    if expert := _EXPERT.match(weight):
-        return f"{expert[1]}.{expert[3]}", int(expert[2])
-    return weight.split("+", maxsplit=1)[0].removesuffix(".T"), None
 
 
 def calibration_for(recipe: Recipe, path: Path | None, checkpoint: Checkpoint) -> CalibrationFile | None:

@@ -30,14 +30,24 @@ class BlockFormat:
         """Codes, float32 scales and, with 4 bits, zero points."""
         return (self.bits + (32 + (self.bits if self.bits == 4 else 0)) / self.block) / 8
 
+    def stored_bytes(self, inputs: int, outputs: int) -> int:
+        """Bytes of a matrix: the last block is filled up, and 4-bit zero points lie two in a byte."""
+        blocks = self.blocks(inputs)
+        zeros = -(-blocks // 2) if self.bits == 4 else 0
+        return outputs * (blocks * (self.block * self.bits // 8 + 4) + zeros)
+
 
 @dataclass(frozen=True)
 class ChannelFormat:
     """One byte per weight and a float32 scale per output channel."""
 
     def bytes_per_weight(self) -> float:
-        """Scales are a few bytes in thousands."""
+        """Codes; scales are a few bytes in thousands."""
         return 1.0
+
+    def stored_bytes(self, inputs: int, outputs: int) -> int:
+        """Bytes of a matrix: codes, and a float32 scale per output channel."""
+        return outputs * (inputs + 4)
 
 
 @dataclass(frozen=True)
@@ -45,8 +55,15 @@ class Fp8Format:
     """One E4M3 byte per weight, a bfloat16 scale ratio per output channel and one scale per tensor."""
 
     def bytes_per_weight(self) -> float:
-        """Ratios are a few bytes in thousands."""
+        """Codes; ratios are a few bytes in thousands."""
         return 1.0
+
+    def stored_bytes(self, inputs: int, outputs: int) -> int:
+        """Bytes of a matrix: codes, and a float32 ratio per output channel; without the scale of the tensor."""
+        return outputs * (inputs + 4)
 
 
 Format = BlockFormat | ChannelFormat | Fp8Format
+
+CACHE_BYTES = {"float32": 4, "bf16": 2, "fp8": 1, "int8": 1}
+"""Bytes of an element of keys or values by their type; scales are constants of the graph."""

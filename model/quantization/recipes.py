@@ -1,8 +1,8 @@
-"""Recipes: which part of the model is stored in which precision.
+"""Recipes: which part of the model is stored in which precision. Torch-free.
 
-A weight takes the format of the first rule whose part stands in its name (``self_attn``, or ``layers.0.self_attn``,
-in ``layers.0.self_attn.q_proj.weight``); norms, router and embedding stay in floating point, because a router's error
-sends tokens to other experts.
+A weight takes the format of the first rule about a part of the model that it belongs to: ``self_attn`` and
+``layers.0.self_attn`` are parts that ``layers.0.self_attn.q_proj.weight`` belongs to. Norms, router and embedding stay
+in floating point, because a router's error sends tokens to other experts.
 """
 
 from __future__ import annotations
@@ -19,17 +19,21 @@ Caches = Literal["float", "int8", "fp8"]
 
 @dataclass(frozen=True)
 class Rule:
-    """Weights with ``part`` in their name, whole words between dots, are stored in ``layout``, None for floats."""
+    """How the weights of one part of the model are stored.
+
+    Attributes:
+        part: whole words of canonical names, such as ``self_attn`` or ``layers.0.feed_forward``; ``*`` is all of it.
+        layout: the format, None for floating point.
+    """
 
     part: str
     layout: Format | None
 
-    def applies(self, weight: str) -> bool:
-        """Whether the rule is about a weight, by its name in a checkpoint or a graph; ``*`` is about all."""
-        name = f"{weight.replace('/', '.').replace('+', '.')}."
+    def applies(self, name: str) -> bool:
+        """Whether a weight belongs to the part, by its canonical name."""
         if self.part.startswith("layers."):  # the decoder's, not those of the image tower
-            return name.startswith(f"{self.part}.")
-        return self.part == "*" or f".{self.part}." in f".{name}"
+            return f"{name}.".startswith(f"{self.part}.")
+        return self.part == "*" or f".{self.part}." in f".{name}."
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class Recipe:
         name: as given on the command line and stored in the manifest.
         purpose: one line for people.
         rules: the first that applies decides.
-        rotated: compute in a basis in which no channel stands out (``rotation.py``), as quantised recipes want.
+        rotated: compute in a basis in which no channel stands out (``model/checkpoint/rotated.py``), as integer formats
+            want.
         caches: how keys and values are stored; 8 bits need a calibration.
     """
 
@@ -50,9 +55,13 @@ class Recipe:
     rotated: bool = False
     caches: Caches = "float"
 
-    def layout_of(self, weight: str) -> Format | None:
-        """The format of a weight by its name, None for floats."""
-        return next((rule.layout for rule in self.rules if rule.applies(weight)), None)
+    def layout_of(self, *names: str) -> Format | None:
+        """The format of a weight, None for floating point.
+
+        Args:
+            names: its canonical name, or those of the weights that it joins.
+        """
+        return next((rule.layout for rule in self.rules if any(map(rule.applies, names))), None)
 
     def with_high_precision(self, parts: Iterable[str]) -> Recipe:
         """The same recipe with the weights of some parts of the model in floating point."""
@@ -70,9 +79,9 @@ class Recipe:
             return "FP8 inputs of matrix products"
         return "" if self.caches == "float" else "8-bit keys and values"
 
-    def bytes_per_weight(self, weight: str) -> float:
+    def bytes_per_weight(self, name: str) -> float:
         """Stored bytes per element of a weight on a target that computes in float32."""
-        layout = self.layout_of(weight)
+        layout = self.layout_of(name)
         return layout.bytes_per_weight() if layout else 4.0
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..config import HerdConfig
 from ..config.shard_plan import ShardPlan
-from .calibration_file import CalibrationFile, stored_name
+from .calibration_file import CalibrationFile
 
 
 @dataclass(frozen=True)
@@ -36,29 +36,26 @@ class RankCalibration(CalibrationFile):
         first = self.plan.layers_of(self.plan.stage_of(self.rank), self.config.text.num_layers).start
         return super().kv_amax(first + layer, observer=observer)
 
-    def input_amax(self, weight: str) -> Tensor:
-        """As of the whole; experts are the rank's own."""
-        name, expert = stored_name(weight)
+    def input_amax(self, name: str) -> Tensor:
+        """Largest magnitude of the input of a weight: a scalar, or [e] for the experts of the rank."""
         found = super().input_amax(name)
-        own = found[self._experts.start : self._experts.stop] if found.ndim else found
-        return own if expert is None else own[expert]
+        return found[self._experts.start : self._experts.stop] if found.ndim else found
 
-    def centre(self, weight: str) -> Tensor | None:
-        """The part of the centre whose inputs the rank's weight meets."""
-        found = super().centre(weight)
-        return None if found is None else found[self._inputs(weight)]
+    def input_shift(self, name: str) -> Tensor | None:
+        """The shift of those inputs that the rank's part of a weight meets."""
+        found = super().input_shift(name)
+        return None if found is None else found[self._inputs(name)]
 
-    def moments(self, weight: str) -> Tensor | None:
-        """Second moments among the inputs that the rank's weight meets."""
-        name, expert = stored_name(weight)
-        found = self.moments_of(name, None if expert is None else self._experts[expert])
-        return None if found is None else found[self._inputs(weight)][:, self._inputs(weight)]
+    def moments(self, name: str, expert: int | None = None) -> Tensor | None:
+        """The Hessian of those inputs that the rank's part of a weight meets; experts count from the rank's first."""
+        found = super().moments(name, None if expert is None else self._experts[expert])
+        return None if found is None else found[self._inputs(name)][:, self._inputs(name)]
 
     @property
     def _experts(self) -> range:
         return self.plan.experts_of(self.rank, self.config.text.num_experts)
 
-    def _inputs(self, weight: str) -> Any:
+    def _inputs(self, name: str) -> Any:
         """Where the rank's inputs of a weight are among those of the whole: the second axis of any stored weight."""
-        parts = self.plan.parts(self.config, stored_name(weight)[0], self.rank) or {}
+        parts = self.plan.parts(self.config, name, self.rank) or {}
         return slice(parts[1][0].start, parts[1][0].stop) if 1 in parts else slice(None)

@@ -44,13 +44,12 @@ class Calibration:
     def __init__(self, config: HerdConfig) -> None:
         self.experts, self.width = config.text.num_experts, config.text.hidden_size
 
-    def input_amax(self, weight: str) -> torch.Tensor:
-        fused = ".experts." in weight and "expert_" not in weight
-        return torch.linspace(2, 9, self.experts) if fused else torch.tensor(6.0)
+    def input_amax(self, name: str) -> torch.Tensor:
+        return torch.linspace(2, 9, self.experts) if ".experts." in name else torch.tensor(6.0)
 
-    def centre(self, weight: str) -> torch.Tensor | None:
-        if weight.startswith("layers.") and ".experts" not in weight and "down_proj" not in weight:
-            return None if "o_proj" in weight else torch.linspace(-1, 1, self.width)
+    def input_shift(self, name: str) -> torch.Tensor | None:
+        if name.startswith("layers.") and ".experts." not in name and "down_proj" not in name:
+            return None if "o_proj" in name else torch.linspace(-1, 1, self.width)
         return None
 
     def required_kv_amax(self, _layer: int) -> tuple[float, float]:

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from ...graph.builder import Builder
+from ...weights.origin import origin_of
 from ...weights.stream import Joined
 
 _KEPT = ("router",)
@@ -36,7 +37,8 @@ class JoinMatMuls(InPlacePass):
         weight = node.inputs[1] if node.op_type == "MatMul" else None
         return (
             weight is not None and weight.const_value is not None and len(weight.const_value.shape) == 2
-            and len(weight.uses()) == 1 and not any(role in str(weight.name).split(".") for role in _KEPT)
+            and len(weight.uses()) == 1
+            and not any(role in origin_of(weight.const_value).name.split(".") for role in _KEPT)
         )
 
     @staticmethod

@@ -4,22 +4,22 @@
                                   MatMul -> Mul(r) -> Add(c W)          all but routed experts
     W(E4M3)       -> DQ(g)       /
 
-    x -> Mul(lift) -> Q(s) -> DQ(s), MatMul, Mul(r / lift)              routed experts
+    x -> Mul(p) -> Q(s) -> DQ(s), MatMul, Mul(r / p)                    routed experts
 
-s and g are scalars, r follows as an ordinary product (``fp8_format.py`` says why).
+s and g are scalars, r follows as an ordinary product (``export/weights/fp8.py`` says why).
 
-c [K] is the centre of the input, channel by channel. E4M3 rounds every number by up to 1/16 of itself, so a channel
-that is large and always nearly the same costs as much precision as one that says something. Without its centre only
-what varies is rounded, and the constant c W is added exactly. An expert's centre would have to be masked where it was
+c [K] is the shift of the input, channel by channel. E4M3 rounds every number by up to 1/16 of itself, so a channel
+that is large and always nearly the same costs as much precision as one that says something. Without the shift only
+what varies is rounded, and the constant c W is added exactly. An expert's shift would have to be masked where it was
 not chosen.
 
-Experts that are computed in one batched product share the scalar s, and each has a lift of its own, a power of two. It
-brings the largest input of expert e, amax[e], as far up towards the largest of all experts as fits,
+Experts that are computed in one batched product share the scalar s, and each has an input multiplier p of its own, a
+power of two. It brings the largest input of expert e, amax[e], as far up towards the largest of all experts as fits,
 
-    s = max_e amax[e] / 448, rounded up to bfloat16          lift[e] = 2^floor(log2( max amax / amax[e] ))
+    s = max_e amax[e] / 448, rounded up to bfloat16          p[e] = 2^floor(log2( max amax / amax[e] ))
 
-so that every expert uses the whole range of E4M3, and lifting is exact in any floating-point type. An expert that has
-its product to itself uses s / lift[e] as its scale, which gives the same codes.
+so that every expert uses the whole range of E4M3, and multiplying is exact in any floating-point type. An expert that
+has its product to itself uses s / p[e] as its scale, which gives the same codes.
 
 Run in ONNX Runtime the same graph is the numeric twin of an engine: Q/DQ round exactly as E4M3 does.
 """
@@ -32,12 +32,14 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from ....model.quantization.calibration_file import CalibrationFile, stored_name
+from ....model.quantization.calibration_file import CalibrationFile
 from ....model.quantization.e4m3 import expert_input_multipliers, input_scale
 from ....model.quantization.formats import Fp8Format
 from ....model.quantization.recipes import Recipe
 from ...graph.builder import Builder
 from ...weights.fp8 import CenteringOffsets, ChannelRatios, Fp8Codes, GlobalScale
+from ...weights.origin import Origin, origin_of
+from ._tensors import add_initializer, e4m3_zero, scalar
 
 
 class QuantizeFp8(InPlacePass):
@@ -70,36 +72,32 @@ class QuantizeFp8(InPlacePass):
             gather = None
         if weight is None or not weight.is_initializer() or weight.const_value is None:
             return None
-        layout = self.recipe.layout_of(str(weight.name))
+        layout = self.recipe.layout_of(*origin_of(weight.const_value).names)
         return _Product(node, weight, gather) if isinstance(layout, Fp8Format) else None
 
     def _replace(self, graph: ir.Graph, product: _Product) -> None:
         node, weight = product.node, product.weight
-        scale, lift_E = scale_and_lift(self.calibration, str(weight.name))
-        build = Builder(f"{node.name}/fp8")
         assert weight.const_value is not None
-        centre_K = self.calibration.centre(str(weight.name))
-        codes = Fp8Codes(weight.const_value, centre_K)
-        batched = len(codes.source.shape) == 3
+        origin = origin_of(weight.const_value)
+        scale, multipliers_E = input_scale_of(self.calibration, origin)
+        build = Builder(f"{node.name}/fp8")
+        shift_K = self.calibration.input_shift(origin.name)
+        codes = Fp8Codes(weight.const_value, shift_K)
         # Codes first: writing them finds the scales.
-        stored = [_stored(graph, weight, suffix, tensor) for suffix, tensor in (
-            ("codes", codes), ("scale", GlobalScale(codes)),
-            ("ratios", ChannelRatios(codes, lift_E if batched else None)))]
+        stored = [add_initializer(graph, weight, suffix, tensor) for suffix, tensor in (
+            ("codes", codes), ("scale", GlobalScale(codes)), ("ratios", ChannelRatios(codes, multipliers_E)))]
         x = node.inputs[0]
-        if batched and lift_E is not None and (lift_E != 1).any():
-            lift_E11 = build("Constant", value=ir.Tensor(lift_E[:, None, None]))
-            x = build("Mul", x, product.chosen(build, lift_E11))
-        elif lift_E is not None and not batched:
-            scale /= float(lift_E)
-        elif centre_K is not None:
-            x = build("Sub", x, build("Constant", value=ir.Tensor(centre_K.numpy())))
-        zero = build("Constant", value=_zero())
-        s = build("Constant", value=ir.Tensor(np.asarray(scale, np.float32)))
+        if multipliers_E is not None and (multipliers_E != 1).any():
+            multipliers_E11 = build("Constant", value=ir.Tensor(multipliers_E[:, None, None]))
+            x = build("Mul", x, product.chosen(build, multipliers_E11))
+        elif shift_K is not None:
+            x = build("Sub", x, build("Constant", value=ir.Tensor(shift_K.numpy())))
+        zero, s = e4m3_zero(build), scalar(build, scale)
         x = build("DequantizeLinear", build("QuantizeLinear", x, s, zero), s, zero)
         w = product.chosen(build, build("DequantizeLinear", *stored[:2], zero))
         y = build("Mul", build("MatMul", x, w), product.chosen(build, stored[2]))
-        if centre_K is not None:
-            y = build("Add", y, _stored(graph, weight, "centred", CenteringOffsets(codes)))
+        if shift_K is not None:
+            y = build("Add", y, add_initializer(graph, weight, "centred", CenteringOffsets(codes)))
         ir.convenience.replace_nodes_and_values(graph, node, [node], build.nodes, node.outputs, [y])
         product.remove_weight(graph)
 
@@ -125,29 +123,16 @@ class _Product:
             del owner.initializers[str(self.weight.name)]
 
 
-def scale_and_lift(calibration: CalibrationFile, weight: str) -> tuple[float, np.ndarray | None]:
-    """The scalar scale s of a product's input, and for experts the lifts: [E] for all, a number for one of them.
+def input_scale_of(calibration: CalibrationFile, origin: Origin) -> tuple[float, np.ndarray | None]:
+    """The scale s of a product's input and, for the experts of a batched product, their input multipliers [E].
 
     Args:
         calibration: largest inputs.
-        weight: name of the weight in the graph.
+        origin: of the weight.
     """
-    name, expert = stored_name(weight)
-    amax = calibration.input_amax(name)
-    if amax.ndim == 0:
-        return input_scale(float(amax)), None
-    lift_E = expert_input_multipliers(amax)
+    amax = calibration.input_amax(origin.name)
     scale = input_scale(float(amax.max()))
-    return scale, lift_E if expert is None else lift_E[expert]
-
-
-def _stored(graph: ir.Graph, weight: ir.Value, suffix: str, tensor: ir.TensorProtocol) -> ir.Value:
-    """A new initializer, named after the weight that it replaces."""
-    value = ir.Value(name=f"{weight.name}.{suffix}", shape=ir.Shape(tensor.shape.numpy()),
-                     type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
-
-
-def _zero() -> ir.TensorProtocol:
-    return ir.Tensor(np.zeros((), ir.DataType.FLOAT8E4M3FN.numpy()), dtype=ir.DataType.FLOAT8E4M3FN)
+    if amax.ndim == 0:
+        return scale, None
+    multipliers_E = expert_input_multipliers(amax)
+    return (scale, multipliers_E) if origin.expert is None else (scale / float(multipliers_E[origin.expert]), None)

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import InPlacePass, PassResult
+from onnx_ir.passes import PassResult
 
-from ....model.quantization.calibration_file import CalibrationFile
 from ...graph.builder import Builder
+from ._caches import CachesPass, layer_of
+from ._tensors import scalar
 
 HEADROOM = 1.1
 """Largest magnitude that fits, relative to the largest seen in calibration; beyond it values saturate."""
@@ -26,16 +27,10 @@ _SCALES_AT = 12
 """Position of key and value scales among the inputs of ``GroupQueryAttention``."""
 
 
-class QuantizeCaches(InPlacePass):
-    """Turn the caches of ``GroupQueryAttention`` into int8, with one scale for keys and one for values per layer.
+class QuantizeCaches(CachesPass):
+    """Turn the caches of ``GroupQueryAttention`` into int8, with one scale for keys and one for values per layer."""
 
-    Args:
-        calibration: the largest magnitudes of keys and values.
-    """
-
-    def __init__(self, calibration: CalibrationFile) -> None:
-        super().__init__()
-        self.calibration = calibration
+    dtype = ir.DataType.INT8
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite the main graph and the types of its cache inputs and outputs."""
@@ -48,16 +43,15 @@ class QuantizeCaches(InPlacePass):
             model.graph.insert_before(found[0], build.nodes)
         for node in found:
             self._replace(model.graph, node, is_token)
-        for value in (*model.graph.inputs, *model.graph.outputs):
-            if re.match(r"(past|present)\.\d+\.", str(value.name)):
-                value.type = ir.TensorType(ir.DataType.INT8)
+        self.set_type(*(value for value in (*model.graph.inputs, *model.graph.outputs)
+                        if re.match(r"(past|present)\.\d+\.", str(value.name))))
         return PassResult(model, modified=bool(found))
 
     def _replace(self, graph: ir.Graph, node: ir.Node, is_token: ir.Value) -> None:
         past = node.inputs[3]
         assert past is not None
-        layer = int(str(past.name).split(".")[1])
-        scales = [amax * HEADROOM / 127 for amax in self.calibration.required_kv_amax(layer, observer="max")]
+        amaxes = self.calibration.required_kv_amax(layer_of(past), observer="max")
+        scales = [amax * HEADROOM / 127 for amax in amaxes]
         build = Builder(f"{node.name}/int8")
         outputs = build.branch(is_token, partial(_token, node=node, scales=scales),
                                partial(_prompt, node=node, scales=scales), outputs=3)
@@ -65,6 +59,7 @@ class QuantizeCaches(InPlacePass):
 
 
 def _token(build: Builder, node: ir.Node, scales: list[float]) -> tuple[ir.Value, ...]:
+    """Attention of one token on the int8 caches; returns its output and the caches."""
     constants = [build("Constant", value=ir.Tensor(np.asarray([scale], np.float32))) for scale in scales]
     inputs = [*node.inputs, *[None] * (_SCALES_AT - len(node.inputs)), *constants]
     outputs: tuple[ir.Value, ...] = build(
@@ -75,10 +70,11 @@ def _token(build: Builder, node: ir.Node, scales: list[float]) -> tuple[ir.Value
 
 
 def _prompt(build: Builder, node: ir.Node, scales: list[float]) -> tuple[ir.Value, ...]:
+    """Attention of several tokens on dequantized copies of the caches; returns its output and the caches."""
     q, k, v, *pasts, last_B, longest = node.inputs
     used_1 = build("Reshape", build("Cast", longest, to=ir.DataType.INT64), build.constant([1]))
     axis, end = build.constant([2]), build.constant([np.iinfo(np.int64).max])
-    steps = [build("Constant", value=ir.Tensor(np.asarray(scale, np.float32))) for scale in scales]
+    steps = [scalar(build, scale) for scale in scales]
     exact = [
         build("DequantizeLinear", build("Slice", past, build.constant([0]), used_1, axis), step)
         for past, step in zip(pasts, steps, strict=True)

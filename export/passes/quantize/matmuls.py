@@ -24,6 +24,8 @@ from ....model.quantization.recipes import Recipe
 from ...graph.builder import CONTRIB, Builder
 from ...weights.block import BlockCodes, BlockScales, BlockZeros
 from ...weights.channel import ChannelCodes, ChannelScales
+from ...weights.origin import origin_of
+from ._tensors import add_initializer, scalar
 from .rotate_hidden import BlockRotated
 
 _INT8_ACTIVATIONS = 4
@@ -35,7 +37,7 @@ class QuantizeMatMuls(InPlacePass):
 
     Args:
         recipe: says which weight is stored how.
-        calibration: second moments of inputs, for weights in blocks.
+        calibration: Hessians of inputs, for weights in blocks.
     """
 
     def __init__(self, recipe: Recipe, calibration: CalibrationFile | None = None) -> None:
@@ -57,7 +59,7 @@ class QuantizeMatMuls(InPlacePass):
         weight = node.inputs[1] if node.op_type == "MatMul" else None
         if weight is None or weight.const_value is None or len(weight.const_value.shape) != 2:
             return None
-        layout = self.recipe.layout_of(str(weight.name)) if weight.is_initializer() else None
+        layout = self.recipe.layout_of(*origin_of(weight.const_value).names) if weight.is_initializer() else None
         return None if isinstance(layout, Fp8Format) else layout
 
     def _replace(self, graph: ir.Graph, node: ir.Node, layout: BlockFormat | ChannelFormat) -> None:
@@ -77,27 +79,34 @@ class QuantizeMatMuls(InPlacePass):
     def _blocks(self, build: Builder, graph: ir.Graph, x: ir.Value, weight: ir.Value, layout: BlockFormat) -> ir.Value:
         assert weight.const_value is not None
         inputs, channels = weight.const_value.shape.numpy()
-        codes = BlockCodes(weight.const_value, layout, self._moments_of(weight, layout))
+        codes = BlockCodes(weight.const_value, layout, self._hessian(weight.const_value, layout))
         # Codes first: writing them finds the scales and zero points.
         tensors: dict[str, ir.TensorProtocol] = {"codes": codes, "scales": BlockScales(codes)}
         if layout.bits == 4:
             tensors["zeros"] = BlockZeros(codes)
-        return build("MatMulNBits", x, *_stored(graph, weight, tensors), domain=CONTRIB, K=inputs, N=channels,
+        stored = [add_initializer(graph, weight, *each) for each in tensors.items()]
+        return build("MatMulNBits", x, *stored, domain=CONTRIB, K=inputs, N=channels,
                      bits=layout.bits, block_size=layout.block, accuracy_level=_INT8_ACTIVATIONS)
 
-    def _moments_of(self, weight: ir.Value, layout: BlockFormat) -> Tensor | None:
-        found = self.calibration.moments(str(weight.name)) if self.calibration else None
-        if self.calibration and layout.bits == 4 and found is None:
-            raise HerdError(f"{self.calibration.path} says nothing of {weight.name}, which is stored in 4 bits: write "
+    def _hessian(self, weight: ir.TensorProtocol, layout: BlockFormat) -> Tensor | None:
+        """The Hessian of a weight's input, None for rounding to nearest."""
+        if self.calibration is None:
+            return None
+        origin = origin_of(weight)
+        hessian_KK = self.calibration.moments(origin.name, origin.expert)
+        if layout.bits == 4 and hessian_KK is None:
+            raise HerdError(f"{self.calibration.path} says nothing of {origin.name}, which is stored in 4 bits: write "
                             f"it again with `herdgraph calibrate --recipe {self.recipe.name}`")
-        source = weight.const_value
-        return source.rotated_moments(found) if found is not None and isinstance(source, BlockRotated) else found
+        if hessian_KK is not None and isinstance(weight, BlockRotated):
+            return weight.rotated_hessian(hessian_KK)
+        return hessian_KK
 
     def _channels(self, build: Builder, graph: ir.Graph, x: ir.Value, weight: ir.Value) -> ir.Value:
         assert weight.const_value is not None
         codes = ChannelCodes(weight.const_value)
-        codes_KN, scales_N = _stored(graph, weight, {"codes": codes, "scales": ChannelScales(codes)})
-        step, zero = _scalar(build, 1 / 127), build("Constant", value=ir.Tensor(np.asarray(128, np.uint8)))
+        codes_KN = add_initializer(graph, weight, "codes", codes)
+        scales_N = add_initializer(graph, weight, "scales", ChannelScales(codes))
+        step, zero = scalar(build, 1 / 127), build("Constant", value=ir.Tensor(np.asarray(128, np.uint8)))
         key = id(graph), id(x)
         if key not in self._inputs:
             amax = build("ReduceMax", build("Abs", x), build.constant([-1]), keepdims=1)
@@ -106,19 +115,3 @@ class QuantizeMatMuls(InPlacePass):
         q, amax = self._inputs[key]
         y = build("MatMulIntegerToFloat", q, codes_KN, step, scales_N, zero, zero, domain=CONTRIB)
         return build("Mul", y, amax)
-
-
-def _scalar(build: Builder, value: float) -> ir.Value:
-    return build("Constant", value=ir.Tensor(np.asarray(value, np.float32)))
-
-
-def _stored(graph: ir.Graph, weight: ir.Value, tensors: dict[str, ir.TensorProtocol]) -> list[ir.Value]:
-    """New initializers of a graph, named after the weight that they replace."""
-    values = [
-        ir.Value(name=f"{weight.name}.{suffix}", shape=ir.Shape(tensor.shape.numpy()),
-                 type=ir.TensorType(tensor.dtype), const_value=tensor)
-        for suffix, tensor in tensors.items()
-    ]
-    for value in values:
-        graph.register_initializer(value)
-    return values

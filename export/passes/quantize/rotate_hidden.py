@@ -2,9 +2,9 @@
 
     y = h W = (h B) (B^T W),   B = blocks of a Hadamard matrix on the diagonal
 
-The residual stream is rotated once and for all in the weights (``export/rotation.py``); the product of silu(gate) and
-up is not linear, so its rotation runs with the model. Blocks of at most 64 keep that below a tenth of the product
-that follows.
+The residual stream is rotated once and for all in the weights (``model/checkpoint/rotated.py``); the product of
+silu(gate) and up is not linear, so its rotation runs with the model. Blocks of at most 64 keep that below a tenth of
+the product that follows.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from ....model.checkpoint.rotated import hadamard, power_of_two_in
 from ...graph.builder import Builder
+from ...weights.origin import origin_of, with_origin
 from ...weights.stream import channels_of, write_channels
 
 LARGEST_BLOCK = 64
@@ -40,7 +41,7 @@ class RotateHidden(InPlacePass):
     def _applies(node: ir.Node) -> bool:
         weight = node.inputs[1] if node.op_type == "MatMul" else None
         return (
-            weight is not None and weight.const_value is not None and "down_proj" in str(weight.name)
+            weight is not None and weight.const_value is not None and "down_proj" in origin_of(weight.const_value).name
             and power_of_two_in(int(weight.const_value.shape.numpy()[0]), LARGEST_BLOCK) >= SMALLEST_BLOCK
         )
 
@@ -72,15 +73,16 @@ class BlockRotated(ir.LazyTensor):
             lambda: ir.Tensor(np.ascontiguousarray(np.concatenate(list(self.channels())).T)),
             dtype=ir.DataType.FLOAT, shape=source.shape,  # type: ignore[arg-type]
         )
+        with_origin(self, origin_of(source))
 
     def channels(self) -> Iterator[np.ndarray[Any, Any]]:
         """Output channels in order, a few at a time: rows [n, K]."""
         for rows_NK in channels_of(self.source):
             yield self._rotate(torch.from_numpy(rows_NK)).numpy()
 
-    def rotated_moments(self, moments_KK: torch.Tensor) -> torch.Tensor:
-        """Second moments of h B for those of h: B^T H B."""
-        return self._rotate(self._rotate(moments_KK).T)
+    def rotated_hessian(self, hessian_KK: torch.Tensor) -> torch.Tensor:
+        """The Hessian of the inputs h B for that of h: B^T H B."""
+        return self._rotate(self._rotate(hessian_KK).T)
 
     def _rotate(self, rows: torch.Tensor) -> torch.Tensor:
         return (rows.unflatten(1, (-1, self.block)) @ hadamard(self.block)).flatten(1)

@@ -28,6 +28,7 @@ from onnx_ir.passes import InPlacePass
 from ....errors import HerdError
 from ....model.config import HerdConfig
 from ....model.quantization.recipes import Recipe
+from ....runtimes.executors.runner import PREFILL_CHUNK
 from ...passes import ComputeIn, LowerExpertsDense, LowerExpertsGathered, LowerExpertsUnrolled
 from ...weights.stream import stream
 from . import Check
@@ -38,9 +39,8 @@ from .plan import VERSION
 PROFILES: dict[str, type[InPlacePass]] = {
     "both": LowerExpertsDense, "decode": LowerExpertsGathered, "prefill": LowerExpertsUnrolled,
 }
-PREFILL_CHUNK = 512
-"""Tokens of a prompt that a plan is tuned for."""
 LONGEST_CHUNK = 2048
+"""Most tokens of a prompt in one call; a plan is tuned for ``PREFILL_CHUNK``, which the runtime makes."""
 TILES = 17
 """The most tiles of a picture."""
 

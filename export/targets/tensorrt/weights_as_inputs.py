@@ -21,6 +21,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from ...graph.builder import Builder
+from ...weights.origin import origin_of, with_origin
 from .fp8_products import Fp8Product, constant, fp8_product, scalar
 
 _SMALL = ("norm", "layernorm", "router")
@@ -147,3 +148,4 @@ class Scaled(ir.LazyTensor):
             return ir.Tensor(array)
 
         super().__init__(values, dtype=ir.DataType.FLOAT, shape=ir.Shape(source.shape.numpy()))
+        with_origin(self, origin_of(source))

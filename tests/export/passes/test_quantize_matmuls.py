@@ -32,7 +32,7 @@ def _recipe(layout: Format) -> Recipe:
     return Recipe("test", "", (Rule("router", None), Rule("*", layout)))
 
 
-def _dequantised(weight_KN: np.ndarray, layout: BlockFormat) -> np.ndarray:
+def _dequantized(weight_KN: np.ndarray, layout: BlockFormat) -> np.ndarray:
     """What the stored codes stand for, back in the layout of the weight."""
     values = BlockRounder(layout).quantize(in_blocks(np.ascontiguousarray(weight_KN.T), layout.block)).values()
     return values.reshape(len(values), -1)[:, : len(weight_KN)].T
@@ -57,7 +57,7 @@ def test_error_of_a_weight(layout: BlockFormat, inputs: int, channels: int, seed
 
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
 def test_zeros_stay_zeros(layout: BlockFormat) -> None:
-    assert (_dequantised(np.zeros((40, 3), np.float32), layout) == 0).all()
+    assert (_dequantized(np.zeros((40, 3), np.float32), layout) == 0).all()
 
 
 LINEAR = """
@@ -75,7 +75,7 @@ def test_numbers(inputs: int, channels: int, layout: BlockFormat) -> None:
     assert QuantizeMatMuls(_recipe(layout))(model).modified
     assert graphs.operators(model) == {"MatMulNBits": 1}
     assert set(model.graph.initializers) == {"w.codes", "w.scales", *(["w.zeros"] if layout.bits == 4 else [])}
-    found, exact = graphs.run(model, x=x)[0], x @ _dequantised(w, layout)
+    found, exact = graphs.run(model, x=x)[0], x @ _dequantized(w, layout)
     # What remains is the quantisation of x: half of a 127th of its block's largest magnitude in each term.
     assert np.abs(found - exact).max() <= np.abs(x).max() / 127 / 2 * np.abs(w).sum(0).max()
     assert np.sqrt(((found - exact) ** 2).mean()) < 0.015 * exact.std()
@@ -142,14 +142,15 @@ def test_routers_activations_and_constants_are_left_alone() -> None:
 
 def test_rules_name_the_parts_of_a_model() -> None:
     int4, int8 = RECIPES["int4"], RECIPES["int8"]
-    expert = "layers.1.feed_forward.experts/then_37/then_4/expert_3.down_proj"
-    assert int4.layout_of(expert) == BlockFormat(4, 32)
-    assert int8.layout_of(expert) == ChannelFormat()
-    joined = "layers.1.self_attn.q_proj.weight.T+layers.1.self_attn.k_proj.weight.T"
-    assert int4.layout_of(joined) == ChannelFormat()
-    assert int4.layout_of("lm_head.weight.T") == ChannelFormat()
-    assert int8.layout_of("vision_model.model.layers.0.mlp.fc1.weight.T") == BlockFormat(8, 64)
-    assert int4.layout_of("layers.1.feed_forward.router.weight.T") is None
+    experts = "layers.1.feed_forward.experts.down_proj"
+    assert int4.layout_of(experts) == BlockFormat(4, 32)
+    assert int8.layout_of(experts) == ChannelFormat()
+    joined = "layers.1.self_attn.q_proj.weight", "layers.1.self_attn.k_proj.weight"
+    assert int4.layout_of(*joined) == ChannelFormat()
+    assert int4.with_high_precision(["layers.1.self_attn"]).layout_of(*joined) is None
+    assert int4.layout_of("lm_head.weight") == ChannelFormat()
+    assert int8.layout_of("vision_model.model.layers.0.mlp.fc1.weight") == BlockFormat(8, 64)
+    assert int4.layout_of("layers.1.feed_forward.router.weight") is None
     assert BlockFormat(4, 32).bytes_per_weight() == 0.640625
     assert BlockFormat(8, 32).bytes_per_weight() == 1.125
 

@@ -22,7 +22,7 @@ from support.configs import configs
 FP8 = Storage("fp8", "bf16")
 
 
-def task(context: int = 8192, batch: int = 1, config=SCOUT, storage: Storage = FP8) -> ServingSpec:
+def spec(context: int = 8192, batch: int = 1, config=SCOUT, storage: Storage = FP8) -> ServingSpec:
     return ServingSpec(config, storage, Workload(context, batch))
 
 
@@ -37,7 +37,7 @@ def test_valid_plans_are_all_that_pass_the_check() -> None:
 
 
 def test_candidates_are_ordered_and_complete() -> None:
-    found = candidates(task(batch=8), parse_fleet("8xH100"))
+    found = candidates(spec(batch=8), parse_fleet("8xH100"))
     assert {one.plan for one in found} == set(valid_plans(SCOUT, 8))
     fitting = [one for one in found if one.fits]
     assert found[: len(fitting)] == fitting, "what does not fit comes last"
@@ -48,7 +48,7 @@ def test_candidates_are_ordered_and_complete() -> None:
 
 def test_equal_rates_are_told_apart_by_collectives() -> None:
     """Bytes are all that a memory-only fleet is judged by: stages in a row read what one device would."""
-    found = candidates(task(), parse_fleet("2x200GB"))
+    found = candidates(spec(), parse_fleet("2x200GB"))
     one, staged = (next(each for each in found if each.plan == plan) for plan in (ShardPlan(), ShardPlan(pipeline=2)))
     assert one.decode.tokens_per_second == staged.decode.tokens_per_second
     assert found.index(one) < found.index(staged)
@@ -57,8 +57,8 @@ def test_equal_rates_are_told_apart_by_collectives() -> None:
 def test_large_batches_of_small_contexts_want_replicas() -> None:
     """Where weights are read anyway, fewer exchanges win; one sequence wants all devices to read for it."""
     fleet = parse_fleet("8xH200")
-    assert candidates(task(), fleet)[0].plan.world == 8
-    assert candidates(task(1024, 4096), fleet)[0].replicas > 1
+    assert candidates(spec(), fleet)[0].plan.world == 8
+    assert candidates(spec(1024, 4096), fleet)[0].replicas > 1
 
 
 @pytest.mark.parametrize(("devices", "recipe", "plan"), [
@@ -76,7 +76,7 @@ def test_choose_refuses_what_does_not_fit() -> None:
 
 
 def test_an_answer_of_how_many_holds_and_one_less_does_not() -> None:
-    for asked in (task(1 << 20, 32), task(1 << 17, 4, MAVERICK), task(8192, 1, BEHEMOTH)):
+    for asked in (spec(1 << 20, 32), spec(1 << 17, 4, MAVERICK), spec(8192, 1, BEHEMOTH)):
         fleet = parse_fleet("1xH100")
         least = least_devices(asked, fleet.device)
         assert least
@@ -92,7 +92,7 @@ def test_an_answer_of_how_many_holds_and_one_less_does_not() -> None:
 @pytest.mark.parametrize("batch", [1, 7, 40])
 def test_the_fewest_devices_are_those_of_trying_everything(kilobytes: int, batch: int) -> None:
     """Every plan with every number of replicas; at many sequences more replicas are the way to fit."""
-    asked = task(600, batch, HerdConfig(text=TINY.text))
+    asked = spec(600, batch, HerdConfig(text=TINY.text))
     device = Device("x", 1000 * kilobytes)
     every = [plan.world * replicas for plan in valid_plans(asked.config, 64) for replicas in range(1, batch + 1)
              if sum(fullest_rank(asked.config, plan, FP8, asked.shared_by(replicas)).values()) <= usable(device)]
@@ -108,7 +108,7 @@ def test_nothing_fits_whatever_the_number() -> None:
 @settings(max_examples=25, deadline=None)
 @given(configs(), st.integers(1, 12), st.integers(1, 6), st.integers(1, 200))
 def test_more_devices_never_need_more_memory_on_a_device(config, count: int, batch: int, context: int) -> None:
-    asked, fleet = task(context, batch, config), parse_fleet("1x80GB")
+    asked, fleet = spec(context, batch, config), parse_fleet("1x80GB")
     less, more = (min(one.used for one in candidates(asked, replace(fleet, count=n))) for n in (count, count + 1))
     assert more <= less
 
@@ -151,7 +151,7 @@ def test_sixteen_ranks_leave_a_machine_of_eight() -> None:
 
 
 def test_contexts_of_scout_take_what_they_take() -> None:
-    report = make_report(task(1 << 17, 4), parse_fleet("8xH100"))
+    report = make_report(spec(1 << 17, 4), parse_fleet("8xH100"))
     assert [row.context for row in report.contexts] == [1 << 17, 1 << 20, 10 << 20]
     assert [row.cache_bytes / 2**30 for row in report.contexts] == [7.125, 49.125, 481.125]
     needed = [row.devices for row in report.contexts]

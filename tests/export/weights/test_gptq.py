@@ -138,19 +138,17 @@ def test_a_bundle_rounded_by_data_is_closer_on_it(checkpoint: Path, calibration:
     assert gptq.mean_kl < 0.7 * plain.mean_kl
 
 
-def test_names_of_graphs_find_their_moments(checkpoint: Path, calibration: Path) -> None:
+def test_moments_are_found_by_name_and_expert(checkpoint: Path, calibration: Path) -> None:
     with open_checkpoint(checkpoint) as source:
         file = CalibrationFile.open(calibration, source.fingerprint())
     stored = {name: tensor for layer in (0, 1)
               for name, tensor in load_file(calibration / "moments" / f"layers.{layer}.safetensors").items()}
-    joined = "layers.0.feed_forward.gate_proj.weight.T+layers.0.feed_forward.up_proj.weight.T"
-    expert = "layers.1.feed_forward.experts/then_24/then_4/expert_2.down_proj"
-    for name, wanted in ((joined, stored["layers.0.feed_forward.gate_proj.weight"]),
-                         (expert, stored["layers.1.feed_forward.experts.down_proj"][2])):
-        found = file.moments(name)
+    dense, experts = "layers.0.feed_forward.gate_proj.weight", "layers.1.feed_forward.experts.down_proj"
+    for name, expert, wanted in ((dense, None, stored[dense]), (experts, 2, stored[experts][2])):
+        found = file.moments(name, expert)
         assert found is not None
         torch.testing.assert_close(found, wanted)
-    assert file.moments("layers.0.self_attn.q_proj.weight.T") is None
+    assert file.moments("layers.0.self_attn.q_proj.weight") is None
 
 
 def test_a_calibration_for_another_recipe_is_refused(checkpoint: Path, tmp_path: Path) -> None:

@@ -114,9 +114,9 @@ def test_experts_share_the_global_scale_and_keep_their_own_channels() -> None:
     for expert in range(3):
         error = np.abs(found[expert] - weight_EKN[expert]).max() / np.abs(weight_EKN[expert]).max()
         assert error < 1 / 16
-    lift = np.array([4, 1, 256], np.float32)
-    lifted = ChannelRatios(codes, lift).numpy()
-    np.testing.assert_array_equal(lifted * lift[:, None, None], ChannelRatios(codes).numpy())
+    multipliers_E = np.array([4, 1, 256], np.float32)
+    divided = ChannelRatios(codes, multipliers_E).numpy()
+    np.testing.assert_array_equal(divided * multipliers_E[:, None, None], ChannelRatios(codes).numpy())
 
 
 @pytest.mark.parametrize("shape", [(24, 10), (3, 24, 10)])

@@ -335,10 +335,10 @@ def test_trained_scales_are_a_calibration(exported: tuple[Llama4, Path], tmp_pat
     assert amax_E[2] == 0
     amax_E[2] = amax_E.max()
     assert torch.equal(file.input_amax("layers.1.feed_forward.experts.gate_up_proj"), amax_E)
-    assert float(file.input_amax("layers.1.feed_forward.experts/then_1/expert_3.gate_up_proj")) == float(amax_E[3])
-    joined = "+".join(f"layers.1.feed_forward.shared_expert.{part}_proj.weight.T" for part in ("gate", "up"))
     shared = model.decoder.layers[1].feed_forward.shared_expert
-    assert file.input_amax(joined) == shared.up_proj.history.amax() > 0
+    for part in ("gate", "up"):
+        found = file.input_amax(f"layers.1.feed_forward.shared_expert.{part}_proj.weight")
+        assert found == shared.up_proj.history.amax() > 0
     fc1 = "vision_model.model.layers.0.mlp.fc1.weight"
     assert file.input_amax(fc1) == model.vision.vision_model.model.layers[0].mlp.fc1.history.amax()
 
