@@ -215,7 +215,7 @@ with r.Engine.load(sys.argv[1], threads=1, timeout=20) as engine:
 @pytest.mark.parametrize(("start", "transport"), [("torchrun", "SharedMemory"), ("gloo", "Gloo")])
 def test_torchrun(start: str, transport: str, directory: Path, whole: Engine, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    hide = "import herdgraph.runtimes.rendezvous as z\nz.supported = lambda: False\n" if start == "gloo" else ""
+    hide = "import herdgraph.runtimes.distributed.launch as z\nz.supported = lambda: False\n" if start == "gloo" else ""
     script.write_text(hide + CODE)
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", str(script),
