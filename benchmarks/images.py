@@ -22,7 +22,8 @@ from rich.table import Table
 from herdgraph.model.checkpoint.rotated import Rotation
 from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.runtimes.bundle.manifest import Bundle
-from herdgraph.runtimes.executors.ort.vision import VisionRunner
+from herdgraph.runtimes.executors.options import ExecutorOptions
+from herdgraph.runtimes.executors.ort.load import load_vision
 
 from .contestants import ours
 from .peers import let_torchvision_import
@@ -49,7 +50,9 @@ def transformers_tower(checkpoint: Path) -> Tower:
 def bundle_tower(directory: Path, threads: int) -> Tower:
     """The tower of a bundle."""
     bundle = Bundle.open(directory, verify=False)
-    features = VisionRunner(bundle.graph("vision"), bundle.manifest.config, threads=threads).features
+    vision = load_vision(bundle, ExecutorOptions(threads))
+    assert vision is not None, "a bundle of a model with images"
+    features = vision.features
     if not RECIPES[bundle.manifest.recipe].rotated:
         return features
     rotate = Rotation(bundle.manifest.config.text.hidden_size)

@@ -22,8 +22,9 @@ import onnxruntime
 from rich.console import Console
 from rich.table import Table
 
-import herdgraph.runtimes.executors.ort.decoder as decoder_module
+import herdgraph.runtimes.executors.ort.load as load_module
 from herdgraph.runtimes import Engine
+from herdgraph.runtimes.executors.options import ExecutorOptions
 
 from .figures import bars
 
@@ -48,13 +49,13 @@ def role_of(event: dict[str, Any]) -> str:
 def profiled_session(directory: str) -> Any:
     """What stands in for ``create_session``: the same session, with the profiler on."""
 
-    def create(path: Path, *, threads: int | None = None, **_: Any) -> Any:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads or 0
-        options.enable_profiling = True
-        options.profile_file_prefix = f"{directory}/profile"
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    def create(path: Path, *, provider: str, options: ExecutorOptions) -> Any:
+        profiled = onnxruntime.SessionOptions()
+        profiled.log_severity_level = 3
+        profiled.intra_op_num_threads = options.threads or 0
+        profiled.enable_profiling = True
+        profiled.profile_file_prefix = f"{directory}/profile"
+        return onnxruntime.InferenceSession(str(path), profiled, providers=[provider])
 
     return create
 
@@ -69,7 +70,7 @@ def events_of(engine: Engine, *, context: int, batch: int, prompt: bool) -> tupl
     for row in [] if prompt else steps:
         engine.decode_batch(sequences, row)
     runs = 1 if prompt else TOKENS
-    events = json.loads(Path(engine._decoder.session.end_profiling()).read_text(encoding="utf-8"))
+    events = json.loads(Path(engine._decoder.graph.session.end_profiling()).read_text(encoding="utf-8"))
     begin = [event["ts"] for event in events if event["name"] == "model_run"][-runs]
     return [
         event for event in events
@@ -99,7 +100,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        decoder_module.create_session = profiled_session(directory)
+        load_module.create_session = profiled_session(directory)
         engine = Engine.load(args.bundle, threads=args.threads, verify=False)
         events, runs = events_of(engine, context=args.context, batch=args.batch, prompt=args.prompt)
     spent: Counter[str] = Counter()

@@ -26,7 +26,7 @@ from .train import train
 
 if TYPE_CHECKING:
     from ..runtimes import Engine, Generation, TextStream
-    from ..runtimes.executors.ort.session import Memory
+    from ..runtimes.engine import Memory
 
 _PATH = click.Path(path_type=Path)
 _COUNT = click.IntRange(min=1)
@@ -314,7 +314,7 @@ def verify(
 def bench(bundle: Path, as_json: bool, **options: Any) -> None:
     """Measure how fast BUNDLE is.
 
-    Prefill and decode, and their shares of what this machine can do, measured in the same run.
+    Prefill and decode rates, and their utilization of this machine's peaks, measured in the same run.
     """
     from ..runtimes.benchmark.bench import bench as run
 
@@ -323,18 +323,18 @@ def bench(bundle: Path, as_json: bool, **options: Any) -> None:
     if as_json:
         emit_json(report.to_json())
         return
-    prefill, decode, limit = report.prefill, report.decode, report.ceilings
+    prefill, decode, limit = report.prefill, report.decode, report.peaks
     table(f"{bundle}, {report.prompt_tokens} prompt tokens, decoding at {report.context}", {
         "load": f"{report.load_seconds:.2f} s",
         "time to first token": f"{report.first_token_seconds:.3f} s",
         "prefill": f"{prefill.median:.1f} tokens/s ({prefill.low:.1f} to {prefill.high:.1f}), "
-                   f"{report.prefill_share:.2f} of the fp32 GEMM ceiling",
+                   f"{report.prefill_utilization:.2f} of the fp32 GEMM peak",
         "decode": f"{decode.median:.1f} tokens/s ({decode.low:.1f} to {decode.high:.1f}), "
-                  f"{report.decode_share:.2f} of the read bandwidth",
+                  f"{report.decode_utilization:.2f} of the read bandwidth",
         **({f"decode, {report.batch} together": f"{both.median:.1f} tokens/s ({both.low:.1f} to {both.high:.1f})"}
            if (both := report.batch_decode) else {}),
         "peak memory": size(report.peak_bytes),
-        "ceilings": f"{limit.read_bandwidth / 1e9:.1f} GB/s read, {limit.fp32_gemm / 1e9:.0f} GFLOP/s fp32, "
+        "peaks": f"{limit.read_bandwidth / 1e9:.1f} GB/s read, {limit.fp32_gemm / 1e9:.0f} GFLOP/s fp32, "
                     f"{limit.int8_gemm / 1e9:.0f} GOP/s int8",
     })
 

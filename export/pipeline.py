@@ -19,7 +19,7 @@ from ..model.quantization.recipes import Recipe
 from ..runtimes.bundle.manifest import PROCESSOR, Bundle, Manifest, describe_files, write_manifest
 from .job import BuildResult, Job, Progress, active_bytes, weight_bytes
 from .sharded_build import check_shards, write_shards
-from .targets.registry import target_of
+from .targets.registry import Target, target_of
 from .targets.tensorrt.plans import PlanOptions, builder_of
 
 __all__ = ["Progress", "active_bytes", "build_bundle", "weight_bytes"]
@@ -63,13 +63,21 @@ def build_bundle(
         made = _write_whole(job, directory, output) if shards is None else write_shards(job, directory, output, shards)
         _carry(checkpoint, directory / PROCESSOR)
         progress.stage("hashing")
+        executor, provider = _execution(lowering)
         write_manifest(directory, Manifest(
-            target=target, recipe=precision.name, config=checkpoint.config, graphs=made.graphs,
-            active_bytes=made.active_bytes, plans=made.plans, shards=made.shards, files=describe_files(directory),
-            toolchain=_toolchain(),
+            target=target, executor=executor, provider=provider, recipe=precision.name, config=checkpoint.config,
+            graphs=made.graphs, active_bytes=made.active_bytes, plans=made.plans, shards=made.shards,
+            files=describe_files(directory), toolchain=_toolchain(),
             source={"checkpoint": checkpoint.directory.name, "fingerprint": checkpoint.fingerprint()},
         ))
     return Bundle.open(output, verify=False)
+
+
+def _execution(lowering: Target) -> tuple[str, str]:
+    """Executor and provider of a target's graphs, as ``Manifest`` names them."""
+    if lowering.kind == "plan":
+        return "tensorrt", lowering.name.replace("-", "_")
+    return "onnxruntime", "CPUExecutionProvider"
 
 
 def _write_whole(job: Job, directory: Path, output: Path) -> BuildResult:

@@ -53,9 +53,9 @@ def write_shards(job: Job, directory: Path, output: Path, plan: ShardPlan) -> Bu
         done += weight_bytes(model)
         made.active_bytes += active_bytes(model, job.checkpoint.config.text)
         job.progress.stage(f"writing weights of rank {rank}")
-        pieces = _write_rank(job, model, directory / f"rank{rank}", made)
-        ranks.append(entry_of(plan, job.checkpoint.config.text, rank, pieces))
-    made.graphs["decoder"] = ranks[0].pieces[0].graph
+        partitions = _write_rank(job, model, directory / f"rank{rank}", made)
+        ranks.append(entry_of(plan, job.checkpoint.config.text, rank, partitions))
+    made.graphs["decoder"] = ranks[0].partitions[0].graph
     made.shards = Shards(plan, tuple(ranks))
     return made
 
@@ -70,7 +70,7 @@ def _lowered(job: Job, model: ir.Model, plan: ShardPlan, rank: int) -> ir.Model:
 
 
 def _write_rank(job: Job, model: ir.Model, directory: Path, made: BuildResult) -> tuple[PartitionEntry, ...]:
-    """Write a rank's pieces, which share one file of weights, or its plan."""
+    """Write a rank's partitions, which share one file of weights, or its plan."""
     directory.mkdir()
     if job.build is not None:
         received, sent = remove_ends(model.graph)
@@ -78,8 +78,8 @@ def _write_rank(job: Job, model: ir.Model, directory: Path, made: BuildResult) -
         return (PartitionEntry(f"{directory.name}/{name}", received, sent),)
     stream(model, directory, "decoder.data", job.progress.written)
     entries = []
-    for index, piece in enumerate(partition_at_collectives(model)):
+    for index, partition in enumerate(partition_at_collectives(model)):
         path = directory / f"decoder.{index:02}.onnx"
-        ir.save(piece.model, path)
-        entries.append(PartitionEntry(f"{directory.name}/{path.name}", piece.before, piece.after))
+        ir.save(partition.model, path)
+        entries.append(PartitionEntry(f"{directory.name}/{path.name}", partition.before, partition.after))
     return tuple(entries)

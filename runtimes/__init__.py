@@ -2,8 +2,7 @@
 
 from .bundle.manifest import Bundle, Manifest
 from .engine import Engine
-from .generation.sampling import Sampling, TokenLogprob
-from .generation.stream import Generation, TextStream, Timings
+from .generation import Generation, Sampling, TextStream, Timings, TokenLogprob
 from .kv_cache.sequence import Sequence
 
 __all__ = [

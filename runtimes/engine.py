@@ -6,35 +6,35 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from ..errors import HerdError
 from ..model.config import HerdConfig
-from ..model.processing import PreparedPrompt, PromptProcessor
+from ..model.processing import PromptProcessor
 from .bundle.manifest import Bundle
 from .distributed.collectives import TIMEOUT
 from .distributed.front_end import load_sharded
 from .distributed.launch import ShardOptions, check_devices, threads_of
-from .executors.ort.decoder import DecoderRunner
-from .executors.ort.session import Memory
-from .executors.ort.vision import VisionRunner, digest
+from .executors.load import Runners, load_executor
+from .executors.options import ExecutorOptions
+from .executors.ort.load import load_vision
 from .executors.runner import Logits, Runner
-from .generation.sampling import Sampling
-from .generation.stream import Generation, StopRule, TextStream, Timings
-from .kv_cache.sequence import Features, Sequence
+from .executors.vision import VisionRunner
+from .generation import Generation, Sampling, StopRule, TextStream, shared_prefix
+from .kv_cache.sequence import Sequence
 
-ORT_TARGETS = ("cpu", "canonical")
-PLAN_TARGETS = ("tensorrt-rtx", "tensorrt")
 MOST_THREADS = 1024
 """More cores than a machine has; ONNX Runtime would start as many threads as it is told."""
+
+Memory = Literal["fast", "low"]
+"""``fast``: weights packed for speed; ``low``: weights used as they are mapped. See ``Engine.load``."""
 
 Prompt = str | list[dict[str, Any]]
 """A raw completion, or chat messages with roles and contents (see ``model.processing.prompt``)."""
@@ -77,32 +77,20 @@ class Engine:
         if memory not in get_args(Memory):
             raise HerdError(f"memory is {memory!r}, it must be one of {', '.join(get_args(Memory))}")
         bundle = Bundle.open(path, verify=False)
-        if bundle.manifest.target not in (*ORT_TARGETS, *PLAN_TARGETS):
-            raise HerdError(f"{path} is built for target {bundle.manifest.target!r}, this runtime executes "
-                            f"{', '.join((*ORT_TARGETS, *PLAN_TARGETS))}: rebuild it for one of them")
         ranks = bundle.manifest.shards.plan.world if bundle.manifest.shards else 1
         places = check_devices(devices, ranks)
         if bundle.manifest.shards:
-            options = ShardOptions(threads_of(threads, ranks), verify, memory, timeout, places)
-            engine = cls(bundle, _front_end(bundle, options), _vision(bundle, threads, memory))
-            engine._warm_up()
-            return engine
-        # Reading all weights to hash them would fill a small memory with pages that are not needed.
-        weights = [] if memory == "low" or not verify else bundle.weight_files
-        if verify:
-            bundle.verify(set(bundle.manifest.files) - set(bundle.weight_files))
-        with ThreadPoolExecutor(1) as pool:
-            hashing = pool.submit(bundle.verify, weights)
-            try:
-                engine = cls(bundle, *_runners(bundle, threads, memory))
-            finally:
-                hashing.result()
+            options = ShardOptions(threads_of(threads, ranks), verify, memory == "fast", timeout, places)
+            vision = ExecutorOptions(threads, memory == "fast")
+            engine = cls(bundle, load_sharded(bundle, options), load_vision(bundle, vision))
+        else:
+            engine = cls(bundle, *_load_verified(bundle, ExecutorOptions(threads, memory == "fast"), verify))
         engine._warm_up()
         return engine
 
     def _warm_up(self) -> None:
         """Run a token, so that buffers that a first call allocates are there before somebody waits for it."""
-        self._decoder.decode(self.new_sequence(), 0)
+        self._step(self.new_sequence(), 0)
 
     def close(self) -> None:
         """End the other processes of a sharded engine; afterwards it refuses to run."""
@@ -149,7 +137,7 @@ class Engine:
         sequence: Sequence | None = None,
         **sampling: Any,
     ) -> TextStream:
-        """Generate piece by piece.
+        """Generate, and yield text as soon as it is certain.
 
         Args:
             prompt: a string (raw completion) or chat messages.
@@ -161,7 +149,7 @@ class Engine:
             sampling: fields of ``Sampling``: temperature, top_k, top_p, min_p, repetition_penalty, seed, logprobs.
 
         Returns:
-            An iterator of text pieces with a ``result``.
+            An iterator of text deltas with a ``result``.
 
         Raises:
             HerdError: an impossible prompt or option.
@@ -171,42 +159,23 @@ class Engine:
         ids = self.processor.tokenizer.stop_ids if stop_ids is None else stop_ids
         rule = StopRule(max_new_tokens, frozenset(ids), tuple(stop))
         sequence = self.new_sequence() if sequence is None else sequence
+
+        def prefill() -> tuple[Logits, int]:
+            """Logits after the prompt, and how many of its tokens the sequence held already."""
+            shared = shared_prefix(sequence, prepared, self.config)
+            self.truncate(sequence, shared)
+            pixels = prepared.pixel_values
+            fresh = None if pixels is None else pixels[len(sequence.tile_digests) :]
+            return self.prefill(sequence, prepared.token_ids[shared:], fresh), shared
+
         return TextStream(
-            lambda: self._prompt(sequence, prepared),
-            lambda token: self._decoder.decode(sequence, token),
+            prefill,
+            lambda token: self._step(sequence, token),
             tokenizer=self.processor.tokenizer,
-            seen=prepared.token_ids,
-            sampling=_sampling(sampling),
-            stop=StopRule(max(1, min(max_new_tokens, room)), rule.ids, rule.strings),
+            prompt_ids=prepared.token_ids,
+            sampling=Sampling.of(sampling),
+            stop=rule.within(room),
         )
-
-    def _prompt(self, sequence: Sequence, prepared: PreparedPrompt) -> tuple[Logits, Timings]:
-        started = time.perf_counter()
-        shared = self._shared_prefix(sequence, prepared)
-        self.truncate(sequence, shared)
-        fresh = prepared.token_ids[shared:]
-        pixels = prepared.pixel_values
-        if pixels is not None:
-            pixels = pixels[len(sequence.tile_digests) :]
-        logits = self.prefill(sequence, fresh, pixels)
-        timings = Timings(prompt_tokens=len(prepared.token_ids), cached_tokens=shared)
-        timings.prefill_seconds = time.perf_counter() - started
-        return logits, timings
-
-    def _shared_prefix(self, sequence: Sequence, prepared: PreparedPrompt) -> int:
-        """Tokens that a prompt shares with a sequence: same ids, same pictures, whole tiles, one left to compute."""
-        old, new = sequence.token_ids, prepared.token_ids
-        limit = min(len(old), len(new) - 1)
-        shared = next((at for at in range(limit) if old[at] != new[at]), limit)
-        if self.config.vision is None or prepared.pixel_values is None:
-            return shared
-        tiles = [digest(tile) for tile in prepared.pixel_values]
-        pairs = zip(sequence.tile_digests, tiles, strict=False)
-        same = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(tiles), len(sequence.tile_digests)))
-        places = [at for at, token in enumerate(new[:shared]) if token == self.config.image_token_id]
-        per_tile = self.config.vision.tokens_per_tile
-        whole = min(same, len(places) // per_tile)
-        return places[whole * per_tile] if whole * per_tile < len(places) else shared
 
     # -- tokens in, logits out -----------------------------------------------------------------------------------
 
@@ -235,18 +204,25 @@ class Engine:
         """
         token_ids = [int(token) for token in token_ids]
         self._check_tokens(sequence, token_ids)
-        features = self._features(token_ids, pixel_values)
+        tiles = np.zeros(0, np.float32) if pixel_values is None else pixel_values
+        self._check_images(token_ids, len(tiles))
+        features = np.zeros((0, self.config.text.hidden_size), np.float32)
+        if len(tiles) and self._vision is not None:
+            features = self._vision.features(tiles)
         logits = self._decoder.prefill(sequence, token_ids, features, all_positions=all_positions)
-        if pixel_values is not None and len(pixel_values):
-            sequence.features = np.concatenate((sequence.features, features))
-            sequence.tile_digests += [digest(tile) for tile in pixel_values]
+        if len(tiles):
+            sequence.append_images(features, tiles)
         return logits
 
     def decode(self, sequence: Sequence, token_id: int) -> Logits:
         """Append one text token; returns its logits, float32 [vocabulary]."""
+        self._check_images([token_id])
+        return self._step(sequence, token_id).copy()
+
+    def _step(self, sequence: Sequence, token_id: int) -> Logits:
+        """Append one token, chosen by a caller or by the model itself; its logits are valid until the next call."""
         self._check_tokens(sequence, [token_id])
-        self._features([token_id], None)
-        return self._decoder.decode(sequence, int(token_id)).copy()
+        return self._decoder.decode(sequence, int(token_id))
 
     def decode_batch(self, sequences: Items[Sequence], token_ids: Items[int]) -> Logits:
         """Append one text token to each of several sequences, of any lengths, in one call.
@@ -267,7 +243,7 @@ class Engine:
             raise HerdError("a sequence was given twice in one batch: fork it")
         for sequence, token in zip(sequences, token_ids, strict=True):
             self._check_tokens(sequence, [token])
-            self._features([token], None)
+            self._check_images([token])
         return self._decoder.decode_batch(sequences, token_ids).copy()
 
     def truncate(self, sequence: Sequence, length: int) -> None:
@@ -279,37 +255,20 @@ class Engine:
         Raises:
             HerdError: ``length`` is negative or more than the sequence holds.
         """
-        total = len(sequence)
-        if not 0 <= length <= total:
-            raise HerdError(f"cannot truncate a sequence of {total} tokens to {length}")
-        text = self.config.text
-        chunk = text.attention_chunk_size if any(text.chunked_layers) else 0
-        begin = length
-        if chunk and length % chunk and (total - 1) // chunk != (length - 1) // chunk:
-            begin = length // chunk * chunk
-        again, features = sequence.token_ids[begin:length], sequence.features
-        first, last = (self._image_tokens(sequence.token_ids[:end]) for end in (begin, length))
-        del sequence.token_ids[begin:]
-        if again:
-            self._decoder.prefill(sequence, again, features[first:last], all_positions=False)
-        sequence.features = features[:last]
-        if self.config.vision:
-            del sequence.tile_digests[-(-last // self.config.vision.tokens_per_tile) :]
+        if not 0 <= length <= len(sequence):
+            raise HerdError(f"cannot truncate a sequence of {len(sequence)} tokens to {length}")
+        self._decoder.truncate(sequence, length)
 
-    def _image_tokens(self, token_ids: Items[int]) -> int:
-        return list(token_ids).count(self.config.image_token_id) if self.config.vision else 0
+    # -- checks --------------------------------------------------------------------------------------------------
 
-    def _features(self, token_ids: Items[int], pixel_values: np.ndarray[Any, Any] | None) -> Features:
-        tiles = 0 if pixel_values is None else len(pixel_values)
+    def _check_images(self, token_ids: Items[int], tiles: int = 0) -> None:
+        """Image tokens have to be as many as the tiles' features."""
         per_tile = self.config.vision.tokens_per_tile if self.config.vision else 0
-        wanted = self._image_tokens(token_ids)
+        wanted = token_ids.count(self.config.image_token_id) if self.config.vision else 0
         if tiles and self._vision is None:
             raise HerdError("this model reads text only, images were given")
         if tiles * per_tile != wanted:
             raise HerdError(f"{tiles} image tiles fill {tiles * per_tile} image tokens, the prompt has {wanted}")
-        if not tiles or self._vision is None or pixel_values is None:
-            return np.zeros((0, self.config.text.hidden_size), np.float32)
-        return self._vision.features(pixel_values)
 
     def _check_tokens(self, sequence: Sequence, token_ids: Items[int]) -> None:
         text = self.config.text
@@ -323,33 +282,15 @@ class Engine:
             raise HerdError(f"{total} tokens are more than the context of {text.max_position_embeddings}")
 
 
-def _runners(bundle: Bundle, threads: int | None, memory: Memory) -> tuple[Runner, VisionRunner | None]:
-    config = bundle.manifest.config
-    if bundle.manifest.target in PLAN_TARGETS:
-        from .executors.tensorrt.load import load_plans
-
-        return load_plans(bundle)
-    return (DecoderRunner(bundle.graph("decoder"), config, threads=threads, memory=memory),
-            _vision(bundle, threads, memory))
-
-
-def _front_end(bundle: Bundle, options: ShardOptions) -> Runner:
-    if bundle.manifest.target in PLAN_TARGETS:
-        raise HerdError(f"{bundle.directory} holds TensorRT plans of several ranks, which this runtime does not run: "
-                        "build it whole, or for target cpu")
-    return load_sharded(bundle, options)
-
-
-def _vision(bundle: Bundle, threads: int | None, memory: Memory) -> VisionRunner | None:
-    """The image tower on ONNX Runtime; None for models that read text only."""
-    if not bundle.manifest.config.vision:
-        return None
-    return VisionRunner(bundle.graph("vision"), bundle.manifest.config, threads=threads, memory=memory)
-
-
-def _sampling(options: dict[str, Any]) -> Sampling:
-    unknown = sorted(set(options) - set(Sampling.__dataclass_fields__))
-    if unknown:
-        known = ", ".join(Sampling.__dataclass_fields__)
-        raise HerdError(f"unknown option {unknown[0]!r}: sampling options are {known}")
-    return Sampling(**options)
+def _load_verified(bundle: Bundle, options: ExecutorOptions, verify: bool) -> Runners:
+    """Load a whole bundle, and hash its weights meanwhile."""
+    if verify:
+        bundle.verify(set(bundle.manifest.files) - set(bundle.weight_files))
+    # Weights that are used as they are mapped may be larger than the memory: hashing would read them all.
+    weights = bundle.weight_files if verify and options.prepack else []
+    with ThreadPoolExecutor(1) as pool:
+        hashing = pool.submit(bundle.verify, weights)
+        try:
+            return load_executor(bundle, options)
+        finally:
+            hashing.result()

@@ -170,6 +170,6 @@ def cpu_device(threads: int | None = None, ceilings: HardwarePeaks | None = None
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Device(
         "cpu", memory, bandwidth=found.read_bandwidth, flops={"fp32": found.fp32_gemm, "int8": found.int8_gemm},
-        per_machine=1, source="measured by runtimes/ceilings.py", efficiency=ON_CPU,
+        per_machine=1, source="measured by runtimes/benchmark/peaks.py", efficiency=ON_CPU,
     )
 

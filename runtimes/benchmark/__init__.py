@@ -1,1 +1,1 @@
-"""How fast a bundle is, as shares of what the machine can do."""
+"""How fast a bundle is: rates, and their roofline utilization on this machine."""

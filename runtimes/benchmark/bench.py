@@ -1,6 +1,6 @@
-"""How fast a bundle is here, and which share that is of what the machine can do.
+"""How fast a bundle is here, and its roofline utilization: the rate over what the machine's peaks would allow.
 
-A share compares a rate with a ceiling measured in the same run (``ceilings.py``):
+Utilization compares a rate with a peak measured in the same run (``peaks.py``):
 
 * decode, of read bandwidth: every token reads the weights it uses and the visible keys and values once;
       bytes = the manifest's active_bytes + 2 · layers · kv_heads · head_dim · visible · element size
@@ -23,8 +23,7 @@ import numpy as np
 from ...errors import HerdError
 from ...model.config import HerdConfig, TextConfig
 from ...model.config.parameter_counts import model_size
-from ..engine import Engine
-from ..executors.ort.session import Memory
+from ..engine import Engine, Memory
 from ..kv_cache.sequence import Sequence
 from .peaks import HardwarePeaks, measure_peaks
 
@@ -52,13 +51,14 @@ class BenchReport:
         load_seconds: opening, checking and loading the bundle.
         first_token_seconds: from the prompt's tokens to the first logits, median.
         prefill: tokens per second.
-        prefill_share: of the fp32 GEMM ceiling.
+        prefill_utilization: of the peak fp32 GEMM rate (model FLOP utilization, MFU).
         decode: tokens per second at the context.
-        decode_share: of the read bandwidth ceiling.
+        decode_utilization: of the peak read bandwidth (model bandwidth utilization, MBU).
         batch: sequences decoded together.
         batch_decode: tokens per second of all of them; None for a batch of one.
-        peak_bytes: largest resident memory of this process, which is rank 0 of a sharded bundle; the ceilings are
+        peak_bytes: largest resident memory of this process, which is rank 0 of a sharded bundle; the peaks are
             measured afterwards.
+        peaks: what the machine can do at most.
     """
 
     prompt_tokens: int
@@ -68,13 +68,13 @@ class BenchReport:
     load_seconds: float
     first_token_seconds: float
     prefill: Spread
-    prefill_share: float
+    prefill_utilization: float
     decode: Spread
-    decode_share: float
+    decode_utilization: float
     batch: int
     batch_decode: Spread | None
     peak_bytes: int
-    ceilings: HardwarePeaks
+    peaks: HardwarePeaks
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary."""
@@ -113,20 +113,20 @@ def bench(
     decodes = [_decode(engine, [sequence], new) for _ in range(repeats)]
     together = [sequence, *(sequence.fork() for _ in range(batch - 1))]
     batches = [_decode(engine, together, new) for _ in range(repeats)] if batch > 1 else []
-    peak = _peak_bytes()
+    peak_bytes = _peak_bytes()
     engine.close()
-    ceilings = measure_peaks(threads)
+    peaks = measure_peaks(threads)
     prefill, decode = Spread.of(prompt, prefills), Spread.of(new, decodes)
     element = sequence.buffers.layers[0][0].itemsize
     bytes_per_token = engine.bundle.manifest.active_bytes + kv_bytes(engine.config.text, context, element)
     return BenchReport(
         prompt_tokens=prompt, new_tokens=new, context=context, repeats=repeats, load_seconds=loaded,
         first_token_seconds=statistics.median(prefills), prefill=prefill,
-        prefill_share=prefill.median * prefill_operations(engine.config, prompt) / ceilings.fp32_gemm,
+        prefill_utilization=prefill.median * prefill_operations(engine.config, prompt) / peaks.fp32_gemm,
         decode=decode,
-        decode_share=decode.median * bytes_per_token / ceilings.read_bandwidth,
+        decode_utilization=decode.median * bytes_per_token / peaks.read_bandwidth,
         batch=batch, batch_decode=Spread.of(batch * new, batches) if batches else None,
-        peak_bytes=peak, ceilings=ceilings,
+        peak_bytes=peak_bytes, peaks=peaks,
     )
 
 

@@ -1,10 +1,10 @@
-"""What this machine can do at most, measured beside every benchmark: the denominators of its shares.
+"""What this machine can do at most, measured beside every benchmark: the denominators of roofline utilization.
 
 * read bandwidth: a product of a vector with a 512 MB float32 matrix, which reads every element once;
 * GEMM rates: square products large enough to be limited by arithmetic, float32 and 8-bit.
 
 All three run in ONNX Runtime, on the threads that the engine uses. The operators come as two tiny models, because the
-runtime has no library to write one; ``tests/test_bench.py`` compares them with their text.
+runtime has no library to write one; ``tests/runtimes/benchmark/test_bench.py`` compares them with their text.
 """
 
 from __future__ import annotations

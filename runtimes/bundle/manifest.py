@@ -11,7 +11,7 @@ manifest.json   this module's ``Manifest``
 decoder.onnx    decoder graph; its weights in ``decoder.data``
 vision.onnx     image graph (multimodal models); its weights in ``vision.data``
 processor/      the checkpoint's tokenizer, chat template, generation and processor files, unchanged
-rank{r}/        of a sharded bundle, in the place of ``decoder.*``: pieces ``decoder.{k}.onnx`` of one rank
+rank{r}/        of a sharded bundle, in the place of ``decoder.*``: partitions ``decoder.{k}.onnx`` of one rank
                 (``shards.py``), all of whose weights are in ``decoder.data``; or its ``decoder.plan``
 ==============  =====================================================================================
 """
@@ -21,69 +21,71 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import msgspec
 
 from ...errors import HerdError
 from ...files import read_json, sha256_of
 from ...model.config import HerdConfig
+from .decode import decode, decode_values
 from .shards import Shards
-from .validate import strict
 
-FORMAT = 1
+FORMAT = 2
+"""Version 2 names the executor and the provider, and calls the partitions of a rank by their name."""
 MANIFEST = "manifest.json"
 PROCESSOR = "processor"
 WEIGHTS = ".data"
 
 
-@dataclass(frozen=True)
-class FileEntry:
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Size in bytes and SHA-256 of one file."""
 
     bytes: int
     sha256: str
 
-    @classmethod
-    def from_json(cls, name: str, raw: object) -> FileEntry:
-        """Restore what a manifest says of a file."""
-        entry = strict(f"file {name!r}", raw, {"bytes": int, "sha256": str})
-        return cls(entry["bytes"], entry["sha256"])
 
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a bundle declares about itself.
 
     Attributes:
-        target: name of the lowering, such as ``cpu``; decides which executor runs it.
+        format: version of the bundle format.
+        target: name of the lowering, such as ``cpu``.
+        executor: what runs the graphs: ``onnxruntime`` or ``tensorrt`` (see ``executors/load.py``).
+        provider: what the executor runs them with: an execution provider of ONNX Runtime, such as
+            ``CPUExecutionProvider``, or the Python package of TensorRT.
         recipe: precision recipe, such as ``fp32``.
         config: the model.
         graphs: role (``decoder``, ``vision``) to file name.
         active_bytes: bytes of weights that one decoded token reads.
-        plans: of TensorRT targets, by role: compute capabilities, TensorRT version, profiles, and what was proved.
         files: every file but the manifest, by its path inside the bundle.
+        plans: of TensorRT targets, by role: compute capabilities, TensorRT version, profiles, and what was proved.
         shards: how the decoder is split over ranks, None when it is whole.
         source: fingerprint and directory name of the checkpoint.
         toolchain: package versions that built it.
     """
 
+    format: int = FORMAT
     target: str
+    executor: str
+    provider: str
     recipe: str
     config: HerdConfig
     graphs: dict[str, str]
     active_bytes: int
     files: dict[str, FileEntry]
-    plans: dict[str, Any] = field(default_factory=dict)
-    source: dict[str, str] = field(default_factory=dict)
-    toolchain: dict[str, str] = field(default_factory=dict)
+    plans: dict[str, dict[str, Any]] = {}
     shards: Shards | None = None
-    format: int = FORMAT
+    source: dict[str, str] = {}
+    toolchain: dict[str, str] = {}
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary, the content of ``manifest.json``."""
-        shards = self.shards.to_json() if self.shards else {}
-        return {**asdict(self), "config": self.config.to_json(), "shards": shards}
+        values: dict[str, Any] = {name: msgspec.to_builtins(getattr(self, name))
+                                  for name in self.__struct_fields__ if name != "config"}
+        return values | {"config": self.config.to_json()}
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Manifest:
@@ -96,22 +98,24 @@ class Manifest:
         if type(found) is not int or found != FORMAT:
             advice = "update herdgraph" if isinstance(found, int) and found > FORMAT else "rebuild it with build.py"
             raise HerdError(f"the bundle format is {found!r}, this herdgraph reads format {FORMAT}: {advice}")
-        values = strict("the manifest", {"shards": {}} | raw, _FIELDS)  # older bundles are whole and do not say so
-        config = HerdConfig.from_json(values["config"])
-        for name in ("graphs", "source", "toolchain"):
-            strict(name, values[name], dict.fromkeys(values[name], str))
-        for role in ("decoder", "vision") if config.vision else ("decoder",):
-            if role not in values["graphs"]:
+        config = decode("the manifest", raw, _Config).config
+        read: dict[str, Any] = {"config": HerdConfig.from_json(config)}
+        read |= {name: decode_values(name, raw[name], str) for name in ("graphs", "source", "toolchain") if name in raw}
+        if "files" in raw:
+            read["files"] = decode_values("files", raw["files"], FileEntry)
+        if raw.get("shards") is not None:
+            read["shards"] = Shards.from_json(raw["shards"], read["config"].text)
+        manifest = decode("the manifest", raw | read, cls)
+        for role in ("decoder", "vision") if manifest.config.vision else ("decoder",):
+            if role not in manifest.graphs:
                 raise HerdError(f"graphs names no {role}: rebuild the bundle")
-        files = {name: FileEntry.from_json(name, entry) for name, entry in values["files"].items()}
-        shards = Shards.from_json(values["shards"], config.text) if values["shards"] else None
-        return cls(**{**values, "config": config, "files": files, "shards": shards})
+        return manifest
 
 
-_FIELDS: dict[str, type] = {
-    "target": str, "recipe": str, "config": dict, "graphs": dict, "active_bytes": int, "plans": dict, "files": dict,
-    "source": dict, "toolchain": dict, "shards": dict, "format": int,
-}
+class _Config(msgspec.Struct):
+    """The part of a manifest that the model's own code reads."""
+
+    config: dict[str, Any]
 
 
 def describe_files(directory: Path) -> dict[str, FileEntry]:

@@ -1,9 +1,9 @@
 """The decoder of a sharded bundle: rank 0 runs its own part and tells the others what to run.
 
 Every call is one command to all ranks, then rank 0's own part of it; the exchanges inside keep the ranks in step. In a
-pipeline the logits come back from the last stage, and rank 0 goes on meanwhile: prompts run in pieces, large batches
-in as many parts as there are stages, and each stage works on another one. At most ``stages - 1`` of them are beyond
-rank 0 whose logits it has not taken, so nobody can wait in a circle, whatever the transport can hold.
+pipeline the logits come back from the last stage, and rank 0 goes on meanwhile: prompts run in prefill chunks, large
+batches in as many parts as there are stages, and each stage works on another one. At most ``stages - 1`` of them are
+beyond rank 0 whose logits it has not taken, so nobody can wait in a circle, whatever the transport can hold.
 
 When a rank fails the engine is closed: what the ranks remember is no longer the same everywhere.
 """
@@ -78,9 +78,9 @@ class ShardedRunner(Runner):
     def __init__(self, shard: ShardRunner, bundle: Bundle, processes: Processes | None) -> None:
         self.shard, self.config, self.memory = shard, bundle.manifest.config, shard.memory
         self.takes_features = shard.takes_features
-        self._stages = shard.plan.pipeline
+        self._graph, self._stages = shard.rank_graph, shard.rank_graph.plan.pipeline
         self._awaited: deque[Logits] = deque()
-        shard.before_send = lambda: self._collect(self._stages - 2)
+        self._graph.before_send = lambda: self._collect(self._stages - 2)
         self._lock, self._keys, self._freed = threading.Lock(), itertools.count(), deque[int]()
         self.processes = processes
         if processes:
@@ -89,11 +89,11 @@ class ShardedRunner(Runner):
     @property
     def link(self) -> Collectives:
         """Rank 0's exchanges, which count what they cost."""
-        return self.shard.link
+        return self._graph.link
 
     @property
     def heads(self) -> int:
-        """Query heads of a rank: each has memory of its own, so pieces may be longer than in one process."""
+        """Query heads of a rank: each has memory of its own, so prefill chunks may be longer than in one process."""
         return self.shard.config.text.num_heads
 
     # -- sequences -----------------------------------------------------------------------------------------------
@@ -135,14 +135,14 @@ class ShardedRunner(Runner):
             return logits[0] if count == 1 else np.concatenate(logits)
 
     def prefill(self, sequence: Sequence, token_ids: Items[int], features: Features, *, all_positions: bool) -> Logits:
-        """Append tokens in pieces; see ``Runner``."""
+        """Append tokens in prefill chunks; see ``Runner``."""
         with self._call():
             return super().prefill(sequence, token_ids, features, all_positions=all_positions)
 
-    def prefill_chunk(self, sequence: Sequence, piece: list[int], features: Features, rows: Features) -> Logits:
-        """Append a piece; see ``Runner``. In a pipeline the logits are there after ``settle``."""
-        self._tell(self._command(Kind.PREFILL_CHUNK, [sequence], [piece], rows.tolist(), features))
-        return self._await(self.shard.prefill_chunk(sequence, piece, features, rows))
+    def prefill_chunk(self, sequence: Sequence, token_ids: list[int], features: Features, rows: Features) -> Logits:
+        """Compute a prefill chunk; see ``Runner``. In a pipeline the logits are there after ``settle``."""
+        self._tell(self._command(Kind.PREFILL_CHUNK, [sequence], [token_ids], rows.tolist(), features))
+        return self._await(self.shard.prefill_chunk(sequence, token_ids, features, rows))
 
     def settle(self) -> None:
         """Wait for logits that are on their way."""
@@ -176,7 +176,7 @@ class ShardedRunner(Runner):
     def _collect(self, left: int) -> None:
         """Take logits that come back, the oldest first, until so many are left."""
         while len(self._awaited) > left:
-            self.shard.collect(self._awaited.popleft())
+            self._graph.collect(self._awaited.popleft())
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -220,8 +220,11 @@ def load_sharded(bundle: Bundle, options: ShardOptions) -> ShardedRunner:
     one's engine is closed and then ends: this function does not return.
 
     Raises:
-        HerdError: a rank cannot load, or they do not come together.
+        HerdError: the bundle is for an executor that runs no shards, a rank cannot load, or they do not come together.
     """
+    if bundle.manifest.executor != "onnxruntime":
+        raise HerdError(f"{bundle.directory} holds TensorRT plans of several ranks, which this runtime does not run: "
+                        "build it whole, or for target cpu")
     link, processes = (join(bundle, options), None) if launched_externally() else start(bundle, options)
     if link.rank:
         serve(bundle, link, options)

@@ -18,7 +18,7 @@ _FOREVER = timedelta(days=365)
 _FAILED = "herdgraph/failed"
 _HERE = "herdgraph/here/"
 _ROLL_CALL = 2.0
-"""Seconds in which ranks that have lost a connection sign that they are there."""
+"""Seconds in which ranks that have lost a connection write down that they are alive."""
 
 
 def _distributed() -> Any:
@@ -144,7 +144,12 @@ class Gloo(Collectives):
             raise RankError(message) from error
 
     def _explained(self, error: str, others: range) -> str:
-        """Who is missing: everybody who lost a connection closes the rest, signs a list, and sees who does not."""
+        """Find out which ranks have ended, after an exchange failed here.
+
+        A rank that ends breaks connections of others, whose next errors would blame whoever they talk to. So every
+        rank whose exchange fails closes its own connections, writes its name into the shared store, and waits for the
+        others' names: those that do not come are the ranks that have ended.
+        """
         self.close()
         missing = [other for other in others if other != self.rank]
         try:
@@ -156,7 +161,7 @@ class Gloo(Collectives):
                 missing = [other for other in missing if not self._store.check([f"{_HERE}{other}"])]
                 time.sleep(_ROLL_CALL / 40)
         except RuntimeError:
-            missing = [0]  # where the list was
+            missing = [0]  # the store is in rank 0's process
         names = ", ".join(map(str, missing)) or "another"
         if "timed out" in error.lower():
             return (f"rank {names} has kept the others waiting for {self._timeout:g} s: it is stopped or overloaded; "

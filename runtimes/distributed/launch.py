@@ -1,4 +1,4 @@
-"""How the ranks of a sharded engine come together, and what every rank does before it serves.
+"""Launching the ranks of a sharded engine, and what every rank does before it serves.
 
 * Usually rank 0, the process that loads the engine, starts the others on its own machine. They inherit a file in
   memory and nothing else: there is no port, and nothing that a crash could leave behind.
@@ -26,7 +26,7 @@ from ...errors import HerdError
 from ...files import sha256_of
 from ...model.config.shard_plan import ShardPlan
 from ..bundle.manifest import MANIFEST, Bundle
-from ..executors.ort.session import Memory
+from ..executors.options import ExecutorOptions
 from .collectives import TIMEOUT, Collectives
 from .rank_runner import ShardRunner
 from .shared_memory import SharedMemory, alive, create, supported
@@ -43,14 +43,14 @@ class ShardOptions:
     Attributes:
         threads: threads of one operator on every rank.
         verify: compare SHA-256 of this rank's files.
-        memory: as for ``Engine.load``.
+        prepack: copy weights into the layout that is fastest; see ``ExecutorOptions``.
         timeout: seconds that a rank may keep the others waiting in the middle of a call.
         devices: per rank the cores that it may use, such as ``0-3,8``; empty for any.
     """
 
     threads: int
     verify: bool = True
-    memory: Memory = "fast"
+    prepack: bool = True
     timeout: float = TIMEOUT
     devices: tuple[str, ...] = ()
 
@@ -71,9 +71,9 @@ def load_shard(bundle: Bundle, link: Collectives, options: ShardOptions) -> Shar
     if options.devices:
         os.sched_setaffinity(0, cores(options.devices[link.rank]))
     if options.verify:
-        large = bundle.weight_files if options.memory == "low" else ()
+        large = bundle.weight_files if not options.prepack else ()
         bundle.verify(name for name in bundle.files_of(link.rank) if name not in large)
-    shard = ShardRunner(bundle, link, threads=options.threads, memory=options.memory)
+    shard = ShardRunner(bundle, link, ExecutorOptions(options.threads, options.prepack))
     link.barrier()
     return shard
 

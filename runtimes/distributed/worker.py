@@ -36,7 +36,7 @@ class Worker:
     def serve(self) -> None:
         """Do what rank 0 says until it ends."""
         width = self.shard.config.text.hidden_size
-        while (command := receive_command(self.shard.link, width)).kind != Kind.END:
+        while (command := receive_command(self.shard.rank_graph.link, width)).kind != Kind.END:
             self.do(command)
 
     def do(self, command: Command) -> None:
@@ -48,25 +48,24 @@ class Worker:
             source, target = command.keys
             self.sequences[target] = self._sequence(source).fork()
         elif command.kind == Kind.PREFILL_CHUNK:
-            self._piece(self._continued(command)[0], command)
+            self._prefill_chunk(self._continued(command)[0], command)
         elif len(command.keys) == 1:
             self.shard.decode(self._continued(command)[0], command.ids_BT[0][0])
         else:
             self.shard.decode_batch(self._continued(command), [ids[0] for ids in command.ids_BT])
 
-    def _piece(self, sequence: Sequence, command: Command) -> None:
+    def _prefill_chunk(self, sequence: Sequence, command: Command) -> None:
         [ids], features = command.ids_BT, command.features_PD
         assert features is not None
         sequence.reserve(len(sequence) + len(ids))
-        sequence.binding = None
         self.shard.prefill_chunk(sequence, list(ids), features, np.asarray(command.rows, np.int64))
-        sequence.token_ids += ids
+        sequence.append(ids)
 
     def _continued(self, command: Command) -> list[Sequence]:
         """The sequences of a command, without what rank 0 has forgotten."""
         sequences = [self._sequence(key) for key in command.keys]
         for sequence, length in zip(sequences, command.lengths, strict=True):
-            del sequence.token_ids[length:]
+            sequence.truncate(length)
         return sequences
 
     def _sequence(self, key: int) -> Sequence:

@@ -1,4 +1,8 @@
-"""What every decoder runner shares: prompts cut into pieces that no layer's chunk boundary runs through."""
+"""What every decoder runner shares: prompts in prefill chunks, truncation, and the interface that ``Engine`` uses.
+
+A *prefill chunk* is what one call computes of a prompt. It never crosses a multiple of the model's *attention chunk*,
+since the buffers of chunked layers start again there.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +17,17 @@ from ..kv_cache.memory import CacheMemory
 from ..kv_cache.sequence import Features, Sequence
 
 PREFILL_CHUNK = 512
-"""Longest piece of a prompt in one call: enough rows to fill the matrix products."""
+"""Most tokens of a prompt in one call: enough rows to fill the matrix products."""
+SHORTEST_CHUNK = 16
 SCORES_BYTES = 512 << 20
-"""Attention scores of one layer in one call: pieces get shorter where the past is long."""
-SHORTEST = 16
+"""Attention scores of one layer in one call: prefill chunks get shorter where the past is long."""
 
 Logits = np.ndarray[Any, Any]
 
 
 def prefill_chunk_len(heads: int, past: int, longest: int = PREFILL_CHUNK) -> int:
     """Tokens of a prompt in one call: fewer where the past is long, so that the scores of all heads stay small."""
-    return min(longest, max(SHORTEST, SCORES_BYTES // (4 * heads * (past + longest))))
+    return min(longest, max(SHORTEST_CHUNK, SCORES_BYTES // (4 * heads * (past + longest))))
 
 
 class Runner(ABC):
@@ -32,14 +36,14 @@ class Runner(ABC):
     Attributes:
         config: the model.
         memory: where the caches of its sequences live.
-        longest: most tokens in one call.
+        longest_chunk: most tokens in one call.
         takes_features: whether the graph reads image features.
         closed: why it runs no more; empty while it does.
     """
 
     config: HerdConfig
     memory: CacheMemory
-    longest: int = PREFILL_CHUNK
+    longest_chunk: int = PREFILL_CHUNK
     takes_features: bool
     closed: str = ""
 
@@ -47,6 +51,12 @@ class Runner(ABC):
     def heads(self) -> int:
         """Query heads whose attention scores one call holds in one memory."""
         return self.config.text.num_heads
+
+    @property
+    def attention_chunk(self) -> int:
+        """Tokens of the attention chunk, 0 when every layer sees the whole past."""
+        text = self.config.text
+        return text.attention_chunk_size if any(text.chunked_layers) else 0
 
     def new_sequence(self) -> Sequence:
         """An empty sequence."""
@@ -65,21 +75,21 @@ class Runner(ABC):
         """
 
     @abstractmethod
-    def prefill_chunk(self, sequence: Sequence, piece: list[int], features: Features, rows: Features) -> Logits:
-        """Append a piece.
+    def prefill_chunk(self, sequence: Sequence, token_ids: list[int], features: Features, rows: Features) -> Logits:
+        """Compute a prefill chunk; the caller appends its tokens to the sequence.
 
         Args:
-            sequence: has room for the piece.
-            piece: tokens that do not cross a multiple of the chunk.
-            features: one row per image token of the piece.
-            rows: int64 [R], positions in the piece whose logits are wanted.
+            sequence: has room for the tokens.
+            token_ids: they do not cross a multiple of the attention chunk.
+            features: one row per image token of the chunk.
+            rows: int64 [R], positions in the chunk whose logits are wanted.
 
         Returns:
             float32 [R, vocabulary].
         """
 
     def prefill(self, sequence: Sequence, token_ids: Items[int], features: Features, *, all_positions: bool) -> Logits:
-        """Append tokens in pieces that end at chunk boundaries.
+        """Append tokens, one prefill chunk after the other.
 
         Args:
             sequence: grows by the tokens.
@@ -91,34 +101,57 @@ class Runner(ABC):
             float32 [T, vocabulary], or [vocabulary] of the last token.
         """
         sequence.reserve(len(sequence) + len(token_ids))
-        sequence.binding = None
         results: list[Logits] = []
         used = 0
-        for piece in self.split(len(sequence), token_ids):
-            images = piece.count(self.config.image_token_id) if self.takes_features else 0
-            rows = np.arange(0 if all_positions else len(piece) - 1, len(piece), dtype=np.int64)
-            results.append(self.prefill_chunk(sequence, piece, features[used : used + images], rows))
-            sequence.token_ids += piece
+        for chunk in self.chunk_prompt(len(sequence), token_ids):
+            images = chunk.count(self.config.image_token_id) if self.takes_features else 0
+            rows = np.arange(0 if all_positions else len(chunk) - 1, len(chunk), dtype=np.int64)
+            results.append(self.prefill_chunk(sequence, chunk, features[used : used + images], rows))
+            sequence.append(chunk)
             used += images
         self.settle()
         return np.concatenate(results) if all_positions else results[-1][-1]
 
+    def truncate(self, sequence: Sequence, length: int) -> None:
+        """Forget all but the first ``length`` tokens, of which there are as many or more.
+
+        Global layers only forget. A chunked layer whose buffer has been reused since is filled again by running the
+        tokens of the last attention chunk once more.
+        """
+        chunk, begin = self.attention_chunk, length
+        if chunk and length % chunk and (len(sequence) - 1) // chunk != (length - 1) // chunk:
+            begin = length // chunk * chunk
+        again = sequence.token_ids[begin:length]
+        first, last = (self._image_tokens(sequence.token_ids[:end]) for end in (begin, length))
+        sequence.truncate(begin)
+        if again:
+            self.prefill(sequence, again, sequence.features[first:last], all_positions=False)
+        vision = self.config.vision
+        sequence.truncate_images(last, -(-last // vision.tokens_per_tile) if vision else 0)
+
+    def _image_tokens(self, token_ids: Items[int]) -> int:
+        return token_ids.count(self.config.image_token_id) if self.config.vision else 0
+
     def settle(self) -> None:  # noqa: B027
-        """Wait for logits of pieces that are still on their way; here there are none."""
+        """Wait for logits of chunks that are still on their way; here there are none."""
 
     def close(self) -> None:  # noqa: B027
         """End what runs elsewhere; here nothing does."""
 
-    def split(self, start: int, token_ids: Items[int]) -> list[list[int]]:
-        """Cut tokens into pieces that are fast, bounded in memory, and do not cross a multiple of the chunk."""
-        text = self.config.text
-        chunk = text.attention_chunk_size if any(text.chunked_layers) else 0
-        pieces: list[list[int]] = []
+    def chunk_prompt(self, past: int, token_ids: Items[int]) -> list[list[int]]:
+        """Cut a prompt into prefill chunks.
+
+        Args:
+            past: tokens before the prompt.
+            token_ids: the prompt.
+        """
+        chunks: list[list[int]] = []
         begin = 0
         while begin < len(token_ids):
-            past = start + begin
-            length = prefill_chunk_len(self.heads, past, self.longest)
-            end = min(len(token_ids), begin + min(length, chunk - past % chunk if chunk else length))
-            pieces.append(list(token_ids[begin:end]))
-            begin = end
-        return pieces
+            at = past + begin
+            length = prefill_chunk_len(self.heads, at, self.longest_chunk)
+            if self.attention_chunk:
+                length = min(length, self.attention_chunk - at % self.attention_chunk)
+            chunks.append(list(token_ids[begin : begin + length]))
+            begin += length
+        return chunks

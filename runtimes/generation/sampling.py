@@ -43,6 +43,19 @@ class Sampling:
     seed: int | None = None
     logprobs: int | None = None
 
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> Sampling:
+        """Sampling by the names of its fields.
+
+        Raises:
+            HerdError: there is no option of that name, or its value is impossible.
+        """
+        unknown = sorted(set(options) - set(cls.__dataclass_fields__))
+        if unknown:
+            known = ", ".join(cls.__dataclass_fields__)
+            raise HerdError(f"unknown option {unknown[0]!r}: sampling options are {known}")
+        return cls(**options)
+
     def __post_init__(self) -> None:
         checks = (
             # Between 0 and the bound float32 cannot divide by it, and nothing else is chosen than at 0.

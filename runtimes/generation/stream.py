@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
-from ...errors import HerdError
 from ...model.processing import StreamDecoder, Tokenizer
-from ..executors.runner import Logits
-from .sampling import Sampler, Sampling, TokenLogprob
+from .sampling import Array, Sampler, Sampling, TokenLogprob
+from .stop_strings import StopRule, StopStrings
 
 
 @dataclass
@@ -55,91 +54,49 @@ class Generation:
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class StopRule:
-    """When to end: after these ids, before these strings, or at this many tokens."""
-
-    max_new_tokens: int
-    ids: frozenset[int] = frozenset()
-    strings: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise HerdError(f"max_new_tokens is {self.max_new_tokens}, it must be at least 1")
-        if "" in self.strings:
-            raise HerdError("a stop string is empty, give at least one character")
-
-
-class StopStrings:
-    """Holds text back while it may be the beginning of a stop string."""
-
-    def __init__(self, strings: Items[str]) -> None:
-        self._strings = strings
-        self._held = ""
-
-    def feed(self, text: str) -> tuple[str, bool]:
-        """Text that is safe to show, and whether a stop string was met (it and what follows are dropped)."""
-        self._held += text
-        found = [at for at in (self._held.find(stop) for stop in self._strings) if at >= 0]
-        if found:
-            return self._held[: min(found)], True
-        keep = max((self._overlap(stop) for stop in self._strings), default=0)
-        shown = self._held[: len(self._held) - keep]
-        self._held = self._held[len(shown) :]
-        return shown, False
-
-    def flush(self) -> str:
-        """What is still held back."""
-        held, self._held = self._held, ""
-        return held
-
-    def _overlap(self, stop: str) -> int:
-        """Length of the longest end of the held text that begins a stop string."""
-        sizes = range(min(len(stop) - 1, len(self._held)), 0, -1)
-        return next((size for size in sizes if self._held.endswith(stop[:size])), 0)
-
-
 class TextStream:
-    """Pieces of text as they are generated; ``result`` is complete once the iteration ends.
+    """Text deltas as they are generated; ``result`` is complete once the iteration ends.
 
     Args:
-        first_logits: runs the prompt; returns the logits after it and the timings so far.
-        decode: appends a token, returns the next logits.
-        tokenizer: turns tokens into text; None leaves the text empty.
-        seen: prompt tokens, for the repetition penalty.
+        prefill: runs the prompt; returns the logits after it, and how many of its tokens were cached.
+        decode: appends a token, returns the next logits, which may be overwritten by the next call.
+        tokenizer: turns tokens into text.
+        prompt_ids: the whole prompt.
         sampling: how tokens are chosen.
         stop: when to end.
     """
 
     def __init__(
-        self, first_logits: Callable[[], tuple[Logits, Timings]], decode: Callable[[int], Logits], *,
-        tokenizer: Tokenizer, seen: Items[int], sampling: Sampling, stop: StopRule,
+        self, prefill: Callable[[], tuple[Array, int]], decode: Callable[[int], Array], *,
+        tokenizer: Tokenizer, prompt_ids: Items[int], sampling: Sampling, stop: StopRule,
     ) -> None:
-        self._first_logits, self._decode = first_logits, decode
+        self._prefill, self._decode = prefill, decode
         self._decoder = StreamDecoder(tokenizer)
-        self._seen, self._sampler, self._stop = list(seen), Sampler(sampling), stop
-        self._guard = StopStrings(stop.strings)
-        self.result = Generation()
+        self._seen, self._sampler, self._stop = list(prompt_ids), Sampler(sampling), stop
+        self._stop_strings = StopStrings(stop.strings)
+        self.result = Generation(timings=Timings(prompt_tokens=len(prompt_ids)))
 
     def __iter__(self) -> Iterator[str]:
-        """Yield non-empty pieces of text, none of which ends inside a character."""
-        logits, self.result.timings = self._first_logits()
-        started = time.perf_counter()
-        for piece in self._pieces(logits):
-            self.result.text += piece
-            self.result.timings.decode_seconds = time.perf_counter() - started
-            if piece:
-                yield piece
-        self.result.timings.decode_seconds = time.perf_counter() - started
+        """Yield non-empty text deltas, none of which ends inside a character."""
+        timings, started = self.result.timings, time.perf_counter()
+        logits, timings.cached_tokens = self._prefill()
+        prefilled = time.perf_counter()
+        timings.prefill_seconds = prefilled - started
+        for delta in self._deltas(logits):
+            self.result.text += delta
+            timings.decode_seconds = time.perf_counter() - prefilled
+            if delta:
+                yield delta
+        timings.decode_seconds = time.perf_counter() - prefilled
 
-    def _pieces(self, logits: Logits) -> Iterator[str]:
+    def _deltas(self, logits: Array) -> Iterator[str]:
         result = self.result
         while True:
             token = self._choose(logits)
             if token in self._stop.ids:
                 result.finish_reason = "stop"
                 break
-            text, stopped = self._guard.feed(self._decoder.feed(token))
+            text, stopped = self._stop_strings.feed(self._decoder.feed(token))
             yield text
             if stopped:
                 result.finish_reason = "stop"
@@ -147,14 +104,14 @@ class TextStream:
             if len(result.token_ids) >= self._stop.max_new_tokens:
                 break
             logits = self._decode(token)
-        text, stopped = self._guard.feed(self._decoder.flush())
+        text, stopped = self._stop_strings.feed(self._decoder.flush())
         yield text
         if stopped:
             result.finish_reason = "stop"
         else:
-            yield self._guard.flush()
+            yield self._stop_strings.flush()
 
-    def _choose(self, logits: Logits) -> int:
+    def _choose(self, logits: Array) -> int:
         token = self._sampler(logits, self._seen)
         if self._sampler.options.logprobs is not None:
             self.result.logprobs.append(self._sampler.logprob(logits, token))

@@ -8,16 +8,10 @@ time. As long as the same sequences come again and none has outgrown its row, a 
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from ...model.config import TextConfig
 from .memory import Buffer, CacheMemory
 from .sequence import Sequence
-
-if TYPE_CHECKING:
-    from ..executors.ort.decoder import DecoderRunner
 
 
 class BatchedKVCache:
@@ -39,21 +33,22 @@ class BatchedKVCache:
             sequence.reserve(tokens)
         self.layers = [self._joined(layer) for layer in range(config.num_layers)]
         self._rows = [sequence.buffers.layers[-1] for sequence in sequences]
-        for sequence in sequences:
-            sequence.binding = None
 
     def _joined(self, layer: int) -> tuple[Buffer, Buffer]:
-        """One layer's keys and values of all sequences, which from now on use their rows."""
+        """One layer's keys and values of all sequences, which from now on use their rows.
+
+        Layer by layer, so that no more than one layer is in memory twice.
+        """
         old = [sequence.buffers.layers[layer] for sequence in self.sequences]
         _, heads, _, width = old[0][0].shape
         slots = max(key.shape[2] for key, _ in old)
         shape = len(old), heads, slots, width
         joined = self._memory.zeros(shape), self._memory.zeros(shape)
-        for index, (sequence, buffers) in enumerate(zip(self.sequences, old, strict=True)):
-            key, value = rows = self._memory.row(joined[0], index), self._memory.row(joined[1], index)
-            self._memory.copy(buffers[0], key)
-            self._memory.copy(buffers[1], value)
-            sequence.buffers.layers[layer] = rows
+        for index, (sequence, (key, value)) in enumerate(zip(self.sequences, old, strict=True)):
+            rows = self._memory.row(joined[0], index), self._memory.row(joined[1], index)
+            self._memory.copy(key, rows[0])
+            self._memory.copy(value, rows[1])
+            sequence.move_layer(layer, rows)
         return joined
 
     def holds(self, sequences: Items[Sequence]) -> bool:
@@ -62,32 +57,3 @@ class BatchedKVCache:
             ours is theirs and ours.buffers.layers[-1] is row and ours.buffers.holds(len(ours) + 1)
             for ours, theirs, row in zip(self.sequences, sequences, self._rows, strict=True)
         )
-
-
-class DecodeBatch(BatchedKVCache):
-    """Sequences side by side, bound once to the decoder.
-
-    Args:
-        runner: the decoder.
-        sequences: in the order of the rows.
-    """
-
-    def __init__(self, runner: DecoderRunner, sequences: Items[Sequence]) -> None:
-        config = runner.config.text
-        super().__init__(runner.memory, config, sequences)
-        self.input_ids = np.zeros((len(sequences), 1), np.int64)
-        self.past_lengths = np.zeros(len(sequences), np.int64)
-        self.logits = np.zeros((len(sequences), 1, config.vocab_size), np.float32)
-        features = np.zeros((0, config.hidden_size), np.float32)
-        self._call = runner.bind(
-            self.layers, self.input_ids, self.past_lengths, np.zeros(1, np.int64), features, self.logits
-        )
-
-    def run(self, token_ids: Items[int]) -> np.ndarray[Any, Any]:
-        """Append one token to each sequence; float32 [B, vocabulary], valid until the next call."""
-        self.input_ids[:, 0] = token_ids
-        self.past_lengths[:] = [len(sequence) for sequence in self.sequences]
-        self._call()
-        for sequence, token in zip(self.sequences, token_ids, strict=True):
-            sequence.token_ids.append(int(token))
-        return self.logits[:, 0]

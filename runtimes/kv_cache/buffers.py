@@ -9,6 +9,8 @@ Per token a layer needs 2 · kv_heads · head_dim elements: 4 bytes each in floa
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
+
 from ...model.config import TextConfig
 from .memory import Buffer, CacheMemory, HostMemory
 
@@ -16,31 +18,45 @@ FIRST_SLOTS = 256
 
 
 class KVBuffers:
-    """Keys and values of all layers, [1, kv_heads, slots, head_dim] each, where the executor wants them."""
+    """Keys and values of all layers, [1, kv_heads, slots, head_dim] each, where the executor wants them.
+
+    Args:
+        config: the decoder.
+        memory: makes the buffers, None for the host's memory.
+    """
 
     def __init__(self, config: TextConfig, memory: CacheMemory | None = None) -> None:
         self.config, self.memory = config, memory or HostMemory()
-        self.layers: list[tuple[Buffer, Buffer]] = []
+        self._layers: list[tuple[Buffer, Buffer]] = []
         self.reserve(1)
+
+    @property
+    def layers(self) -> Items[tuple[Buffer, Buffer]]:
+        """Keys and values of each layer."""
+        return self._layers
 
     def reserve(self, tokens: int) -> bool:
         """Make room for ``tokens`` positions; True when a buffer had to move."""
-        if self.layers and self.holds(tokens):
+        if self._layers and self.holds(tokens):
             return False
         wanted = [self._slots(layer, tokens) for layer in range(self.config.num_layers)]
-        old = self.layers or [(None, None)] * len(wanted)
-        self.layers = [
+        old = self._layers or [(None, None)] * len(wanted)
+        self._layers = [
             (self._grown(key, slots), self._grown(value, slots))
             for (key, value), slots in zip(old, wanted, strict=True)
         ]
         return True
+
+    def move_layer(self, layer: int, buffers: tuple[Buffer, Buffer]) -> None:
+        """Use other buffers for a layer from now on, which hold at least as much."""
+        self._layers[layer] = buffers
 
     def holds(self, tokens: int) -> bool:
         """True when every layer has a slot for each of ``tokens`` positions that it has to remember."""
         limit = self.config.max_position_embeddings
         return all(
             key.shape[2] >= min(tokens, self.config.chunk_of(layer) or limit)
-            for layer, (key, _) in enumerate(self.layers)
+            for layer, (key, _) in enumerate(self._layers)
         )
 
     def _slots(self, layer: int, tokens: int) -> int:
@@ -64,7 +80,7 @@ class KVBuffers:
         """An independent copy."""
         twin = KVBuffers.__new__(KVBuffers)
         twin.config, twin.memory = self.config, self.memory
-        twin.layers = [(self._copied(k), self._copied(v)) for k, v in self.layers]
+        twin._layers = [(self._copied(key), self._copied(value)) for key, value in self._layers]
         return twin
 
     def _copied(self, buffer: Buffer) -> Buffer:
@@ -75,4 +91,4 @@ class KVBuffers:
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        return sum(k.nbytes + v.nbytes for k, v in self.layers)
+        return sum(key.nbytes + value.nbytes for key, value in self._layers)

@@ -1,14 +1,17 @@
-"""One sequence of tokens and what the model remembers of it."""
+"""One sequence of tokens and what the model remembers of it; nobody else writes its state."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Items
 from typing import Any, Self
 
 import numpy as np
 
 from ...model.config import TextConfig
 from .buffers import KVBuffers
-from .memory import CacheMemory
+from .memory import Buffer, CacheMemory
 
 Features = np.ndarray[Any, Any]
 
@@ -16,35 +19,92 @@ Features = np.ndarray[Any, Any]
 class Sequence:
     """Tokens that a model has seen, with their key/value buffers. Made by ``Engine.new_sequence``.
 
-    Attributes:
-        token_ids: every token so far, image tokens included.
-        features: the image features behind the image tokens, in order, float32 [image tokens, width].
-        tile_digests: content hash of every tile so far; equal ids do not mean equal pictures.
-        buffers: keys and values.
-        binding: the executor's own per-sequence state; dropped whenever buffers move.
+    Its properties are read-only. Whoever runs the model calls ``reserve`` before a step and ``append`` after it.
+
+    Args:
+        config: the decoder.
+        memory: where the buffers live, None for the host's memory.
     """
 
     def __init__(self, config: TextConfig, memory: CacheMemory | None = None) -> None:
-        self.token_ids: list[int] = []
-        self.features: Features = np.zeros((0, config.hidden_size), np.float32)
-        self.tile_digests: list[bytes] = []
-        self.buffers = KVBuffers(config, memory)
-        self.binding: Any = None
+        self._token_ids: list[int] = []
+        self._features: Features = np.zeros((0, config.hidden_size), np.float32)
+        self._tile_digests: list[bytes] = []
+        self._buffers = KVBuffers(config, memory)
+        self._binding: Any = None
 
     def __len__(self) -> int:
-        return len(self.token_ids)
+        return len(self._token_ids)
+
+    @property
+    def token_ids(self) -> Items[int]:
+        """Every token so far, image tokens included."""
+        return self._token_ids
+
+    @property
+    def features(self) -> Features:
+        """The image features behind the image tokens, in order, float32 [image tokens, width]."""
+        return self._features
+
+    @property
+    def tile_digests(self) -> Items[bytes]:
+        """Content hash of every tile so far; equal ids do not mean equal pictures."""
+        return self._tile_digests
+
+    @property
+    def buffers(self) -> KVBuffers:
+        """Keys and values."""
+        return self._buffers
+
+    # -- growing and shrinking -----------------------------------------------------------------------------------
 
     def reserve(self, tokens: int) -> None:
         """Make room for a total of ``tokens``."""
-        if self.buffers.reserve(tokens):
-            self.binding = None
+        if self._buffers.reserve(tokens):
+            self._binding = None
+
+    def append(self, token_ids: Iterable[int]) -> None:
+        """Count tokens whose keys and values are in the buffers now."""
+        self._token_ids.extend(token_ids)
+
+    def append_images(self, features: Features, tiles: Iterable[Features]) -> None:
+        """Remember the features that filled the image tokens that were appended, and which pixels they came from."""
+        self._features = np.concatenate((self._features, features))
+        self._tile_digests.extend(map(tile_digest, tiles))
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first tokens. Buffers stay: the next tokens overwrite what was forgotten."""
+        del self._token_ids[length:]
+
+    def truncate_images(self, image_tokens: int, tiles: int) -> None:
+        """Forget the features of all but the first image tokens, and the hashes of all but the first tiles."""
+        self._features = self._features[:image_tokens]
+        del self._tile_digests[tiles:]
 
     def fork(self) -> Self:
         """An independent sequence with the same past: the shared prefix is copied, not computed again."""
         twin = type(self).__new__(type(self))
-        twin.token_ids = self.token_ids.copy()
-        twin.features = self.features
-        twin.tile_digests = self.tile_digests.copy()
-        twin.buffers = self.buffers.copy()
-        twin.binding = None
+        twin._token_ids = self._token_ids.copy()
+        twin._features = self._features
+        twin._tile_digests = self._tile_digests.copy()
+        twin._buffers = self._buffers.copy()
+        twin._binding = None
         return twin
+
+    # -- buffers and who uses them -------------------------------------------------------------------------------
+
+    def move_layer(self, layer: int, buffers: tuple[Buffer, Buffer]) -> None:
+        """Go on in other buffers of one layer, into which its keys and values were copied; the old ones are free."""
+        self._buffers.move_layer(layer, buffers)
+        self._binding = None
+
+    def binding(self, make: Callable[[], Any]) -> Any:
+        """What an executor made to run on these buffers; made again after they have moved."""
+        if self._binding is None:
+            self._binding = make()
+        return self._binding
+
+
+def tile_digest(tile: np.ndarray[Any, Any]) -> bytes:
+    """What tells the pixels of one image tile apart from others'."""
+    return hashlib.sha256(np.ascontiguousarray(tile).data).digest()

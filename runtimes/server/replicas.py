@@ -1,8 +1,8 @@
 """Replicas of an engine on a Ray cluster, behind one handle that sends each request to the least busy one.
 
 A replica is one actor per rank of the bundle, placed together; a whole bundle has one rank. Rank 0's actor holds the
-engine, the others serve it. A watcher looks after all of them: a replica that lost an actor, does not answer or whose
-engine was closed by a failure is taken down and started again, while the others go on. A request whose replica dies is
+engine, the others serve it. A watcher checks their health: a replica that lost an actor, does not answer or whose
+engine was closed by a failure is stopped and started again, while the others go on. A request whose replica dies is
 sent to another one.
 
 The bundle's directory has to be there on every node. Without an address Ray runs on this machine, until the handle is
@@ -24,9 +24,8 @@ from urllib.parse import urlsplit
 from ...errors import HerdError
 from ..bundle.manifest import Bundle
 from ..distributed.collectives import TIMEOUT
-from ..engine import Engine, Prompt
-from ..executors.ort.session import Memory
-from ..generation.stream import Generation
+from ..engine import Engine, Memory, Prompt
+from ..generation import Generation
 
 _OBJECT_STORE = 100 << 20
 """Bytes of Ray's store on this machine: prompts and texts are small."""
@@ -42,8 +41,8 @@ class ClusterOptions:
         threads: threads of one operator, and CPUs that Ray sets aside, per rank.
         memory: as for ``Engine.load``.
         timeout: seconds that a rank may keep the others waiting in the middle of a call.
-        health_timeout: seconds until a replica that does not answer whether it is well is given up.
-        interval: seconds between two looks at the replicas.
+        health_timeout: seconds until a replica that does not answer a health check counts as lost.
+        interval: seconds between two health checks.
         start: seconds that a replica may take to load.
     """
 
@@ -99,7 +98,7 @@ class RankActor:
         assert self._engine is not None, "requests come after loading"
         return self._engine.generate(prompt, **options)
 
-    def well(self) -> bool:
+    def is_healthy(self) -> bool:
         """Whether the engine still serves."""
         return self._engine is not None and not self._engine.closed
 
@@ -156,11 +155,11 @@ class Replica:
         """See ``Engine.generate``."""
         return self._ray.get(self._actors[0].generate.remote(prompt, options))
 
-    def well(self) -> bool:
+    def is_healthy(self) -> bool:
         """Whether rank 0 answers, its engine is open, and no other rank has ended."""
         if self._serving and self._ray.wait(self._serving, timeout=0)[0]:
             return False
-        answer = self._actors[0].well.options(concurrency_group="health").remote()
+        answer = self._actors[0].is_healthy.options(concurrency_group="health").remote()
         try:
             return bool(self._ray.get(answer, timeout=self._options.health_timeout))
         except self._ray.exceptions.RayError:
@@ -235,7 +234,7 @@ class Cluster:
             except self._ray.exceptions.RayActorError:
                 replica.ready = False
             except self._ray.exceptions.RayTaskError as error:
-                if replica.well():  # the request was at fault
+                if replica.is_healthy():  # the request was at fault
                     raise _for_people(error) from error
                 replica.ready = False
             finally:
@@ -263,10 +262,10 @@ class Cluster:
     # -- replicas ------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Start replicas again that are not well, until the handle is closed."""
+        """Restart replicas that are not healthy, until the handle is closed."""
         while not self._closing.wait(self.options.interval):
             for replica in self.replicas:
-                if not (replica.ready and replica.well()) and not self._closing.is_set():
+                if not (replica.ready and replica.is_healthy()) and not self._closing.is_set():
                     self._restart(replica)
 
     def _restart(self, replica: Replica) -> None:
@@ -274,7 +273,7 @@ class Cluster:
         try:
             replica.start()
         except (HerdError, self._ray.exceptions.RayError):
-            return  # the next look tries again
+            return  # the next health check tries again
         with self._changed:
             self._changed.notify_all()
 
@@ -297,7 +296,7 @@ class Cluster:
 
 
 def _probe(address: str | None) -> None:
-    """See whether somebody listens there: Ray itself would ask for many minutes."""
+    """Connect once to a Ray address, to fail within seconds: Ray itself would retry for many minutes."""
     if address and ":" in address:
         place = urlsplit(address if "//" in address else f"//{address}")
         socket.create_connection((place.hostname or "localhost", place.port or 6379), timeout=10).close()

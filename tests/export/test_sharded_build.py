@@ -194,14 +194,14 @@ def test_two_cuts_per_layer(family: Callable[[str], Family], plan: str, cuts: in
     bundle = family("plain").build(plan)
     shards = bundle.manifest.shards
     assert shards is not None
-    assert len(shards.ranks[0].pieces) == cuts
+    assert len(shards.ranks[0].partitions) == cuts
     for rank, entry in enumerate(shards.ranks):
         files = {path.name for path in (bundle.directory / f"rank{rank}").iterdir()}
-        assert files == {"decoder.data", *(f"decoder.{index:02}.onnx" for index in range(len(entry.pieces)))}
-        sums = [e for piece in entry.pieces for e in piece.after if e.op == "all_reduce"]
+        assert files == {"decoder.data", *(f"decoder.{index:02}.onnx" for index in range(len(entry.partitions)))}
+        sums = [e for piece in entry.partitions for e in piece.after if e.op == "all_reduce"]
         layers = entry.layers[1] - entry.layers[0]
         assert len(sums) == (0 if shards.plan.width == 1 else 2 * layers + (entry.layers[0] == 0))
-        graphs = [ir.load(bundle.directory / piece.graph) for piece in entry.pieces]
+        graphs = [ir.load(bundle.directory / piece.graph) for piece in entry.partitions]
         assert not any(node.domain == "herdgraph" for graph in graphs for node in graph.graph.all_nodes())
 
 
@@ -209,7 +209,7 @@ def test_crossing_values_have_types_and_shapes_in_the_names_of_the_inputs(family
     shards = family("seeing").build("tp=2,ep=2,pp=2").manifest.shards
     assert shards is not None
     known = {"batch", "tokens", "rows", "image_tokens"}
-    for piece in (piece for entry in shards.ranks for piece in entry.pieces):
+    for piece in (piece for entry in shards.ranks for piece in entry.partitions):
         graph = ir.load(family("seeing").build("tp=2,ep=2,pp=2").directory / piece.graph).graph
         for value in (*graph.inputs, *graph.outputs):
             assert value.dtype is not None

@@ -15,6 +15,7 @@ from herdgraph.runtimes.bundle.manifest import MANIFEST, Bundle, Manifest, descr
 from herdgraph.runtimes.bundle.shards import CollectiveOp
 
 GRAPHS = {"decoder": "decoder.onnx", "vision": "vision.onnx"}
+PLAN = {"tensor": 2, "expert": 1, "pipeline": 1}
 
 
 @pytest.fixture
@@ -25,7 +26,8 @@ def bundle(tmp_path: Path) -> Path:
     (directory / "decoder.data").write_bytes(bytes(range(256)) * 64)
     (directory / "processor" / "tokenizer.json").write_text("{}")
     (directory / "vision.onnx").write_bytes(b"graph")
-    write_manifest(directory, Manifest(target="cpu", recipe="fp32", config=TINY, graphs=GRAPHS,
+    write_manifest(directory, Manifest(target="cpu", executor="onnxruntime",
+                                       provider="CPUExecutionProvider", recipe="fp32", config=TINY, graphs=GRAPHS,
                                        active_bytes=0, files=describe_files(directory)))
     return directory
 
@@ -33,6 +35,11 @@ def bundle(tmp_path: Path) -> Path:
 def _edit(bundle: Path, **changes: object) -> None:
     path = bundle / MANIFEST
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def _remove(bundle: Path, name: str) -> None:
+    path = bundle / MANIFEST
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != name}))
 
 
 def _text(bundle: Path, **changes: object) -> None:
@@ -54,11 +61,16 @@ def _shards(bundle: Path, **changes: object) -> None:
     sums = [{"op": "all_reduce", "value": "a", "result": "b"}]
     ranks: list[dict[str, object]] = [
         {"layers": [0, 4], "heads": 2, "kv_heads": 1,
-         "pieces": [{"graph": "decoder.onnx", "before": [], "after": sums}]} for _ in range(2)
+         "partitions": [{"graph": "decoder.onnx", "before": [], "after": sums}]} for _ in range(2)
     ]
-    plan = changes.pop("plan", {"tensor": 2, "expert": 1, "pipeline": 1})
+    plan = changes.pop("plan", PLAN)
     ranks[1] |= changes
     _edit(bundle, shards={"plan": plan, "ranks": ranks})
+
+
+def _partition(bundle: Path, **changes: object) -> None:
+    """Say that the bundle is split over two ranks, and rank 1 runs one partition with these values."""
+    _shards(bundle, partitions=[{"graph": "decoder.onnx", "before": [], "after": [], **changes}])
 
 
 def test_shards_round_trip(bundle: Path) -> None:
@@ -66,8 +78,10 @@ def test_shards_round_trip(bundle: Path) -> None:
     shards = Bundle.open(bundle).manifest.shards
     assert shards is not None
     assert shards.plan == ShardPlan(2)
-    assert shards.ranks[1].pieces[0].after == (CollectiveOp("all_reduce", "a", "b"),)
-    assert shards.to_json() == json.loads((bundle / MANIFEST).read_text())["shards"]
+    assert shards.ranks[1].partitions[0].after == (CollectiveOp("all_reduce", "a", "b"),)
+    written = (bundle / MANIFEST).read_text()
+    write_manifest(bundle, Bundle.open(bundle).manifest)
+    assert json.loads((bundle / MANIFEST).read_text()) == json.loads(written)
 
 
 def _flip(bundle: Path) -> None:
@@ -80,22 +94,24 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "one byte altered": (_flip, r"decoder.data was altered: SHA-256 .* copy or rebuild"),
     "file cut": (lambda b: (b / "decoder.data").write_bytes(b"x"), r"has 1 bytes, the manifest says 16384"),
     "file missing": (lambda b: (b / "decoder.data").unlink(), r"decoder.data is missing"),
-    "newer format": (lambda b: _edit(b, format=99), r"json: the bundle format is 99, .* reads format 1: update"),
-    "older format": (lambda b: _edit(b, format=0), r"format is 0, .*: rebuild"),
+    "newer format": (lambda b: _edit(b, format=99), r"json: the bundle format is 99, .* reads format 2: update"),
+    "older format": (lambda b: _edit(b, format=1), r"format is 1, .*: rebuild"),
     "no format": (lambda b: _edit(b, format=None), r"format is None"),
     "format true": (lambda b: _edit(b, format=True), r"format is True"),
     "a list": (lambda b: (b / MANIFEST).write_text("[]"), r"holds a list, a JSON object is needed"),
     "null": (lambda b: (b / MANIFEST).write_text("null"), r"holds a NoneType, a JSON object is needed"),
     "nested": (lambda b: (b / MANIFEST).write_text("[" * 200_000), r"cannot be read as JSON"),
-    "files a list": (lambda b: _edit(b, files=[]), r"the manifest has \[\] as 'files', an object is needed: rebuild"),
-    "file a number": (lambda b: _edit(b, files={"a": 5}), r"file 'a' is 5, an object is needed"),
-    "hash a number": (lambda b: _edit(b, files={"a": {"bytes": 1, "sha256": 5}}), r"has 5 as 'sha256', a text is need"),
-    "graphs a list": (lambda b: _edit(b, graphs=[]), r"has \[\] as 'graphs', an object"),
+    "files a list": (lambda b: _edit(b, files=[]), r"json: files: expected object, got array: rebuild"),
+    "file a number": (lambda b: _edit(b, files={"a": 5}), r"files\['a'\]: expected object, got int: rebuild"),
+    "hash a number": (
+        lambda b: _edit(b, files={"a": {"bytes": 1, "sha256": 5}}),
+        r"files\['a'\].sha256: expected str, got int"),
+    "graphs a list": (lambda b: _edit(b, graphs=[]), r"json: graphs: expected object, got array"),
     "no graphs": (lambda b: _edit(b, graphs={}), r"graphs names no decoder"),
     "no image graph": (lambda b: _edit(b, graphs={"decoder": "decoder.onnx"}), r"graphs names no vision"),
-    "graph a number": (lambda b: _edit(b, graphs={"decoder": 5}), r"graphs has 5 as 'decoder', a text is needed"),
-    "source a number": (lambda b: _edit(b, source=5), r"has 5 as 'source', an object"),
-    "unknown value": (lambda b: _edit(b, colour="red"), r"has an unknown value 'colour'"),
+    "graph a number": (lambda b: _edit(b, graphs={"decoder": 5}), r"graphs\['decoder'\]: expected str, got int"),
+    "source a number": (lambda b: _edit(b, source=5), r"json: source: expected object, got int"),
+    "unknown value": (lambda b: _edit(b, colour="red"), r"object contains unknown field colour: rebuild"),
     "config a text": (lambda b: _edit(b, config={**TINY.to_json(), "text": "x"}), r"TextConfig is 'x', a JSON object"),
     "config misses": (lambda b: _edit(b, config={}), r"HerdConfig has no field 'begin_image_token_id'"),
     "context a text": (lambda b: _text(b, max_position_embeddings="9"), r"max_position_embeddings is '9', a whole num"),
@@ -106,24 +122,42 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "unknown file": (lambda b: (b / "processor" / "chat_template.jinja").write_text("x"), r"jinja is not in the mani"),
     "unhashed graph": (lambda b: _edit(b, graphs=GRAPHS | {"decoder": "other.onnx"}), r"no hash for graph 'other"),
     "not JSON": (lambda b: (b / MANIFEST).write_text("{"), r"cannot be read"),
-    "missing key": (lambda b: (b / MANIFEST).write_text('{"format": 1}'), r"manifest has no value 'active_bytes'"),
+    "missing key": (lambda b: (b / MANIFEST).write_text('{"format": 2}'),
+                    r"json: the manifest: object missing required field config: rebuild"),
     "no manifest": (lambda b: (b / MANIFEST).unlink(), r"not a herdgraph bundle; build one with build.py"),
     "checkpoint": (lambda b: (b / MANIFEST).rename(b / "config.json"), r"is a checkpoint: not a herdgraph bundle"),
-    "shards a list": (lambda b: _edit(b, shards=[]), r"manifest has \[\] as 'shards', an object is needed"),
-    "shards empty": (lambda b: _edit(b, shards={"plan": {}}), r"shards has no value 'ranks'"),
-    "no tensor": (lambda b: _shards(b, plan={"expert": 2, "pipeline": 1}), r"the plan has no value 'tensor'"),
+    "shards a list": (lambda b: _edit(b, shards=[]), r"json: shards: expected object, got array"),
+    "shards empty": (lambda b: _edit(b, shards={"plan": PLAN}), r"shards: object missing required field ranks"),
+    "no tensor": (
+        lambda b: _shards(b, plan={"expert": 2, "pipeline": 1}),
+        r"shards.plan: object missing required field tensor"),
     "a negative plan": (lambda b: _shards(b, plan={"tensor": -2, "expert": 1, "pipeline": 1}), r"tp is -2"),
     "a rank too few": (lambda b: _shards(b, plan={"tensor": 4, "expert": 1, "pipeline": 1}), r"has 2 ranks, the .* 4"),
     "other heads": (lambda b: _shards(b, heads=3), r"rank 1 has layers, heads .* \(\(0, 4\), 3, 1\), the plan tp=2,"),
-    "other layers": (lambda b: _shards(b, layers=["x"]), r"rank 1 has layers, .* \(\('x',\), 2, 1\)"),
-    "no pieces": (lambda b: _shards(b, pieces=[]), r"rank 1 has no pieces"),
-    "a piece a number": (lambda b: _shards(b, pieces=[1]), r"a piece of a shard is 1, an object is needed"),
-    "a piece outside": (lambda b: _shards(b, pieces=[{"graph": "../x.onnx", "before": [], "after": []}]), r"outside"),
-    "an unhashed piece": (lambda b: _shards(b, pieces=[{"graph": "x.onnx", "before": [], "after": []}]), r"no hash"),
-    "another exchange": (lambda b: _shards(b, pieces=[{"graph": "decoder.onnx", "before": [{"op": "steal"}],
-                                                       "after": []}]), r"exchange of a shard is 'steal', it must be"),
-    "half an exchange": (lambda b: _shards(b, pieces=[{"graph": "decoder.onnx", "before": [{"op": "recv"}],
-                                                       "after": []}]), r"exchange 'recv' has no value 'value'"),
+    "other layers": (
+        lambda b: _shards(b, layers=["x"]),
+        r"shards.ranks\[1\].layers: expected array of length 2, got 1"),
+    "no partitions": (lambda b: _shards(b, partitions=[]), r"rank 1 has no partitions"),
+    "a partition a number": (
+        lambda b: _shards(b, partitions=[1]),
+        r"shards.ranks\[1\].partitions\[0\]: expected object, got int"),
+    "a partition outside": (lambda b: _partition(b, graph="../x.onnx"), r"outside"),
+    "an unhashed partition": (lambda b: _partition(b, graph="x.onnx"), r"no hash"),
+    "another exchange": (lambda b: _partition(b, before=[{"op": "steal", "value": "a"}]),
+                         r"shards.ranks\[1\].partitions\[0\].before\[0\]: op is 'steal', it must be one of all_"),
+    "half an exchange": (
+        lambda b: _partition(b, before=[{"op": "recv"}]),
+        r"object missing required field value: rebu"),
+    "a sum without a result": (lambda b: _partition(b, after=[{"op": "all_reduce", "value": "a"}]),
+                               r"after\[0\]: all_reduce needs a value result: rebuild"),
+    "a gather without an axis": (lambda b: _partition(b, after=[{"op": "all_gather", "value": "a", "result": "b"}]),
+                                 r"after\[0\]: all_gather needs a value axis"),
+    "a receipt with an axis": (lambda b: _partition(b, before=[{"op": "recv", "value": "a", "axis": 1}]),
+                               r"before\[0\]: recv takes no axis"),
+    "an unknown value of the plan": (lambda b: _shards(b, plan=PLAN | {"depth": 1}), r"shards.plan: .* field depth"),
+    "a plan value a text": (lambda b: _shards(b, plan=PLAN | {"tensor": "2"}), r"plan.tensor: expected int, got str"),
+    "no executor": (lambda b: _remove(b, "executor"), r"the manifest: object missing required field executor"),
+    "active bytes a text": (lambda b: _edit(b, active_bytes="5"), r"manifest.active_bytes: expected int, got str"),
     "nothing": (lambda b: b.rename(b.with_name("moved")), r"bundle does not exist: give the directory of a bundle"),
 }
 

@@ -14,7 +14,7 @@ from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes import Engine
-from herdgraph.runtimes.executors.ort.decoder import PREFILL_CHUNK, SCORES_BYTES, SHORTEST
+from herdgraph.runtimes.executors.runner import PREFILL_CHUNK, SCORES_BYTES, SHORTEST_CHUNK
 from support import herds
 
 CHUNK = TINY.text.attention_chunk_size
@@ -43,9 +43,9 @@ def _logits(engine: Engine, ids: list[int]) -> np.ndarray:
 # -- sequences -------------------------------------------------------------------------------------------------------
 
 
-def test_pieces_never_cross_a_chunk(engine: Engine) -> None:
+def test_prefill_chunks_never_cross_an_attention_chunk(engine: Engine) -> None:
     for start in (0, 1, CHUNK - 1, CHUNK, 5 * CHUNK + 3):
-        pieces = engine._decoder.split(start, list(range(3 * PREFILL_CHUNK)))
+        pieces = engine._decoder.chunk_prompt(start, list(range(3 * PREFILL_CHUNK)))
         assert list(chain(*pieces)) == list(range(3 * PREFILL_CHUNK))
         at = start
         for piece in pieces:
@@ -263,15 +263,15 @@ def test_features_of_a_picture_are_computed_once(engine: Engine, monkeypatch: py
     per_tile = len(first) // 6
     np.testing.assert_array_equal(again.reshape(6, per_tile, -1)[::-1].reshape(first.shape), first)
     np.testing.assert_allclose(runner.features(tiles[2:3]), first[2 * per_tile : 3 * per_tile])
-    monkeypatch.setattr("herdgraph.runtimes.executors.ort.vision.IMAGE_CACHE_BYTES", 2 * first.nbytes // 6)
+    monkeypatch.setattr("herdgraph.runtimes.executors.vision.IMAGE_CACHE_BYTES", 2 * first.nbytes // 6)
     runner.features(np.zeros((1, 3, 28, 28), np.float32))
-    assert len(runner._remembered) == 2
+    assert len(runner._cache) == 2
 
 
-def test_pieces_are_shorter_where_the_past_is_long(engine: Engine) -> None:
+def test_chunks_are_shorter_where_the_past_is_long(engine: Engine) -> None:
     decoder = engine._decoder
     heads = TINY.text.num_heads
     far = 1 << 24
-    lengths = {len(piece) for piece in decoder.split(far, list(range(64)))}
-    assert max(lengths) == SHORTEST
-    assert 4 * heads * (far + PREFILL_CHUNK) * SHORTEST > SCORES_BYTES
+    lengths = {len(chunk) for chunk in decoder.chunk_prompt(far, list(range(64)))}
+    assert max(lengths) == SHORTEST_CHUNK
+    assert 4 * heads * (far + PREFILL_CHUNK) * SHORTEST_CHUNK > SCORES_BYTES

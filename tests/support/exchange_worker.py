@@ -1,4 +1,4 @@
-"""One rank of tests/test_sharded_transport.py: exchange_worker.py TRANSPORT DESCRIPTOR BEHAVIOUR TIMEOUT."""
+"""One rank of test_sharded_transport.py: exchange_worker.py TRANSPORT DESCRIPTOR BEHAVIOUR TIMEOUT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All ranks of a sharded bundle in one process, in lockstep: every piece in ONNX Runtime, collectives in numpy.
+"""All ranks of a sharded bundle in one process, in lockstep: every partition in ONNX Runtime, collectives in numpy.
 
 It reads nothing but the manifest, and knows nothing of how the graphs were made.
 """
@@ -28,7 +28,7 @@ class Rank:
         assert shards is not None
         self.entry = shards.ranks[rank]
         self.text = shards.plan.local_text(config.text, rank)
-        self.sessions = [_session(bundle.directory / piece.graph) for piece in self.entry.pieces]
+        self.sessions = [_session(bundle.directory / partition.graph) for partition in self.entry.partitions]
         inputs = [item for session in self.sessions for item in session.get_inputs()]
         types = {item.type for item in inputs if item.name.startswith("past.")}
         self.caches = KVBuffers(self.text, HostMemory(np.int8 if types == {"tensor(int8)"} else np.float32))
@@ -42,7 +42,7 @@ class Rank:
                 self.values[f"past.{layer}.{part}"] = buffer
 
     def run(self, index: int) -> None:
-        """Run a piece; what it appends goes back into the caches."""
+        """Run a partition; what it appends goes back into the caches."""
         session = self.sessions[index]
         names = [item.name for item in session.get_outputs()]
         given = {item.name: np.ascontiguousarray(self.values[item.name]) for item in session.get_inputs()}
@@ -79,13 +79,13 @@ class Lockstep:
         return self.ranks[-1].values["logits"][0]
 
     def _run_stage(self, ranks: list[Rank], stage: int) -> None:
-        for index, piece in enumerate(ranks[0].entry.pieces):
-            for exchange in piece.before:
+        for index, partition in enumerate(ranks[0].entry.partitions):
+            for exchange in partition.before:
                 assert exchange.op == "recv"
                 assert all(exchange.value in rank.values for rank in ranks), "sent by the stage before"
             for rank in ranks:
                 rank.run(index)
-            for exchange in piece.after:
+            for exchange in partition.after:
                 self._meet(ranks, exchange, stage)
 
     def _meet(self, ranks: list[Rank], exchange: CollectiveOp, stage: int) -> None:
@@ -100,14 +100,14 @@ class Lockstep:
             rank.values[exchange.result] = joined
 
     def prefill(self, token_ids: list[int], features: Array | None = None) -> Array:
-        """Append a prompt in pieces that end at multiples of the chunk."""
+        """Append a prompt in prefill chunks that end at multiples of the attention chunk."""
         chunk = self.text.attention_chunk_size if any(self.text.chunked_layers) else 0
         image, found, used = self.bundle.manifest.config.image_token_id, [], 0
         while token_ids:
             length = chunk - self.length % chunk if chunk else len(token_ids)
-            piece, token_ids = token_ids[:length], token_ids[length:]
-            images = piece.count(image) if features is not None else 0
-            found.append(self.append(piece, None if features is None else features[used : used + images]))
+            ids, token_ids = token_ids[:length], token_ids[length:]
+            images = ids.count(image) if features is not None else 0
+            found.append(self.append(ids, None if features is None else features[used : used + images]))
             used += images
         return np.concatenate(found)
 

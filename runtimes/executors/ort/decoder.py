@@ -1,7 +1,7 @@
-"""Runs the decoder graph: pieces of a prompt, then one token at a time, on buffers bound once.
+"""Runs the decoder graph: prompts in prefill chunks, then one token at a time, on buffers bound once.
 
-Every cache buffer is bound both as ``past.*`` and as ``present.*``, so the graph appends in place. For decoding, one
-``IOBinding`` per sequence is built once; afterwards a token costs three scalar writes and one call.
+Every cache buffer is bound both as ``past.*`` and as ``present.*``, so the graph appends in place. For decoding, the
+inputs and outputs of a sequence are bound once; afterwards a token costs three scalar writes and one call.
 """
 
 from __future__ import annotations
@@ -11,105 +11,158 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ....errors import HerdError
 from ....model.config import HerdConfig
-from ...kv_cache.batch import DecodeBatch
+from ...kv_cache.batch import BatchedKVCache
 from ...kv_cache.memory import Buffer, HostMemory
 from ...kv_cache.sequence import Features, Sequence
-from ..runner import PREFILL_CHUNK, SCORES_BYTES, SHORTEST, Logits, Runner
-from .session import Memory, create_session, load_onnxruntime
+from ..runner import Logits, Runner
+from .session import Values, ort_value
 
-__all__ = ["PREFILL_CHUNK", "SCORES_BYTES", "SHORTEST", "DecodeBinding", "DecoderRunner", "Logits"]
-
-
-class DecodeBinding:
-    """Inputs and outputs of single-token calls for one sequence, as numpy arrays the graph reads and writes."""
-
-    def __init__(self, runner: DecoderRunner, sequence: Sequence) -> None:
-        config = runner.config.text
-        self.input_ids = np.zeros((1, 1), np.int64)
-        self.past_lengths = np.zeros(1, np.int64)
-        self.logits = np.zeros((1, 1, config.vocab_size), np.float32)
-        no_features = np.zeros((0, config.hidden_size), np.float32)
-        self.run = runner.bind(
-            sequence.buffers.layers, self.input_ids, self.past_lengths, np.zeros(1, np.int64), no_features, self.logits
-        )
+Run = Callable[[], None]
 
 
-class DecoderRunner(Runner):
-    """The decoder of a bundle on ONNX Runtime."""
+class DecoderGraph(Protocol):
+    """A decoder graph that is ready to run: one session, or a rank's partitions with collectives between them.
 
-    def __init__(self, graph: Path, config: HerdConfig, *, threads: int | None, memory: Memory = "fast") -> None:
-        self.config = config
-        self.session = create_session(graph, threads=threads, memory=memory)
-        self._init_cache_io(self.session.get_inputs(), graph)
+    Attributes:
+        path: the file, for messages.
+    """
 
-    def _init_cache_io(self, inputs: Items[Any], graph: Path, *, batches: int = 1) -> None:
-        """Learn from a graph's inputs where caches live; remember so many batches."""
-        _check_caches(inputs, self.config, graph)
-        self._value = load_onnxruntime().OrtValue.ortvalue_from_numpy
-        self.memory = HostMemory(_cache_type(inputs))
-        self._batches: deque[DecodeBatch] = deque(maxlen=batches)
-        self.takes_features = any(item.name == "image_features" for item in inputs)
+    path: Path
 
-    def decode(self, sequence: Sequence, token_id: int) -> Logits:
-        """Append one text token; see ``Runner``."""
-        length = len(sequence)
-        sequence.reserve(length + 1)
-        binding = sequence.binding
-        if binding is None:
-            binding = sequence.binding = DecodeBinding(self, sequence)
-        binding.input_ids[0, 0] = token_id
-        binding.past_lengths[0] = length
-        binding.run()
-        sequence.token_ids.append(token_id)
-        return binding.logits[0, 0]
+    @property
+    def inputs(self) -> Items[Any]:
+        """ONNX Runtime's descriptions of the inputs: name, type, shape."""
 
-    def decode_batch(self, sequences: Items[Sequence], token_ids: Items[int]) -> Logits:
-        """Append one text token to each of several sequences; see ``Runner``."""
-        batch = next((known for known in self._batches if known.holds(sequences)), None)
-        if batch is None:
-            batch = DecodeBatch(self, sequences)
-            self._batches.appendleft(batch)
-        return batch.run(token_ids)
+    def bind(self, inputs: Values, outputs: Values) -> Run:
+        """A call over fixed memory: what is written there later is what the next call reads."""
 
-    def prefill_chunk(self, sequence: Sequence, piece: list[int], features: Features, rows: Features) -> Logits:
-        """Append a piece; see ``Runner``."""
-        logits = np.empty((1, len(rows), self.config.text.vocab_size), np.float32)
-        ids, lengths = np.asarray([piece], np.int64), np.asarray([len(sequence)], np.int64)
-        self.bind(sequence.buffers.layers, ids, lengths, rows, features, logits)()
-        return logits[0]
 
-    def bind(
-        self, layers: Items[tuple[Buffer, Buffer]], input_ids: Features, past_lengths: Features, rows: Features,
-        features: Features, logits: Features,
-    ) -> Callable[[], None]:
-        """A call over numpy memory: later writes to the arrays are what the next call reads."""
+class SessionGraph:
+    """A decoder graph in one session; see ``DecoderGraph``."""
+
+    def __init__(self, path: Path, session: Any) -> None:
+        self.path, self.session = path, session
+
+    @property
+    def inputs(self) -> Items[Any]:
+        """See ``DecoderGraph``."""
+        inputs: Items[Any] = self.session.get_inputs()
+        return inputs
+
+    def bind(self, inputs: Values, outputs: Values) -> Run:
+        """See ``DecoderGraph``."""
         io = self.session.io_binding()
-        inputs, outputs = self.values(layers, input_ids, past_lengths, rows, features, logits)
         for name, value in inputs.items():
             io.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
             io.bind_ortvalue_output(name, value)
         return partial(self.session.run_with_iobinding, io)
 
-    def values(
+
+class DecodeBinding:
+    """Inputs and outputs of calls that append one token to each of B sequences, as arrays the graph reads and writes.
+
+    Args:
+        runner: the decoder.
+        layers: keys and values of the sequences.
+        batch: B.
+    """
+
+    def __init__(self, runner: DecoderRunner, layers: Items[tuple[Buffer, Buffer]], batch: int = 1) -> None:
+        config = runner.config.text
+        self.input_ids = np.zeros((batch, 1), np.int64)
+        self.past_lengths = np.zeros(batch, np.int64)
+        self.logits = np.zeros((batch, 1, config.vocab_size), np.float32)
+        no_features = np.zeros((0, config.hidden_size), np.float32)
+        self.run = runner.bind(
+            layers, self.input_ids, self.past_lengths, np.zeros(1, np.int64), no_features, self.logits
+        )
+
+
+class DecodeBatch:
+    """Sequences side by side, bound once to the decoder.
+
+    Args:
+        runner: the decoder.
+        sequences: in the order of the rows.
+    """
+
+    def __init__(self, runner: DecoderRunner, sequences: Items[Sequence]) -> None:
+        self.cache = BatchedKVCache(runner.memory, runner.config.text, sequences)
+        self._binding = DecodeBinding(runner, self.cache.layers, len(sequences))
+
+    def run(self, token_ids: Items[int]) -> Logits:
+        """Append one token to each sequence; float32 [B, vocabulary], valid until the next call."""
+        binding, sequences = self._binding, self.cache.sequences
+        binding.input_ids[:, 0] = token_ids
+        binding.past_lengths[:] = [len(sequence) for sequence in sequences]
+        binding.run()
+        for sequence, token in zip(sequences, token_ids, strict=True):
+            sequence.append([int(token)])
+        return binding.logits[:, 0]
+
+
+class DecoderRunner(Runner):
+    """The decoder of a bundle on ONNX Runtime.
+
+    Args:
+        graph: the decoder.
+        config: the model; of a rank, what the rank holds of it.
+        batches: batches whose buffers and bindings are kept for their next call.
+    """
+
+    def __init__(self, graph: DecoderGraph, config: HerdConfig, *, batches: int = 1) -> None:
+        _check_caches(graph.inputs, config, graph.path)
+        self.graph, self.config = graph, config
+        self.memory = HostMemory(_cache_type(graph.inputs))
+        self.takes_features = any(item.name == "image_features" for item in graph.inputs)
+        self._batches: deque[DecodeBatch] = deque(maxlen=batches)
+
+    def decode(self, sequence: Sequence, token_id: int) -> Logits:
+        """Append one text token; see ``Runner``."""
+        length = len(sequence)
+        sequence.reserve(length + 1)
+        binding: DecodeBinding = sequence.binding(lambda: DecodeBinding(self, sequence.buffers.layers))
+        binding.input_ids[0, 0] = token_id
+        binding.past_lengths[0] = length
+        binding.run()
+        sequence.append([token_id])
+        return binding.logits[0, 0]
+
+    def decode_batch(self, sequences: Items[Sequence], token_ids: Items[int]) -> Logits:
+        """Append one text token to each of several sequences; see ``Runner``."""
+        batch = next((known for known in self._batches if known.cache.holds(sequences)), None)
+        if batch is None:
+            batch = DecodeBatch(self, sequences)
+            self._batches.appendleft(batch)
+        return batch.run(token_ids)
+
+    def prefill_chunk(self, sequence: Sequence, token_ids: list[int], features: Features, rows: Features) -> Logits:
+        """Compute a prefill chunk; see ``Runner``."""
+        logits = np.empty((1, len(rows), self.config.text.vocab_size), np.float32)
+        ids, lengths = np.asarray([token_ids], np.int64), np.asarray([len(sequence)], np.int64)
+        self.bind(sequence.buffers.layers, ids, lengths, rows, features, logits)()
+        return logits[0]
+
+    def bind(
         self, layers: Items[tuple[Buffer, Buffer]], input_ids: Features, past_lengths: Features, rows: Features,
         features: Features, logits: Features,
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Inputs and outputs of the decoder by name; ``OrtValue`` over the arrays' own memory."""
+    ) -> Run:
+        """A call over the arrays' own memory: later writes to the arrays are what the next call reads."""
         arrays = {"input_ids": input_ids, "past_lengths": past_lengths, "logit_rows": rows}
         if self.takes_features:
             arrays["image_features"] = np.ascontiguousarray(features)
-        inputs, outputs = {name: self._value(array) for name, array in arrays.items()}, {"logits": self._value(logits)}
+        inputs, outputs = {name: ort_value(array) for name, array in arrays.items()}, {"logits": ort_value(logits)}
         for layer, buffers in enumerate(layers):
             for part, buffer in zip(("key", "value"), buffers, strict=True):
-                inputs[f"past.{layer}.{part}"] = outputs[f"present.{layer}.{part}"] = self._value(buffer)
-        return inputs, outputs
+                inputs[f"past.{layer}.{part}"] = outputs[f"present.{layer}.{part}"] = ort_value(buffer)
+        return self.graph.bind(inputs, outputs)
 
 
 def _cache_type(inputs: Items[Any]) -> type[np.generic]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import numpy as np
 
 from ....errors import HerdError
+from ..options import ExecutorOptions
 from .page_release import drop_page_cache_during_load
 
-Memory = Literal["fast", "low"]
-"""``fast``: weights packed for speed; ``low``: weights used as they are mapped. See ``Engine.load``."""
+Values = dict[str, Any]
+"""``OrtValue`` by name."""
 
 
 def load_onnxruntime() -> Any:
@@ -29,35 +32,41 @@ def load_onnxruntime() -> Any:
     return onnxruntime
 
 
-def create_session(path: Path, *, threads: int | None = None, memory: Memory = "fast") -> Any:
-    """An ``InferenceSession`` on the CPU for one graph file of a bundle.
+def ort_value(array: np.ndarray[Any, Any]) -> Any:
+    """An ``OrtValue`` over an array's own memory."""
+    return load_onnxruntime().OrtValue.ortvalue_from_numpy(array)
+
+
+def create_session(path: Path, *, provider: str, options: ExecutorOptions) -> Any:
+    """An ``InferenceSession`` for one graph file of a bundle.
 
     Args:
         path: the ``.onnx`` file; its external data lies beside it.
-        threads: threads of one operator, None for one per core. Where a sharded engine made threads for all sessions
-            of the process, they are used.
-        memory: whether weights are packed.
+        provider: the execution provider that the graph was lowered for.
+        options: ``threads`` counts only where no sharded engine has made threads for all sessions of the process.
     """
-    options = _options(memory, threads or 0)
-    with drop_page_cache_during_load(*([path.with_suffix(".data")] if memory == "fast" else [])):
-        return _session(path, options)
+    with drop_page_cache_during_load(*([path.with_suffix(".data")] if options.prepack else [])):
+        return _session(path, provider, _session_options(options))
 
 
-def create_sessions(paths: Items[Path], data: Path, *, threads: int, memory: Memory = "fast") -> list[Any]:
+def create_sessions(paths: Items[Path], data: Path, *, provider: str, options: ExecutorOptions) -> list[Any]:
     """Sessions for graphs that run one after another: they share threads and working memory.
 
     Args:
         paths: the ``.onnx`` files.
         data: weights of all of them.
-        threads: threads of one operator.
-        memory: whether weights are packed.
+        provider: the execution provider that the graphs were lowered for.
+        options: ``threads`` has to be a number.
     """
-    _share(threads)
-    with drop_page_cache_during_load(*([data] if memory == "fast" else [])):
-        return [_session(path, _shared_options(threads, memory)) for path in paths]
+    assert options.threads, "ranks share the machine's cores, so each is told its number"
+    _share(options.threads)
+    shared = _session_options(options)
+    shared.add_session_config_entry("session.use_env_allocators", "1")
+    with drop_page_cache_during_load(*([data] if options.prepack else [])):
+        return [_session(path, provider, shared) for path in paths]
 
 
-def _options(memory: Memory, threads: int) -> Any:
+def _session_options(wanted: ExecutorOptions) -> Any:
     options = load_onnxruntime().SessionOptions()
     options.log_severity_level = 3
     options.inter_op_num_threads = 1
@@ -65,15 +74,9 @@ def _options(memory: Memory, threads: int) -> Any:
         options.use_per_session_threads = False
         options.intra_op_num_threads = options.inter_op_num_threads = 0  # any number would be ignored with a warning
     else:
-        options.intra_op_num_threads = threads
-    if memory == "low":
+        options.intra_op_num_threads = wanted.threads or 0
+    if not wanted.prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
-    return options
-
-
-def _shared_options(threads: int, memory: Memory) -> Any:
-    options = _options(memory, threads)
-    options.add_session_config_entry("session.use_env_allocators", "1")
     return options
 
 
@@ -100,10 +103,14 @@ def _share_memory() -> None:
     onnxruntime.create_and_register_allocator(cpu, None)
 
 
-def _session(path: Path, options: Any) -> Any:
+def _session(path: Path, provider: str, options: Any) -> Any:
     onnxruntime = load_onnxruntime()
+    # ONNX Runtime itself would warn and take the CPU, on which other operators are fast.
+    if provider not in (found := onnxruntime.get_available_providers()):
+        raise HerdError(f"{path} is built for {provider}, this onnxruntime {onnxruntime.__version__} has "
+                        f"{', '.join(found)}: install the onnxruntime that has it, or build for another target")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # onnxruntime raises its own classes, all of them plain Exceptions
         raise HerdError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {_first_line(error)}") from error
 

@@ -20,8 +20,8 @@ from ....errors import HerdError
 from .cuda import Allocation, Cuda, DeviceBuffer, DeviceMemory
 from .executor import Array, Call, Limits
 
-PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
-"""Python package by target."""
+PACKAGES = ("tensorrt_rtx", "tensorrt")
+"""Python packages of the two products; the manifest's ``provider`` names one."""
 _CACHE = re.compile(r"past\.(\d+)\.(key|value)")
 _AXES = {"batch": ("input_ids", 0), "tokens": ("input_ids", 1), "rows": ("logit_rows", 0),
          "image_tokens": ("image_features", 0), "tiles": ("pixel_values", 0)}
@@ -33,20 +33,20 @@ class DeviceExecutor:
 
     Args:
         plan: the file.
-        target: whose plan it is, ``tensorrt-rtx`` or ``tensorrt``.
+        package: what ``load_package`` gave.
         chunks: attention chunk of every layer, 0 for global ones.
         weights: host arrays for plans whose weights are inputs; uploaded once.
         device: index of the GPU.
 
     Raises:
-        HerdError: the package, the driver or the GPU is missing, or the plan is not for it.
+        HerdError: the driver or the GPU is missing, or the plan is not for it.
     """
 
     def __init__(
-        self, plan: Path, *, target: str, chunks: tuple[int, ...] = (), weights: Mapping[str, Array] | None = None,
+        self, plan: Path, *, package: Any, chunks: tuple[int, ...] = (), weights: Mapping[str, Array] | None = None,
         device: int = 0,
     ) -> None:
-        self.trt = load_package(target)
+        self.trt = package
         self.cuda = Cuda(device)
         self._logger = self.trt.Logger(self.trt.Logger.ERROR)
         self.engine = self._load(plan)
@@ -80,7 +80,7 @@ class DeviceExecutor:
 
     def run_simple(self, name: str, array: Array, output: str) -> Array:
         """One input in, one output out: the image plan."""
-        self._stage_input(name, array)
+        self._stage_input(name, np.ascontiguousarray(array))
         pointer = self._stage_output(output)
         self._execute()
         return self._download(output, pointer)
@@ -159,14 +159,16 @@ class DeviceExecutor:
             raise HerdError(f"TensorRT refused the {what}: report this as a defect")
 
 
-def load_package(target: str) -> Any:
-    """The TensorRT package of a target.
+def load_package(name: str) -> Any:
+    """A TensorRT package.
 
     Raises:
-        HerdError: it is not installed.
+        HerdError: it is not installed, or no package of TensorRT.
     """
-    name = PACKAGES[target]
+    if name not in PACKAGES:
+        raise HerdError(f"the bundle's provider is {name!r}, TensorRT has {' and '.join(PACKAGES)}: rebuild the bundle")
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise HerdError(f"{name} is not installed: pip install 'herdgraph[{target}]'") from error
+        extra = name.replace("_", "-")
+        raise HerdError(f"{name} is not installed: pip install 'herdgraph[{extra}]'") from error

@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from ....errors import HerdError
 from ...bundle.manifest import Bundle
+from ..options import ExecutorOptions
+from ..vision import VisionRunner
 from .device import DeviceExecutor, load_package
-from .images import PlanVisionRunner
 from .runner import PlanRunner
 
 
-def load_plans(bundle: Bundle, *, device: int = 0) -> tuple[PlanRunner, PlanVisionRunner | None]:
-    """Runners of a bundle's decoder and image plans.
-
-    Args:
-        bundle: of a TensorRT target.
-        device: index of the GPU.
+def load_plans(bundle: Bundle, _: ExecutorOptions) -> tuple[PlanRunner, VisionRunner | None]:
+    """Runners of a bundle's decoder and image plans, on the first GPU. The options are for executors on the CPU.
 
     Raises:
         HerdError: the package, the driver or the GPU is missing, or the plans are for another version or GPU.
     """
-    config, target = bundle.manifest.config, bundle.manifest.target
-    package = load_package(target)
+    config = bundle.manifest.config
+    package = load_package(bundle.manifest.provider)
     for role, plan in bundle.manifest.plans.items():
         check_version(role, plan, package.__name__, package.__version__)
     chunks = tuple(config.text.chunk_of(layer) for layer in range(config.text.num_layers))
-    decoder = DeviceExecutor(bundle.graph("decoder"), target=target, chunks=chunks, device=device)
+    decoder = DeviceExecutor(bundle.graph("decoder"), package=package, chunks=chunks)
     for role, plan in bundle.manifest.plans.items():
         check_device(role, plan, decoder.cuda.compute_capability)
     vision = None
     if config.vision:
-        vision = PlanVisionRunner(DeviceExecutor(bundle.graph("vision"), target=target, device=device), config)
+        tower = DeviceExecutor(bundle.graph("vision"), package=package)
+        vision = VisionRunner(partial(tower.run_simple, "pixel_values", output="image_features"), config)
     return PlanRunner(decoder, config), vision
 
 

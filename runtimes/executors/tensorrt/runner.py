@@ -1,4 +1,4 @@
-"""The host's part of running decoder plans: sizes, profiles, pieces, and which slot a token's keys go to.
+"""The host's part of running decoder plans: sizes, profiles, prefill chunks, and which slot a token's keys go to.
 
 A plan reads the caches as they are and hands out the new tokens' keys and values. Where they belong is counted here, in
 numbers; the executor only moves memory. Sequences of different lengths decode in one call, because the plan masks by
@@ -33,11 +33,11 @@ class PlanRunner(Runner):
         self.executor, self.memory, self.takes_features = executor, executor.memory, executor.takes_features
         context = min(config.text.max_position_embeddings, self._largest("slots_global"))
         self.config = replace(config, text=replace(config.text, max_position_embeddings=context))
-        chunk = config.text.attention_chunk_size if any(config.text.chunked_layers) else 0
+        chunk = self.attention_chunk
         if min(chunk, context) > (slots := self._largest("slots_local")):
             raise HerdError(f"chunked layers need {min(chunk, context)} slots, the plan was built for {slots}: build "
                             "it with other limits")
-        self.longest = min(PREFILL_CHUNK, self._largest("tokens"))
+        self.longest_chunk = min(PREFILL_CHUNK, self._largest("tokens"))
         self._batch: BatchedKVCache | None = None
 
     def _largest(self, dimension: str) -> int:
@@ -54,7 +54,7 @@ class PlanRunner(Runner):
         """Append one text token; see ``Runner``."""
         self._reserve([sequence], 1)
         logits = self._run(sequence.buffers.layers, [len(sequence)], [[token_id]])
-        sequence.token_ids.append(token_id)
+        sequence.append([token_id])
         return logits[0, 0]
 
     def decode_batch(self, sequences: Items[Sequence], token_ids: Items[int]) -> Logits:
@@ -65,12 +65,12 @@ class PlanRunner(Runner):
         lengths = [len(sequence) for sequence in sequences]
         logits = self._run(self._batch.layers, lengths, [[token] for token in token_ids])
         for sequence, token in zip(sequences, token_ids, strict=True):
-            sequence.token_ids.append(int(token))
+            sequence.append([int(token)])
         return logits[:, 0]
 
-    def prefill_chunk(self, sequence: Sequence, piece: list[int], features: Features, rows: Features) -> Logits:
-        """Append a piece; see ``Runner``."""
-        return self._run(sequence.buffers.layers, [len(sequence)], [piece], features, rows)[0]
+    def prefill_chunk(self, sequence: Sequence, token_ids: list[int], features: Features, rows: Features) -> Logits:
+        """Compute a prefill chunk; see ``Runner``."""
+        return self._run(sequence.buffers.layers, [len(sequence)], [token_ids], features, rows)[0]
 
     def _reserve(self, sequences: Items[Sequence], tokens: int) -> None:
         wanted = tokens + max(len(sequence) for sequence in sequences)

@@ -49,7 +49,7 @@ def test_each_rank_has_a_plan_with_its_collectives(checkpoint: Path, tmp_path: P
     bundle = _build(checkpoint, tmp_path / "b", plan)
     assert bundle.manifest.shards is not None
     for rank, entry in enumerate(bundle.manifest.shards.ranks):
-        (piece,) = entry.pieces
+        (piece,) = entry.partitions
         assert (piece.graph, piece.before, piece.after) == (f"rank{rank}/decoder.plan", (), ())
         assert bundle.manifest.plans[f"rank{rank}/decoder"]["collectives"] == 6
         read = Plan.read(bundle.directory / piece.graph)
@@ -78,7 +78,7 @@ def test_fp8_products_of_a_range_of_experts(checkpoint: Path, tmp_path: Path) ->
 def test_stages_hand_over_hidden_states(checkpoint: Path, tmp_path: Path) -> None:
     bundle = _build(checkpoint, tmp_path / "b", "pp=2")
     assert bundle.manifest.shards is not None
-    first, last = (entry.pieces[0] for entry in bundle.manifest.shards.ranks)
+    first, last = (entry.partitions[0] for entry in bundle.manifest.shards.ranks)
     assert [(e.op, e.value) for e in (*first.after, *last.before)] == [("send", "hidden.1"), ("recv", "hidden.1")]
     plans = [Plan.read(bundle.directory / piece.graph) for piece in (first, last)]
     assert plans[0].outputs["hidden.1"].dtype == plans[1].inputs["hidden.1"].dtype == "bf16"

@@ -74,7 +74,7 @@ def test_embedded_models_are_what_they_say() -> None:
         assert model == onnx.parser.parse_model(header + text).SerializeToString()
 
 
-def test_ceilings_are_positive() -> None:
+def test_peaks_are_positive() -> None:
     found = measure_peaks(1, bandwidth_rows=16, side=64)
     assert min(found.read_bandwidth, found.fp32_gemm, found.int8_gemm) > 0
 
@@ -97,8 +97,8 @@ def test_report(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("prefill", "decode"):
         assert 0 < document[name]["low"] <= document[name]["median"] <= document[name]["high"]
     read = Bundle.open(bundle).manifest.active_bytes + kv_bytes(TINY.text, 21)
-    share = document["decode"]["median"] * read / small.read_bandwidth
-    assert document["decode_share"] == pytest.approx(share)
+    utilization = document["decode"]["median"] * read / small.read_bandwidth
+    assert document["decode_utilization"] == pytest.approx(utilization)
     assert "of the read bandwidth" in " ".join(CliRunner().invoke(main, arguments).stdout.split())
 
 

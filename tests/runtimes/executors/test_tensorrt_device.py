@@ -161,10 +161,9 @@ def _package(engine: HostEngine | None) -> SimpleNamespace:
 
 
 def _executor(engine: HostEngine | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DeviceExecutor:
-    monkeypatch.setattr(device, "load_package", lambda _: _package(engine))
     monkeypatch.setattr(device, "Cuda", lambda _: _cuda())
     (tmp_path / "p.plan").write_bytes(b"plan")
-    return DeviceExecutor(tmp_path / "p.plan", target="tensorrt-rtx", chunks=(16, 16, 16, 0))
+    return DeviceExecutor(tmp_path / "p.plan", package=_package(engine), chunks=(16, 16, 16, 0))
 
 
 def test_logits_and_caches_of_the_twin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,9 +231,12 @@ def test_without_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "cuda.bindings", None)
     with pytest.raises(HerdError, match="cuda-bindings is not installed"):
         Cuda()
-    monkeypatch.setitem(device.PACKAGES, "tensorrt", "no_such_package")
-    with pytest.raises(HerdError, match=r"no_such_package is not installed: pip install 'herdgraph\[tensorrt\]'"):
-        device.load_package("tensorrt")
+    for name, extra in (("tensorrt", "tensorrt"), ("tensorrt_rtx", "tensorrt-rtx")):
+        monkeypatch.setitem(__import__("sys").modules, name, None)
+        with pytest.raises(HerdError, match=rf"{name} is not installed: pip install 'herdgraph\[{extra}\]'"):
+            device.load_package(name)
+    with pytest.raises(HerdError, match="provider is 'os', TensorRT has tensorrt_rtx and tensorrt: rebuild the bundle"):
+        device.load_package("os")
 
 
 def test_weights_given_once_stay_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

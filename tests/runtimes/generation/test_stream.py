@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herdgraph.errors import HerdError
-from herdgraph.runtimes.generation.stream import StopRule, StopStrings
+from herdgraph.runtimes.generation.stop_strings import StopRule, StopStrings
 
 TEXT = st.text("ab\n", max_size=30)
 
