@@ -5,6 +5,10 @@ python build.py CHECKPOINT -o BUNDLE [--target cpu] [--recipe fp32] [--shards tp
 
 from __future__ import annotations
 
+if __name__ == "__main__" and __spec__ is not None and __spec__.name == "build":  # PyPA's builder has this name, too
+    raise SystemExit("error: `python -m build` finds herdgraph's own build.py here: run `pip wheel . --no-deps` or "
+                     "`uv build` for the wheel, `python build.py CHECKPOINT -o BUNDLE` for a bundle")
+
 import math
 import time
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +19,7 @@ import click
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 
-from herdgraph.console import HerdCommand, emit_json, print_error, progress, quantity, size, succeed, table
+from herdgraph.console import HerdCommand, emit_json, print_warning, progress, quantity, size, succeed, table
 from herdgraph.errors import HerdError
 from herdgraph.export.targets.precision import PRECISIONS, caches_by_target, recipes_by_target
 from herdgraph.files import check_output, free_bytes, require_room
@@ -150,7 +154,7 @@ def main(
             if as_json:
                 emit_json(asdict(plan))
             if objection:
-                print_error(str(objection), kind="warning")
+                print_warning(str(objection))
             return
         from herdgraph.export.pipeline import build_bundle
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import logging
 import os
@@ -26,6 +27,7 @@ __all__ = [
     "emit_json",
     "fail",
     "print_error",
+    "print_warning",
     "progress",
     "quantity",
     "size",
@@ -41,6 +43,9 @@ stderr = Console(stderr=True, highlight=False)
 _OUT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|failed to allocate|bad_alloc", re.IGNORECASE)
 """How torch and ONNX Runtime say it, in exceptions of no particular class."""
 
+_REQUIREMENT = re.compile(r"""([\w.-]+).*; extra == ["']([\w-]+)["']""")
+"""A package and the extra that brings it, in a distribution's metadata."""
+
 
 class Interrupted(BaseException):
     """A signal asked the process to end. No ``Exception``, so that nothing on the way out takes it for an error."""
@@ -53,6 +58,13 @@ class Interrupted(BaseException):
 class HerdCommand(click.Command):
     """A command whose errors are one red line, with exit status 1, or 2 for wrong usage."""
 
+    def invoke(self, context: click.Context) -> Any:
+        """Run; a missing package of an extra is an error for people, any other missing module a defect."""
+        try:
+            return super().invoke(context)
+        except ModuleNotFoundError as error:
+            raise _missing_extra(error, context.command_path) or error from error
+
     def main(self, *args: Any, **options: Any) -> Any:
         """Parse and run with errors for people."""
         return run_cli(lambda: super(HerdCommand, self).main(*args, **{**options, "standalone_mode": False}))
@@ -60,6 +72,27 @@ class HerdCommand(click.Command):
 
 class HerdGroup(HerdCommand, click.Group):
     """A command group with the same manners."""
+
+
+def _missing_extra(error: ModuleNotFoundError, command: str) -> HerdError | None:
+    """The error that names the extra to install, None when no extra brings the missing module.
+
+    What each extra brings is read from the metadata of the installed herdgraph, that is from pyproject.toml. Of several
+    extras the one that is called like the command is named, or else the first.
+    """
+    try:
+        requirements = importlib.metadata.requires("herdgraph") or []
+    except importlib.metadata.PackageNotFoundError:  # a checkout that was not installed
+        return None
+    found = [match.groups() for text in requirements if (match := _REQUIREMENT.match(text))]
+    module = (error.name or "").replace("_", "-")
+    # A distribution is called like its module, with a suffix in some: cuda-bindings, tensorrt-rtx-cu13.
+    named = [pair for pair in found if pair[0] == module]
+    named = named or [pair for pair in found if pair[0].startswith(f"{module}-")]
+    if not named:
+        return None
+    package, extra = next((pair for pair in named if pair[1] in command.split()), named[0])
+    return HerdError(f"`{command}` needs the package {package}: pip install 'herdgraph[{extra}]'")
 
 
 def run_cli(run: Callable[[], Any]) -> Any:
@@ -140,9 +173,14 @@ def _discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def print_error(message: str, *, kind: str = "error") -> None:
-    """Print one line to standard error, however long."""
-    click.secho(f"{kind}: {' '.join(message.split())}", fg="red" if kind == "error" else "yellow", err=True)
+def print_error(message: str) -> None:
+    """Print one red line to standard error, however long."""
+    click.secho(f"error: {' '.join(message.split())}", fg="red", err=True)
+
+
+def print_warning(message: str) -> None:
+    """Print one yellow line to standard error, however long."""
+    click.secho(f"warning: {' '.join(message.split())}", fg="yellow", err=True)
 
 
 def fail(message: str, *, status: int = 1) -> NoReturn:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.progress import Progress as Bar
 
-from ..console import HerdCommand, emit_json, print_error, progress, succeed, table
+from ..console import HerdCommand, emit_json, print_warning, progress, succeed, table
 from ..model.quantization.recipes import RECIPES
 
 _RECIPES = click.Choice([name for name, recipe in RECIPES.items() if recipe.rules])
@@ -59,8 +59,8 @@ def calibrate(
             found = imported(source, output, overwrite=overwrite)
         else:
             if not data:
-                print_error("no --data was given: calibrating on built-in text" + " and drawn pictures" * bool(
-                    source.config.vision) + "; give your own for a model that will serve you", kind="warning")
+                print_warning("no --data was given: calibrating on built-in text" + " and drawn pictures" * bool(
+                    source.config.vision) + "; give your own for a model that will serve you")
             samples = read_samples(data, images=source.config.vision is not None)
             read = data_of(source, samples, most_tokens=tokens)
             chosen = api.Options(replace(RECIPES[recipe], caches=kv), bound=max_kl, **options)  # type: ignore[arg-type]

@@ -77,10 +77,8 @@ def _tokens(text: str) -> int:
 
 
 def _draw(report: PlanReport, path: Path) -> None:
-    try:
-        from ..export.planner.plot import draw
-    except ModuleNotFoundError as error:
-        raise HerdError("--plot needs matplotlib: install herdgraph[build]") from error
+    from ..export.planner.plot import draw
+
     try:
         draw(report, path)
     except ValueError as error:  # matplotlib names the formats that it knows

@@ -1,0 +1,30 @@
+"""The ``herdgraph`` command group: every verb by its name."""
+
+from __future__ import annotations
+
+import click
+
+from .. import __version__
+from ..build import main as build
+from ..calibration.cli import calibrate
+from ..console import HerdGroup
+from .bench import bench
+from .chat import chat
+from .generate import generate
+from .inspect import inspect
+from .plan import plan
+from .run import run
+from .train import train
+from .upcycle import upcycle
+from .verify import verify
+
+
+@click.group(cls=HerdGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="herdgraph")
+def main() -> None:
+    """Compiled graphs for the Llama 4 herd: build a bundle from a checkpoint, run it, check it."""
+
+
+main.add_command(build, "build")
+for command in (calibrate, train, upcycle, generate, chat, run, inspect, plan, verify, bench):
+    main.add_command(command)
