@@ -55,7 +55,8 @@ def test_nobody_else_writes_a_sequence() -> None:
 
 
 @pytest.mark.parametrize("line", [
-    "sequence.token_ids.append(1)", "sequence.token_ids += [1]", "del sequence.token_ids[3:]", "sequence.binding = None",
+    "sequence.token_ids.append(1)", "sequence.token_ids += [1]", "del sequence.token_ids[3:]",
+    "sequence.binding = None",
     "a.features, b = 1, 2", "sequence.buffers.layers[0] = rows", "sequence._token_ids.append(1)", "x._binding = None",
 ])
 def test_the_check_finds_writers(line: str, tmp_path: Path) -> None:
