@@ -29,7 +29,7 @@ from herdgraph.calibration.calibrate import Options, calibrate
 from herdgraph.calibration.samples import read_samples
 from herdgraph.calibration.windows import Data, Window, data_of
 from herdgraph.export.pipeline import build_bundle
-from herdgraph.export.targets.tensorrt.plans import PlanOptions
+from herdgraph.export.targets.options import PlanOptions
 from herdgraph.files import size
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.config import HerdConfig
@@ -76,7 +76,7 @@ def build(source: Path, calibration: Path, output: Path, sm: str) -> dict[str, A
     with open_checkpoint(source) as checkpoint:
         recipe, options = replace(RECIPES["fp8"], caches="fp8"), PlanOptions(sm=tuple(sm.split(",")), context=8192)
         bundle = build_bundle(checkpoint, output, target="tensorrt-rtx", recipe=recipe, calibration=calibration,
-                              plans=options)
+                              options=options)
     plans = bundle.manifest.plans
     return {
         "seconds": time.perf_counter() - started, "peak": 1e6 * peak_megabytes(),

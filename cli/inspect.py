@@ -21,8 +21,10 @@ PLAN = ".plan"
 @click.command(cls=HerdCommand)
 @click.argument("path", metavar="CHECKPOINT_OR_BUNDLE_OR_PLAN", type=click.Path(path_type=Path))
 @click.option("--products", is_flag=True, help="Of plans: every matrix product instead of a count.")
+@click.option("--passes", is_flag=True,
+              help="The passes that made a bundle, in order. TARGET or TARGET:RECIPE may stand for the bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def inspect(path: Path, products: bool, as_json: bool) -> None:
+def inspect(path: Path, products: bool, passes: bool, as_json: bool) -> None:
     """Show what a checkpoint, a bundle or a TensorRT plan holds.
 
     Parameters, layers, experts, cache sizes, files and hashes; of a plan its GPUs, inputs, outputs and the types that
@@ -30,12 +32,34 @@ def inspect(path: Path, products: bool, as_json: bool) -> None:
     """
     from ..runtimes.bundle.manifest import MANIFEST
 
-    if path.suffix == PLAN and path.is_file():
+    if passes:
+        _show_passes(path, as_json)
+    elif path.suffix == PLAN and path.is_file():
         _show_plan(path, products, as_json)
     elif (path / MANIFEST).is_file():
         _show_bundle(path, products, as_json)
     else:
         _show_checkpoint(path, as_json)
+
+
+def _show_passes(path: Path, as_json: bool) -> None:
+    """Show the pipeline of a bundle's target and recipe, or of those that were named."""
+    from ..export.targets.describe import described_passes
+    from ..export.targets.registry import TARGETS, target_of
+    from ..runtimes.bundle.manifest import Bundle
+
+    name, _, recipe = str(path).partition(":")
+    if name not in TARGETS or path.exists():
+        manifest = Bundle.open(path, verify=False).manifest
+        name, recipe = manifest.target, manifest.recipe
+    target, precision = target_of(name, recipe or TARGETS[name].recipes[0])
+    rows = described_passes(target, precision)
+    if as_json:
+        emit_json({"target": name, "recipe": precision.name,
+                   "passes": [{"name": each, "purpose": purpose} for each, purpose in rows]})
+        return
+    table(f"passes of target {name}, recipe {precision.name}",
+          [(f"{number}. {each}", purpose) for number, (each, purpose) in enumerate(rows, 1)])
 
 
 def _show_bundle(path: Path, products: bool, as_json: bool) -> None:

@@ -17,9 +17,8 @@ from ..model.quantization.calibration_file import CalibrationFile
 from ..model.quantization.recipes import Recipe
 from ..runtimes.bundle.shards import Shards
 from .graph.capture import bind_weights, capture_decoder, capture_vision
-from .passes import LowerRoutedExperts
-from .targets.registry import Target
-from .targets.tensorrt.plans import Build, PlanOptions, write_plan
+from .targets.options import PlanOptions
+from .targets.target import Target, WritePlan
 from .weights.origin import origin_of
 from .weights.stream import initializers, stream
 
@@ -27,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Progress:
+class BuildProgress:
     """Hooks for a progress display.
 
     Attributes:
@@ -43,7 +42,7 @@ class Progress:
 
 @dataclass
 class BuildResult:
-    """What has been written of a bundle, as its manifest will say; attributes as of ``Manifest``."""
+    """What has been written of a bundle so far; the attributes go into the manifest, see ``Manifest``."""
 
     graphs: dict[str, str] = field(default_factory=dict)
     plans: dict[str, Any] = field(default_factory=dict)
@@ -60,8 +59,8 @@ class Job:
         target: the lowering.
         recipe: precision.
         calibration: for recipes that need one.
-        plans: what TensorRT plans are built for.
-        build: builds them; None for targets that run graphs.
+        options: what TensorRT plans are built for.
+        write_plan: compiles lowered graphs; None for targets that run them.
         progress: hooks for a display.
     """
 
@@ -69,9 +68,9 @@ class Job:
     target: Target
     recipe: Recipe
     calibration: CalibrationFile | None
-    plans: PlanOptions
-    build: Build | None
-    progress: Progress
+    options: PlanOptions
+    write_plan: WritePlan | None
+    progress: BuildProgress = field(default_factory=BuildProgress)
 
     @property
     def config(self) -> HerdConfig:
@@ -102,25 +101,23 @@ class Job:
         """
         bind_weights(model, self._source(checkpoint or self.checkpoint))
         self.progress.stage(f"lowering {what} for {self.target.name} {self.recipe.name}")
-        experts = LowerRoutedExperts if self.build is None else self.plans.experts
-        self.target.lower(model, self.recipe, calibration or self.calibration, experts=experts)
+        self.target.lower(model, self.recipe, self.options, calibration or self.calibration)
         logger.info("%s graph: %d nodes", what, sum(1 for _ in model.graph.all_nodes()))
         return model
 
     def write(self, model: ir.Model, directory: Path, role: str, made: BuildResult) -> None:
         """Write a lowered graph with its weights, or its plan."""
         self.progress.stage(f"writing {role} weights")
-        if self.build is None:
+        if self.write_plan is None:
             stream(model, directory, f"{role}.data", self.progress.written)
             ir.save(model, directory / f"{role}.onnx")
             made.graphs[role] = f"{role}.onnx"
         else:
-            made.graphs[role], made.plans[role] = self.write_plan(model, directory, role)
+            made.graphs[role], made.plans[role] = self.compiled(self.write_plan, model, directory, role)
 
-    def write_plan(self, model: ir.Model, directory: Path, role: str) -> tuple[str, dict[str, Any]]:
-        """As of ``plans.write_plan``."""
-        assert self.build is not None, "graphs have no plans"
-        return write_plan(model, directory, role, self.checkpoint.config, self.plans, self.build, self.progress.written)
+    def compiled(self, write: WritePlan, model: ir.Model, directory: Path, role: str) -> tuple[str, dict[str, Any]]:
+        """Write the plan of a lowered graph; its file name, and what the manifest is to say of it."""
+        return write(model, directory, role, self.checkpoint.config, self.progress.written)
 
     def _source(self, checkpoint: Checkpoint) -> Checkpoint | RotatedCheckpoint:
         return RotatedCheckpoint(checkpoint) if self.recipe.rotated else checkpoint

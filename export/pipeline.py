@@ -1,4 +1,4 @@
-"""Checkpoint in, bundle out: capture, lower, stream weights, write the manifest, rename.
+"""Checkpoint in, bundle out: plan, capture, lower, stream weights, write the manifest, rename.
 
 Memory is bounded by the graphs (under 2 GB for the largest herd member) plus a few weight blocks; nothing of the
 output is visible until it is complete.
@@ -7,32 +7,80 @@ output is visible until it is complete.
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
-from ..files import atomic_directory, require_room
+from ..errors import HerdError
+from ..files import atomic_directory, check_output, require_room
 from ..model.checkpoint import Checkpoint
 from ..model.config.shard_plan import ShardPlan
 from ..model.quantization.calibration_file import calibration_for
 from ..model.quantization.recipes import Recipe
-from ..runtimes.bundle.manifest import PROCESSOR, Bundle, Manifest, describe_files, write_manifest
-from .job import BuildResult, Job, Progress, active_bytes, weight_bytes
+from ..runtimes.bundle.manifest import MANIFEST, PROCESSOR, Bundle, Manifest, describe_files, write_manifest
+from .job import BuildProgress, BuildResult, Job, active_bytes, weight_bytes
+from .memory_plan import GRAPH_BYTES, MemoryPlan, memory_plan
 from .sharded_build import check_shards, write_shards
-from .targets.registry import Target, target_of
-from .targets.tensorrt.plans import PlanOptions, builder_of
+from .targets.options import PlanOptions
+from .targets.registry import target_of
 
-__all__ = ["Progress", "active_bytes", "build_bundle", "weight_bytes"]
+__all__ = ["BuildPlan", "BuildProgress", "PlanOptions", "active_bytes", "build_bundle", "plan_build", "weight_bytes"]
 
 _TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx-cu13", "tensorrt")
 
 
-def build_bundle(
+@dataclass(frozen=True)
+class BuildPlan:
+    """A build that has been checked and sized, and has written nothing yet.
+
+    Attributes:
+        job: what is built of what.
+        output: directory to create.
+        shards: how the decoder is split over ranks, None for a whole one.
+        overwrite: replace an existing output.
+        memory: what the build will need.
+        refusal: why the output cannot be written as things are; None where it can.
+    """
+
+    job: Job
+    output: Path
+    shards: ShardPlan | None
+    overwrite: bool
+    memory: MemoryPlan
+    refusal: HerdError | None
+
+    def run(self, progress: BuildProgress | None = None) -> Bundle:
+        """Build the bundle.
+
+        Args:
+            progress: hooks for a display.
+
+        Raises:
+            HerdError: the refusal, or the output turned out to be unwritable or too small; nothing is left behind.
+        """
+        if self.refusal is not None:
+            raise self.refusal
+        job = replace(self.job, progress=progress or BuildProgress())
+        inputs = [job.checkpoint.directory]
+        with atomic_directory(self.output, overwrite=self.overwrite, inputs=inputs) as directory:
+            if self.shards is None:
+                made = _write_whole(job, directory, self.output)
+            else:
+                made = write_shards(job, directory, self.output, self.shards)
+            _copy_processor_files(job.checkpoint, directory / PROCESSOR)
+            job.progress.stage("hashing")
+            write_manifest(directory, _manifest(job, made, directory))
+        return Bundle.open(self.output, verify=False)
+
+
+def plan_build(
     checkpoint: Checkpoint, output: Path, *, target: str = "cpu", recipe: str | Recipe = "fp32",
-    calibration: Path | None = None, plans: PlanOptions | None = None, shards: ShardPlan | None = None,
-    overwrite: bool = False, progress: Progress | None = None,
-) -> Bundle:
-    """Build a bundle.
+    calibration: Path | None = None, options: PlanOptions | None = None, shards: ShardPlan | None = None,
+    overwrite: bool = False,
+) -> BuildPlan:
+    """Check and size a build; every check of a build is made here, once.
 
     Args:
         checkpoint: an open checkpoint.
@@ -41,43 +89,58 @@ def build_bundle(
         recipe: precision recipe: the name of one of the target, or one of your own.
         calibration: a directory written by ``herdgraph calibrate``: FP8 scales, magnitudes of 8-bit caches, and the
             Hessians by which 4-bit weights are rounded.
-        plans: what TensorRT plans are built for.
+        options: what TensorRT plans are built for.
         shards: how the decoder is split over ranks, None for a whole one.
         overwrite: replace an existing output.
-        progress: hooks for a display.
 
     Raises:
-        HerdError: unknown target or recipe, a calibration that is missing or another's, a plan that the model cannot be
-            split by, the output exists or cannot be written, or there is too little room.
+        HerdError: unknown target or recipe, a calibration that is missing or another's, or a plan that the model cannot
+            be split by. An output that cannot be written is a ``refusal`` of the plan instead.
     """
-    (lowering, precision), progress = target_of(target, recipe), progress or Progress()
-    if shards is not None:
-        check_shards(shards, checkpoint.config, lowering)
-    plans = plans or PlanOptions()
-    build = builder_of(target, precision, plans) if lowering.kind == "plan" else None
+    # 1. what is asked for, and whether this machine can build it
+    lowering, precision = target_of(target, recipe)
+    options = options or PlanOptions()
+    writer = lowering.plan_writer(precision, options)
+    # 2. whether calibration and split fit the checkpoint
     measured = calibration_for(precision, calibration, checkpoint)
     if measured is not None:
         precision = precision.with_high_precision(measured.kept)
-    job = Job(checkpoint, lowering, precision, measured, plans, build, progress)
-    with atomic_directory(output, overwrite=overwrite, inputs=[checkpoint.directory]) as directory:
-        made = _write_whole(job, directory, output) if shards is None else write_shards(job, directory, output, shards)
-        _carry(checkpoint, directory / PROCESSOR)
-        progress.stage("hashing")
-        executor, provider = _execution(lowering)
-        write_manifest(directory, Manifest(
-            target=target, executor=executor, provider=provider, recipe=precision.name, config=checkpoint.config,
-            graphs=made.graphs, active_bytes=made.active_bytes, plans=made.plans, shards=made.shards,
-            files=describe_files(directory), toolchain=_toolchain(),
-            source={"checkpoint": checkpoint.directory.name, "fingerprint": checkpoint.fingerprint()},
-        ))
-    return Bundle.open(output, verify=False)
+    if shards is not None:
+        check_shards(shards, checkpoint.config, lowering)
+    # 3. what it needs, and whether there is room
+    float_bytes = 4 if writer is None else 2
+    memory = memory_plan(checkpoint.config, output, precision, shards, float_bytes=float_bytes)
+    job = Job(checkpoint, lowering, precision, measured, options, writer)
+    refusal = _refusal(checkpoint, output, memory, overwrite=overwrite)
+    return BuildPlan(job, output, shards, overwrite, memory, refusal)
 
 
-def _execution(lowering: Target) -> tuple[str, str]:
-    """Executor and provider of a target's graphs, as ``Manifest`` names them."""
-    if lowering.kind == "plan":
-        return "tensorrt", lowering.name.replace("-", "_")
-    return "onnxruntime", "CPUExecutionProvider"
+def build_bundle(
+    checkpoint: Checkpoint, output: Path, *, progress: BuildProgress | None = None, **request: Any
+) -> Bundle:
+    """Plan and run in one call; ``request`` holds the options of ``plan_build``."""
+    return plan_build(checkpoint, output, **request).run(progress)
+
+
+def _refusal(checkpoint: Checkpoint, output: Path, memory: MemoryPlan, *, overwrite: bool) -> HerdError | None:
+    """Why the output cannot be written, known before the time that a capture takes."""
+    try:
+        check_output(output, overwrite=overwrite, mark=MANIFEST, inputs=[checkpoint.directory])
+        copied = sum(path.stat().st_size for path in checkpoint.processor_files())
+        require_room(output, memory.bundle_bytes + copied + GRAPH_BYTES, "the bundle")
+    except HerdError as error:
+        return error
+    return None
+
+
+def _manifest(job: Job, made: BuildResult, directory: Path) -> Manifest:
+    checkpoint, target = job.checkpoint, job.target
+    return Manifest(
+        target=target.name, executor=target.executor, provider=target.provider, recipe=job.recipe.name,
+        config=checkpoint.config, graphs=made.graphs, active_bytes=made.active_bytes, plans=made.plans,
+        shards=made.shards, files=describe_files(directory), toolchain=_toolchain(),
+        source={"checkpoint": checkpoint.directory.name, "fingerprint": checkpoint.fingerprint()},
+    )
 
 
 def _write_whole(job: Job, directory: Path, output: Path) -> BuildResult:
@@ -92,7 +155,7 @@ def _write_whole(job: Job, directory: Path, output: Path) -> BuildResult:
     return made
 
 
-def _carry(checkpoint: Checkpoint, directory: Path) -> None:
+def _copy_processor_files(checkpoint: Checkpoint, directory: Path) -> None:
     directory.mkdir()
     for path in checkpoint.processor_files():
         shutil.copyfile(path, directory / path.name)

@@ -21,7 +21,7 @@ from ..runtimes.bundle.shards import PartitionEntry, Shards, entry_of
 from .job import BuildResult, Job, active_bytes, weight_bytes
 from .passes import KeepStage, SplitWidth
 from .passes.shard.partition import partition_at_collectives, remove_ends
-from .targets.registry import Target
+from .targets.target import Target
 from .weights.stream import stream
 
 
@@ -31,7 +31,7 @@ def check_shards(plan: ShardPlan, config: HerdConfig, target: Target) -> None:
     Raises:
         HerdError: the target runs on one device only, or the plan does not fit the model.
     """
-    if not target.passes:
+    if not target.is_lowered:
         raise HerdError(f"target {target.name} is not lowered and runs on one device, the plan {plan} is for "
                         f"{plan.world}: choose cpu or a TensorRT target")
     plan.check(config)
@@ -72,9 +72,9 @@ def _lowered(job: Job, model: ir.Model, plan: ShardPlan, rank: int) -> ir.Model:
 def _write_rank(job: Job, model: ir.Model, directory: Path, made: BuildResult) -> tuple[PartitionEntry, ...]:
     """Write a rank's partitions, which share one file of weights, or its plan."""
     directory.mkdir()
-    if job.build is not None:
+    if job.write_plan is not None:
         received, sent = remove_ends(model.graph)
-        name, made.plans[f"{directory.name}/decoder"] = job.write_plan(model, directory, "decoder")
+        name, made.plans[f"{directory.name}/decoder"] = job.compiled(job.write_plan, model, directory, "decoder")
         return (PartitionEntry(f"{directory.name}/{name}", received, sent),)
     stream(model, directory, "decoder.data", job.progress.written)
     entries = []

@@ -10,6 +10,7 @@ from .experts.unrolled import LowerExpertsUnrolled
 from .layout.compute_in import ComputeIn
 from .layout.fold_weight_transposes import FoldWeightTransposes
 from .layout.join_matmuls import JoinMatMuls
+from .layout.tidy import Tidy
 from .quantize.fp8 import QuantizeFp8
 from .quantize.kv_fp8 import QuantizeCachesFp8
 from .quantize.kv_int8 import QuantizeCaches
@@ -23,5 +24,5 @@ __all__ = [
     "ComputeIn", "FoldWeightTransposes", "JoinMatMuls", "KeepStage", "LowerCachedAttention", "LowerCollectives",
     "LowerExpertsDense", "LowerExpertsFused", "LowerExpertsGathered", "LowerExpertsUnrolled", "LowerExplicitAttention",
     "LowerRoutedExperts", "QuantizeCaches", "QuantizeCachesFp8", "QuantizeFp8", "QuantizeMatMuls", "RotateHidden",
-    "SplitWidth",
+    "SplitWidth", "Tidy",
 ]

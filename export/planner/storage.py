@@ -6,7 +6,6 @@ What the formats of a recipe take stands in ``model/quantization/formats.py``.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from ...errors import HerdError
@@ -93,13 +92,8 @@ class Storage:
 
     def layout_of(self, name: str, shape: Shape) -> Format | None:
         """The format of a tensor, None for floating point."""
-        is_table = "embed" in name and "patch_embedding" not in name  # looked up, not multiplied
-        return None if len(shape) == 1 or is_table else RECIPES[self.recipe].layout_of(name)
+        return RECIPES[self.recipe].layout_of_tensor(name, shape)
 
     def bytes_of(self, name: str, shape: Shape) -> float:
         """Bytes of a tensor or of a rank's slice of it: [N, K], or [E, K, N] of experts."""
-        if (layout := self.layout_of(name, shape)) is not None:
-            experts, outputs, inputs = (shape[0], shape[2], shape[1]) if len(shape) == 3 else (1, *shape)
-            return float(experts * layout.stored_bytes(inputs, outputs))
-        is_float32 = len(shape) == 1 or ".router." in name
-        return float((4 if is_float32 else self.float_bytes) * math.prod(shape))
+        return RECIPES[self.recipe].stored_bytes(name, shape, self.float_bytes)

@@ -26,10 +26,6 @@ class BlockFormat:
         """Blocks of one output channel."""
         return -(-inputs // self.block)
 
-    def bytes_per_weight(self) -> float:
-        """Codes, float32 scales and, with 4 bits, zero points."""
-        return (self.bits + (32 + (self.bits if self.bits == 4 else 0)) / self.block) / 8
-
     def stored_bytes(self, inputs: int, outputs: int) -> int:
         """Bytes of a matrix: the last block is filled up, and 4-bit zero points lie two in a byte."""
         blocks = self.blocks(inputs)
@@ -41,10 +37,6 @@ class BlockFormat:
 class ChannelFormat:
     """One byte per weight and a float32 scale per output channel."""
 
-    def bytes_per_weight(self) -> float:
-        """Codes; scales are a few bytes in thousands."""
-        return 1.0
-
     def stored_bytes(self, inputs: int, outputs: int) -> int:
         """Bytes of a matrix: codes, and a float32 scale per output channel."""
         return outputs * (inputs + 4)
@@ -53,10 +45,6 @@ class ChannelFormat:
 @dataclass(frozen=True)
 class Fp8Format:
     """One E4M3 byte per weight, a bfloat16 scale ratio per output channel and one scale per tensor."""
-
-    def bytes_per_weight(self) -> float:
-        """Codes; ratios are a few bytes in thousands."""
-        return 1.0
 
     def stored_bytes(self, inputs: int, outputs: int) -> int:
         """Bytes of a matrix: codes, and a float32 ratio per output channel; without the scale of the tensor."""

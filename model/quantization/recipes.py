@@ -7,10 +7,12 @@ in floating point, because a router's error sends tokens to other experts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ..config.names import Shape
 from .formats import BlockFormat, ChannelFormat, Format, Fp8Format
 
 Caches = Literal["float", "int8", "fp8"]
@@ -79,10 +81,24 @@ class Recipe:
             return "FP8 inputs of matrix products"
         return "" if self.caches == "float" else "8-bit keys and values"
 
-    def bytes_per_weight(self, name: str) -> float:
-        """Stored bytes per element of a weight on a target that computes in float32."""
-        layout = self.layout_of(name)
-        return layout.bytes_per_weight() if layout else 4.0
+    def layout_of_tensor(self, name: str, shape: Shape) -> Format | None:
+        """As ``layout_of``, for any tensor of a checkpoint: vectors and tables that are looked up stay floats."""
+        is_table = "embed" in name and "patch_embedding" not in name
+        return None if len(shape) == 1 or is_table else self.layout_of(name)
+
+    def stored_bytes(self, name: str, shape: Shape, float_bytes: int) -> float:
+        """Bytes of a tensor or of a rank's slice of it.
+
+        Args:
+            name: canonical.
+            shape: [N, K], or [E, K, N] of experts.
+            float_bytes: of an element that stays in floating point; vectors and routers always take 4.
+        """
+        if (layout := self.layout_of_tensor(name, shape)) is not None:
+            experts, outputs, inputs = (shape[0], shape[2], shape[1]) if len(shape) == 3 else (1, *shape)
+            return float(experts * layout.stored_bytes(inputs, outputs))
+        is_float32 = len(shape) == 1 or ".router." in name
+        return float((4 if is_float32 else float_bytes) * math.prod(shape))
 
 
 _CHANNEL = ChannelFormat()

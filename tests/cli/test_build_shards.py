@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from herdgraph.build import memory_plan
 from herdgraph.cli import main
+from herdgraph.export.memory_plan import memory_plan
 from herdgraph.model.config.presets import MAVERICK
 from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.model.quantization.recipes import RECIPES

@@ -12,8 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from herdgraph.errors import HerdError
-from herdgraph.export import pipeline
-from herdgraph.export.pipeline import Progress, build_bundle
+from herdgraph.export.pipeline import BuildProgress, build_bundle
 from herdgraph.export.targets.registry import target_of
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY
@@ -36,7 +35,8 @@ def _build(checkpoint: Path, output: Path, **options: object) -> Bundle:
 
 def test_bundle_content(checkpoint: Path, tmp_path: Path) -> None:
     stages, totals, written = [], [], []
-    bundle = _build(checkpoint, tmp_path / "bundle", progress=Progress(stages.append, totals.append, written.append))
+    progress = BuildProgress(stages.append, totals.append, written.append)
+    bundle = _build(checkpoint, tmp_path / "bundle", progress=progress)
     assert {path.name for path in bundle.directory.iterdir()} == {
         "manifest.json", "decoder.onnx", "decoder.data", "vision.onnx", "vision.data", "processor",
     }
@@ -63,7 +63,7 @@ def test_a_checkpoint_without_processor_files_builds(tmp_path: Path) -> None:
 
 def test_full_disk(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(HerdError, match=r"bundle needs .* has 1.0 kB free: choose another output or make room"):
         _build(checkpoint, tmp_path / "bundle")
     assert not any(tmp_path.iterdir())
@@ -82,8 +82,8 @@ def test_disk_full_while_writing(checkpoint: Path, tmp_path: Path, monkeypatch: 
 KILLED = """
 import sys, time
 from pathlib import Path
-from herdgraph.export.pipeline import Progress, build_bundle
-from herdgraph.export.targets import target_of
+from herdgraph.export.pipeline import BuildProgress, build_bundle
+from herdgraph.export.targets.registry import target_of
 from herdgraph.model.checkpoint import open_checkpoint
 
 def stage(name):
@@ -92,7 +92,7 @@ def stage(name):
         time.sleep(60)
 
 with open_checkpoint(Path(sys.argv[1])) as source:
-    build_bundle(source, Path(sys.argv[2]), progress=Progress(stage))
+    build_bundle(source, Path(sys.argv[2]), progress=BuildProgress(stage))
 """
 
 

@@ -278,7 +278,7 @@ def _held(checkpoint: Any, config: HerdConfig, plan: ShardPlan, rank: int, size:
 KILLED = """
 import sys, time
 from pathlib import Path
-from herdgraph.export.pipeline import Progress, build_bundle
+from herdgraph.export.pipeline import BuildProgress, build_bundle
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.shard_plan import ShardPlan
 
@@ -288,7 +288,7 @@ def stage(name):
         time.sleep(60)
 
 with open_checkpoint(Path(sys.argv[1])) as source:
-    build_bundle(source, Path(sys.argv[2]), shards=ShardPlan(2), progress=Progress(stage))
+    build_bundle(source, Path(sys.argv[2]), shards=ShardPlan(2), progress=BuildProgress(stage))
 """
 
 
@@ -317,7 +317,7 @@ def test_refusals(family: Callable[[str], Family], tmp_path: Path, target: str, 
 
 def test_memory_and_progress_know_all_ranks(family: Callable[[str], Family], tmp_path: Path) -> None:
     totals, written = [], []
-    progress = job.Progress(weights=totals.append, written=written.append)
+    progress = job.BuildProgress(weights=totals.append, written=written.append)
     with open_checkpoint(family("plain").directory / "checkpoint") as source:
         build_bundle(source, tmp_path / "b", shards=ShardPlan(2, 1, 2), progress=progress)
     assert len(totals) == 4

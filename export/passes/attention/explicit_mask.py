@@ -22,6 +22,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from ....model.llama4.operators import DOMAIN
 from ...graph.builder import Builder
+from ..report import report
 
 MASKED = -(2.0**14)
 """Added to the score of what is not visible: the exponential of its distance to any visible score is 0 in float32
@@ -40,7 +41,7 @@ class LowerExplicitAttention(InPlacePass):
         masks: dict[int, ir.Value] = {}
         for node in targets:
             _lower(node, masks)
-        return PassResult(model, modified=bool(targets))
+        return report(self, model, targets)
 
 
 def _lower(node: ir.Node, masks: dict[int, ir.Value]) -> None:

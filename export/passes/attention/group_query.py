@@ -7,6 +7,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from ....model.llama4.operators import DOMAIN
 from ...graph.builder import CONTRIB, Builder
+from ..report import report
 
 
 class LowerCachedAttention(InPlacePass):
@@ -29,7 +30,7 @@ class LowerCachedAttention(InPlacePass):
             self._lower(node, *lengths[chunk])
         if targets:
             model.opset_imports[CONTRIB] = 1
-        return PassResult(model, modified=bool(targets))
+        return report(self, model, targets)
 
     def _lengths(self, node: ir.Node, chunk: int) -> tuple[ir.Value, ir.Value]:
         """Last valid slot per sequence, and the longest cache, both after the append: what all layers share."""

@@ -16,6 +16,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from ....model.llama4.operators import DOMAIN
 from ...graph.builder import Builder
+from ..report import report
 
 
 class ExpertsLowering:
@@ -115,4 +116,4 @@ class ExpertsPass(InPlacePass):
         targets = [node for node in model.graph if node.domain == DOMAIN and node.op_type == "RoutedExperts"]
         for node in targets:
             self.lowering(node).replace()
-        return PassResult(model, modified=bool(targets))
+        return report(self, model, targets)

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from ...weights.rounded import TYPES, Rounded, rounded
+from ..report import report
 
 _F32 = ir.DataType.FLOAT
 _BETWEEN = {"RMSNormalization", "LayerNormalization", "RotaryEmbedding"}
@@ -48,8 +49,9 @@ class ComputeIn(InPlacePass):
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite the main graph and the types of its cache inputs and outputs."""
+        nodes = list(model.graph)
         _Rewrite(model.graph, self.dtype).run()
-        return PassResult(model, modified=True)
+        return report(self, model, nodes)
 
 
 class _Rewrite:

@@ -7,6 +7,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from ...graph.builder import Builder
 from ...weights.stream import transposed
+from ..report import report
 
 
 class FoldWeightTransposes(InPlacePass):
@@ -18,16 +19,18 @@ class FoldWeightTransposes(InPlacePass):
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite the main graph."""
-        graph, modified = model.graph, False
+        graph = model.graph
         for node in [node for node in graph if self._is_plain_gemm(node)]:
             self._unfold_gemm(graph, node)
-        for node in list(graph):
-            weight = node.inputs[0] if node.op_type == "Transpose" else None
+        folded, declined = [], []
+        for node in [node for node in graph if node.op_type == "Transpose"]:
+            weight = node.inputs[0]
             if weight is None or not weight.is_initializer() or len(weight.shape or ()) != 2:
+                declined.append((node, "not a stored matrix"))
                 continue
             self._fold(graph, node, weight)
-            modified = True
-        return PassResult(model, modified=modified)
+            folded.append(node)
+        return report(self, model, folded, declined)
 
     @staticmethod
     def _is_plain_gemm(node: ir.Node) -> bool:

@@ -9,6 +9,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 from ...graph.builder import Builder
 from ...weights.origin import origin_of
 from ...weights.stream import Joined
+from ..report import report
 
 _KEPT = ("router",)
 """Roles that stay apart: a router is never quantised, and its product is small."""
@@ -30,7 +31,8 @@ class JoinMatMuls(InPlacePass):
         joined = [nodes for nodes in groups.values() if len(nodes) > 1]
         for nodes in joined:
             self._join(model.graph, nodes)
-        return PassResult(model, modified=bool(joined))
+        alone = [(nodes[0], "no other product reads its input") for nodes in groups.values() if len(nodes) == 1]
+        return report(self, model, [node for nodes in joined for node in nodes], alone)
 
     @staticmethod
     def _applies(node: ir.Node) -> bool:

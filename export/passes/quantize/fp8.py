@@ -39,6 +39,7 @@ from ....model.quantization.recipes import Recipe
 from ...graph.builder import Builder
 from ...weights.fp8 import CenteringOffsets, ChannelRatios, Fp8Codes, GlobalScale
 from ...weights.origin import Origin, origin_of
+from ..report import report
 from ._tensors import add_initializer, e4m3_zero, scalar
 
 
@@ -59,7 +60,10 @@ class QuantizeFp8(InPlacePass):
         found = [(graph, product) for graph in model.graphs() for node in graph if (product := self._product(node))]
         for graph, product in found:
             self._replace(graph, product)
-        return PassResult(model, modified=bool(found))
+        rewritten = {id(product.node) for _, product in found}
+        floats = [(node, "the recipe keeps floats") for graph in model.graphs() for node in graph
+                  if node.op_type == "MatMul" and id(node) not in rewritten]
+        return report(self, model, [product.node for _, product in found], floats)
 
     def _product(self, node: ir.Node) -> _Product | None:
         weight = node.inputs[1] if node.op_type == "MatMul" else None

@@ -15,6 +15,7 @@ from onnx_ir.passes import PassResult
 
 from ....model.quantization.e4m3 import input_scale
 from ...graph.builder import Builder
+from ..report import report
 from ._caches import CachesPass, layer_of
 from ._tensors import e4m3_zero, scalar
 
@@ -34,7 +35,7 @@ class QuantizeCachesFp8(CachesPass):
             amax = amax_key if str(past.name).endswith(".key") else amax_value
             new = outputs[str(past.name).replace("past.", "new.")]
             self._quantize(graph, past, new, input_scale(amax))
-        return PassResult(model, modified=bool(pasts))
+        return report(self, model, pasts)
 
     def _quantize(self, graph: ir.Graph, past: ir.Value, new: ir.Value, scale: float) -> None:
         """Put Q/DQ around one cache."""

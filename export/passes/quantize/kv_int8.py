@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnx_ir.passes import PassResult
 
 from ...graph.builder import Builder
+from ..report import report
 from ._caches import CachesPass, layer_of
 from ._tensors import scalar
 
@@ -45,7 +46,7 @@ class QuantizeCaches(CachesPass):
             self._replace(model.graph, node, is_token)
         self.set_type(*(value for value in (*model.graph.inputs, *model.graph.outputs)
                         if re.match(r"(past|present)\.\d+\.", str(value.name))))
-        return PassResult(model, modified=bool(found))
+        return report(self, model, found)
 
     def _replace(self, graph: ir.Graph, node: ir.Node, is_token: ir.Value) -> None:
         past = node.inputs[3]

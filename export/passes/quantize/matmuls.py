@@ -25,6 +25,7 @@ from ...graph.builder import CONTRIB, Builder
 from ...weights.block import BlockCodes, BlockScales, BlockZeros
 from ...weights.channel import ChannelCodes, ChannelScales
 from ...weights.origin import origin_of
+from ..report import report
 from ._tensors import add_initializer, scalar
 from .rotate_hidden import BlockRotated
 
@@ -53,7 +54,10 @@ class QuantizeMatMuls(InPlacePass):
             self._replace(graph, node, layout)
         if found:
             model.opset_imports[CONTRIB] = 1
-        return PassResult(model, modified=bool(found))
+        rewritten = {id(node) for _, node, _ in found}
+        floats = [(node, "the recipe keeps floats") for graph in model.graphs() for node in graph
+                  if node.op_type == "MatMul" and id(node) not in rewritten]
+        return report(self, model, [node for _, node, _ in found], floats)
 
     def _layout(self, node: ir.Node) -> BlockFormat | ChannelFormat | None:
         weight = node.inputs[1] if node.op_type == "MatMul" else None

@@ -21,6 +21,7 @@ from ....model.checkpoint.rotated import hadamard, power_of_two_in
 from ...graph.builder import Builder
 from ...weights.origin import origin_of, with_origin
 from ...weights.stream import channels_of, write_channels
+from ..report import report
 
 LARGEST_BLOCK = 64
 SMALLEST_BLOCK = 8
@@ -35,7 +36,7 @@ class RotateHidden(InPlacePass):
         found = [(graph, node) for graph in model.graphs() for node in graph if self._applies(node)]
         for graph, node in found:
             self._rotate(graph, node)
-        return PassResult(model, modified=bool(found))
+        return report(self, model, [node for _, node in found])
 
     @staticmethod
     def _applies(node: ir.Node) -> bool:

@@ -15,6 +15,7 @@ from ....model.config.shard_plan import ShardPlan
 from ....model.llama4.operators import DOMAIN
 from ...graph.builder import Builder
 from ...graph.functions import attach_bodies
+from ..report import report
 
 
 class KeepStage(InPlacePass):
@@ -35,7 +36,7 @@ class KeepStage(InPlacePass):
         """Rewrite the main graph."""
         graph, layers = model.graph, self.layers
         if len(layers) == self.num_layers:
-            return PassResult(model, modified=False)
+            return report(self, model, [])
         entering = {node.name: node.inputs[0] for node in graph if str(node.name).endswith(".input_layernorm")}
         outputs = [value for value in graph.outputs if self._keeps(value, last="logits")]
         if layers.stop < self.num_layers:
@@ -48,7 +49,7 @@ class KeepStage(InPlacePass):
         for value in (*graph.inputs, *graph.outputs):
             self._renumber(value)
         attach_bodies(model)
-        return PassResult(model, modified=True)
+        return report(self, model, (*graph.inputs, *graph.outputs))
 
     def _keeps(self, value: ir.Value, last: str = "") -> bool:
         """Whether an input or output belongs to the stage; ``last`` is one of the last stage's."""

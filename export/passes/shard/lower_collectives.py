@@ -15,6 +15,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 from ....model.llama4.operators import DOMAIN
 from ...graph.builder import Builder
 from ..experts.fused import TENSORRT
+from ..report import report
 
 DIST_COLLECTIVE = "DistCollective"
 
@@ -32,7 +33,7 @@ class LowerCollectives(InPlacePass):
             ir.convenience.replace_nodes_and_values(model.graph, node, [node], build.nodes, node.outputs, [y])
         if found:
             model.opset_imports[TENSORRT] = 1
-        return PassResult(model, modified=bool(found))
+        return report(self, model, found)
 
 
 def _all_reduce(build: Builder, node: ir.Node) -> ir.Value:

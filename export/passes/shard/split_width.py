@@ -21,6 +21,7 @@ from ....model.config.shard_plan import ShardPlan, shapes_of_rank
 from ....model.llama4.operators import DOMAIN
 from ...graph.builder import Builder
 from ...graph.functions import attach_bodies
+from ..report import report
 
 _PARTIAL = re.compile(r"layers\.\d+\.(self_attn\.o_proj|feed_forward(\.down_proj|/Add))")
 """Nodes whose result is a rank's part of a sum: the last of attention, of a dense and of a mixture feed-forward."""
@@ -46,7 +47,7 @@ class SplitWidth(InPlacePass):
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite the main graph."""
         if self.plan.width == 1:
-            return PassResult(model, modified=False)
+            return report(self, model, [])
         graph, shapes = model.graph, shapes_of_rank(self.plan, self.config, self.rank)
         for name, value in graph.initializers.items():
             if name in shapes:
@@ -57,7 +58,7 @@ class SplitWidth(InPlacePass):
             if str(value.name).startswith(("past.", "present.")):
                 value.shape = self._cache_shape(value)
         attach_bodies(model)
-        return PassResult(model, modified=True)
+        return report(self, model, list(graph))
 
     def _split(self, graph: ir.Graph, node: ir.Node) -> None:
         name, text = str(node.name), self.config.text

@@ -1,8 +1,8 @@
 """Target ``tensorrt``: plans for the GPU at hand, through the ``tensorrt`` package. Not run on hardware.
 
 TensorRT proper compiles for the GPU that is present, and knows GPUs that TensorRT-RTX does not (SM 90, 100, 103). The
-graphs are the same; where its fused mixture of experts exists, ``LowerExpertsFused`` may take the place of the dense
-one. Its plans have another format, which ``plan.py`` does not read: nothing is proved of them here.
+graphs are the same; where its fused mixture of experts exists, ``LowerExpertsFused`` takes the place of the other
+lowerings of experts. Its plans have another format, which ``plan.py`` does not read: nothing is proved of them here.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ....errors import HerdError
+from ....runtimes.executors.tensorrt.cuda import Cuda
 from .builder import Build, Profile, appearing
 from .fp8_products import refuse_wrong_patterns
 
@@ -35,9 +36,13 @@ def load_tensorrt() -> Any:
     return tensorrt
 
 
-def has_fused_experts(compute_capability: str) -> bool:
-    """Whether ``TRT_MoE`` can be built for a GPU, such as ``100``."""
-    return int(compute_capability) in FUSED_EXPERTS
+def has_fused_experts() -> bool:
+    """Whether TensorRT has a fused mixture of experts (``TRT_MoE``) for the GPU of this machine."""
+    try:
+        found = Cuda().compute_capability
+    except HerdError:  # no GPU or no CUDA: the build will say so
+        return False
+    return int(found) in FUSED_EXPERTS
 
 
 def build_plan_here(onnx_path: Path, output: Path, *, profiles: Sequence[Profile]) -> Path:

@@ -151,8 +151,8 @@ def test_rules_name_the_parts_of_a_model() -> None:
     assert int4.layout_of("lm_head.weight") == ChannelFormat()
     assert int8.layout_of("vision_model.model.layers.0.mlp.fc1.weight") == BlockFormat(8, 64)
     assert int4.layout_of("layers.1.feed_forward.router.weight") is None
-    assert BlockFormat(4, 32).bytes_per_weight() == 0.640625
-    assert BlockFormat(8, 32).bytes_per_weight() == 1.125
+    assert BlockFormat(4, 32).stored_bytes(1024, 8) == 0.640625 * 1024 * 8
+    assert BlockFormat(8, 32).stored_bytes(1024, 8) == 1.125 * 1024 * 8
 
 
 class Source:

@@ -14,7 +14,8 @@ from herdgraph.calibration.calibrate import Options, calibrate
 from herdgraph.calibration.windows import Data, Window
 from herdgraph.cli import main
 from herdgraph.errors import HerdError
-from herdgraph.export.targets.tensorrt.plans import PlanOptions, profiles_of
+from herdgraph.export.targets.options import PlanOptions
+from herdgraph.export.targets.tensorrt.plans import profiles_of
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import SCOUT, TINY
 from herdgraph.model.quantization.recipes import RECIPES

@@ -14,9 +14,9 @@ from herdgraph.calibration.windows import Data, Window
 from herdgraph.errors import HerdError
 from herdgraph.export.passes import LowerCollectives
 from herdgraph.export.pipeline import build_bundle
+from herdgraph.export.targets.options import PlanOptions
 from herdgraph.export.targets.tensorrt import Plan
 from herdgraph.export.targets.tensorrt import check as check_module
-from herdgraph.export.targets.tensorrt.plans import PlanOptions
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.model.llama4.operators import OPSET
@@ -40,7 +40,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _build(checkpoint: Path, output: Path, plan: str) -> Bundle:
     pytest.importorskip("tensorrt_rtx")
     with open_checkpoint(checkpoint) as source:
-        return build_bundle(source, output, target="tensorrt-rtx", recipe="bf16", plans=OPTIONS,
+        return build_bundle(source, output, target="tensorrt-rtx", recipe="bf16", options=OPTIONS,
                             shards=ShardPlan.parse(plan))
 
 
@@ -68,7 +68,7 @@ def test_fp8_products_of_a_range_of_experts(checkpoint: Path, tmp_path: Path) ->
     data = Data([Window(herds.tokens(40, seed)) for seed in range(2)], [])
     with open_checkpoint(checkpoint) as source:
         calibrate(source, tmp_path / "calibration", data, Options(RECIPES["fp8"]))
-        bundle = build_bundle(source, tmp_path / "b", target="tensorrt-rtx", recipe="fp8", plans=OPTIONS,
+        bundle = build_bundle(source, tmp_path / "b", target="tensorrt-rtx", recipe="fp8", options=OPTIONS,
                               calibration=tmp_path / "calibration", shards=ShardPlan(expert=2))
     for plan in bundle.manifest.plans.values():
         assert plan["fp8_products"] == plan["fp8_intended"] > 0

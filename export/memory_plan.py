@@ -1,0 +1,77 @@
+"""What a build will need, known before it starts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..files import free_bytes
+from ..model.config import HerdConfig
+from ..model.config.names import expected_tensors
+from ..model.config.parameter_counts import model_size
+from ..model.config.shard_plan import ShardPlan, shapes_of_rank
+from ..model.quantization.recipes import Recipe
+from .weights.stream import BLOCK_BYTES
+
+GRAPH_MEMORY = 600 << 20
+"""Memory of the exporter itself: torch, onnx and a graph without weights (see docs/building.md)."""
+
+GRAPH_BYTES = 4 << 20
+"""More than the graphs without weights, and the manifest, take on disk."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a build will need.
+
+    Attributes:
+        parameters: parameters of the checkpoint.
+        bundle_bytes: size of the bundle's weights.
+        rank_bytes: of each rank of a bundle that is split, without the processor's files.
+        free_bytes: free space where it will be written, None where that is not known.
+        peak_memory_bytes: estimated peak memory of the build; it does not grow with the number of layers or experts.
+    """
+
+    parameters: int
+    bundle_bytes: int
+    rank_bytes: list[int]
+    free_bytes: int | None
+    peak_memory_bytes: int
+
+
+def memory_plan(
+    config: HerdConfig, output: Path, recipe: Recipe, shards: ShardPlan | None = None, *, float_bytes: int = 4
+) -> MemoryPlan:
+    """Plan a build of a configuration by a precision recipe, for all ranks when it is split.
+
+    Args:
+        config: the model.
+        output: where the bundle will be.
+        recipe: precision.
+        shards: how the decoder is split, None for a whole one.
+        float_bytes: of an element of a weight that stays in floating point.
+    """
+    plan = shards or ShardPlan()
+    ranks = [_stored_bytes(config, plan, rank, recipe, float_bytes) for rank in range(plan.world)]
+    shapes = expected_tensors(config)
+    expert = max((math.prod(shape[1:]) for name, shape in shapes.items() if ".experts." in name), default=0)
+    return MemoryPlan(
+        parameters=model_size(config).total,
+        bundle_bytes=round(sum(ranks)),
+        rank_bytes=[round(count) for count in ranks] if shards else [],
+        free_bytes=free_bytes(output),
+        peak_memory_bytes=GRAPH_MEMORY + 3 * max(BLOCK_BYTES, 4 * expert),
+    )
+
+
+def _stored_bytes(config: HerdConfig, plan: ShardPlan, rank: int, recipe: Recipe, float_bytes: int) -> float:
+    """Bytes of the weights of a rank. A tied table is stored twice: as floats that are looked up, and as the head."""
+    shapes = shapes_of_rank(plan, config, rank)
+    total = sum(recipe.stored_bytes(name, shape, float_bytes) for name, shape in shapes.items())
+    table, stage = shapes.get("embed_tokens.weight"), plan.stage_of(rank)
+    if config.text.tie_word_embeddings and table is not None:
+        is_first, is_last = stage == 0, stage == plan.pipeline - 1
+        total += recipe.stored_bytes("lm_head.weight", table, float_bytes) if is_last else 0
+        total -= 0 if is_first else recipe.stored_bytes("embed_tokens.weight", table, float_bytes)
+    return total
