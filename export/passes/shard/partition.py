@@ -126,7 +126,7 @@ class _Levels:
     def exchanges(self, level: int) -> Iterator[CollectiveOp]:
         """The collectives behind a piece."""
         for node in (node for node, at in self.of.items() if at == level and is_collective(node)):
-            axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+            axis = node.attributes["axis"].as_int() if "axis" in node.attributes else None
             (part,), (whole,) = self.read[node], node.outputs
             yield CollectiveOp(_SUMS[node.op_type], str(part.name), str(whole.name), axis)
 
