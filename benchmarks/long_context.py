@@ -40,7 +40,7 @@ def with_past(engine: Engine, tokens: int, *, real: bool) -> tuple[Sequence, flo
             block = random.normal(size=(1 << 16)).astype(np.float32)
             flat = buffer.reshape(-1)
             flat[:] = np.resize(block if buffer.dtype == np.float32 else (20 * block).astype(np.int8), flat.shape)
-    sequence.token_ids = ids
+    sequence.append(ids)
     return sequence, 0.0
 
 

@@ -38,7 +38,7 @@ class Spread:
 
     @classmethod
     def of(cls, work: float, seconds: list[float]) -> Spread:
-        """Rates of equal pieces of work that took these times."""
+        """Rates of equal amounts of work that took these times."""
         rates = [work / duration for duration in seconds]
         return cls(statistics.median(rates), min(rates), max(rates))
 

@@ -82,7 +82,7 @@ class Cuda:
 
 @dataclass(eq=False)
 class Allocation:
-    """A piece of device memory.
+    """A block of device memory.
 
     Attributes:
         pointer: its address.
