@@ -42,7 +42,7 @@ TABLE = {
     "run {bundle} Hi":                                       ("cluster",) * 4,
     "verify {bundle} {checkpoint} --tokens 8":               ("build",  "build",   WORKS,     "cpu"),
     "build {checkpoint} -o {out}":                           ("build",  "build",   WORKS,     "build"),
-    "calibrate {checkpoint} -o {out} --data {text}":         ("build",  "build",   WORKS,     WORKS),
+    "calibrate {checkpoint} -o {out} --data {text}":         ("build",  "build",   WORKS,     "build"),
     "upcycle {dense} -o {out} --experts 2":                  ("build",  "build",   WORKS,     WORKS),
     "upcycle {gguf} -o {out} --experts 2":                   ("build",  "build",   WORKS,     "build"),
     "train pretrain data={text} checkpoint={checkpoint} output={out} rows=2 seq_len=32 train.steps=1":
