@@ -9,7 +9,7 @@ PIP := $(PY) -m pip --quiet --disable-pip-version-check
 PACKAGES := model export runtimes calibration cli
 TYPED := $(addprefix .venv/types/herdgraph/,$(PACKAGES) $(wildcard *.py))
 
-.PHONY: demo test test-slow coverage docs lint clean
+.PHONY: demo test test-slow test-packaging coverage docs lint clean
 
 demo: .venv/.demo
 	$(PY) examples/demo.py
@@ -28,6 +28,10 @@ docs: .venv/.docs
 	@mkdir -p .cache/site-source && ln -sfn ../.. .cache/site-source/herdgraph
 	$(PY) -m mkdocs build --quiet
 	@echo "open .cache/site/index.html"
+
+# The wheel in fresh environments, every verb on every extra; prints the table.
+test-packaging: .venv/.dev
+	$(PY) -m pytest tests/packaging -m slow -s
 
 lint: .venv/.dev
 	$(PY) -m ruff check .

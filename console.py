@@ -173,14 +173,19 @@ def _discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _echo(text: str, *, err: bool) -> None:
+    """Print text with its style on a terminal, without where NO_COLOR is set, which rich heeds and click does not."""
+    click.echo(text, err=err, color=False if os.environ.get("NO_COLOR") else None)
+
+
 def print_error(message: str) -> None:
     """Print one red line to standard error, however long."""
-    click.secho(f"error: {' '.join(message.split())}", fg="red", err=True)
+    _echo(click.style(f"error: {' '.join(message.split())}", fg="red"), err=True)
 
 
 def print_warning(message: str) -> None:
     """Print one yellow line to standard error, however long."""
-    click.secho(f"warning: {' '.join(message.split())}", fg="yellow", err=True)
+    _echo(click.style(f"warning: {' '.join(message.split())}", fg="yellow"), err=True)
 
 
 def fail(message: str, *, status: int = 1) -> NoReturn:
@@ -191,7 +196,7 @@ def fail(message: str, *, status: int = 1) -> NoReturn:
 
 def succeed(verb: str, what: str) -> None:
     """Say in one line on standard error what was made."""
-    click.echo(f"{click.style(verb, fg='green')} {what}", err=True)
+    _echo(f"{click.style(verb, fg='green')} {what}", err=True)
 
 
 def progress(*columns: str | ProgressColumn, quiet: bool = False) -> Progress:
@@ -214,9 +219,9 @@ def table(title: str, rows: Mapping[str, Any] | Iterable[tuple[str, Any]], *, er
     """
     rows = list(rows.items() if isinstance(rows, Mapping) else rows)
     width = max((len(name) for name, _ in rows), default=0)
-    click.secho(title, italic=True, err=err)
+    _echo(click.style(title, italic=True), err=err)
     for name, value in rows:
-        click.echo(f"{click.style(name.ljust(width), bold=True)}  {value}", err=err)
+        _echo(f"{click.style(name.ljust(width), bold=True)}  {value}", err=err)
 
 
 def quantity(count: float) -> str:
