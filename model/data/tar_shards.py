@@ -14,9 +14,7 @@ from typing import Any, NamedTuple
 
 from ...errors import HerdError
 from ..processing.images import Source
-from .records import Record, parsed, record_of, stored
-
-PICTURES = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif"})
+from .records import PICTURE_EXTENSIONS, Record, parsed, record_of, stored
 
 
 class _Member(NamedTuple):
@@ -43,7 +41,7 @@ class TarShard:
     def __getitem__(self, index: int) -> Record:
         key, group = self._keys[index], self._groups[index]
         origin = f"{self._path} sample {key}"
-        pictures = [name for name in group if name.rpartition(".")[2] in PICTURES]
+        pictures = [name for name in group if name.rpartition(".")[2] in PICTURE_EXTENSIONS]
         row: dict[str, Any] = {}
         if "txt" in group:
             row["text"] = _text(self._read(group["txt"]), origin)

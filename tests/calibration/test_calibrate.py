@@ -23,11 +23,11 @@ from herdgraph.calibration import calibrate as module
 from herdgraph.calibration.calibrate import Options, Progress, calibrate, products_from
 from herdgraph.calibration.evaluate import evaluate
 from herdgraph.calibration.measure import measure
-from herdgraph.calibration.samples import Sample
 from herdgraph.calibration.windows import Data, Window, data_of, split
 from herdgraph.errors import HerdError
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.config.presets import TINY
+from herdgraph.model.data import Picture, Record
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.quantization.calibration_file import CalibrationFile
 from herdgraph.model.quantization.formats import Fp8Format
@@ -52,10 +52,11 @@ def checkpoint(directory: Path) -> Iterator[Checkpoint]:
         yield found
 
 
-def samples(seed: int = 0) -> list[Sample]:
+def samples(seed: int = 0) -> list[Record]:
     text = " ".join(str(number * 7919 % 1000) for number in range(seed, 300 + seed))
     pictures = [Image.effect_noise((size, 40), 80).convert("RGB") for size in (30, 50, 90)]
-    return [Sample(text), *(Sample("<|image|>What is it?", (picture,)) for picture in pictures)]
+    documents = [(text,), *((Picture(picture), "What is it?") for picture in pictures)]
+    return [Record("sample", "sample", document=parts) for parts in documents]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from herdgraph.calibration.calibrate import Options, calibrate
 from herdgraph.calibration.hessian import SHARED_HESSIAN_WEIGHT
 from herdgraph.calibration.measure import measure
-from herdgraph.calibration.samples import Sample
 from herdgraph.calibration.windows import Data, Window, data_of
 from herdgraph.errors import HerdError
 from herdgraph.export.pipeline import build_bundle
@@ -23,6 +22,7 @@ from herdgraph.export.weights.stream import Weight
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.checkpoint.rotated import RotatedCheckpoint
 from herdgraph.model.config.presets import TINY
+from herdgraph.model.data import Record
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.quantization.calibration_file import CalibrationFile
 from herdgraph.model.quantization.formats import BlockFormat
@@ -95,7 +95,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def calibration(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("calibration") / "out"
     with open_checkpoint(checkpoint) as source:
-        data = data_of(source, [Sample(TEXT)], most_tokens=5000, held_out=0)
+        data = data_of(source, [Record("text", "text", document=(TEXT,))], most_tokens=5000, held_out=0)
         calibrate(source, output, data, Options(RECIPES["int4"]))
     return output
 
@@ -154,7 +154,7 @@ def test_moments_are_found_by_name_and_expert(checkpoint: Path, calibration: Pat
 def test_a_calibration_for_another_recipe_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     """Weights that it does not know would be rounded to nearest, and nobody would notice."""
     with open_checkpoint(checkpoint) as source:
-        data = data_of(source, [Sample(TEXT)], most_tokens=600)
+        data = data_of(source, [Record("text", "text", document=(TEXT,))], most_tokens=600)
         calibrate(source, tmp_path / "calibration", data, Options(RECIPES["int8"]))
         with pytest.raises(HerdError, match=r"says nothing of .* calibrate --recipe int4"):
             build_bundle(source, tmp_path / "bundle", recipe="int4", calibration=tmp_path / "calibration")
