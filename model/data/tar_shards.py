@@ -3,7 +3,9 @@
     cow/0001.jpg  cow/0001.txt        a picture and its text
     cow/0002.0.png  cow/0002.1.png  cow/0002.json        a row (``records``) that may name the pictures "0.png", "1.png"
 
-The file must not be compressed: an index of its members is made once, and any sample is one seek away.
+The file must not be compressed: an index of its members is made once, and any sample is one seek away. The library
+``webdataset`` is not used: it reads tar files from front to back only, unpickles members (``.pyd``, ``.pth``), and runs
+file names that begin with ``pipe:`` in a shell.
 """
 
 from __future__ import annotations
