@@ -3,7 +3,7 @@
 compressed-tensors (vLLM) and ModelOpt store, beside each FP8 weight, the scale of its input, and those of keys and
 values when they quantise the cache. A scale s stands for a largest magnitude of 448 s. Weights that meet the same input
 (q, k and v; gate and up, of experts too) may have a scale each: the largest one holds for all. Weights that have none,
-because their maker left them alone, are kept in high precision.
+because their maker left them alone, stay in high precision.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ def import_scales(checkpoint: Checkpoint, output: Path, *, overwrite: bool = Fal
             amaxes[f"{name}.{KV_AMAX}"] = torch.stack([caches[f"{name}.{part}"] for part in ("k", "v")])
     description = {
         "format": FORMAT, "fingerprint": checkpoint.fingerprint(), "checkpoint": checkpoint.directory.name,
-        "recipe": "fp8", "observer": OBSERVER, "kept": without_scales(checkpoint.config, amaxes),
+        "recipe": "fp8", "observer": OBSERVER, "high_precision_parts": without_scales(checkpoint.config, amaxes),
         "versions": {"herdgraph": __version__, "torch": metadata.version("torch")},
         "data": {"sha256": "", "tokens": 0, "windows": 0, "held_out_windows": 0, "tiles": 0},
-        "coverage": {"least": 0, "own": {}, "shown": {}, "dead": []}, "quality": None,
+        "coverage": {"min_tokens_shown": 0, "own": {}, "shown": {}, "dead": []}, "quality": None,
         "inputs": {name: {"rows": [0], "amax": {OBSERVER: amax.reshape(-1).tolist()}, "clipped": {}}
                    for name, amax in amaxes.items()},
     }

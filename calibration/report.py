@@ -66,7 +66,7 @@ def _quality(found: dict[str, Any]) -> dict[str, Any] | None:
     """Quality of all that was tried, and error of each layer; None when nothing was evaluated."""
     if not (quality := found["quality"]):
         return None
-    variants = {f"kept: {name}": row for name, row in quality["tried"].items()} | {"chosen": quality}
+    variants = {f"high precision: {name}": row for name, row in quality["tried"].items()} | {"chosen": quality}
     attention, feed_forward = zip(*quality["layer_errors"], strict=True)
     picture = plots.lines({"attention": list(attention), "feed-forward": list(feed_forward)},
                           title="Error of each layer's own update, on exact inputs", x="layer", y="relative error")
@@ -78,7 +78,8 @@ def _quality(found: dict[str, Any]) -> dict[str, Any] | None:
         ],
         "worst_layers": [
             (layer, f"{max(quality['layer_errors'][int(layer)]):.2%}", f"{row['mean_kl']:.2e}",
-             f"{row['mean_kl'] - quality['mean_kl']:+.1e}") for layer, row in quality["with_layer_kept"].items()
+             f"{row['mean_kl'] - quality['mean_kl']:+.1e}")
+            for layer, row in quality["layers_in_high_precision"].items()
         ],
     }
 

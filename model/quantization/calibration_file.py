@@ -5,12 +5,12 @@ A calibration is a directory:
 =====================  =================================================================================
 file                   content
 =====================  =================================================================================
-calibration.json       versions, fingerprint of the checkpoint, hash of the data, observer, roles to keep
-                       in high precision, and the statistics of the report
+calibration.json       versions, fingerprint of the checkpoint, hash of the data, observer, parts that
+                       stay in high precision, and the statistics of the report
 scales.safetensors     ``<observer>/<weight>``: largest magnitude to represent of the input that a weight
-                       meets, float32 scalar, or [E] for experts; ``.../largest_key_and_value``: [2];
-                       ``centre/<weight>`` [K]: the shift that is subtracted from that input first
-moments/<layer>        Hessians XᵀX of inputs X by weight, [K, K], or [E, K, K] for experts; only for recipes
+                       meets, float32 scalar, or [E] for experts; ``<observer>/<attention>.kv_amax``: [2];
+                       ``input_shift/<weight>`` [K]: what is subtracted from that input first
+hessians/<layer>       Hessians XᵀX of inputs X by weight, [K, K], or [E, K, K] for experts; only for recipes
                        with 4-bit weights
 =====================  =================================================================================
 """
@@ -28,15 +28,15 @@ from torch import Tensor
 from ...errors import HerdError
 from ...files import read_json
 from ..checkpoint import Checkpoint
+from .observers import OBSERVERS
 from .recipes import Recipe
 
 DESCRIPTION = "calibration.json"
 SCALES = "scales.safetensors"
-MOMENTS = "moments"
-FORMAT = 1
-KV_AMAX = "largest_key_and_value"
-CENTRE = "centre"
-OBSERVERS = ("max", "percentile", "mse", "entropy")
+HESSIANS = "hessians"
+FORMAT = 2
+KV_AMAX = "kv_amax"
+INPUT_SHIFT = "input_shift"
 
 _ADVICE = "write it again with `herdgraph calibrate`"
 
@@ -95,9 +95,9 @@ class CalibrationFile:
             raise HerdError(f"{self.path / file} cannot be read ({error}): {_ADVICE}") from error
 
     @property
-    def kept(self) -> list[str]:
+    def high_precision_parts(self) -> list[str]:
         """Parts of the model that calibration found must stay in floating point, as a recipe's rules call them."""
-        return [str(part) for part in self.description.get("kept", [])]
+        return [str(part) for part in self.description.get("high_precision_parts", [])]
 
     def kv_amax(self, layer: int, *, observer: str | None = None) -> tuple[float, float] | None:
         """Largest magnitudes of a layer's keys, as they enter the cache, and values; None when not measured."""
@@ -131,9 +131,9 @@ class CalibrationFile:
 
     def input_shift(self, name: str) -> Tensor | None:
         """The shift [K] that is subtracted from the input that a weight meets; None for none, as for experts."""
-        return self._read(SCALES, f"{CENTRE}/{name}")
+        return self._read(SCALES, f"{INPUT_SHIFT}/{name}")
 
-    def moments(self, name: str, expert: int | None = None) -> Tensor | None:
+    def hessian(self, name: str, expert: int | None = None) -> Tensor | None:
         """The Hessian XᵀX of the input X that a weight meets; None when it was not measured.
 
         Args:
@@ -144,7 +144,7 @@ class CalibrationFile:
             [K, K], or [E, K, K] for all experts.
         """
         layer = ".".join(name.split(".")[:2])
-        return self._read(f"{MOMENTS}/{layer}.safetensors", name, expert)
+        return self._read(f"{HESSIANS}/{layer}.safetensors", name, expert)
 
 
 def calibration_for(recipe: Recipe, path: Path | None, checkpoint: Checkpoint) -> CalibrationFile | None:

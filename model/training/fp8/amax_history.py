@@ -1,8 +1,8 @@
 """How large the inputs of FP8 products were in training: what a deployment starts from instead of a calibration.
 
 Each product keeps the largest magnitudes of its last W inputs; the largest of the window is what its scale must cover.
-``save_amaxes`` writes them in the format of ``export/calibration_file.py`` (which this room may not import) under the
-observer ``trained``. Weights whose input was never FP8 are listed as kept in high precision, as they were in training.
+``save_amaxes`` writes them as a calibration (``model/quantization/calibration_file.py``) under the observer
+``trained``. Weights whose input was never FP8 are listed as parts in high precision, as they were in training.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from ....errors import HerdError
 from ....files import atomic_directory
 from ...checkpoint import Checkpoint
 from ...config.names import expected_tensors
+from ...quantization.calibration_file import DESCRIPTION, FORMAT, SCALES
 from ..parallel.ranks import whole
 from ..recompute import recomputing
 
-DESCRIPTION, SCALES, FORMAT, OBSERVER = "calibration.json", "scales.safetensors", 1, "trained"
+OBSERVER = "trained"
 
 
 class AmaxHistory(nn.Module):
@@ -121,16 +122,16 @@ def save_amaxes(
 
 
 def _description(checkpoint: Checkpoint, amaxes: Mapping[str, Tensor]) -> dict[str, Any]:
-    kept = [
+    high_precision = [
         name.removesuffix(".weight") for name, shape in expected_tensors(checkpoint.config).items()
         if len(shape) > 1 and name.endswith(("_proj", ".weight")) and name not in amaxes
     ]
     return {
         "format": FORMAT, "fingerprint": checkpoint.fingerprint(), "checkpoint": checkpoint.directory.name,
-        "recipe": "fp8", "observer": OBSERVER, "kept": kept,
+        "recipe": "fp8", "observer": OBSERVER, "high_precision_parts": high_precision,
         "versions": {"herdgraph": metadata.version("herdgraph"), "torch": metadata.version("torch")},
         "data": {"sha256": "", "tokens": 0, "windows": 0, "held_out_windows": 0, "tiles": 0},
-        "coverage": {"least": 0, "own": {}, "shown": {}, "dead": []}, "quality": None,
+        "coverage": {"min_tokens_shown": 0, "own": {}, "shown": {}, "dead": []}, "quality": None,
         "inputs": {name: {"rows": [0], "amax": {OBSERVER: amax.reshape(-1).tolist()}, "clipped": {}}
                    for name, amax in amaxes.items()},
     }
