@@ -1,10 +1,10 @@
-"""What FP8 costs on a real model and real English, by observer, by form of the scales, and by what is kept in bf16.
+"""What FP8 costs on a real model and real English, by observer, by form of the scales, and by what stays in bf16.
 
     python -m benchmarks.fp8 [CHECKPOINT] [--windows 8]
 
-Calibrated on the built-in text, judged on text that no scale was fitted on (Alice in Wonderland, entries of the Jargon
-File). All rows of a table are one pass over the same tokens. ``python -m benchmarks.quality --recipes fp8`` measures
-the built bundle.
+Calibrated on the built-in text, evaluated on text that no scale was fitted on (Alice in Wonderland, entries of the
+Jargon File). All rows of a table are one pass over the same tokens. ``python -m benchmarks.quality --recipes fp8``
+measures the built bundle.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ _RECIPES = click.Choice([name for name, recipe in RECIPES.items() if recipe.rule
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Directory to create.")
 @click.option("--data", type=click.Path(path_type=Path), multiple=True, show_default="a built-in text",
-              help="Text, .jsonl or .tar file, picture, or a directory of them; may be repeated.")
+              help="Text, .jsonl or .tar file, picture, saved dataset, or directory of pictures; may be repeated.")
 @click.option("--recipe", type=_RECIPES, default="fp8", show_default=True,
               help="What will be built: fp8 needs input scales, int4 Hessians; every recipe gets cache magnitudes.")
 @click.option("--kv", type=click.Choice(["float", "fp8"]), default="float", show_default=True,

@@ -17,8 +17,8 @@ def heat_map(values: Rows, *, title: str, x: str, y: str, labels: list[str], not
     """A map [rows, columns] on a logarithmic scale; zeros are marked in red."""
     figure, axes = _figure(title, height=1.6 + 0.16 * len(values))
     shown = np.ma.masked_equal(values, 0)
-    colours = mpl.colormaps["viridis"].with_extremes(bad="#c0392b")
-    image = axes.imshow(shown, aspect="auto", cmap=colours, norm=_log_norm(shown), interpolation="nearest")
+    colors = mpl.colormaps["viridis"].with_extremes(bad="#c0392b")
+    image = axes.imshow(shown, aspect="auto", cmap=colors, norm=_log_norm(shown), interpolation="nearest")
     axes.set_yticks(range(len(labels))[:: max(1, len(labels) // 16)], labels[:: max(1, len(labels) // 16)])
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel(x)
@@ -37,17 +37,6 @@ def lines(series: dict[str, list[float]], *, title: str, x: str, y: str, log: bo
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.legend(frameon=False, fontsize=8, ncols=2)
-    return _png(figure)
-
-
-def bars(values: dict[str, float], *, title: str, x: str) -> bytes:
-    """Horizontal bars, the first on top."""
-    figure, axes = _figure(title, height=1.0 + 0.3 * len(values))
-    found = axes.barh(list(values), list(values.values()), color="#3b6ea8")
-    axes.bar_label(found, fmt="%.2e", padding=3, fontsize=8)
-    axes.invert_yaxis()
-    axes.margins(x=0.15)
-    axes.set_xlabel(x)
     return _png(figure)
 
 

@@ -17,7 +17,9 @@ hessians/<layer>       Hessians XᵀX of inputs X by weight, [K, K], or [E, K, K
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,28 @@ class CalibrationFile:
         """
         layer = ".".join(name.split(".")[:2])
         return self._read(f"{HESSIANS}/{layer}.safetensors", name, expert)
+
+
+def description_without_data(
+    checkpoint: Checkpoint, observer: str, amaxes: Mapping[str, Tensor], high_precision_parts: Sequence[str]
+) -> dict[str, Any]:
+    """The content of ``calibration.json`` for magnitudes that were not measured here, but stored or trained.
+
+    Args:
+        checkpoint: whose weights meet the inputs.
+        observer: names where the magnitudes come from.
+        amaxes: largest magnitudes of inputs by weight.
+        high_precision_parts: parts that stay in floating point, as a recipe's rules call them.
+    """
+    return {
+        "format": FORMAT, "fingerprint": checkpoint.fingerprint(), "checkpoint": checkpoint.directory.name,
+        "recipe": "fp8", "observer": observer, "high_precision_parts": list(high_precision_parts),
+        "versions": {name: metadata.version(name) for name in ("herdgraph", "torch")},
+        "data": {"sha256": "", "tokens": 0, "windows": 0, "held_out_windows": 0, "tiles": 0},
+        "coverage": {"min_tokens_shown": 0, "own": {}, "shown": {}, "dead": []}, "quality": None,
+        "inputs": {name: {"rows": [0], "amax": {observer: amax.reshape(-1).tolist()}, "clipped": {}}
+                   for name, amax in amaxes.items()},
+    }
 
 
 def calibration_for(recipe: Recipe, path: Path | None, checkpoint: Checkpoint) -> CalibrationFile | None:

@@ -418,7 +418,7 @@ def test_an_impossible_bound_is_one_line(checkpoint: Checkpoint, data: Data, tmp
 
 
 @pytest.mark.parametrize(("recipe", "reason"), [("fp8", "no data is held out"), ("int8", "int8 stores nothing in FP8")])
-def test_a_bound_that_nothing_can_judge(
+def test_bound_without_held_out_data(
     recipe: str, reason: str, checkpoint: Checkpoint, data: Data, tmp_path: Path
 ) -> None:
     options = Options(RECIPES[recipe], max_kl=0.1)
