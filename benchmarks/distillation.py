@@ -29,7 +29,8 @@ from rich.table import Table
 from examples.calf.config import graft
 from herdgraph.console import stderr, stdout
 from herdgraph.model.config import HerdConfig
-from herdgraph.model.training.data import Encoder, JsonLines, Loader, open_samples
+from herdgraph.model.data import JsonLines, open_samples
+from herdgraph.model.training.data import Encoder, Loader
 from herdgraph.model.training.distill import (
     CachedTeacher,
     CacheSpec,

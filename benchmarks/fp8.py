@@ -1,10 +1,10 @@
-"""What FP8 costs on a real model and real English, by observer, by form of the scales, and by what is kept in bf16.
+"""What FP8 costs on a real model and real English, by observer, by form of the scales, and by what stays in bf16.
 
     python -m benchmarks.fp8 [CHECKPOINT] [--windows 8]
 
-Calibrated on the built-in text, judged on text that no scale was fitted on (Alice in Wonderland, entries of the Jargon
-File). All rows of a table are one pass over the same tokens. ``python -m benchmarks.quality --recipes fp8`` measures
-the built bundle.
+Calibrated on the built-in text, evaluated on text that no scale was fitted on (Alice in Wonderland, entries of the
+Jargon File). All rows of a table are one pass over the same tokens. ``python -m benchmarks.quality --recipes fp8``
+measures the built bundle.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from herdgraph.calibration.calibrate import products_from
+from herdgraph.calibration.calibrate import backend_factory
 from herdgraph.calibration.evaluate import evaluate
 from herdgraph.calibration.matmul_backends import Exact, Quantized
 from herdgraph.calibration.measure import measure
-from herdgraph.calibration.observers import OBSERVERS
 from herdgraph.calibration.samples import read_samples
 from herdgraph.calibration.search import parts_of
 from herdgraph.calibration.windows import Window, data_of
 from herdgraph.console import fail
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.processing import PromptProcessor
+from herdgraph.model.quantization.observers import OBSERVERS
 from herdgraph.model.quantization.recipes import RECIPES
 
 from .quality import TEXTS, WINDOW
@@ -53,23 +53,23 @@ class InputsOnly(Quantized):
 
 def variants(amaxes: dict[str, Tensor], checkpoint: Checkpoint) -> dict[str, Quantized]:
     """Rows of the table."""
-    make = products_from(amaxes, "mse")
+    make_backend = backend_factory(amaxes, "mse")
     shared = {name: amax.max().expand(amax.shape) if ".experts." in name else amax for name, amax in amaxes.items()}
 
     def amax(name: str) -> Tensor:
         return amaxes[f"mse/{name}"]
 
-    def centre(name: str) -> Tensor | None:
-        return amaxes.get(f"centre/{name}")
+    def shift(name: str) -> Tensor | None:
+        return amaxes.get(f"input_shift/{name}")
 
-    rows: dict[str, Quantized] = {f"observer {name}": products_from(amaxes, name)(FP8) for name in OBSERVERS}
-    rows["mse, one scale for all experts of a layer"] = products_from(shared, "mse")(FP8)
-    rows["max, not centred"] = Quantized(FP8, lambda name: amaxes[f"uncentred/{name}"], lambda _: None)
-    rows["mse, only weights in FP8"] = WeightsOnly(FP8, amax, centre)
-    rows["mse, only inputs in FP8"] = InputsOnly(FP8, amax, centre)
+    rows: dict[str, Quantized] = {f"observer {name}": backend_factory(amaxes, name)(FP8) for name in OBSERVERS}
+    rows["mse, one scale for all experts of a layer"] = backend_factory(shared, "mse")(FP8)
+    rows["max, not shifted"] = Quantized(FP8, lambda name: amaxes[f"unshifted/{name}"], lambda _: None)
+    rows["mse, only weights in FP8"] = WeightsOnly(FP8, amax, shift)
+    rows["mse, only inputs in FP8"] = InputsOnly(FP8, amax, shift)
     for name, rules in parts_of(checkpoint.config).items():
-        rows[f"mse, {name} in high precision"] = make(FP8.with_high_precision(rules))
-    rows["mse, routed experts only in FP8 (Meta's choice)"] = make(
+        rows[f"mse, {name} in high precision"] = make_backend(FP8.with_high_precision(rules))
+    rows["mse, routed experts only in FP8 (Meta's choice)"] = make_backend(
         FP8.with_high_precision([rule for name, rules in parts_of(checkpoint.config).items() if name != "routed experts"
                      for rule in rules]))
     return rows
@@ -83,14 +83,14 @@ def held_out(checkpoint: Checkpoint, count: int) -> list[Window]:
 
 
 def measured(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Magnitudes by every observer, from the built-in text; those by ``uncentred`` are of inputs as they are."""
+    """Magnitudes by every observer, from the built-in text; those by ``unshifted`` are of inputs as they are."""
     data = data_of(checkpoint, read_samples([], images=False), most_tokens=16384)
     with tempfile.TemporaryDirectory() as work:
         amaxes = measure(checkpoint, FP8, data, Path(work) / "work", key="").amaxes
     plain = Magnitudes()
     evaluate(checkpoint, {"": plain}, data.measured[:-1])  # type: ignore[dict-item]
     found = {name.removeprefix("max/"): amax for name, amax in amaxes.items() if name.startswith("max/")}
-    return amaxes | {f"uncentred/{name}": plain.amaxes.get(name, amax) for name, amax in found.items()}
+    return amaxes | {f"unshifted/{name}": plain.amaxes.get(name, amax) for name, amax in found.items()}
 
 
 class Magnitudes(Exact):

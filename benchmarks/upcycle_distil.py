@@ -26,6 +26,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
+from herdgraph.calibration.samples import DEFAULT_TEXT
 from herdgraph.console import stderr, stdout
 from herdgraph.model.llama4.decoder import Experts
 from herdgraph.model.llama4.model import Llama4
@@ -38,7 +39,6 @@ from herdgraph.model.training.trainer import TrainOptions
 
 from .figures import heat_maps
 
-JARGON = Path(__file__).parents[1] / "calibration" / "data" / "jargon.txt"
 PAGE = 1200
 
 
@@ -61,7 +61,7 @@ def pages() -> tuple[list[str], list[str]]:
     """Pages to train on and to judge by."""
     from pydoc_data.topics import topics
 
-    text = "\n".join([JARGON.read_text(encoding="utf-8"), *(topics[name] for name in sorted(topics))])
+    text = "\n".join([DEFAULT_TEXT.read_text(encoding="utf-8"), *(topics[name] for name in sorted(topics))])
     found = [page[0].strip() for page in re.finditer(rf"(?s).{{{PAGE}}}\S*\s*", text)]
     random.Random(0).shuffle(found)
     held_out = len(found) // 10

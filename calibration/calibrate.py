@@ -1,4 +1,4 @@
-"""Calibration from a checkpoint and data to a directory: measure, check coverage, judge, choose, report.
+"""Calibration from a checkpoint and data to a directory: measure, check coverage, search, evaluate, report.
 
 >>> with open_checkpoint("scout") as checkpoint:
 ...     calibrate(checkpoint, Path("calib"), data_of(checkpoint, read_samples([], images=True)), Options())
@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,8 @@ from ..errors import HerdError
 from ..files import atomic_directory, check_output
 from ..model.checkpoint import Checkpoint
 from ..model.checkpoint.rotated import RotatedCheckpoint
-from ..model.quantization.calibration_file import CENTRE, DESCRIPTION, FORMAT, KV_AMAX, MOMENTS, OBSERVERS, SCALES
+from ..model.quantization.calibration_file import DESCRIPTION, FORMAT, HESSIANS, INPUT_SHIFT, KV_AMAX, SCALES
+from ..model.quantization.observers import OBSERVERS
 from ..model.quantization.recipes import Recipe
 from .evaluate import Evaluation, Quality, evaluate
 from .matmul_backends import Quantized
@@ -37,7 +38,7 @@ from .windows import Data, Window
 logger = logging.getLogger(__name__)
 
 WORST = 3
-"""Layers that are judged for themselves in the report."""
+"""Layers of which the report says what high precision would win."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +48,23 @@ class Options:
     Attributes:
         recipe: what is to be quantised.
         observer: whose largest magnitudes a build uses; all are stored.
-        least: tokens that every expert is shown (``coverage.py``).
+        min_tokens_shown: tokens that every expert is shown (``coverage.py``).
         min_tokens: tokens that every expert must get from the router itself.
-        on_few: what happens when one gets fewer.
-        bound: search the parts to keep in high precision so that the mean KL per token stays within it; None: none.
+        under_covered: what happens when one gets fewer.
+        max_kl: bound on the mean KL per token: the fewest parts that hold it stay in high precision; None for no
+            search.
     """
 
     recipe: Recipe
     observer: str = "mse"
-    least: int = 64
+    min_tokens_shown: int = 64
     min_tokens: int = 1
-    on_few: Literal["warn", "fail"] = "warn"
-    bound: float | None = None
+    under_covered: Literal["warn", "fail"] = "warn"
+    max_kl: float | None = None
 
 
 @dataclass(frozen=True)
-class Progress:
+class CalibrationProgress:
     """Hooks for a display.
 
     Attributes:
@@ -76,15 +78,15 @@ class Progress:
 
 def calibrate(
     checkpoint: Checkpoint, output: Path, data: Data, options: Options, *, overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: CalibrationProgress | None = None,
 ) -> dict[str, Any]:
     """Calibrate a checkpoint.
 
     Args:
         checkpoint: an open checkpoint.
         output: directory to create.
-        data: windows to measure and to judge by.
-        options: see there.
+        data: windows to measure and to evaluate on.
+        options: what is measured and what is refused.
         overwrite: replace an existing calibration.
         progress: hooks for a display.
 
@@ -93,27 +95,29 @@ def calibrate(
 
     Raises:
         HerdError: an output that cannot be written, options that cannot be met, a weight or an input that is not
-            finite, experts without tokens (``on_few``), or a bound that no choice keeps.
+            finite, experts with too few tokens (``under_covered``), or a bound on KL that no choice keeps.
     """
     check_output(output, overwrite=overwrite, mark=DESCRIPTION, inputs=[checkpoint.directory])
     _check_options(options, data)
-    progress = progress or Progress()
+    progress = progress or CalibrationProgress()
     source: Source = RotatedCheckpoint(checkpoint) if options.recipe.rotated else checkpoint
-    layers = source.config.text.num_layers
+    # 1. Measure. Unfinished work lies beside the output, for the next run of the same key.
     work = output.absolute().with_name(f".{output.name}.calibrating")
-    key = repr((checkpoint.fingerprint(), data.digest(), options.recipe, options.least, __version__))
-    progress.stage("measuring", layers)
-    measured = measure(source, options.recipe, data, work, key=key, least=options.least,
+    key = repr((checkpoint.fingerprint(), data.digest(), options.recipe, options.min_tokens_shown, __version__))
+    progress.stage("measuring", source.config.text.num_layers)
+    measured = measure(source, options.recipe, data, work, key=key, min_tokens_shown=options.min_tokens_shown,
                        on_part=lambda _: progress.part())
     _check_coverage(measured, options)
-    make = products_from(measured.amaxes, options.observer)
-    found = _SearchResult(kept=_unseen(source, options.recipe, data))
+    # 2. Choose the parts in high precision and evaluate the result on what was held out.
+    found = _SearchResult(high_precision_parts=_unseen(source, options.recipe, data))
     if options.recipe.fp8 and data.held_out:
-        _evaluate(source, options, make, data.held_out, found, progress)
+        make_backend = backend_factory(measured.amaxes, options.observer)
+        _search_and_evaluate(source, options, make_backend, data.held_out, found, progress)
+    # 3. Write all of it, or nothing.
     description = _description(checkpoint, data, options, measured, found)
     with atomic_directory(output, overwrite=overwrite, mark=DESCRIPTION, inputs=[checkpoint.directory]) as directory:
-        if (work / MOMENTS).is_dir():  # linked, not moved: until the output is there, the work must stay whole
-            shutil.copytree(work / MOMENTS, directory / MOMENTS, copy_function=_link)
+        if (work / HESSIANS).is_dir():  # linked, not moved: until the output is there, the work must stay whole
+            shutil.copytree(work / HESSIANS, directory / HESSIANS, copy_function=_link)
         save_file(measured.amaxes, directory / SCALES)
         (directory / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
         write_report(directory / "report.html", description)
@@ -123,40 +127,48 @@ def calibrate(
 
 @dataclass
 class _SearchResult:
-    """What judging found.
+    """What search and evaluation found.
 
     Attributes:
+        high_precision_parts: as a recipe's rules call them.
         evaluation: of the recipe that was chosen.
-        kept: parts to keep in high precision, as rules call them.
-        tried: quality by what was kept.
+        tried: quality by the parts in high precision.
         worst: quality with one of the worst layers in high precision, by layer.
     """
 
+    high_precision_parts: tuple[str, ...] = ()
     evaluation: Evaluation | None = None
-    kept: tuple[str, ...] = ()
-    tried: dict[str, Quality] | None = None
-    worst: dict[int, Quality] | None = None
+    tried: dict[str, Quality] = field(default_factory=dict)
+    worst: dict[int, Quality] = field(default_factory=dict)
 
 
-def products_from(amaxes: dict[str, Tensor], observer: str) -> Callable[[Recipe], Quantized]:
-    """Quantized products of a recipe by one observer's magnitudes, named as ``export/calibration_file.py`` says."""
+def backend_factory(amaxes: dict[str, Tensor], observer: str) -> Callable[[Recipe], Quantized]:
+    """What makes the FP8 backend of a recipe.
+
+    Args:
+        amaxes: magnitudes and shifts, named as ``model/quantization/calibration_file.py`` says.
+        observer: whose magnitudes are used.
+    """
 
     def input_amax(name: str) -> Tensor:
         return amaxes[f"{observer}/{name}"]
 
-    def largest(name: str) -> tuple[float, float]:
+    def input_shift(name: str) -> Tensor | None:
+        return amaxes.get(f"{INPUT_SHIFT}/{name}")
+
+    def kv_amax(name: str) -> tuple[float, float]:
         key, value = amaxes[f"{observer}/{name}.{KV_AMAX}"].tolist()
         return key, value
 
-    return lambda recipe: Quantized(recipe, input_amax, lambda name: amaxes.get(f"{CENTRE}/{name}"), largest)
+    return lambda recipe: Quantized(recipe, input_amax, input_shift, kv_amax)
 
 
 def _check_options(options: Options, data: Data) -> None:
     if options.observer not in OBSERVERS:
         raise HerdError(f"no observer is called {options.observer!r}: choose one of {', '.join(OBSERVERS)}")
-    if options.bound is not None and not (options.recipe.fp8 and data.held_out):
+    if options.max_kl is not None and not (options.recipe.fp8 and data.held_out):
         reason = "no data is held out" if options.recipe.fp8 else f"{options.recipe.name} stores nothing in FP8"
-        raise HerdError(f"KL cannot be kept within {options.bound:g}, because {reason}: give more data or no bound")
+        raise HerdError(f"KL cannot be kept within {options.max_kl:g}, because {reason}: give more data or no bound")
 
 
 def _link(source: str, target: str) -> None:
@@ -177,7 +189,7 @@ def _unseen(source: Source, recipe: Recipe, data: Data) -> tuple[str, ...]:
 
 
 def _check_coverage(measured: Measured, options: Options) -> None:
-    if options.on_few == "fail":
+    if options.under_covered == "fail":
         measured.coverage.require(options.min_tokens)
         return
     if poor := measured.coverage.below(options.min_tokens):
@@ -186,24 +198,24 @@ def _check_coverage(measured: Measured, options: Options) -> None:
                        "the tokens closest to being sent", len(poor), options.min_tokens, layer, expert, count)
 
 
-def _evaluate(
-    source: Source, options: Options, make: Callable[[Recipe], Quantized], windows: list[Window], found: _SearchResult,
-    progress: Progress,
+def _search_and_evaluate(
+    source: Source, options: Options, make_backend: Callable[[Recipe], Quantized], windows: list[Window],
+    found: _SearchResult, progress: CalibrationProgress,
 ) -> None:
     layers, parts = source.config.text.num_layers, parts_of(source.config)
-    recipe = options.recipe.with_high_precision(found.kept)
-    if options.bound is not None:
+    recipe = options.recipe.with_high_precision(found.high_precision_parts)
+    if options.max_kl is not None:
         progress.stage("searching", 2 * layers)
-        names, found.tried = search(source, recipe, make, windows, options.bound, progress.part)
-        found.kept += tuple(rule for name in names for rule in parts[name])
-        recipe = recipe.with_high_precision(found.kept)
-    progress.stage("judging", layers)
-    chosen = make(recipe)
+        names, found.tried = search(source, recipe, make_backend, windows, options.max_kl, progress.part)
+        found.high_precision_parts += tuple(rule for name in names for rule in parts[name])
+        recipe = recipe.with_high_precision(found.high_precision_parts)
+    progress.stage("evaluating", layers)
+    chosen = make_backend(recipe)
     found.evaluation = evaluate(source, {"chosen": chosen}, windows, local=chosen, on_layer=progress.part)
     errors = [max(pair) for pair in found.evaluation.layer_errors]
     worst = sorted(range(layers), key=lambda layer: -errors[layer])[:WORST]
-    progress.stage("judging the worst layers", layers)
-    variants = {str(layer): make(recipe.with_high_precision([f"layers.{layer}"])) for layer in worst}
+    progress.stage("evaluating the worst layers", layers)
+    variants = {str(layer): make_backend(recipe.with_high_precision([f"layers.{layer}"])) for layer in worst}
     better = evaluate(source, variants, windows, on_layer=progress.part)
     found.worst = {int(layer): quality for layer, quality in better.variants.items()}
 
@@ -214,13 +226,14 @@ def _description(
     evaluation = found.evaluation
     return {
         "format": FORMAT, "fingerprint": checkpoint.fingerprint(), "checkpoint": checkpoint.directory.name,
-        "recipe": options.recipe.name, "observer": options.observer, "kept": list(found.kept),
+        "recipe": options.recipe.name, "observer": options.observer,
+        "high_precision_parts": list(found.high_precision_parts),
         "versions": {"herdgraph": __version__, "torch": metadata.version("torch")},
         "data": {"sha256": data.digest(), "tokens": data.tokens, "windows": len(data.measured),
                  "held_out_windows": len(data.held_out),
                  "tiles": sum(len(window.pixels) for window in data.measured if window.pixels is not None)},
         "coverage": {
-            "least": options.least,
+            "min_tokens_shown": options.min_tokens_shown,
             "own": {str(layer): own.tolist() for layer, own in measured.coverage.own.items()},
             "shown": {str(layer): shown.tolist() for layer, shown in measured.coverage.shown.items()},
             "dead": [[layer, expert] for layer, expert, _ in measured.coverage.below(1)],
@@ -229,8 +242,8 @@ def _description(
         "quality": None if evaluation is None else {
             "tokens": evaluation.tokens, "exact_perplexity": evaluation.exact_perplexity,
             **asdict(evaluation.variants["chosen"]), "layer_errors": [list(pair) for pair in evaluation.layer_errors],
-            "with_layer_kept": {str(layer): asdict(quality) for layer, quality in (found.worst or {}).items()},
-            "tried": {name: asdict(quality) for name, quality in (found.tried or {}).items()},
+            "layers_in_high_precision": {str(layer): asdict(quality) for layer, quality in found.worst.items()},
+            "tried": {name: asdict(quality) for name, quality in found.tried.items()},
         },
     }
 

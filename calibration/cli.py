@@ -10,32 +10,32 @@ import click
 from rich.progress import Progress as Bar
 
 from ..console import HerdCommand, emit_json, print_warning, progress, succeed, table
+from ..model.quantization.observers import OBSERVERS
 from ..model.quantization.recipes import RECIPES
 
 _RECIPES = click.Choice([name for name, recipe in RECIPES.items() if recipe.rules])
-_OBSERVERS = click.Choice(["max", "percentile", "mse", "entropy"])
 
 
 @click.command(cls=HerdCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Directory to create.")
-@click.option("--data", type=click.Path(path_type=Path), multiple=True, show_default="pages of the Jargon File",
-              help="Text, .jsonl file, picture, directory of pictures or saved dataset; may be repeated.")
+@click.option("--data", type=click.Path(path_type=Path), multiple=True, show_default="a built-in text",
+              help="Text, .jsonl or .tar file, picture, saved dataset, or directory of pictures; may be repeated.")
 @click.option("--recipe", type=_RECIPES, default="fp8", show_default=True,
-              help="What is to be quantised: fp8 wants scales, int4 second moments, both and int8 cache magnitudes.")
+              help="What will be built: fp8 needs input scales, int4 Hessians; every recipe gets cache magnitudes.")
 @click.option("--kv", type=click.Choice(["float", "fp8"]), default="float", show_default=True,
-              help="Keys and values that the quality is judged with.")
-@click.option("--observer", type=_OBSERVERS, default="mse", show_default=True,
-              help="Which magnitude an FP8 scale covers.")
+              help="Precision of keys and values in the evaluation.")
+@click.option("--observer", type=click.Choice(OBSERVERS), default="mse", show_default=True,
+              help="How the largest magnitude that an FP8 scale covers is chosen.")
 @click.option("--tokens", type=click.IntRange(min=64), default=16384, show_default=True, help="Tokens to read at most.")
-@click.option("--least", type=click.IntRange(min=1), default=64, show_default=True,
-              help="Tokens that every expert is shown: its own, then those closest to being sent to it.")
+@click.option("--min-tokens-shown", type=click.IntRange(min=1), default=64, show_default=True,
+              help="Tokens that every expert is measured on: its own, then those closest to being sent to it.")
 @click.option("--min-tokens", type=click.IntRange(min=0), default=1, show_default=True,
-              help="Tokens that every expert must get from the router itself.")
-@click.option("--on-few", type=click.Choice(["warn", "fail"]), default="warn", show_default=True,
-              help="What happens when an expert gets fewer.")
+              help="Tokens that the router itself must send to every expert.")
+@click.option("--under-covered", type=click.Choice(["warn", "fail"]), default="warn", show_default=True,
+              help="What to do when an expert gets fewer than --min-tokens.")
 @click.option("--max-kl", type=click.FloatRange(min=0, min_open=True),
-              help="Keep the fewest parts in high precision that hold the mean KL per token within this.")
+              help="Leave the fewest parts in high precision with which the mean KL per token stays below this.")
 @click.option("--import-scales", is_flag=True, help="Take the scales that an FP8 checkpoint carries; reads no data.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing calibration.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -43,10 +43,10 @@ def calibrate(
     checkpoint: Path, output: Path, data: tuple[Path, ...], recipe: str, kv: str, tokens: int, max_kl: float | None,
     import_scales: bool, overwrite: bool, as_json: bool, **options: Any,
 ) -> None:
-    """Measure what CHECKPOINT's weights meet, for `build.py --calibration`.
+    """Measure the inputs of CHECKPOINT's weights on data, for `build.py --calibration`.
 
     The model is read layer by layer and expert by expert: it may be larger than the memory. A run that was cut off
-    continues where it stopped. The output holds report.html.
+    continues where it stopped. The output has a report, report.html.
     """
     from ..model.checkpoint import open_checkpoint
     from . import calibrate as api
@@ -63,8 +63,9 @@ def calibrate(
                     source.config.vision) + "; give your own for a model that will serve you")
             samples = read_samples(data, images=source.config.vision is not None)
             read = data_of(source, samples, most_tokens=tokens)
-            chosen = api.Options(replace(RECIPES[recipe], caches=kv), bound=max_kl, **options)  # type: ignore[arg-type]
-            found = api.calibrate(source, output, read, chosen, overwrite=overwrite, progress=_hooks(bar, api.Progress))
+            chosen = api.Options(replace(RECIPES[recipe], caches=kv), max_kl=max_kl, **options)  # type: ignore[arg-type]
+            found = api.calibrate(source, output, read, chosen, overwrite=overwrite,
+                                  progress=_hooks(bar, api.CalibrationProgress))
     if as_json:
         emit_json({name: value for name, value in found.items() if name != "inputs"})
     else:
@@ -91,6 +92,6 @@ def _show(found: dict[str, Any]) -> None:
     if quality:
         rows["against float32"] = (f"KL {quality['mean_kl']:.2e} per token, perplexity {quality['change']:+.2%}, same "
                                    f"top token {quality['top1']:.1%} ({quality['tokens']} tokens held out)")
-        rows["kept in high precision"] = ", ".join(found["kept"]) or "nothing beyond the recipe"
+        rows["in high precision"] = ", ".join(found["high_precision_parts"]) or "nothing beyond the recipe"
     table("calibration", rows)
 

@@ -4,9 +4,9 @@ A router sends most experts few tokens and some none. Sending all tokens through
 nothing here: an expert's input is its token times the sigmoid of its own logit, and where an expert was not chosen the
 model has put minus infinity for that logit, so the expert is shown rows of zeros, and its scale divides by zero.
 
-Here an expert that got fewer than ``least`` tokens is shown more: those whose own logit for it is highest, multiplied
-by the sigmoid of that logit, which is what the expert would have seen had the router sent them. What it makes of them
-is thrown away: the model's output stays that of its true choices.
+Here an expert that got fewer than ``min_tokens_shown`` tokens is shown more: those whose own logit for it is highest,
+multiplied by the sigmoid of that logit, which is what the expert would have seen had the router sent them. Its output
+for them is thrown away: the model's output stays that of its true choices.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Coverage:
     """Counts tokens per layer and expert, and picks those that are shown in addition; a ``stream.RoutingHook``.
 
     Attributes:
-        least: tokens that every expert is to see.
+        min_tokens_shown: tokens that every expert is to see.
         own: tokens that the router sent, [E] by layer.
         shown: tokens shown in addition, [E] by layer.
     """
 
-    least: int
+    min_tokens_shown: int
     own: dict[int, Tensor] = field(default_factory=dict)
     shown: dict[int, Tensor] = field(default_factory=dict)
     _extra: dict[int, Tensor] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Coverage:
         self.own[layer], self.shown[layer] = own_E, torch.zeros_like(own_E)
         self._extra = {}
         for expert in range(experts):
-            missing = min(self.least, len(logits_NE)) - int(own_E[expert])
+            missing = min(self.min_tokens_shown, len(logits_NE)) - int(own_E[expert])
             if missing > 0:
                 logits_N = logits_NE[:, expert].masked_fill(chosen_NE[:, expert], -torch.inf)
                 # Stable: equal logits are taken in the order of the tokens, on every machine.

@@ -1,4 +1,4 @@
-"""What a recipe costs: several variants of a model, streamed side by side over windows that no scale was fitted on.
+"""Held-out evaluation: several variants of a model, streamed side by side over windows that no scale was fitted on.
 
 Layer by layer, every variant is run on its own hidden states, so that errors add up as they will in the engine; each
 weight of the decoder is read once for all of them. Besides, each layer is run quantised on the *exact* states, which
@@ -47,7 +47,7 @@ class Evaluation:
     """What ``evaluate`` found.
 
     Attributes:
-        tokens: judged.
+        tokens: evaluated.
         exact_perplexity: of the model in float32.
         variants: quality by name.
         layer_errors: relative errors (attention, feed-forward) that each layer makes on exact inputs, by layer.
@@ -67,35 +67,34 @@ def evaluate(
 
     Args:
         source: the checkpoint.
-        variants: products by name.
-        windows: to judge by.
-        local: products whose error is measured layer by layer.
+        variants: backends by name.
+        windows: held out.
+        local: a backend whose error is measured layer by layer.
         on_layer: called after every layer, for progress.
     """
     with torch.inference_mode():
         stream = DecoderStream(source)
         everyone: dict[str, MatmulBackend] = {"": Exact(), **variants}
-        runs = {name: Run(_embedded(source, stream, products, windows), products)
-                for name, products in everyone.items()}
+        runs = {name: Run(_embedded(source, stream, backend, windows), backend) for name, backend in everyone.items()}
         errors = []
         for index in range(source.config.text.num_layers):
             with stream.layer(index) as layer:
                 attention = _stepped(partial(stream.attend, layer), runs, local)
                 feed_forward = _stepped(partial(stream.feed_forward, index, layer), runs, local)
             errors += [(attention, feed_forward)] if local else []
-            for products in filter(None, (*variants.values(), local)):
-                products.forget()
+            for backend in filter(None, (*variants.values(), local)):
+                backend.forget()
             on_layer()
-        return _evaluate(stream, runs, windows, errors)
+        return _compared(stream, runs, windows, errors)
 
 
-def _embedded(source: Source, stream: DecoderStream, products: MatmulBackend, windows: Sequence[Window]) -> States:
+def _embedded(source: Source, stream: DecoderStream, backend: MatmulBackend, windows: Sequence[Window]) -> States:
     ids = [window.token_ids for window in windows]
     tiles = [torch.from_numpy(window.pixels) for window in windows if window.pixels is not None]
     features: list[Tensor | None] = [None] * len(windows)
     if tiles and source.config.vision is not None:
-        forget = products.forget if isinstance(products, Quantized) else lambda: None
-        rows = VisionStream(source).features(torch.cat(tiles), products, on_layer=forget)
+        forget = backend.forget if isinstance(backend, Quantized) else lambda: None
+        rows = VisionStream(source).features(torch.cat(tiles), backend, on_layer=forget)
         pieces = iter(rows.split([source.config.vision.tokens_per_tile * len(pixels) for pixels in tiles]))
         features = [None if window.pixels is None else next(pieces) for window in windows]
     return States(stream.embed(ids, features), [len(window) for window in ids])
@@ -114,7 +113,7 @@ def _stepped(step: Callable[[Sequence[Run]], None], runs: Mapping[str, Run], loc
     return float((beside.states.x_ND - exact.x_ND).norm() / update.norm().clamp(min=1e-30))
 
 
-def _evaluate(
+def _compared(
     stream: DecoderStream, runs: Mapping[str, Run], windows: Sequence[Window], errors: list[tuple[float, float]],
 ) -> Evaluation:
     ids = torch.tensor([token for window in windows for token in window.token_ids])
@@ -123,9 +122,9 @@ def _evaluate(
     with stream.head() as head:
         for begin in range(0, len(ids), LOGIT_ROWS):
             rows = slice(begin, begin + LOGIT_ROWS)
-            exact = head(runs[""].states.x_ND[rows], runs[""].products).log_softmax(-1)
-            for name, (states, products) in runs.items():
-                found = exact if name == "" else head(states.x_ND[rows], products).log_softmax(-1)
+            exact = head(runs[""].states.x_ND[rows], runs[""].backend).log_softmax(-1)
+            for name, (states, backend) in runs.items():
+                found = exact if name == "" else head(states.x_ND[rows], backend).log_softmax(-1)
                 sums[name] += _row_sums(exact, found, targets[rows])
     counted = max(int((targets >= 0).sum()), 1)
     exact_loss = float(sums[""][2]) / counted

@@ -1,10 +1,10 @@
-"""Second moments of the inputs of matrix products: what GPTQ needs to know of the data.
+"""Hessians XᵀX of the inputs X of matrix products: what GPTQ needs to know of the data.
 
     H = sum over tokens of  x^T x        [K, K], for the input x [K] of a weight [K, N]
 
-The error of a quantised product on the data is  tr((W - Q)^T H (W - Q)).  A routed expert is seen by its own tokens
-only, its input scaled by its score as in the model; one that saw few borrows a share of what all experts of its layer
-saw.
+The error of a quantised product on the data is  tr((W - Q)^T H (W - Q)).  A routed expert's Hessian is that of its own
+tokens, scaled by its score as in the model, and of a share of the tokens of all experts of its layer, which is what an
+expert that saw few tokens is quantised by.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 SHARED_HESSIAN_WEIGHT = 0.05
-"""Share of the moments of all experts of a layer that each expert gets besides its own."""
+"""Weight with which the Hessians of all experts of a layer are added to that of each."""
 
 
-class Moments:
-    """Accumulates x^T x by the name of the weight that x meets; experts are stacked, [E, K, K]."""
+class HessianSums:
+    """Adds up XᵀX by the name of the weight that X meets; experts are stacked, [E, K, K]."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -32,7 +32,7 @@ class Moments:
         target.addmm_(rows.T, rows)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The sums as they are stored, every expert's with its share of its layer's."""
+        """The sums as they are stored, to every expert's a share of its layer's added."""
         def shared(total: Tensor) -> Tensor:
             return total if total.ndim < 3 else total + SHARED_HESSIAN_WEIGHT * total.sum(0, keepdim=True)
 

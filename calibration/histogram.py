@@ -31,7 +31,7 @@ def edges() -> Tensor:
     return ((torch.arange(BINS + 1) + (_LOWEST << 6)).to(torch.int32) << _SHIFT).view(torch.float32)
 
 
-def centres() -> Tensor:
+def bin_centers() -> Tensor:
     """A value in the middle of each bin, float32 [BINS]."""
     bounds = edges()
     return (bounds[:-1] + bounds[1:]) / 2

@@ -3,7 +3,7 @@
 compressed-tensors (vLLM) and ModelOpt store, beside each FP8 weight, the scale of its input, and those of keys and
 values when they quantise the cache. A scale s stands for a largest magnitude of 448 s. Weights that meet the same input
 (q, k and v; gate and up, of experts too) may have a scale each: the largest one holds for all. Weights that have none,
-because their maker left them alone, are kept in high precision.
+because their maker left them alone, stay in high precision.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .. import __version__
 from ..errors import HerdError
 from ..files import atomic_directory
 from ..model.checkpoint import Checkpoint
 from ..model.config import HerdConfig
 from ..model.config.names import expected_tensors
-from ..model.quantization.calibration_file import DESCRIPTION, FORMAT, KV_AMAX, SCALES
+from ..model.quantization.calibration_file import DESCRIPTION, KV_AMAX, SCALES, description_without_data
 from ..model.quantization.e4m3 import E4M3_MAX
 from ..model.quantization.formats import Fp8Format
 from ..model.quantization.recipes import RECIPES
@@ -59,15 +57,8 @@ def import_scales(checkpoint: Checkpoint, output: Path, *, overwrite: bool = Fal
     for name in {name.rsplit(".", 1)[0] for name in caches}:
         if all(f"{name}.{part}" in caches for part in ("k", "v")):
             amaxes[f"{name}.{KV_AMAX}"] = torch.stack([caches[f"{name}.{part}"] for part in ("k", "v")])
-    description = {
-        "format": FORMAT, "fingerprint": checkpoint.fingerprint(), "checkpoint": checkpoint.directory.name,
-        "recipe": "fp8", "observer": OBSERVER, "kept": without_scales(checkpoint.config, amaxes),
-        "versions": {"herdgraph": __version__, "torch": metadata.version("torch")},
-        "data": {"sha256": "", "tokens": 0, "windows": 0, "held_out_windows": 0, "tiles": 0},
-        "coverage": {"least": 0, "own": {}, "shown": {}, "dead": []}, "quality": None,
-        "inputs": {name: {"rows": [0], "amax": {OBSERVER: amax.reshape(-1).tolist()}, "clipped": {}}
-                   for name, amax in amaxes.items()},
-    }
+    parts = without_scales(checkpoint.config, amaxes)
+    description = description_without_data(checkpoint, OBSERVER, amaxes, parts)
     with atomic_directory(output, overwrite=overwrite, mark=DESCRIPTION, inputs=[checkpoint.directory]) as directory:
         save_file({f"{OBSERVER}/{name}": without_zeros(amax) for name, amax in amaxes.items()}, directory / SCALES)
         (directory / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")

@@ -1,7 +1,7 @@
-"""The seam of calibration: every matrix product of a streamed model asks a ``MatmulBackend`` for its result.
+"""Matrix products of a streamed model: each asks a ``MatmulBackend`` for its result, so that no model is changed.
 
-``Exact`` multiplies. ``Quantized`` multiplies what FP8 would, as an engine does, in float32. ``CalibrationObserver``
-(``observed.py``) multiplies exactly and looks at the inputs. A model is never changed to be measured.
+``Exact`` multiplies. ``Quantized`` rounds to FP8 as an engine does and multiplies in float32. ``CalibrationObserver``
+(``recording.py``) multiplies exactly and records the inputs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..model.quantization.recipes import Recipe
 
 
 class MatmulBackend(Protocol):
-    """Multiplies inputs with weights."""
+    """Computes the matrix products of a model, and what comes back from its key-value cache."""
 
     def __call__(self, name: str, x: Tensor, weight_KN: Tensor, expert: int | None = None) -> Tensor:
         """``x @ weight``. ``name`` is the weight's in the checkpoint, ``expert`` its index in a stack of them."""
@@ -29,7 +29,7 @@ class MatmulBackend(Protocol):
 
 
 class Exact:
-    """MatmulBackend as they are."""
+    """Products in float32."""
 
     def __call__(self, name: str, x: Tensor, weight_KN: Tensor, expert: int | None = None) -> Tensor:
         """``x @ weight``."""
@@ -41,20 +41,22 @@ class Exact:
 
 
 class Quantized:
-    """MatmulBackend as an FP8 engine computes them: both sides rounded to E4M3, summed in float32.
+    """Products as an FP8 engine computes them: both sides rounded to E4M3, summed in float32.
 
     Args:
         recipe: which weights are stored in FP8.
         input_amax: the largest magnitude to represent of a weight's input, a scalar or [E], by the weight's name.
-        centre: what is subtracted from a weight's input before it is rounded, by the weight's name, None for nothing.
-        largest: the largest magnitudes of keys and values, by the name of the attention; for recipes with FP8 caches.
+        input_shift: what is subtracted from a weight's input before it is rounded, by the weight's name; None for
+            nothing.
+        kv_amax: the largest magnitudes of keys and values, by the name of the attention; for recipes with FP8 caches.
     """
 
     def __init__(
-        self, recipe: Recipe, input_amax: Callable[[str], Tensor], centre: Callable[[str], Tensor | None],
-        largest: Callable[[str], tuple[float, float]] | None = None,
+        self, recipe: Recipe, input_amax: Callable[[str], Tensor], input_shift: Callable[[str], Tensor | None],
+        kv_amax: Callable[[str], tuple[float, float]] | None = None,
     ) -> None:
-        self.recipe, self._input_amax, self._centre, self._largest = recipe, input_amax, centre, largest
+        self.recipe = recipe
+        self._input_amax, self._input_shift, self._kv_amax = input_amax, input_shift, kv_amax
         self._weights: dict[str, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, name: str, x: Tensor, weight_KN: Tensor, expert: int | None = None) -> Tensor:
@@ -66,16 +68,16 @@ class Quantized:
         if expert is not None:
             scale /= float(expert_input_multipliers(amax)[expert])
         weight = self._rounded_weight(name, weight_KN)
-        centre_K = self._centre(name)
-        if centre_K is None:
+        shift_K = self._input_shift(name)
+        if shift_K is None:
             return rounded(x, scale) @ weight
-        return rounded(x - centre_K, scale) @ weight + centre_K @ weight_KN
+        return rounded(x - shift_K, scale) @ weight + shift_K @ weight_KN
 
     def cached(self, name: str, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values through E4M3 when the recipe caches in FP8."""
-        if self.recipe.caches != "fp8" or self._largest is None:
+        if self.recipe.caches != "fp8" or self._kv_amax is None:
             return key, value
-        amax_key, amax_value = self._largest(name)
+        amax_key, amax_value = self._kv_amax(name)
         return rounded(key, input_scale(amax_key)), rounded(value, input_scale(amax_value))
 
     def _rounded_weight(self, name: str, weight_KN: Tensor) -> Tensor:
@@ -110,16 +112,16 @@ def rounded(x: Tensor, scale: float) -> Tensor:
 
 
 class NamedLinear(nn.Linear):
-    """A linear layer whose product goes through a ``MatmulBackend``."""
+    """A linear layer whose product a ``MatmulBackend`` computes."""
 
     def __init__(self, linear: nn.Linear, name: str) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         self.name = name
-        self.products: MatmulBackend = Exact()
+        self.backend: MatmulBackend = Exact()
 
     def forward(self, x: Tensor) -> Tensor:
         """``x @ weight.T + bias``."""
-        y = self.products(self.name, x, self.weight.detach().T)
+        y = self.backend(self.name, x, self.weight.detach().T)
         return y if self.bias is None else y + self.bias
 
 
@@ -131,9 +133,9 @@ def name_linears(module: nn.Module, prefix: str = "") -> None:
             setattr(module.get_submodule(owner), attribute, NamedLinear(part, f"{prefix}{path}.weight"))
 
 
-def set_backend(module: nn.Module, products: MatmulBackend) -> None:
+def set_backend(module: nn.Module, backend: MatmulBackend) -> None:
     """Let the linear layers of a module ask a ``MatmulBackend`` from now on."""
     for part in module.modules():
         if isinstance(part, NamedLinear):
-            part.products = products
+            part.backend = backend
 

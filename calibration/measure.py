@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import HerdError
-from ..model.quantization.calibration_file import KV_AMAX, MOMENTS, OBSERVERS
+from ..model.quantization.calibration_file import HESSIANS, KV_AMAX
+from ..model.quantization.observers import OBSERVERS
 from ..model.quantization.recipes import Recipe
 from .coverage import Coverage
 from .matmul_backends import require_finite
@@ -38,7 +39,7 @@ class Measured:
     """What a pass found.
 
     Attributes:
-        amaxes: ``<observer>/<weight>`` to largest magnitudes, as ``export/calibration_file.py`` stores them.
+        amaxes: ``<observer>/<weight>`` to largest magnitudes, as ``calibration_file.py`` stores them.
         inputs: statistics per weight for the report.
         coverage: tokens per expert.
     """
@@ -49,10 +50,10 @@ class Measured:
 
 
 def measure(
-    source: Source, recipe: Recipe, data: Data, work: Path, *, key: str, least: int = 64,
+    source: Source, recipe: Recipe, data: Data, work: Path, *, key: str, min_tokens_shown: int = 64,
     on_part: Callable[[str], None] = lambda _: None,
 ) -> Measured:
-    """Run the measured windows through a model and keep what its products read.
+    """Run the measured windows through a model and record the inputs of its products.
 
     Args:
         source: the checkpoint in the basis in which it will be quantised.
@@ -60,14 +61,14 @@ def measure(
         data: windows.
         work: directory of unfinished work, created; see this module's first lines.
         key: names checkpoint, data and options: work of another key is thrown away.
-        least: tokens that every expert is to see.
+        min_tokens_shown: tokens that every expert is to see.
         on_part: called with the name of each part when it is done.
 
     Raises:
         HerdError: a product's input is not finite.
     """
     store = _Store.open(work, hashlib.sha256(key.encode()).hexdigest())
-    result = Measured(Coverage(least))
+    result = Measured(Coverage(min_tokens_shown))
     experts = source.config.text.num_experts
     with torch.inference_mode():
         stream = DecoderStream(source)
@@ -82,7 +83,7 @@ def measure(
         for index in range(source.config.text.num_layers):
             part = f"layers.{index}"
             if not store.has(part):
-                observed, coverage = CalibrationObserver(recipe, experts), Coverage(least)
+                observed, coverage = CalibrationObserver(recipe, experts), Coverage(min_tokens_shown)
                 with stream.layer(index) as layer:
                     stream.attend(layer, [Run(states, observed)])
                     stream.feed_forward(index, layer, [Run(states, observed)], coverage)
@@ -137,9 +138,9 @@ class _Store:
         """Write what a part gave. The description is renamed last: it says that everything else is there."""
         amaxes = observed.amaxes()
         save_file(amaxes, self.directory / f"{part}.safetensors")
-        if moments := observed.moments.tensors():
-            with _appearing(self.directory / MOMENTS / f"{part}.safetensors") as path:
-                save_file(moments, path)
+        if hessians := observed.hessians.tensors():
+            with _appearing(self.directory / HESSIANS / f"{part}.safetensors") as path:
+                save_file(hessians, path)
         if states is not None:
             index = int(part.rsplit(".", 1)[1])
             save_file({"x": states.clone()}, self.directory / f"after.{index}.safetensors")

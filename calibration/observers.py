@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ..model.quantization.e4m3 import E4M3_MAX, to_e4m3
-from .histogram import Histogram, centres, edges
+from ..model.quantization.observers import Observer
+from .histogram import Histogram, bin_centers, edges
 
 PERCENTILE = 0.99999
 _OCTAVES, _PER_OCTAVE = 5, 8
@@ -68,7 +69,7 @@ def entropy(histogram: Histogram) -> float:
     return min(_candidates(histogram), key=divergence)
 
 
-OBSERVERS: dict[str, Callable[[Histogram], float]] = {
+ESTIMATORS: dict[Observer, Callable[[Histogram], float]] = {
     "max": maximum, "percentile": percentile, "mse": mean_square, "entropy": entropy,
 }
 
@@ -78,9 +79,9 @@ def _candidates(histogram: Histogram) -> list[float]:
 
 
 def _occupied(histogram: Histogram) -> tuple[Tensor, Tensor]:
-    """Centres of the bins that hold something, and their counts: float64 [n] each."""
+    """Centers of the bins that hold something, and their counts: float64 [n] each."""
     found = histogram.counts > 0
-    return centres()[found].clamp(max=histogram.amax).double(), histogram.counts[found].double()
+    return bin_centers()[found].clamp(max=histogram.amax).double(), histogram.counts[found].double()
 
 
 def _rounded(values: Tensor, amax: float) -> Tensor:

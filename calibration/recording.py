@@ -1,4 +1,4 @@
-"""MatmulBackend that look at their inputs: histograms of magnitudes for FP8, second moments for 4-bit weights."""
+"""A backend that records its inputs: histograms of magnitudes for FP8, Hessians for 4-bit weights."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..model.quantization.calibration_file import CENTRE, KV_AMAX
+from ..model.quantization.calibration_file import INPUT_SHIFT, KV_AMAX
 from ..model.quantization.formats import Fp8Format
+from ..model.quantization.observers import OBSERVERS, Observer
 from ..model.quantization.recipes import Recipe
-from .hessian import Moments
+from .hessian import HessianSums
 from .histogram import Histogram
 from .matmul_backends import require_finite
-from .observers import OBSERVERS
+from .observers import ESTIMATORS
 
 SMALLEST = 2.0**-48
 """Magnitudes up to here are as good as zero: the lowest that a histogram tells apart."""
@@ -23,8 +24,8 @@ class CalibrationObserver:
     """Exact products whose inputs are recorded as a recipe wants; a ``MatmulBackend``.
 
     Args:
-        recipe: weights in FP8 want histograms of their inputs, weights in 4 bits second moments, caches in 8 bits the
-            largest keys and values.
+        recipe: weights in FP8 want histograms of their inputs, weights in 4 bits Hessians, caches in 8 bits the largest
+            keys and values.
         experts: experts of a layer.
     """
 
@@ -32,10 +33,10 @@ class CalibrationObserver:
         self.recipe, self.experts = recipe, experts
         self.histograms: dict[str, list[Histogram]] = {}
         """By the name of a weight; one, or one per expert. Weights that meet the same input share one."""
-        self.centres: dict[str, Tensor] = {}
-        """What is subtracted from the input of a weight, [K]: the median of each channel in the first call's rows."""
+        self.input_shifts: dict[str, Tensor] = {}
+        """By the name of a weight, the shift [K] of its input: the median of each channel in the first call's rows."""
         self.caches: dict[str, tuple[Histogram, Histogram]] = {}
-        self.moments = Moments()
+        self.hessians = HessianSums()
         self._last: tuple[Tensor, str] | None = None
 
     def __call__(self, name: str, x: Tensor, weight_KN: Tensor, expert: int | None = None) -> Tensor:
@@ -49,7 +50,7 @@ class CalibrationObserver:
         if isinstance(layout, Fp8Format):
             self._record(name, x, expert)
         elif getattr(layout, "bits", 8) == 4 and name.startswith("layers."):
-            self.moments.add(name, x, expert=expert, experts=self.experts)
+            self.hessians.add(name, x, expert=expert, experts=self.experts)
         return x @ weight_KN
 
     def _record(self, name: str, x: Tensor, expert: int | None) -> None:
@@ -60,11 +61,11 @@ class CalibrationObserver:
             return
         if self._last is not None and self._last[0] is x:  # gate and up, or q, k and v, read one tensor
             first = self._last[1]
-            self.histograms[name], self.centres[name] = self.histograms[first], self.centres[first]
+            self.histograms[name], self.input_shifts[name] = self.histograms[first], self.input_shifts[first]
             return
-        if name not in self.centres:
-            self.centres[name] = x.reshape(-1, x.shape[-1]).median(0).values
-        self.histograms.setdefault(name, [Histogram()])[0].add(x - self.centres[name])
+        if name not in self.input_shifts:
+            self.input_shifts[name] = x.reshape(-1, x.shape[-1]).median(0).values
+        self.histograms.setdefault(name, [Histogram()])[0].add(x - self.input_shifts[name])
         self._last = x, name
 
     def cached(self, name: str, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,17 +75,17 @@ class CalibrationObserver:
         return key, value
 
     def amaxes(self) -> dict[str, Tensor]:
-        """``<observer>/<name>`` to the largest magnitudes to represent, and ``centre/<name>``, as they are stored."""
+        """Magnitudes as ``<observer>/<name>`` and shifts as ``input_shift/<name>``, as a calibration stores them."""
 
         @cache
-        def chosen(observer: str, histogram: Histogram) -> float:
-            return OBSERVERS[observer](histogram)
+        def chosen(observer: Observer, histogram: Histogram) -> float:
+            return ESTIMATORS[observer](histogram)
 
-        found = {f"{CENTRE}/{name}": centre.clone() for name, centre in self.centres.items()}
+        found = {f"{INPUT_SHIFT}/{name}": shift_K.clone() for name, shift_K in self.input_shifts.items()}
         for observer in OBSERVERS:
             for name, histograms in self.histograms.items():
                 amax = without_zeros(torch.tensor([chosen(observer, histogram) for histogram in histograms]))
-                found[f"{observer}/{name}"] = amax[0] if name in self.centres else amax  # experts have no centre
+                found[f"{observer}/{name}"] = amax[0] if name in self.input_shifts else amax  # experts have no shift
             for name, pair in self.caches.items():
                 amax = torch.tensor([chosen(observer, histogram) for histogram in pair])
                 found[f"{observer}/{name}.{KV_AMAX}"] = without_zeros(amax)

@@ -1,39 +1,40 @@
-"""The report of a calibration: one HTML file that holds its pictures, made from ``calibration.json`` alone."""
+"""The report of a calibration: one HTML file that holds its pictures, made from ``calibration.json`` alone.
+
+``report.html.jinja`` is what people see; this file prepares the numbers, rows and pictures that stand in it.
+"""
 
 from __future__ import annotations
 
 import base64
-from html import escape
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 
 from . import plots
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: .8rem 0; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; }
-td + td { font-variant-numeric: tabular-nums; } th { border-bottom: 1px solid #bbb; } img { max-width: 100%; }
-.warn { color: #b03a2e; } .dim { color: #777; } h2 { margin-top: 2.2rem; }
-"""
+Row = tuple[object, ...]
 
 
 def write_report(path: Path, found: dict[str, Any]) -> None:
     """Write the report of a calibration's description."""
-    sections = [_summary(found), _coverage(found), _quality(found), _layers(found), _inputs(found)]
-    title = f"Calibration of {found['checkpoint']}"
-    path.write_text(
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(title)}</title><style>{_STYLE}</style>"
-        f"<h1>{escape(title)}</h1>{''.join(sections)}</html>\n", encoding="utf-8",
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )
+    text = environment.get_template("report.html.jinja").render(
+        title=f"Calibration of {found['checkpoint']}", summary=_summary(found), experts=_experts(found),
+        quality=_quality(found), inputs=_inputs(found),
+    )
+    path.write_text(text, encoding="utf-8")
 
 
-def _summary(found: dict[str, Any]) -> str:
+def _summary(found: dict[str, Any]) -> list[Row]:
     data, quality = found["data"], found["quality"]
     rows = {
         "recipe": f"{found['recipe']}, observer {found['observer']}",
-        "kept in high precision": ", ".join(found["kept"]) or "nothing beyond the recipe",
+        "in high precision": ", ".join(found["high_precision_parts"]) or "nothing beyond the recipe",
         "data": f"{data['tokens']} tokens in {data['windows']} windows, {data['tiles']} image tiles; SHA-256 "
                 f"{data['sha256'][:16]}…",
         "checkpoint": f"{found['checkpoint']}, fingerprint {found['fingerprint'][:16]}…",
@@ -42,56 +43,49 @@ def _summary(found: dict[str, Any]) -> str:
     if quality:
         rows["against float32"] = (f"KL {quality['mean_kl']:.2e} per token, same top token {quality['top1']:.1%}, "
                                    f"perplexity {quality['perplexity']:.3f} ({quality['change']:+.2%})")
-    return _table(["", ""], rows.items())
+    return list(rows.items())
 
 
-def _coverage(found: dict[str, Any]) -> str:
-    own = found["coverage"]["own"]
-    if not own:
-        return ""
-    layers = sorted(own, key=int)
-    counts = np.array([own[layer] for layer in layers])
-    shown = np.array([found["coverage"]["shown"][layer] for layer in layers])
-    text = (f"The router sent every expert between {counts.min()} and {counts.max()} tokens. Experts below "
-            f"{found['coverage']['least']} were shown the tokens closest to being sent to them: "
-            f"{int((shown > 0).sum())} of {counts.size}.")
-    dead = found["coverage"]["dead"]
-    if dead:
-        names = ", ".join(f"layer {layer} expert {expert}" for layer, expert in dead[:40])
-        text += f"</p><p class='warn'>No token of its own: {names}{' …' if len(dead) > 40 else ''}."
-    picture = plots.heat_map(counts, title="Tokens that the router sent", x="expert", y="layer", labels=layers,
+def _experts(found: dict[str, Any]) -> dict[str, Any] | None:
+    """Tokens by layer and expert; None for a dense model."""
+    coverage = found["coverage"]
+    if not coverage["own"]:
+        return None
+    layers = sorted(coverage["own"], key=int)
+    own_LE, shown_LE = (np.array([coverage[which][layer] for layer in layers]) for which in ("own", "shown"))
+    picture = plots.heat_map(own_LE, title="Tokens that the router sent", x="expert", y="layer", labels=layers,
                              note="tokens (red: none)")
-    return f"<h2>Experts</h2><p>{text}</p>{_image(picture)}"
+    return {
+        "fewest": own_LE.min(), "most": own_LE.max(), "min_tokens_shown": coverage["min_tokens_shown"],
+        "shown": int((shown_LE > 0).sum()), "count": own_LE.size, "picture": _base64(picture),
+        "dead": [f"layer {layer} expert {expert}" for layer, expert in coverage["dead"]],
+    }
 
 
-def _quality(found: dict[str, Any]) -> str:
-    quality = found["quality"]
-    if not quality:
-        return "<h2>Quality</h2><p class='dim'>Not judged: no data was held out, or nothing is stored in FP8.</p>"
-    names = {**{f"kept: {name}": row for name, row in quality["tried"].items()}, "chosen": quality}
-    rows = [(name, f"{row['mean_kl']:.2e}", f"{row['top1']:.1%}", f"{row['perplexity']:.3f}", f"{row['change']:+.2%}")
-            for name, row in names.items()]
-    return (f"<h2>Quality</h2><p>{quality['tokens']} tokens that no scale was fitted on; float32 has perplexity "
-            f"{quality['exact_perplexity']:.3f}.</p>"
-            + _table(["", "mean KL", "same top token", "perplexity", "change"], rows))
-
-
-def _layers(found: dict[str, Any]) -> str:
-    quality = found["quality"]
-    if not quality:
-        return ""
+def _quality(found: dict[str, Any]) -> dict[str, Any] | None:
+    """Quality of all that was tried, and error of each layer; None when nothing was evaluated."""
+    if not (quality := found["quality"]):
+        return None
+    variants = {f"high precision: {name}": row for name, row in quality["tried"].items()} | {"chosen": quality}
     attention, feed_forward = zip(*quality["layer_errors"], strict=True)
     picture = plots.lines({"attention": list(attention), "feed-forward": list(feed_forward)},
                           title="Error of each layer's own update, on exact inputs", x="layer", y="relative error")
-    rows = [(layer, f"{max(quality['layer_errors'][int(layer)]):.2%}", f"{row['mean_kl']:.2e}",
-             f"{row['mean_kl'] - quality['mean_kl']:+.1e}") for layer, row in quality["with_layer_kept"].items()]
-    return (f"<h2>Layers</h2>{_image(picture)}<p>What keeping one of the worst layers in high precision would win:</p>"
-            + _table(["layer", "its error", "KL with it kept", "change"], rows))
+    return {
+        "tokens": quality["tokens"], "exact_perplexity": quality["exact_perplexity"], "picture": _base64(picture),
+        "rows": [
+            (name, f"{row['mean_kl']:.2e}", f"{row['top1']:.1%}", f"{row['perplexity']:.3f}", f"{row['change']:+.2%}")
+            for name, row in variants.items()
+        ],
+        "worst_layers": [
+            (layer, f"{max(quality['layer_errors'][int(layer)]):.2%}", f"{row['mean_kl']:.2e}",
+             f"{row['mean_kl'] - quality['mean_kl']:+.1e}")
+            for layer, row in quality["layers_in_high_precision"].items()
+        ],
+    }
 
 
-def _inputs(found: dict[str, Any]) -> str:
-    if not found["inputs"]:
-        return ""
+def _inputs(found: dict[str, Any]) -> dict[str, Any] | None:
+    """Magnitudes of every input, as a picture by role and layer and as rows; None when none was recorded."""
     observer, rows = found["observer"], []
     series: dict[str, list[float]] = {}
     for name, row in found["inputs"].items():
@@ -99,9 +93,10 @@ def _inputs(found: dict[str, Any]) -> str:
         rows.append((name, f"{min(amax):.3g} to {max(amax):.3g}" if len(amax) > 1 else f"{amax[0]:.3g}",
                      f"{max(row['amax'].get('max', [0.0])):.3g}", f"{max(clipped):.1e}", sum(row["rows"])))
         series.setdefault(_role(name), []).append(max(amax))
+    if not rows:
+        return None
     picture = plots.lines(series, title=f"Largest magnitude to represent, by {observer}", x="layer", y="amax", log=True)
-    table = _table(["input of", f"amax by {observer}", "largest seen", "clipped share", "rows"], rows)
-    return f"<h2>Inputs</h2>{_image(picture)}<details><summary>all {len(rows)}</summary>{table}</details>"
+    return {"observer": observer, "rows": rows, "picture": _base64(picture)}
 
 
 def _role(name: str) -> str:
@@ -109,11 +104,5 @@ def _role(name: str) -> str:
     return ".".join(words[-2:]) if words[0] != "vision_model" else f"vision {words[-1]}"
 
 
-def _image(png: bytes) -> str:
-    return f"<img src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
-
-
-def _table(head: list[str], rows: Any) -> str:
-    titles = "".join(f"<th>{escape(title)}</th>" for title in head) if any(head) else ""
-    body = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table>{f'<tr>{titles}</tr>' if titles else ''}{body}</table>"
+def _base64(png: bytes) -> str:
+    return base64.b64encode(png).decode()

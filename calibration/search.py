@@ -1,8 +1,8 @@
-"""Recipe search: the fewest parts of a model in high precision that keep its KL within a bound.
+"""Mixed-precision search: the fewest parts of a model in high precision that keep its KL within a bound.
 
-Parts are what a recipe's rules speak of: attention, dense feed-forwards, shared experts, routed experts, and the image
-tower. Each is first judged for itself, everything else in FP8; then the parts that help most are added one after
-another until the bound is met. That is greedy: two parts that only help together are found late.
+Parts are attention, dense feed-forwards, shared experts, routed experts, and the image tower. A sensitivity analysis
+evaluates the model with each of them alone in high precision and everything else in FP8; then the parts that help most
+are added one after another until the bound is met. That is greedy: two parts that only help together are found late.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from .matmul_backends import Quantized
 from .stream import Source
 from .windows import Window
 
-MakeProducts = Callable[[Recipe], Quantized]
+MakeBackend = Callable[[Recipe], Quantized]
 
 
 def parts_of(config: HerdConfig) -> dict[str, list[str]]:
-    """The parts of a model that may be kept in high precision: name for people to what a recipe's rules call them."""
+    """The parts of a model that may stay in high precision: names for people to what a recipe's rules call them."""
     text = config.text
     dense = [f"layers.{layer}.feed_forward" for layer in range(text.num_layers) if layer not in text.moe_layers]
     parts = {
@@ -33,24 +33,24 @@ def parts_of(config: HerdConfig) -> dict[str, list[str]]:
 
 
 def search(
-    source: Source, recipe: Recipe, make: MakeProducts, windows: Sequence[Window], bound: float,
+    source: Source, recipe: Recipe, make_backend: MakeBackend, windows: Sequence[Window], max_kl: float,
     on_layer: Callable[[], None] = lambda: None,
 ) -> tuple[list[str], dict[str, Quality]]:
-    """Parts to keep in high precision.
+    """Find the parts that stay in high precision.
 
     Args:
         source: the checkpoint.
         recipe: everything in FP8.
-        make: products of a recipe.
-        windows: to judge by.
-        bound: on the mean KL per token, nats.
+        make_backend: computes the products of a recipe.
+        windows: held out.
+        max_kl: bound on the mean KL per token, nats.
         on_layer: called after every layer of every pass, for progress.
 
     Returns:
-        The parts by name (see ``parts_of``), and the quality of everything that was tried, by what was kept.
+        The parts by name (see ``parts_of``), and the quality of all that was tried, by the parts in high precision.
 
     Raises:
-        HerdError: the bound is missed with all parts kept.
+        HerdError: the bound is missed with all parts in high precision.
     """
     parts = parts_of(source.config)
 
@@ -58,30 +58,30 @@ def search(
         return recipe.with_high_precision([rule for name in names for rule in parts[name]])
 
     singles: dict[tuple[str, ...], Recipe] = {(part,): with_high_precision([part]) for part in parts}
-    alone = _judged(source, {(): recipe, **singles}, make, windows, on_layer)
+    alone = _evaluated(source, {(): recipe, **singles}, make_backend, windows, on_layer)
     tried = dict(alone)
-    if alone[()].mean_kl <= bound:
+    if alone[()].mean_kl <= max_kl:
         return [], _by_name(tried)
     order = sorted(parts, key=lambda part: alone[part,].mean_kl)
     growing = {tuple(order[:count]): with_high_precision(order[:count]) for count in range(2, len(order) + 1)}
-    tried |= _judged(source, growing, make, windows, on_layer) if growing else {}
+    tried |= _evaluated(source, growing, make_backend, windows, on_layer) if growing else {}
     for count in range(1, len(order) + 1):
-        if tried[tuple(order[:count])].mean_kl <= bound:
+        if tried[tuple(order[:count])].mean_kl <= max_kl:
             return order[:count], _by_name(tried)
     best = tried[tuple(order)].mean_kl
-    raise HerdError(f"no choice of parts keeps KL within {bound:g}: with all of them in high precision it is "
+    raise HerdError(f"no choice of parts keeps KL within {max_kl:g}: with all of them in high precision it is "
                     f"{best:.3g}; raise the bound")
 
 
-def _judged(
-    source: Source, recipes: dict[tuple[str, ...], Recipe], make: MakeProducts, windows: Sequence[Window],
+def _evaluated(
+    source: Source, recipes: dict[tuple[str, ...], Recipe], make_backend: MakeBackend, windows: Sequence[Window],
     on_layer: Callable[[], None],
 ) -> dict[tuple[str, ...], Quality]:
-    names = {", ".join(kept): kept for kept in recipes}
-    found: Evaluation = evaluate(source, {name or "fp8": make(recipes[kept]) for name, kept in names.items()}, windows,
-                                 on_layer=on_layer)
-    return {kept: found.variants[name or "fp8"] for name, kept in names.items()}
+    names = {parts: ", ".join(parts) or "fp8" for parts in recipes}
+    backends = {names[parts]: make_backend(recipe) for parts, recipe in recipes.items()}
+    found: Evaluation = evaluate(source, backends, windows, on_layer=on_layer)
+    return {parts: found.variants[name] for parts, name in names.items()}
 
 
 def _by_name(tried: dict[tuple[str, ...], Quality]) -> dict[str, Quality]:
-    return {", ".join(kept) or "nothing": quality for kept, quality in tried.items()}
+    return {", ".join(parts) or "nothing": quality for parts, quality in tried.items()}

@@ -3,8 +3,8 @@
     embed all windows -> for each layer: attend window by window; feed forward, experts one by one -> head
 
 Hidden states of all tokens live in one array [N, D] (a file, when they are to survive a kill). The mathematics is that
-of ``model/decoder.py``, whose modules are used; only the routed experts are driven from here, because each of them is
-read once for all tokens that it gets.
+of ``model/llama4/decoder.py``, whose modules are used; only the routed experts are driven from here, because each of
+them is read once for all tokens that it gets.
 
 Shapes: N tokens of all windows, R rows of a block, D width, E experts, k experts per token.
 """
@@ -67,14 +67,14 @@ class States:
 
 
 class Run(NamedTuple):
-    """A model on its way through the layers: hidden states that are changed in place, and what multiplies."""
+    """A model on its way through the layers: hidden states, changed in place, and what computes its products."""
 
     states: States
-    products: MatmulBackend
+    backend: MatmulBackend
 
 
 class RoutingHook(Protocol):
-    """Is told where every token goes, and may have an expert look at more tokens."""
+    """Learns where the router sends each token, and may have an expert run on more tokens."""
 
     def routed(self, layer: int, logits_NE: Tensor, chosen_Nk: Tensor) -> None:
         """Called once per layer, before its experts run."""
@@ -117,41 +117,41 @@ class DecoderStream:
     def attend(self, layer: DecoderLayer, runs: Sequence[Run]) -> None:
         """Add attention to the states of each run."""
         positions: dict[int, Positions] = {}
-        for states, products in runs:
-            set_backend(layer, products)
+        for states, backend in runs:
+            set_backend(layer, backend)
             for rows in states.windows():
                 x_1TD = states.x_ND[rows][None]
                 length = x_1TD.shape[1]
                 if length not in positions:
                     positions[length] = self._decoder.positions(length, torch.zeros(1, dtype=torch.int64))
                 normed_1TD = layer.input_layernorm(x_1TD)
-                states.x_ND[rows] += self._attention(layer.self_attn, normed_1TD, positions[length], products)[0]
+                states.x_ND[rows] += self._attention(layer.self_attn, normed_1TD, positions[length], backend)[0]
 
     @staticmethod
-    def _attention(attention: Attention, x: Tensor, positions: Positions, products: MatmulBackend) -> Tensor:
+    def _attention(attention: Attention, x: Tensor, positions: Positions, backend: MatmulBackend) -> Tensor:
         q, k, v = attention.project(x, positions)
-        k, v = products.cached(str(attention.q_proj.name).removesuffix(".q_proj.weight"), k, v)
+        k, v = backend.cached(str(attention.q_proj.name).removesuffix(".q_proj.weight"), k, v)
         y = full_sequence_attention(
             q, k, v, num_heads=attention.num_heads, kv_heads=attention.kv_heads, chunk=attention.chunk
         )
         return attention.o_proj(y)
 
     def feed_forward(
-        self, index: int, layer: DecoderLayer, runs: Sequence[Run], router: RoutingHook | None = None
+        self, index: int, layer: DecoderLayer, runs: Sequence[Run], hook: RoutingHook | None = None
     ) -> None:
-        """Add the feed-forward to the states of each run; a router is for one run alone."""
+        """Add the feed-forward to the states of each run; a hook is for one run alone."""
         part, routed = layer.feed_forward, []
-        for states, products in runs:
-            set_backend(layer, products)
+        for states, backend in runs:
+            set_backend(layer, backend)
             if isinstance(part, MixtureOfExperts):
-                routed.append(self._routed(layer, part, states, products))
+                routed.append(self._routed(layer, part, states, backend))
             else:
                 for rows in states.blocks():
                     states.x_ND[rows] += part(layer.post_attention_layernorm(states.x_ND[rows]))
         if routed:
-            self._experts(index, routed, router)
+            self._experts(index, routed, hook)
 
-    def _routed(self, layer: DecoderLayer, part: MixtureOfExperts, states: States, products: MatmulBackend) -> _Routed:
+    def _routed(self, layer: DecoderLayer, part: MixtureOfExperts, states: States, backend: MatmulBackend) -> _Routed:
         """Add the shared expert, and say where the router sends the tokens."""
         normed_ND = torch.empty_like(states.x_ND)
         logits_NE = torch.empty(len(states.x_ND), self.config.text.num_experts)
@@ -160,33 +160,33 @@ class DecoderStream:
             logits_NE[rows] = part.router(normed_ND[rows])
             states.x_ND[rows] += part.shared_expert(normed_ND[rows])
         chosen_Nk = logits_NE.topk(self.config.text.top_k, dim=-1).indices
-        return _Routed(normed_ND, logits_NE, chosen_Nk, states.x_ND, products)
+        return _Routed(normed_ND, logits_NE, chosen_Nk, states.x_ND, backend)
 
-    def _experts(self, index: int, runs: Sequence[_Routed], router: RoutingHook | None) -> None:
+    def _experts(self, index: int, runs: Sequence[_Routed], hook: RoutingHook | None) -> None:
         """Add the routed experts' outputs, each expert read once for all runs."""
         name = f"layers.{index}.feed_forward.experts"
-        if router:
-            router.routed(index, runs[0].logits_NE, runs[0].chosen_Nk)
+        if hook:
+            hook.routed(index, runs[0].logits_NE, runs[0].chosen_Nk)
         for expert in range(self.config.text.num_experts):
             own = [torch.where((run.chosen_Nk == expert).any(-1))[0] for run in runs]
-            extra = router.extra_tokens(index, expert) if router else own[0][:0]
+            extra = hook.extra_tokens(index, expert) if hook else own[0][:0]
             if not any(map(len, (*own, extra))):
                 continue
             weights = [weight_of(self.source, f"{name}.{part}", expert) for part in ("gate_up_proj", "down_proj")]
             for run, tokens in zip(runs, own, strict=True):
                 for rows in tokens.split(BLOCK):
-                    run.y_ND.index_add_(0, rows, run.through(name, expert, rows, weights))
+                    run.y_ND.index_add_(0, rows, run.expert_forward(name, expert, rows, weights))
             for rows in extra.split(BLOCK):
-                runs[0].through(name, expert, rows, weights)
+                runs[0].expert_forward(name, expert, rows, weights)
 
     @contextmanager
     def head(self) -> Iterator[Callable[[Tensor, MatmulBackend], Tensor]]:
-        """Final norm and head: from rows [R, D] and what multiplies to logits [R, V]."""
+        """Final norm and head: from rows [R, D] and a backend to logits [R, V]."""
         tied = self.config.text.tie_word_embeddings
         name = "embed_tokens.weight" if tied else "lm_head.weight"
         weight_DV = weight_of(self.source, name).T
         with loaded(self._decoder.norm, self.source, "norm."):
-            yield lambda x_RD, products: products(name, self._decoder.norm(x_RD), weight_DV)
+            yield lambda x_RD, backend: backend(name, self._decoder.norm(x_RD), weight_DV)
 
 
 @dataclass(frozen=True)
@@ -197,14 +197,14 @@ class _Routed:
     logits_NE: Tensor
     chosen_Nk: Tensor
     y_ND: Tensor
-    products: MatmulBackend
+    backend: MatmulBackend
 
-    def through(self, name: str, expert: int, rows: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        """What an expert makes of some tokens: down(silu(gate(s x)) * up(s x)), s the sigmoid of its own logit."""
+    def expert_forward(self, name: str, expert: int, rows: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """An expert's output for some tokens: down(silu(gate(s x)) * up(s x)), s the sigmoid of its own logit."""
         gate_up_D2F, down_FD = weights
         x_RD = self.x_ND[rows] * torch.sigmoid(self.logits_NE[rows, expert])[:, None]
-        gate, up = self.products(f"{name}.gate_up_proj", x_RD, gate_up_D2F, expert).chunk(2, dim=-1)
-        return self.products(f"{name}.down_proj", functional.silu(gate) * up, down_FD, expert)
+        gate, up = self.backend(f"{name}.gate_up_proj", x_RD, gate_up_D2F, expert).chunk(2, dim=-1)
+        return self.backend(f"{name}.down_proj", functional.silu(gate) * up, down_FD, expert)
 
 
 def weight_of(source: Source, name: str, index: int | None = None) -> Tensor:

@@ -29,16 +29,16 @@ class VisionStream:
             setattr(self._tower.get_submodule(owner), attribute, value)
 
     def features(
-        self, pixels_NCHW: Tensor, products: MatmulBackend, on_layer: Callable[[], None] = lambda: None
+        self, pixels_NCHW: Tensor, backend: MatmulBackend, on_layer: Callable[[], None] = lambda: None
     ) -> Tensor:
         """Features of all tiles, [N · tokens per tile, D].
 
         Args:
             pixels_NCHW: float32 tiles.
-            products: compute the matrix products.
+            backend: computes the matrix products.
             on_layer: called after every layer, for progress.
         """
-        set_backend(self._tower, products)
+        set_backend(self._tower, backend)
         tower, layers = self._tower.vision_model, self._tower.vision_model.model.layers
         with loaded(self._tower, self.source, "", without=".layers."):
             x_NPC = torch.cat([tower.embed(tiles) for tiles in pixels_NCHW.split(TILES)])

@@ -1,18 +1,19 @@
-"""Samples as windows of tokens and tiles: what the model is run on, and what is held back to judge the result."""
+"""Samples as windows of tokens and tiles: what is measured, and what is held out to evaluate the result."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..errors import HerdError
 from ..model.checkpoint import Checkpoint
+from ..model.data import Record
 from ..model.processing import PreparedPrompt, PromptProcessor
-from .samples import Sample
 
 WINDOW = 512
 """Tokens of plain text that are read together."""
@@ -34,7 +35,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Data:
-    """Windows to measure on, and others to judge by.
+    """Windows to measure, and others to evaluate on.
 
     Attributes:
         measured: windows whose statistics are taken.
@@ -60,7 +61,7 @@ class Data:
 
 
 def windows_of(
-    samples: Iterable[Sample], prepare: Callable[[Sample], PreparedPrompt], encode: Callable[[str], list[int]],
+    samples: Iterable[Record], prepare: Callable[[Record], PreparedPrompt], encode: Callable[[str], list[int]],
     *, context: int, most_tokens: int,
 ) -> list[Window]:
     """Windows of samples: plain texts joined and cut, everything else for itself.
@@ -78,9 +79,8 @@ def windows_of(
         room = most_tokens - len(text) - _tokens(windows)
         if room <= 0:
             break
-        if sample.plain:
-            assert isinstance(sample.prompt, str)
-            text += encode(sample.prompt)[:room]
+        if sample.is_plain_text:
+            text += encode(sample.completion())[:room]
         else:
             prompt = prepare(sample)
             windows.append(Window(prompt.token_ids, prompt.pixel_values))
@@ -94,7 +94,7 @@ def _tokens(windows: list[Window]) -> int:
 
 
 def data_of(
-    checkpoint: Checkpoint, samples: Iterable[Sample], *, most_tokens: int = 1 << 16, held_out: float = 0.15
+    checkpoint: Checkpoint, samples: Iterable[Record], *, most_tokens: int = 1 << 16, held_out: float = 0.15
 ) -> Data:
     """Read samples with a checkpoint's own tokenizer and image processor.
 
@@ -102,34 +102,39 @@ def data_of(
         checkpoint: brings them.
         samples: texts, chats, pictures.
         most_tokens: enough; the rest is not read.
-        held_out: share of the windows, spread evenly, that judge the result and are not measured.
+        held_out: share of the windows, spread evenly, that are evaluated on and not measured.
 
     Raises:
         HerdError: no tokenizer, no usable data, a picture that cannot be read.
     """
     processor = PromptProcessor(checkpoint.directory, checkpoint.config)
 
-    def prepare(sample: Sample) -> PreparedPrompt:
-        try:
-            images = list(sample.images) if isinstance(sample.prompt, str) else None
-            return processor.prepare(sample.prompt, images=images)
-        except HerdError as error:
-            raise HerdError(f"{sample.origin}: {error}") from error
-
-    windows = windows_of(samples, prepare, processor.tokenizer.encode, most_tokens=most_tokens,
+    windows = windows_of(samples, partial(_prepared, processor), processor.tokenizer.encode, most_tokens=most_tokens,
                          context=checkpoint.config.text.max_position_embeddings)
     if not windows:
         raise HerdError(f"the data has fewer than {SHORTEST} tokens: give more text or pictures")
     return split(windows, held_out)
 
 
+def _prepared(processor: PromptProcessor, sample: Record) -> PreparedPrompt:
+    """Tokens and tiles of a sample with pictures or of a conversation."""
+    try:
+        if any(picture.is_frame for picture in sample.pictures):
+            raise HerdError("calibration reads no videos: give some of the frames as pictures")
+        if sample.turns:
+            return processor.prepare([turn.message() for turn in sample.turns], tools=sample.tools or None)
+        return processor.prepare(sample.completion(), images=[picture.source for picture in sample.pictures])
+    except HerdError as error:
+        raise HerdError(f"{sample.origin}: {error}") from error
+
+
 def split(windows: list[Window], share: float) -> Data:
     """Hold back a share of the windows, spread evenly, of those with pictures and of those without."""
     seeing = [index for index, window in enumerate(windows) if window.pixels is not None]
     reading = [index for index, window in enumerate(windows) if window.pixels is None]
-    kept = {*_spread(seeing, share), *_spread(reading, share)}
-    return Data([window for at, window in enumerate(windows) if at not in kept],
-                [window for at, window in enumerate(windows) if at in kept])
+    held_out = {*_spread(seeing, share), *_spread(reading, share)}
+    return Data([window for at, window in enumerate(windows) if at not in held_out],
+                [window for at, window in enumerate(windows) if at in held_out])
 
 
 def _spread(places: list[int], share: float) -> list[int]:

@@ -104,7 +104,7 @@ def plan_build(
     # 2. whether calibration and split fit the checkpoint
     measured = calibration_for(precision, calibration, checkpoint)
     if measured is not None:
-        precision = precision.with_high_precision(measured.kept)
+        precision = precision.with_high_precision(measured.high_precision_parts)
     if shards is not None:
         check_shards(shards, checkpoint.config, lowering)
     # 3. what it needs, and whether there is room

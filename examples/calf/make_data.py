@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from herdgraph.calibration.samples import DEFAULT_TEXT
 from herdgraph.console import stderr, table
 from herdgraph.files import size
 
@@ -27,15 +28,15 @@ from .config import IMAGE_SIZE, VOCABULARY
 from .emoji import fetch_emoji, read_emoji
 from .tokenizer import save_processor, train_tokenizer
 
-JARGON = Path(__file__).parents[1] / "calibration" / "data" / "jargon.txt"
-
 
 def prose(paths: list[Path]) -> dict[str, str]:
     """Texts by name: Python's documentation as ``help()`` shows it, without code and grammar; files."""
     from pydoc_data.topics import topics
 
     found = {f"python-{name}": _sentences(text) for name, text in topics.items()}
-    return found | {path.stem: path.read_text(encoding="utf-8") for path in paths}
+    # The held-out split hashes names: the default text has the name that it had when the calf was trained.
+    names = {path: "jargon" if path == DEFAULT_TEXT else path.stem for path in paths}
+    return found | {name: path.read_text(encoding="utf-8") for path, name in names.items()}
 
 
 def _sentences(text: str) -> str:
@@ -62,7 +63,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(".cache/calf"))
     parser.add_argument("--views", type=int, default=16, help="pictures of every trained emoji")
     parser.add_argument("--vocabulary", type=int, default=VOCABULARY)
-    parser.add_argument("--text", type=Path, nargs="*", default=[JARGON], help="more prose")
+    parser.add_argument("--text", type=Path, nargs="*", default=[DEFAULT_TEXT], help="more prose")
     options = parser.parse_args()
     started, data = time.perf_counter(), options.output / "data"
     cache = Path(".cache/emoji")

@@ -130,7 +130,7 @@ class ChannelRatios(ir.LazyTensor):
         return ir.Tensor(np.ascontiguousarray(ratios[..., None, :].astype(np.float32)))
 
 
-class CenteringOffsets(ir.LazyTensor):
+class ShiftOffsets(ir.LazyTensor):
     """What shifting the input by c took from the product of ``Fp8Codes``: c W, float32 [N]."""
 
     def __init__(self, codes: Fp8Codes) -> None:

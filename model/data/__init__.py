@@ -1,1 +1,12 @@
-"""Samples of text, conversations and pictures: one reader for calibration and training."""
+"""Samples of text, conversations and pictures: one reader for calibration and training.
+
+``open_samples`` opens files and directories, ``hold_out`` splits what they hold:
+
+    train, held_out = hold_out(open_samples([Path("data")]), 0.01)
+"""
+
+from .held_out import hold_out
+from .records import IMAGE, Picture, Record, Turn
+from .sources import JsonLines, Samples, TextFile, open_samples
+
+__all__ = ["IMAGE", "JsonLines", "Picture", "Record", "Samples", "TextFile", "Turn", "hold_out", "open_samples"]

@@ -1,4 +1,4 @@
-"""Training samples as they stand in a file: documents and conversations of interleaved text and pictures.
+"""Samples as they stand in a file: documents and conversations of interleaved text and pictures.
 
 A row is an object with one of
 
@@ -30,6 +30,7 @@ from ...errors import HerdError
 from ..processing.images import Source
 
 IMAGE = "<|image|>"
+PICTURE_EXTENSIONS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif"})
 FRAMES_PER_SECOND = 2.0
 
 Resolve = Callable[[str], Source]
@@ -55,6 +56,14 @@ class Turn:
     parts: tuple[Part, ...]
     extra: Mapping[str, Any]
 
+    def message(self) -> dict[str, Any]:
+        """The message as chat templates expect it: every part says whether it is a text or an image."""
+        content = [
+            {"type": "image", "image": part.source} if isinstance(part, Picture) else {"type": "text", "text": part}
+            for part in self.parts
+        ]
+        return {**self.extra, "role": self.role, "content": content}
+
 
 @dataclass(frozen=True)
 class Record:
@@ -73,6 +82,21 @@ class Record:
     document: tuple[Part, ...] = ()
     turns: tuple[Turn, ...] = ()
     tools: tuple[Any, ...] = ()
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """All pictures, in the order in which they are seen."""
+        parts = [part for turn in self.turns for part in turn.parts]
+        return [part for part in (*self.document, *parts) if isinstance(part, Picture)]
+
+    @property
+    def is_plain_text(self) -> bool:
+        """Whether it is a document without pictures."""
+        return all(isinstance(part, str) for part in self.document) and not self.turns
+
+    def completion(self) -> str:
+        """The text of a document, with a placeholder for every picture."""
+        return "".join(part if isinstance(part, str) else IMAGE for part in self.document)
 
 
 def record_of(row: Any, *, key: str, origin: str, resolve: Resolve) -> Record:

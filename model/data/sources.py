@@ -4,8 +4,10 @@
 ``*.jsonl``                     a row per line (``records``), pictures relative to the file
 ``*.tar``                       WebDataset: members that share a name up to its first dot are one sample: pictures,
                                 ``.txt``, and ``.json`` with a row that may name those pictures
+``*.txt``, ``*.md``, no suffix  the whole text is one document
+a picture                       a document of that picture alone
 directory of a saved dataset    Hugging Face ``datasets`` (``save_to_disk``); of several splits ``train``
-any other directory             its ``*.jsonl`` and ``*.tar`` in order of name
+any other directory             its ``*.jsonl`` and ``*.tar`` in order of name, or else its pictures
 ==============================  =====================================================================================
 
 Only offsets are held in memory, so a shuffle of everything costs one seek per sample.
@@ -25,8 +27,11 @@ from typing import Protocol
 import numpy as np
 
 from ...errors import HerdError
-from .records import Record, parsed, record_of, stored
+from .records import PICTURE_EXTENSIONS, Picture, Record, parsed, record_of, stored
 from .tar_shards import TarShard
+
+_TEXT_SUFFIXES = frozenset({".txt", ".md", ""})
+_READABLE = "a text, a .jsonl or .tar file, a picture or a directory"
 
 
 class Samples(Protocol):
@@ -80,6 +85,45 @@ class JsonLines:
         return stored(self._path, int(self._offsets[index]))
 
 
+class TextFile:
+    """A plain text, which is one document; an empty file has none. It is named by the hash of its text."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __len__(self) -> int:
+        return int(self._path.stat().st_size > 0)
+
+    def __getitem__(self, index: int) -> Record:
+        try:
+            text = self._path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise HerdError(f"{self._path} cannot be read as text: {getattr(error, 'strerror', None) or error}"
+                            ) from error
+        return Record(self.key(index), str(self._path), document=(text,))
+
+    def key(self, index: int) -> str:
+        """See ``Samples``."""
+        return _digest(b"".join(_lines(self._path)))
+
+
+class PictureFiles:
+    """Pictures, each a document of its own, named by its file."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(self.key(index), str(self._paths[index]), document=(Picture(self._paths[index]),))
+
+    def key(self, index: int) -> str:
+        """See ``Samples``."""
+        return self._paths[index].name
+
+
 class SavedDataset:
     """Rows of a Hugging Face dataset that was saved by ``save_to_disk``."""
 
@@ -90,7 +134,7 @@ class SavedDataset:
             raise HerdError(f"{directory} is a saved dataset: pip install datasets to read it") from error
         try:
             found = datasets.load_from_disk(str(directory))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError) as error:
             raise HerdError(f"{directory} cannot be read as a dataset: {error}") from error
         if isinstance(found, datasets.DatasetDict):
             if "train" not in found:
@@ -139,23 +183,6 @@ class Joined:
         return self._sources[number], index - (self._ends[number - 1] if number else 0)
 
 
-class Subset:
-    """Some samples of a source."""
-
-    def __init__(self, source: Samples, indices: Sequence[int]) -> None:
-        self._source, self._indices = source, np.asarray(indices, np.int64)
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> Record:
-        return self._source[int(self._indices[index])]
-
-    def key(self, index: int) -> str:
-        """See ``Samples``."""
-        return self._source.key(int(self._indices[index]))
-
-
 def open_samples(paths: Iterable[Path]) -> Samples:
     """All samples of files and directories.
 
@@ -167,51 +194,44 @@ def open_samples(paths: Iterable[Path]) -> Samples:
     """
     sources = [source for path in paths for source in _open(Path(path))]
     if not sources:
-        raise HerdError("there is no training data: give .jsonl or .tar files, or directories")
+        raise HerdError(f"there is no data: give {_READABLE}")
     return sources[0] if len(sources) == 1 else Joined(sources)
 
 
-def hold_out(samples: Samples, fraction: float) -> tuple[Samples, Samples]:
-    """Split into training and held-out samples by a hash of their keys.
-
-    Which side a sample is on depends on its key alone: not on its place, the other samples or the machine. Equal
-    samples of a ``.jsonl`` file have equal keys, so that none is on both sides.
-
-    Args:
-        samples: all of them.
-        fraction: about how much to hold out, within 0 and 1.
-
-    Raises:
-        HerdError: the fraction is none, or nothing is left to train on.
-    """
-    if not 0 <= fraction <= 1:
-        raise HerdError(f"held_out is {fraction}, it must be within 0 and 1")
-    held = np.array([_unit_interval(samples.key(index)) < fraction for index in range(len(samples))], bool)
-    if held.all():
-        raise HerdError(f"all {len(samples)} samples are held out, none is left to train on: give more data, or less "
-                        f"than held_out={fraction}")
-    return Subset(samples, np.flatnonzero(~held).tolist()), Subset(samples, np.flatnonzero(held).tolist())
-
-
-def _unit_interval(key: str) -> float:
-    return float(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64)
-
-
 def _open(path: Path) -> list[Samples]:
+    suffix = path.suffix.lower()
     if not path.exists():
-        raise HerdError(f"{path} does not exist: give .jsonl or .tar files, or directories")
+        raise HerdError(f"{path} does not exist: give {_READABLE}")
     if path.is_dir():
-        if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-            return [_with_samples(SavedDataset(path), path)]
-        shards = sorted(child for child in path.iterdir() if child.suffix in (".jsonl", ".tar"))
-        if not shards:
-            raise HerdError(f"{path} holds no .jsonl or .tar files and no saved dataset")
-        return [source for shard in shards for source in _open(shard)]
-    if path.suffix == ".jsonl":
+        return _open_directory(path)
+    if not path.is_file():  # a pipe or a device may never end
+        raise HerdError(f"{path} is not a regular file: give {_READABLE}")
+    if suffix == ".jsonl":
         return [_with_samples(JsonLines(path), path)]
-    if path.suffix == ".tar":
+    if suffix == ".tar":
         return [_with_samples(TarShard(path), path)]
-    raise HerdError(f"{path} is a {path.suffix or 'nameless'} file: .jsonl, uncompressed .tar and directories are read")
+    if suffix in _TEXT_SUFFIXES:
+        return [_with_samples(TextFile(path), path)]
+    if _is_picture(path):
+        return [PictureFiles([path])]
+    raise HerdError(f"{path} is a {path.suffix} file: .txt, .jsonl, uncompressed .tar, pictures and directories are "
+                    "read")
+
+
+def _open_directory(directory: Path) -> list[Samples]:
+    if any((directory / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+        return [_with_samples(SavedDataset(directory), directory)]
+    children = sorted(directory.iterdir())
+    if shards := [child for child in children if child.suffix.lower() in (".jsonl", ".tar")]:
+        return [source for shard in shards for source in _open(shard)]
+    if pictures := [child for child in children if _is_picture(child)]:
+        return [PictureFiles(pictures)]
+    raise HerdError(f"{directory} holds no .jsonl or .tar files, no pictures and no saved dataset: give another "
+                    "directory")
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower().removeprefix(".") in PICTURE_EXTENSIONS
 
 
 def _with_samples(source: Samples, path: Path) -> Samples:

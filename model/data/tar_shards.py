@@ -3,7 +3,9 @@
     cow/0001.jpg  cow/0001.txt        a picture and its text
     cow/0002.0.png  cow/0002.1.png  cow/0002.json        a row (``records``) that may name the pictures "0.png", "1.png"
 
-The file must not be compressed: an index of its members is made once, and any sample is one seek away.
+The file must not be compressed: an index of its members is made once, and any sample is one seek away. The library
+``webdataset`` is not used: it reads tar files from front to back only, unpickles members (``.pyd``, ``.pth``), and runs
+file names that begin with ``pipe:`` in a shell.
 """
 
 from __future__ import annotations
@@ -14,9 +16,7 @@ from typing import Any, NamedTuple
 
 from ...errors import HerdError
 from ..processing.images import Source
-from .records import Record, parsed, record_of, stored
-
-PICTURES = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif"})
+from .records import PICTURE_EXTENSIONS, Record, parsed, record_of, stored
 
 
 class _Member(NamedTuple):
@@ -43,7 +43,7 @@ class TarShard:
     def __getitem__(self, index: int) -> Record:
         key, group = self._keys[index], self._groups[index]
         origin = f"{self._path} sample {key}"
-        pictures = [name for name in group if name.rpartition(".")[2] in PICTURES]
+        pictures = [name for name in group if name.rpartition(".")[2] in PICTURE_EXTENSIONS]
         row: dict[str, Any] = {}
         if "txt" in group:
             row["text"] = _text(self._read(group["txt"]), origin)

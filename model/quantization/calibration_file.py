@@ -5,19 +5,21 @@ A calibration is a directory:
 =====================  =================================================================================
 file                   content
 =====================  =================================================================================
-calibration.json       versions, fingerprint of the checkpoint, hash of the data, observer, roles to keep
-                       in high precision, and the statistics of the report
+calibration.json       versions, fingerprint of the checkpoint, hash of the data, observer, parts that
+                       stay in high precision, and the statistics of the report
 scales.safetensors     ``<observer>/<weight>``: largest magnitude to represent of the input that a weight
-                       meets, float32 scalar, or [E] for experts; ``.../largest_key_and_value``: [2];
-                       ``centre/<weight>`` [K]: the shift that is subtracted from that input first
-moments/<layer>        Hessians XᵀX of inputs X by weight, [K, K], or [E, K, K] for experts; only for recipes
+                       meets, float32 scalar, or [E] for experts; ``<observer>/<attention>.kv_amax``: [2];
+                       ``input_shift/<weight>`` [K]: what is subtracted from that input first
+hessians/<layer>       Hessians XᵀX of inputs X by weight, [K, K], or [E, K, K] for experts; only for recipes
                        with 4-bit weights
 =====================  =================================================================================
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +30,15 @@ from torch import Tensor
 from ...errors import HerdError
 from ...files import read_json
 from ..checkpoint import Checkpoint
+from .observers import OBSERVERS
 from .recipes import Recipe
 
 DESCRIPTION = "calibration.json"
 SCALES = "scales.safetensors"
-MOMENTS = "moments"
-FORMAT = 1
-KV_AMAX = "largest_key_and_value"
-CENTRE = "centre"
-OBSERVERS = ("max", "percentile", "mse", "entropy")
+HESSIANS = "hessians"
+FORMAT = 2
+KV_AMAX = "kv_amax"
+INPUT_SHIFT = "input_shift"
 
 _ADVICE = "write it again with `herdgraph calibrate`"
 
@@ -95,9 +97,9 @@ class CalibrationFile:
             raise HerdError(f"{self.path / file} cannot be read ({error}): {_ADVICE}") from error
 
     @property
-    def kept(self) -> list[str]:
+    def high_precision_parts(self) -> list[str]:
         """Parts of the model that calibration found must stay in floating point, as a recipe's rules call them."""
-        return [str(part) for part in self.description.get("kept", [])]
+        return [str(part) for part in self.description.get("high_precision_parts", [])]
 
     def kv_amax(self, layer: int, *, observer: str | None = None) -> tuple[float, float] | None:
         """Largest magnitudes of a layer's keys, as they enter the cache, and values; None when not measured."""
@@ -131,9 +133,9 @@ class CalibrationFile:
 
     def input_shift(self, name: str) -> Tensor | None:
         """The shift [K] that is subtracted from the input that a weight meets; None for none, as for experts."""
-        return self._read(SCALES, f"{CENTRE}/{name}")
+        return self._read(SCALES, f"{INPUT_SHIFT}/{name}")
 
-    def moments(self, name: str, expert: int | None = None) -> Tensor | None:
+    def hessian(self, name: str, expert: int | None = None) -> Tensor | None:
         """The Hessian XᵀX of the input X that a weight meets; None when it was not measured.
 
         Args:
@@ -144,7 +146,29 @@ class CalibrationFile:
             [K, K], or [E, K, K] for all experts.
         """
         layer = ".".join(name.split(".")[:2])
-        return self._read(f"{MOMENTS}/{layer}.safetensors", name, expert)
+        return self._read(f"{HESSIANS}/{layer}.safetensors", name, expert)
+
+
+def description_without_data(
+    checkpoint: Checkpoint, observer: str, amaxes: Mapping[str, Tensor], high_precision_parts: Sequence[str]
+) -> dict[str, Any]:
+    """The content of ``calibration.json`` for magnitudes that were not measured here, but stored or trained.
+
+    Args:
+        checkpoint: whose weights meet the inputs.
+        observer: names where the magnitudes come from.
+        amaxes: largest magnitudes of inputs by weight.
+        high_precision_parts: parts that stay in floating point, as a recipe's rules call them.
+    """
+    return {
+        "format": FORMAT, "fingerprint": checkpoint.fingerprint(), "checkpoint": checkpoint.directory.name,
+        "recipe": "fp8", "observer": observer, "high_precision_parts": list(high_precision_parts),
+        "versions": {name: metadata.version(name) for name in ("herdgraph", "torch")},
+        "data": {"sha256": "", "tokens": 0, "windows": 0, "held_out_windows": 0, "tiles": 0},
+        "coverage": {"min_tokens_shown": 0, "own": {}, "shown": {}, "dead": []}, "quality": None,
+        "inputs": {name: {"rows": [0], "amax": {observer: amax.reshape(-1).tolist()}, "clipped": {}}
+                   for name, amax in amaxes.items()},
+    }
 
 
 def calibration_for(recipe: Recipe, path: Path | None, checkpoint: Checkpoint) -> CalibrationFile | None:

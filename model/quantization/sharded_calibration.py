@@ -46,9 +46,9 @@ class RankCalibration(CalibrationFile):
         found = super().input_shift(name)
         return None if found is None else found[self._inputs(name)]
 
-    def moments(self, name: str, expert: int | None = None) -> Tensor | None:
+    def hessian(self, name: str, expert: int | None = None) -> Tensor | None:
         """The Hessian of those inputs that the rank's part of a weight meets; experts count from the rank's first."""
-        found = super().moments(name, None if expert is None else self._experts[expert])
+        found = super().hessian(name, None if expert is None else self._experts[expert])
         return None if found is None else found[self._inputs(name)][:, self._inputs(name)]
 
     @property

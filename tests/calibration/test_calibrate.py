@@ -20,14 +20,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from herdgraph.calibration import calibrate as module
-from herdgraph.calibration.calibrate import Options, Progress, calibrate, products_from
+from herdgraph.calibration.calibrate import CalibrationProgress, Options, backend_factory, calibrate
 from herdgraph.calibration.evaluate import evaluate
 from herdgraph.calibration.measure import measure
-from herdgraph.calibration.samples import Sample
 from herdgraph.calibration.windows import Data, Window, data_of, split
 from herdgraph.errors import HerdError
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.config.presets import TINY
+from herdgraph.model.data import Picture, Record
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.quantization.calibration_file import CalibrationFile
 from herdgraph.model.quantization.formats import Fp8Format
@@ -35,7 +35,7 @@ from herdgraph.model.quantization.recipes import RECIPES, Recipe
 from support import herds
 
 OBSERVERS = ("max", "percentile", "mse", "entropy")
-FP8 = Options(RECIPES["fp8"], least=8)
+FP8 = Options(RECIPES["fp8"], min_tokens_shown=8)
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +52,11 @@ def checkpoint(directory: Path) -> Iterator[Checkpoint]:
         yield found
 
 
-def samples(seed: int = 0) -> list[Sample]:
+def samples(seed: int = 0) -> list[Record]:
     text = " ".join(str(number * 7919 % 1000) for number in range(seed, 300 + seed))
     pictures = [Image.effect_noise((size, 40), 80).convert("RGB") for size in (30, 50, 90)]
-    return [Sample(text), *(Sample("<|image|>What is it?", (picture,)) for picture in pictures)]
+    documents = [(text,), *((Picture(picture), "What is it?") for picture in pictures)]
+    return [Record("sample", "sample", document=parts) for parts in documents]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_every_fp8_weight_has_scales(calibrated: tuple[Path, dict[str, Any]], ch
     assert {path.name for path in output.iterdir()} == {"calibration.json", "scales.safetensors", "report.html"}
     assert [path.name for path in output.parent.iterdir()] == ["out"], "no leftovers"
     assert json.loads((output / "calibration.json").read_text()) == description
-    assert description["kept"] == []
+    assert description["high_precision_parts"] == []
     file, scales = CalibrationFile.open(output, checkpoint.fingerprint()), load_file(output / "scales.safetensors")
     names = stored_in_fp8(FP8.recipe, checkpoint)
     assert len(names) == 4 * 4 + 2 * 3 + 2 * 3 + 2 * 2 + 2 * 6 + 2 + 1, "attention, dense, shared, routed, images"
@@ -118,7 +119,7 @@ def test_the_report_holds_everything(calibrated: tuple[Path, dict[str, Any]], tm
     assert "&lt;b&gt;me &amp; you&lt;/b&gt;" in text
 
 
-def test_centres_and_magnitudes_are_those_of_the_model(
+def test_shifts_and_magnitudes_are_those_of_the_model(
     calibrated: tuple[Path, dict[str, Any]], checkpoint: Checkpoint, data: Data
 ) -> None:
     """An independent look: hooks on the torch model."""
@@ -130,10 +131,10 @@ def test_centres_and_magnitudes_are_those_of_the_model(
             pixels = None if window.pixels is None else torch.from_numpy(window.pixels)
             model(torch.tensor([window.token_ids]), pixels)
     x_ND = torch.cat([x[0] for x in seen])
-    centre = scales["centre/layers.2.feed_forward.down_proj.weight"]
-    torch.testing.assert_close(centre, x_ND.median(0).values, atol=1e-5, rtol=1e-5)
+    shift = scales["input_shift/layers.2.feed_forward.down_proj.weight"]
+    torch.testing.assert_close(shift, x_ND.median(0).values, atol=1e-5, rtol=1e-5)
     found = scales["max/layers.2.feed_forward.down_proj.weight"]
-    torch.testing.assert_close(found, (x_ND - centre).abs().max(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, (x_ND - shift).abs().max(), atol=1e-5, rtol=1e-5)
 
 
 def test_the_same_data_gives_the_same_bytes(
@@ -149,7 +150,7 @@ import os, pickle, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import conftest
-from herdgraph.calibration.calibrate import Options, Progress, calibrate
+from herdgraph.calibration.calibrate import Options, CalibrationProgress, calibrate
 from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.checkpoint import open_checkpoint
 checkpoint, output, data, recipe = sys.argv[2:]
@@ -159,8 +160,8 @@ def part():
     if len(parts) == 3:  # the image tower and two layers
         os.kill(os.getpid(), signal.SIGKILL)
 with open_checkpoint(Path(checkpoint)) as source:
-    calibrate(source, Path(output), pickle.loads(Path(data).read_bytes()), Options(RECIPES[recipe], least=8),
-              progress=Progress(part=part))
+    calibrate(source, Path(output), pickle.loads(Path(data).read_bytes()), Options(RECIPES[recipe], min_tokens_shown=8),
+              progress=CalibrationProgress(part=part))
 """
 
 
@@ -206,7 +207,7 @@ def test_a_killed_run_continues(
     work = tmp_path / ".out.calibrating"
     assert {path.stem for path in work.glob("*.json")} == {"vision", "layers.0", "layers.1"}
     before = {path: path.stat().st_mtime_ns for path in work.glob("*.json")}
-    options, recorded = Options(RECIPES[recipe], least=8), Recording(checkpoint)
+    options, recorded = Options(RECIPES[recipe], min_tokens_shown=8), Recording(checkpoint)
     counts = {"parts": 0}
 
     def part() -> None:
@@ -217,7 +218,7 @@ def test_a_killed_run_continues(
             assert not any(name.startswith(("layers.0.self", "layers.1.self", "vision", "embed"))
                            for name, _ in recorded.names[:first]), "nothing that is done is read again"
 
-    calibrate(recorded, tmp_path / "out", data, options, progress=Progress(part=part))  # type: ignore[arg-type]
+    calibrate(recorded, tmp_path / "out", data, options, progress=CalibrationProgress(part=part))  # type: ignore[arg-type]
     calibrate(checkpoint, tmp_path / "whole", data, options)
     assert not work.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
@@ -230,8 +231,8 @@ def test_a_killed_run_continues(
 def test_an_output_that_fails_costs_no_measurement(
     checkpoint: Checkpoint, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever happens while the directory is made, the next run finds all that was measured, the moments too."""
-    options, recorded = Options(RECIPES["int4"], least=8), Recording(checkpoint)
+    """Whatever happens while the directory is made, the next run finds all that was measured, the Hessians too."""
+    options, recorded = Options(RECIPES["int4"], min_tokens_shown=8), Recording(checkpoint)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -243,7 +244,7 @@ def test_an_output_that_fails_costs_no_measurement(
     read = len(recorded.names)
     calibrate(recorded, tmp_path / "out", data, options)  # type: ignore[arg-type]
     assert len(recorded.names) == read
-    assert len(list((tmp_path / "out" / "moments").iterdir())) == 4
+    assert len(list((tmp_path / "out" / "hessians").iterdir())) == 4
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -253,7 +254,7 @@ def test_other_data_or_another_recipe_starts_anew(checkpoint: Checkpoint, data: 
 
     def run(recipe: str, some: Data, key: str) -> int:
         recorded = Recording(checkpoint)
-        measure(recorded, RECIPES[recipe], some, tmp_path / "work", key=key, least=8, on_part=parts.append)
+        measure(recorded, RECIPES[recipe], some, tmp_path / "work", key=key, min_tokens_shown=8, on_part=parts.append)
         return sum(1 for name, _ in recorded.names if name.endswith("q_proj.weight"))
 
     assert run("fp8", data, "a") == 4 + 2
@@ -274,7 +275,7 @@ def test_options_decide_whether_work_is_continued(
         raise HerdError("far enough")
 
     monkeypatch.setattr(module, "measure", noted)
-    for options in (FP8, replace(FP8, observer="max", min_tokens=3), replace(FP8, least=9),
+    for options in (FP8, replace(FP8, observer="max", min_tokens=3), replace(FP8, min_tokens_shown=9),
                     replace(FP8, recipe=FP8.recipe.with_high_precision(["shared_expert"]))):
         with pytest.raises(HerdError, match="far enough"):
             calibrate(checkpoint, tmp_path / "out", data, options)
@@ -294,14 +295,15 @@ def test_one_layer_and_one_expert_are_in_memory(tmp_path: Path, data: Data) -> N
         text = [Window(window.token_ids) for window in data.measured if window.pixels is None][:2]
         with open_checkpoint(tmp_path / str(layers)) as source:
             recorded = Recording(source)
-            measured = measure(recorded, FP8.recipe, Data(text, []), tmp_path / "work", key=str(layers), least=4)
+            measured = measure(recorded, FP8.recipe, Data(text, []), tmp_path / "work", key=str(layers),
+                               min_tokens_shown=4)
             most[layers] = recorded.most
             experts = [(name, index) for name, index in recorded.names if ".experts." in name]
             assert len(experts) == len(set(experts)) == 2 * 4 * (layers // 2)
             assert None not in {index for _, index in experts}
             assert not any(name == "embed_tokens.weight" and index is None for name, index in recorded.names)
             recorded.names.clear()
-            make = products_from(measured.amaxes, "mse")
+            make = backend_factory(measured.amaxes, "mse")
             variants = {kept: make(FP8.recipe.with_high_precision([kept])) for kept in ("self_attn", "shared_expert")}
             evaluate(recorded, variants, text, local=make(FP8.recipe))
             decoder = [name for name in recorded.names if name[0] != "embed_tokens.weight"]
@@ -341,7 +343,7 @@ def test_another_checkpoints_calibration_is_refused(calibrated: tuple[Path, dict
     with pytest.raises(HerdError, match=r"has no calibration\.json, it is not a calibration"):
         CalibrationFile.open(tmp_path, "0" * 64)
     (tmp_path / "calibration.json").write_text('{"format": 99}')
-    with pytest.raises(HerdError, match="is 99, this herdgraph reads 1"):
+    with pytest.raises(HerdError, match="is 99, this herdgraph reads 2"):
         CalibrationFile.open(tmp_path, "0" * 64)
 
 
@@ -373,18 +375,18 @@ def test_pictures_are_needed_for_scales_of_the_image_tower(
 ) -> None:
     text = Data([window for window in data.measured if window.pixels is None], [])
     found = calibrate(checkpoint, tmp_path / "out", text, FP8)
-    assert found["kept"] == ["vision_model", "multi_modal_projector"]
+    assert found["high_precision_parts"] == ["vision_model", "multi_modal_projector"]
     assert "has no pictures: the image tower will stay in high precision" in caplog.text
-    assert calibrate(checkpoint, tmp_path / "int8", text, Options(RECIPES["int8"]))["kept"] == []
+    assert calibrate(checkpoint, tmp_path / "int8", text, Options(RECIPES["int8"]))["high_precision_parts"] == []
 
 
 def search_with(bound: float, checkpoint: Checkpoint, data: Data, output: Path, **recipe: Any) -> dict[str, Any]:
-    return calibrate(checkpoint, output, data, replace(FP8, bound=bound, recipe=replace(FP8.recipe, **recipe)))
+    return calibrate(checkpoint, output, data, replace(FP8, max_kl=bound, recipe=replace(FP8.recipe, **recipe)))
 
 
 def test_a_generous_bound_keeps_nothing(checkpoint: Checkpoint, data: Data, tmp_path: Path) -> None:
     found = search_with(1.0, checkpoint, data, tmp_path / "out")
-    assert found["kept"] == []
+    assert found["high_precision_parts"] == []
     assert set(found["quality"]["tried"]) == {
         "nothing", "attention", "routed experts", "shared experts", "dense feed-forwards", "images"}
     assert found["quality"]["tried"]["nothing"]["mean_kl"] == pytest.approx(found["quality"]["mean_kl"])
@@ -395,18 +397,19 @@ def test_a_tight_bound_keeps_few_parts(
 ) -> None:
     everything = calibrated[1]["quality"]["mean_kl"]
     found = search_with(0.7 * everything, checkpoint, data, tmp_path / "out")
-    assert found["kept"]
+    assert found["high_precision_parts"]
     assert found["quality"]["mean_kl"] <= 0.7 * everything
     tried = found["quality"]["tried"]
     chosen = next(kept for kept in tried if tried[kept]["mean_kl"] == pytest.approx(found["quality"]["mean_kl"], 1e-6))
     fewer = ", ".join(chosen.split(", ")[:-1]) or "nothing"
     assert tried[fewer]["mean_kl"] > 0.7 * everything, "the last part was needed"
-    assert CalibrationFile.open(tmp_path / "out", checkpoint.fingerprint()).kept == found["kept"]
-    assert "kept: nothing" in (tmp_path / "out" / "report.html").read_text()
+    file = CalibrationFile.open(tmp_path / "out", checkpoint.fingerprint())
+    assert file.high_precision_parts == found["high_precision_parts"]
+    assert "high precision: nothing" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_an_impossible_bound_is_one_line(checkpoint: Checkpoint, data: Data, tmp_path: Path) -> None:
-    """FP8 caches cost something whatever is kept."""
+    """FP8 caches cost something whatever stays in high precision."""
     message = r"no choice of parts keeps KL within 1e-09: .* it is .*; raise the bound"
     with pytest.raises(HerdError, match=message) as caught:
         search_with(1e-9, checkpoint, data, tmp_path / "out", caches="fp8")
@@ -415,10 +418,10 @@ def test_an_impossible_bound_is_one_line(checkpoint: Checkpoint, data: Data, tmp
 
 
 @pytest.mark.parametrize(("recipe", "reason"), [("fp8", "no data is held out"), ("int8", "int8 stores nothing in FP8")])
-def test_a_bound_that_nothing_can_judge(
+def test_bound_without_held_out_data(
     recipe: str, reason: str, checkpoint: Checkpoint, data: Data, tmp_path: Path
 ) -> None:
-    options = Options(RECIPES[recipe], bound=0.1)
+    options = Options(RECIPES[recipe], max_kl=0.1)
     with pytest.raises(HerdError, match=reason):
         calibrate(checkpoint, tmp_path / "out", Data(data.measured, []) if recipe == "fp8" else data, options)
     assert not list(tmp_path.iterdir())
@@ -443,13 +446,13 @@ def test_quality_is_that_of_an_independent_computation(
     assert 0.7 < quality["top1"] < 1
     assert quality["perplexity"] == pytest.approx(quality["exact_perplexity"] * (1 + quality["change"]))
     assert all(0.01 < error < 0.2 for pair in quality["layer_errors"] for error in pair)
-    assert len(quality["with_layer_kept"]) == 3
+    assert len(quality["layers_in_high_precision"]) == 3
 
 
 def test_what_is_kept_costs_nothing(
     calibrated: tuple[Path, dict[str, Any]], checkpoint: Checkpoint, data: Data
 ) -> None:
-    make: Callable[[Recipe], Any] = products_from(load_file(calibrated[0] / "scales.safetensors"), "mse")
+    make: Callable[[Recipe], Any] = backend_factory(load_file(calibrated[0] / "scales.safetensors"), "mse")
     variants = {
         "all kept": make(FP8.recipe.with_high_precision(["*"])), "fp8": make(FP8.recipe),
         "fp8 caches": make(replace(FP8.recipe.with_high_precision(["*"]), caches="fp8")),
@@ -463,19 +466,19 @@ def test_what_is_kept_costs_nothing(
     assert evaluate(checkpoint, {}, data.held_out, local=variants["all kept"]).layer_errors == [(0, 0)] * 4
 
 
-def test_moments_are_written_for_4_bits_and_found_again(checkpoint: Checkpoint, data: Data, tmp_path: Path) -> None:
-    found = calibrate(checkpoint, tmp_path / "out", data, Options(RECIPES["int4"], least=8))
+def test_hessians_are_written_for_4_bits_and_found_again(checkpoint: Checkpoint, data: Data, tmp_path: Path) -> None:
+    found = calibrate(checkpoint, tmp_path / "out", data, Options(RECIPES["int4"], min_tokens_shown=8))
     assert found["quality"] is None
     file = CalibrationFile.open(tmp_path / "out", checkpoint.fingerprint())
-    stored = load_file(tmp_path / "out" / "moments" / "layers.1.safetensors")
+    stored = load_file(tmp_path / "out" / "hessians" / "layers.1.safetensors")
     assert set(stored) == {f"layers.1.feed_forward.{name}" for name in (
         "experts.gate_up_proj", "experts.down_proj", "shared_expert.gate_proj.weight", "shared_expert.up_proj.weight",
         "shared_expert.down_proj.weight")}
-    expert = file.moments("layers.1.feed_forward.experts.down_proj", 2)
+    expert = file.hessian("layers.1.feed_forward.experts.down_proj", 2)
     assert expert is not None
     assert torch.equal(expert, stored["layers.1.feed_forward.experts.down_proj"][2])
     assert torch.linalg.eigvalsh(expert.double()).min() > -1e-4
-    assert file.moments("layers.0.self_attn.q_proj.weight") is None
+    assert file.hessian("layers.0.self_attn.q_proj.weight") is None
     assert all(file.kv_amax(layer, observer="max") for layer in range(4))
 
 

@@ -62,7 +62,7 @@ def measured(checkpoint: Checkpoint, work: Path, **options: int) -> Measured:
 
 def test_every_expert_is_shown_real_inputs(directory: Path, tmp_path: Path) -> None:
     with open_checkpoint(directory) as checkpoint:
-        found = measured(checkpoint, tmp_path / "work", least=24)
+        found = measured(checkpoint, tmp_path / "work", min_tokens_shown=24)
         text = checkpoint.config.text
     assert set(found.coverage.own) == set(text.moe_layers) == {1, 3}
     assert found.coverage.below(1), "the router neglects some"
@@ -84,14 +84,14 @@ def test_every_expert_is_shown_real_inputs(directory: Path, tmp_path: Path) -> N
 
 def test_more_tokens_than_there_are_means_all(directory: Path, tmp_path: Path) -> None:
     with open_checkpoint(directory) as checkpoint:
-        found = measured(checkpoint, tmp_path / "work", least=10**6)
+        found = measured(checkpoint, tmp_path / "work", min_tokens_shown=10**6)
     for layer, own in found.coverage.own.items():
         assert (own + found.coverage.shown[layer] == TOKENS).all()
 
 
 def test_tokens_that_were_closest_to_being_sent_are_shown() -> None:
     logits = torch.tensor([[3.0, 1.0, -2.0], [2.0, 1.9, -9.0], [1.0, 0.0, -1.0], [0.0, 4.0, -1.0]])
-    coverage = Coverage(least=3)
+    coverage = Coverage(min_tokens_shown=3)
     coverage.routed(7, logits, logits.topk(1).indices)
     assert coverage.own[7].tolist() == [3, 1, 0]
     assert coverage.shown[7].tolist() == [0, 2, 3]
@@ -119,7 +119,7 @@ def test_an_expert_sees_its_token_scaled_by_its_own_logit() -> None:
         x = torch.randn(9, 64)
         normed = layer.post_attention_layernorm(x)
         logits = layer.feed_forward.router(normed)
-        stream.feed_forward(1, layer, [Run(States(x.clone(), [9]), Watch())], Coverage(least=9))
+        stream.feed_forward(1, layer, [Run(States(x.clone(), [9]), Watch())], Coverage(min_tokens_shown=9))
     for expert in range(3):
         own = logits.argmax(-1) == expert
         scaled = normed * torch.sigmoid(logits[:, expert, None])
@@ -155,7 +155,7 @@ def test_sending_all_tokens_through_all_experts_shows_nothing() -> None:
     assert dead == [2, 3]
     scale = forced[3].abs().max() / E4M3_MAX
     assert to_e4m3(forced[3] / scale).float().isnan().all()
-    coverage, observed = Coverage(least=16), CalibrationObserver(RECIPES["fp8"], 4)
+    coverage, observed = Coverage(min_tokens_shown=16), CalibrationObserver(RECIPES["fp8"], 4)
     coverage.routed(1, logits_TE, best.indices)
     for expert in range(4):
         rows = torch.cat((torch.where(best.indices[:, 0] == expert)[0], coverage.extra_tokens(1, expert)))
@@ -168,19 +168,19 @@ def test_sending_all_tokens_through_all_experts_shows_nothing() -> None:
 
 @torch.inference_mode()
 def streamed(
-    checkpoint: Checkpoint, windows: list[list[int]], products: MatmulBackend, coverage: Coverage | None = None,
+    checkpoint: Checkpoint, windows: list[list[int]], backend: MatmulBackend, coverage: Coverage | None = None,
     features: list[torch.Tensor | None] | None = None,
 ) -> torch.Tensor:
     """Logits of all windows."""
     stream = DecoderStream(checkpoint)
     x_ND = stream.embed(windows, features or [None] * len(windows))
-    run = Run(States(x_ND, [len(window) for window in windows]), products)
+    run = Run(States(x_ND, [len(window) for window in windows]), backend)
     for index in range(checkpoint.config.text.num_layers):
         with stream.layer(index) as layer:
             stream.attend(layer, [run])
             stream.feed_forward(index, layer, [run], coverage)
     with stream.head() as head:
-        return head(x_ND, products)
+        return head(x_ND, backend)
 
 
 def test_watching_changes_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ def test_watching_changes_nothing(directory: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(streams, "BLOCK", 64)  # blocks that end inside of windows
     with open_checkpoint(directory) as checkpoint:
         exact = streamed(checkpoint, WINDOWS, Exact())
-        coverage = Coverage(least=50)
+        coverage = Coverage(min_tokens_shown=50)
         observer = CalibrationObserver(RECIPES["fp8"], checkpoint.config.text.num_experts)
         watched = streamed(checkpoint, WINDOWS, observer, coverage)
         assert sum(int(shown.sum()) for shown in coverage.shown.values()) > 0
@@ -219,7 +219,7 @@ def test_a_stream_sees(tmp_path: Path) -> None:
 
 
 def test_too_few_tokens_fail_or_warn(directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    options = Options(replace(RECIPES["int8"], rotated=False), on_few="fail", min_tokens=1000)
+    options = Options(replace(RECIPES["int8"], rotated=False), under_covered="fail", min_tokens=1000)
     with open_checkpoint(directory) as checkpoint:
         experts = checkpoint.config.text.num_experts
         with pytest.raises(HerdError, match=rf"{2 * experts} experts got fewer than 1000 tokens") as caught:
@@ -229,7 +229,7 @@ def test_too_few_tokens_fail_or_warn(directory: Path, tmp_path: Path, caplog: py
         assert "--min-tokens" in str(caught.value)
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 400, "names some, counts the rest"
-        found = calibrate(checkpoint, tmp_path / "out", DATA, replace(options, on_few="warn"))
+        found = calibrate(checkpoint, tmp_path / "out", DATA, replace(options, under_covered="warn"))
     assert f"{2 * experts} experts got fewer than 1000 tokens from the router (layer 1 expert 0" in caplog.text
     own = {int(layer): counts for layer, counts in found["coverage"]["own"].items()}
     expected = [[layer, expert] for layer in (1, 3) for expert in np.flatnonzero(np.array(own[layer]) == 0)]
@@ -238,7 +238,7 @@ def test_too_few_tokens_fail_or_warn(directory: Path, tmp_path: Path, caplog: py
 
 
 def test_experts_with_enough_tokens_pass(tmp_path: Path) -> None:
-    coverage = Coverage(least=2)
+    coverage = Coverage(min_tokens_shown=2)
     logits = torch.eye(3).repeat(4, 1)
     coverage.routed(0, logits, logits.topk(1).indices)
     coverage.require(4)

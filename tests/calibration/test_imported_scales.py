@@ -123,7 +123,7 @@ def test_weights_without_scales_stay_in_high_precision(saved: Path, tmp_path: Pa
     scales |= {f"{EXPERTS}.{part}_input_scale": torch.tensor(1.0) for part in ("gate_up_proj", "down_proj")}
     checkpoint = write(saved, tmp_path / "checkpoint", scales)
     file, stored = imported(checkpoint, tmp_path / "out")
-    recipe = RECIPES["fp8"].with_high_precision(file.kept)
+    recipe = RECIPES["fp8"].with_high_precision(file.high_precision_parts)
     with open_checkpoint(checkpoint) as source:
         in_fp8 = {name for name, info in source.tensors.items() if isinstance(recipe.layout_of(name), Fp8Format)
                   and len(info.shape) > 1 and "embedding" not in name}

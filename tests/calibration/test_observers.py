@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herdgraph.calibration import histogram as histograms
-from herdgraph.calibration.histogram import BINS, Histogram, bins_of, centres, edges
-from herdgraph.calibration.observers import OBSERVERS
+from herdgraph.calibration.histogram import BINS, Histogram, bin_centers, bins_of, edges
+from herdgraph.calibration.observers import ESTIMATORS
 from herdgraph.calibration.recording import CalibrationObserver, without_zeros
 from herdgraph.errors import HerdError
-from herdgraph.model.quantization import calibration_file
 from herdgraph.model.quantization.e4m3 import E4M3_MAX, to_e4m3
+from herdgraph.model.quantization.observers import OBSERVERS
 from herdgraph.model.quantization.recipes import RECIPES
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -67,7 +67,7 @@ def test_a_bin_contains_its_values(value: float, negative: bool) -> None:
     low, high = edges()[index : index + 2].tolist()
     assert low <= value < high
     assert high <= low * (1 + 1 / 64)
-    assert low < float(centres()[index]) < high
+    assert low < float(bin_centers()[index]) < high
 
 
 def test_what_lies_outside_of_all_bins_counts_to_the_ends() -> None:
@@ -86,7 +86,7 @@ def test_share_beyond() -> None:
 @pytest.mark.parametrize("seed", range(14))
 def test_observers_stay_within_what_was_seen(seed: int) -> None:
     x = heavy(seed)
-    found = {name: choose(histogram_of(x)) for name, choose in OBSERVERS.items()}
+    found = {name: choose(histogram_of(x)) for name, choose in ESTIMATORS.items()}
     amax = float(x.abs().max())
     assert found["max"] == amax
     assert all(0 < value <= amax for value in found.values()), found
@@ -97,35 +97,35 @@ def test_observers_stay_within_what_was_seen(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(7))
 def test_mse_is_the_best_candidate_on_its_histogram(seed: int) -> None:
     found = histogram_of(heavy(seed))
-    values = centres().clamp(max=found.amax).repeat_interleave(found.counts)
-    best = mean_square_error(values, OBSERVERS["mse"](found))
+    values = bin_centers().clamp(max=found.amax).repeat_interleave(found.counts)
+    best = mean_square_error(values, ESTIMATORS["mse"](found))
     candidates = [found.amax * 2 ** (-step / 8) for step in range(41)]
     assert best == min(mean_square_error(values, amax) for amax in candidates)
-    assert best <= mean_square_error(values, OBSERVERS["max"](found))
+    assert best <= mean_square_error(values, ESTIMATORS["max"](found))
 
 
 def test_mse_clips_where_it_pays() -> None:
     """Most values lie half-way between two steps of the largest value's scale, and on a step of a smaller one's."""
     smaller = 2 ** (-1 / 8)
     x = torch.cat((torch.full((1000,), smaller / 2), torch.ones(1)))
-    chosen = OBSERVERS["mse"](histogram_of(x[:, None]))
+    chosen = ESTIMATORS["mse"](histogram_of(x[:, None]))
     assert chosen == pytest.approx(smaller)
     assert mean_square_error(x, chosen) < 0.5 * mean_square_error(x, 1.0)
 
 
 def test_the_percentile_leaves_one_in_a_hundred_thousand() -> None:
     x = torch.cat((torch.linspace(0.5, 1, 199_999), torch.tensor([100.0])))
-    value = OBSERVERS["percentile"](histogram_of(x[:, None]))
+    value = ESTIMATORS["percentile"](histogram_of(x[:, None]))
     assert 1 <= value < 1.02
     few = histogram_of(x[-1000:, None])
-    assert OBSERVERS["percentile"](few) == 100, "one of a thousand is not one of a hundred thousand"
+    assert ESTIMATORS["percentile"](few) == 100, "one of a thousand is not one of a hundred thousand"
 
 
 def test_zeros_do_not_decide() -> None:
     """Any scale represents a zero: an input that is nearly always zero has the percentile of its other values."""
     x = torch.zeros(400_000)
     x[7] = 3.0
-    assert {name: choose(histogram_of(x[:, None])) for name, choose in OBSERVERS.items()}["percentile"] == 3.0
+    assert {name: choose(histogram_of(x[:, None])) for name, choose in ESTIMATORS.items()}["percentile"] == 3.0
 
 
 EMPTY = {"zeros": torch.zeros(3, 4), "none": torch.empty(0, 4), "tiny": torch.full((2, 2), 1e-44)}
@@ -133,13 +133,13 @@ EMPTY = {"zeros": torch.zeros(3, 4), "none": torch.empty(0, 4), "tiny": torch.fu
 
 @pytest.mark.parametrize("x", EMPTY.values(), ids=EMPTY)
 def test_an_input_without_magnitude_can_be_divided_by(x: torch.Tensor) -> None:
-    found = torch.tensor([choose(histogram_of(x)) for choose in OBSERVERS.values()])
-    assert torch.equal(without_zeros(found), torch.ones(len(OBSERVERS)))
+    found = torch.tensor([choose(histogram_of(x)) for choose in ESTIMATORS.values()])
+    assert torch.equal(without_zeros(found), torch.ones(len(ESTIMATORS)))
     assert without_zeros(torch.tensor([0.0, 3.0, 2.0])).tolist() == [3, 3, 2]
 
 
 def test_files_know_the_observers() -> None:
-    assert tuple(OBSERVERS) == calibration_file.OBSERVERS
+    assert tuple(ESTIMATORS) == OBSERVERS
 
 
 def test_weights_that_meet_one_input_share_its_statistics() -> None:
@@ -150,10 +150,10 @@ def test_weights_that_meet_one_input_share_its_statistics() -> None:
     observed("layers.0.self_attn.o_proj.weight", x * 2, torch.zeros(32, 4))
     found = observed.amaxes()
     assert len({float(found[f"mse/{name}"]) for name in names}) == 1
-    centre = x.median(0).values
-    assert all(torch.equal(found[f"centre/{name}"], centre) for name in names)
-    assert found[f"max/{names[2]}"] == (x - centre).abs().max()
-    assert found["max/layers.0.self_attn.o_proj.weight"] == (x - centre).abs().max() * 2
+    shift = x.median(0).values
+    assert all(torch.equal(found[f"input_shift/{name}"], shift) for name in names)
+    assert found[f"max/{names[2]}"] == (x - shift).abs().max()
+    assert found["max/layers.0.self_attn.o_proj.weight"] == (x - shift).abs().max() * 2
     assert observed.histograms[names[0]][0].rows == len(x), "counted once"
 
 

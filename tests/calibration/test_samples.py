@@ -12,19 +12,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from herdgraph.calibration.samples import IMAGE, Sample, drawn, read_samples, sample_of
+from herdgraph.calibration.samples import drawn, read_samples
 from herdgraph.calibration.windows import Data, Window, data_of, split, windows_of
 from herdgraph.errors import HerdError
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.config.presets import TINY
+from herdgraph.model.data import IMAGE, Picture, Record
 from herdgraph.model.processing import PreparedPrompt
+from herdgraph.model.processing.chat import checked_messages
 from support import herds
 
 TEXT = "A herd of words that is long enough to be a window. "
 
 
-def read(*paths: Path, images: bool = False) -> list[Sample]:
+def read(*paths: Path, images: bool = False) -> list[Record]:
     return list(read_samples(paths, images=images))
+
+
+def sources_of(sample: Record) -> list[Any]:
+    return [picture.source for picture in sample.pictures]
 
 
 def picture(path: Path, size: tuple[int, int] = (30, 30)) -> Path:
@@ -49,7 +55,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def data(checkpoint: Path, *samples: Sample, **options: Any) -> Data:
+def document(*parts: str | Picture) -> Record:
+    return Record("sample", "sample", document=parts)
+
+
+def data(checkpoint: Path, *samples: Record, **options: Any) -> Data:
     with open_checkpoint(checkpoint) as source:
         return data_of(source, samples, **options)
 
@@ -59,9 +69,9 @@ def test_text(name: str, tmp_path: Path) -> None:
     text = TEXT * 50 + "\n\nDie Kühe\u2028grasen.\n" + "x" * 2000
     (tmp_path / name).write_text(text, encoding="utf-8")
     found = read(tmp_path / name)
-    assert "".join(str(sample.prompt) for sample in found) == text
+    assert "".join(sample.completion() for sample in found) == text
     assert len(found) > 3, "in pieces, so that other data has its turn"
-    assert all(sample.plain and sample.origin == str(tmp_path / name) for sample in found)
+    assert all(sample.is_plain_text and sample.origin == str(tmp_path / name) for sample in found)
 
 
 def test_lines_of_every_form(tmp_path: Path) -> None:
@@ -77,15 +87,16 @@ def test_lines_of_every_form(tmp_path: Path) -> None:
         {"text": f"before {IMAGE} after", "images": ["pictures/one.png", "pictures/two.png"]},
         {"messages": chat, "images": ["pictures/one.png"]}, {"messages": [{"role": "user", "content": "hi"}]},
     ))
-    prompts, images = [sample.prompt for sample in found], [sample.images for sample in found]
-    assert prompts[:4] == ["plain\u2028text", IMAGE, f"{IMAGE}look", f"{IMAGE}before {IMAGE} after"]
-    assert images == [(), (one,), (one,), (one, two), (), ()]
-    parts = prompts[4][0]["content"]  # type: ignore[index]
-    assert [part.get("image") for part in parts] == [one, None, two]
-    assert prompts[4][1] == chat[1]
-    assert prompts[5] == [{"role": "user", "content": "hi"}]
+    assert [sample.completion() for sample in found[:4]] == [
+        "plain\u2028text", IMAGE, f"{IMAGE}look", f"{IMAGE}before {IMAGE} after"]
+    assert [sources_of(sample) for sample in found] == [[], [one], [one], [one, two], [one, two], []]
+    asked, answered = (turn.message() for turn in found[4].turns)
+    assert asked == {"role": "user", "content": [
+        {"type": "image", "image": one}, {"type": "text", "text": "what?"}, {"type": "image", "image": two}]}
+    assert checked_messages([answered]) == [chat[1]]
+    assert checked_messages([turn.message() for turn in found[5].turns]) == [{"role": "user", "content": "hi"}]
     assert found[1].origin == f"{tmp_path / 'data.jsonl'} line 3"
-    assert [sample.plain for sample in found] == [True, *[False] * 5]
+    assert [sample.is_plain_text for sample in found] == [True, *[False] * 5]
 
 
 def test_lines_of_training_data(tmp_path: Path) -> None:
@@ -94,16 +105,17 @@ def test_lines_of_training_data(tmp_path: Path) -> None:
     data = lines(tmp_path / "train.jsonl", {"content": ["A ", {"image": "cow.png"}, "."], "key": "cow"},
                  {"messages": [{"role": "user", "content": parts}]}, {"content": [3]})
     found = read_samples([data], images=True)
-    assert next(found) == Sample(f"A {IMAGE}.", (tmp_path / "cow.png",), f"{data} line 1")
+    assert next(found) == Record("cow", f"{data} line 1", document=("A ", Picture(tmp_path / "cow.png"), "."))
     image = {"type": "image", "image": tmp_path / "cow.png"}
-    assert next(found).prompt == [{"role": "user", "content": [image, {"type": "text", "text": "What is it?"}]}]
-    with pytest.raises(HerdError, match="line 3: a part of content is neither a text nor an image"):
+    assert [turn.message() for turn in next(found).turns] == [
+        {"role": "user", "content": [image, {"type": "text", "text": "What is it?"}]}]
+    with pytest.raises(HerdError, match="line 3: a part is of type int, a text or an object is needed"):
         next(found)
 
 
 def test_a_raw_line_separator_inside_of_a_line_ends_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one\u2028two\x85three"}\r\n{"text": "four"}\n', encoding="utf-8")
-    assert [sample.prompt for sample in read(tmp_path / "a.jsonl")] == ["one\u2028two\x85three", "four"]
+    assert [sample.completion() for sample in read(tmp_path / "a.jsonl")] == ["one\u2028two\x85three", "four"]
 
 
 def test_pictures(tmp_path: Path) -> None:
@@ -111,8 +123,8 @@ def test_pictures(tmp_path: Path) -> None:
         picture(tmp_path / name)
     (tmp_path / "notes.txt").write_text("not a picture")
     found = read(tmp_path)
-    assert [sample.images[0].name for sample in found] == ["a.JPG", "b.png", "c.webp"]
-    assert all(sample.prompt == IMAGE for sample in found)
+    assert [sources_of(sample)[0].name for sample in found] == ["a.JPG", "b.png", "c.webp"]
+    assert all(sample.completion() == IMAGE for sample in found)
     assert read(tmp_path / "a.JPG") == found[:1]
 
 
@@ -139,8 +151,8 @@ def test_a_saved_dataset(tmp_path: Path) -> None:
     save_dataset(tmp_path / "splits" / "train", image)
     (tmp_path / "splits" / "dataset_dict.json").write_text('{"splits": ["train"]}')
     for found in (read(tmp_path / "rows"), read(tmp_path / "splits")):
-        assert [sample.prompt for sample in found] == [f"{IMAGE}one", "two"]
-        assert found[0].images[0].size == (30, 30)
+        assert [sample.completion() for sample in found] == [f"{IMAGE}one", "two"]
+        assert sources_of(found[0])[0].size == (30, 30)
     (tmp_path / "rows" / "state.json").write_text("{}")
     with pytest.raises(HerdError, match="rows cannot be read as a dataset"):
         read(tmp_path / "rows")
@@ -150,16 +162,20 @@ class _Splits(dict):  # type: ignore[type-arg]
     pass
 
 
+class _Rows(list):  # type: ignore[type-arg]
+    column_names = ("text", "image", "images")
+
+
 def test_the_rows_of_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same with a stand-in for the library: pictures decoded, as bytes and as paths."""
     image = Image.new("RGB", (30, 30))
     encoded = [{"bytes": b"png", "path": None}, {"bytes": None, "path": "a.png"}]
-    rows = [{"text": "one", "image": image}, {"images": encoded}]
-    library = SimpleNamespace(DatasetDict=_Splits, load_from_disk=lambda _: _Splits(train=rows, test=rows[:1]))
+    rows = _Rows([{"text": "one", "image": image}, {"images": encoded}])
+    library = SimpleNamespace(DatasetDict=_Splits, load_from_disk=lambda _: _Splits(train=rows, test=_Rows(rows[:1])))
     monkeypatch.setitem(sys.modules, "datasets", library)
     (tmp_path / "dataset_dict.json").write_text("{}")
     found = read(tmp_path)
-    assert [sample.images for sample in found] == [(image,), (b"png", tmp_path / "a.png"), (image,)]
+    assert [sources_of(sample) for sample in found] == [[image], [b"png", tmp_path / "a.png"]], "of the train split"
     assert found[1].origin == f"{tmp_path} row 1"
     library.load_from_disk = lambda _: (_ for _ in ()).throw(FileNotFoundError("no arrow file"))
     with pytest.raises(HerdError, match="cannot be read as a dataset: no arrow file"):
@@ -171,16 +187,16 @@ def test_the_rows_of_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_default() -> None:
     text = read()
-    assert all(sample.plain for sample in text)
-    assert sum(len(str(sample.prompt)) for sample in text) > 10_000
+    assert all(sample.is_plain_text for sample in text)
+    assert sum(len(sample.completion()) for sample in text) > 10_000
     both = read(images=True)
-    seen = [index for index, sample in enumerate(both) if sample.images]
+    seen = [index for index, sample in enumerate(both) if sample.pictures]
     assert len(seen) == 8
     assert max(seen) < 16, "pictures take turns with the text"
-    assert [sample for sample in both if sample.plain] == text
-    assert len({sample.images[0].size for sample in both if sample.images}) == 8
-    again = [np.asarray(sample.images[0]) for sample in drawn()]
-    assert all(np.array_equal(a, both[at].images[0]) for a, at in zip(again, seen, strict=True))
+    assert [sample for sample in both if sample.is_plain_text] == text
+    assert len({sources_of(sample)[0].size for sample in both if sample.pictures}) == 8
+    again = [np.asarray(sources_of(sample)[0]) for sample in drawn()]
+    assert all(np.array_equal(a, sources_of(both[at])[0]) for a, at in zip(again, seen, strict=True))
 
 
 def test_what_stands_beside_a_long_text_is_read_too(checkpoints: dict[str, Path], tmp_path: Path) -> None:
@@ -203,23 +219,29 @@ def _encode(source: Checkpoint, text: str) -> list[int]:
 
 
 WRONG = {
-    "nothing there": (lambda t: t / "none.txt", "none.txt does not exist: give a text"),
+    "nothing there": (lambda t: t / "none.txt", "none.txt does not exist: give a text, a .jsonl or .tar file"),
     "unknown kind": (lambda t: lines(t / "a.pdf", "x"), r"a\.pdf is a \.pdf file: \.txt, \.jsonl"),
     "no text": (lambda t: _bytes(t / "a.txt", b"\xff\xfe"), r"a\.txt cannot be read as text: .*can't decode"),
     "not JSON": (lambda t: lines(t / "a.jsonl", {"text": "x"}, "{text}"), r"a\.jsonl line 2 is not JSON: "),
     "deep JSON": (lambda t: lines(t / "a.jsonl", "[" * 100_000), r"a\.jsonl line 1 is not JSON: "),
-    "no object": (lambda t: lines(t / "a.jsonl", "[1]"), r"line 1 is not an object: give text, messages or images"),
-    "no fields": (lambda t: lines(t / "a.jsonl", {"txt": "x"}), "line 1 has neither text, messages nor images"),
-    "number for text": (lambda t: lines(t / "a.jsonl", {"text": 3}), "line 1: text is of type int, str is needed"),
-    "text for messages": (lambda t: lines(t / "a.jsonl", {"messages": "x"}), "messages is of type str, list is needed"),
-    "number for messages": (lambda t: lines(t / "a.jsonl", {"messages": 3}), "messages is of type int, list is needed"),
-    "text for images": (lambda t: lines(t / "a.jsonl", {"images": "a.png"}), "images is of type str, list is needed"),
+    "no object": (
+        lambda t: lines(t / "a.jsonl", "[1]"),
+        r"line 1 is a list: a sample is an object with text, content or messages"),
+    "no fields": (
+        lambda t: lines(t / "a.jsonl", {"txt": "x"}), "line 1 has neither text, content, messages nor images"),
+    "number for text": (lambda t: lines(t / "a.jsonl", {"text": 3}), "line 1: text is of type int, a string is needed"),
+    "text for messages": (
+        lambda t: lines(t / "a.jsonl", {"messages": "x"}), "line 1: messages is not a list of messages"),
+    "number for messages": (
+        lambda t: lines(t / "a.jsonl", {"messages": 3}), "line 1: messages is not a list of messages"),
+    "text for images": (lambda t: lines(t / "a.jsonl", {"images": "a.png"}), "images is of type str, a list is needed"),
     "number for an image": (lambda t: lines(t / "a.jsonl", {"images": [3]}), "1: a picture is of type int, a path is"),
     "empty image": (lambda t: lines(t / "a.jsonl", {"image": {"bytes": None}}), "a picture is of type NoneType"),
     "image without a place": (
         lambda t: lines(t / "a.jsonl", {"messages": [{"role": "user", "content": "x"}], "images": ["a.png"]}),
-        "line 1 has 1 images for 0 empty parts of type image: they must match"),
-    "no pictures": (lambda t: t, "holds neither pictures nor a saved dataset: give another directory"),
+        "line 1 has 1 images for 0 places: they must match"),
+    "no pictures": (
+        lambda t: t, r"holds no \.jsonl or \.tar files, no pictures and no saved dataset: give another directory"),
 }
 
 
@@ -247,18 +269,21 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 CHAT = {"role": "user", "content": [{"type": "image"}]}
 UNUSABLE = {
-    "empty text": ("seeing", lambda t: lines(t / "a.txt"), "the data has fewer than 16 tokens: give more"),
-    "short text": ("seeing", lambda t: lines(t / "a.txt", "too short"), "fewer than 16 tokens"),
+    "video": ("seeing", lambda t: lines(t / "a.jsonl", {"content": [{"video": [str(picture(t / "a.png"))]}]}),
+              "line 1: calibration reads no videos"),
+    "empty text": ("seeing", lambda t: lines(t / "a.txt"), r"a\.txt is empty: it holds no samples"),
+    "short text": ("seeing", lambda t: lines(t / "a.txt", "too short"), "the data has fewer than 16 tokens: give more"),
     "broken picture": ("seeing", lambda t: _bytes(t / "broken.png", b"\x89PNG\r\n\x1a\n" + b"0" * 50), r"broken\.png"),
     "lost picture": ("seeing", lambda t: lines(t / "a.jsonl", {"images": ["lost.png"]}), r"line 1: .*lost\.png cannot"),
     "blind": ("reading", lambda t: picture(t / "a.png"), r"a\.png: .*this model reads text only, images were given"),
     "placeholder": ("seeing", lambda t: lines(t / "a.jsonl", {"text": IMAGE * 2, "image": str(picture(t / "a.png"))}),
-                    "line 1: the prompt has 2 image placeholders and 1 images"),
+                    "line 1 has 2 image placeholders and 1 images: they must match"),
     "role": ("seeing", lambda t: lines(t / "a.jsonl", {"messages": [{"role": "cow", "content": "moo"}]}),
              "line 1: message 0 has role 'cow'"),
-    "no message": ("seeing", lambda t: lines(t / "a.jsonl", {"messages": ["moo"]}), "line 1: message 0 is a str"),
+    "no message": ("seeing",
+        lambda t: lines(t / "a.jsonl", {"messages": ["moo"]}), "line 1: message 0 is no object with role and content"),
     "chat without a picture": ("seeing", lambda t: lines(t / "a.jsonl", {"messages": [CHAT]}),
-                               "line 1: message 0, part 0 is an image without"),
+                               "line 1: there are more parts of type image than images: they must match"),
     "beyond the context": ("short", lambda t: lines(t / "a.jsonl", {"messages": [CHAT | {"content": "x" * 99}]}),
                            "line 1: the prompt has 1.. tokens, the model's context is 64: shorten it"),
 }
@@ -283,8 +308,8 @@ def test_pictures_become_tokens_and_tiles(checkpoints: dict[str, Path], tmp_path
 
 
 def windows(*texts: str, **options: int) -> list[Window]:
-    prepare = lambda sample: PreparedPrompt([7] * len(sample.prompt))  # noqa: E731
-    samples = [Sample(text.removeprefix("!"), ("picture",) if text.startswith("!") else ()) for text in texts]
+    prepare = lambda sample: PreparedPrompt([7] * len(sample.document[-1]))  # noqa: E731
+    samples = [document(Picture(b""), text[1:]) if text.startswith("!") else document(text) for text in texts]
     return windows_of(samples, prepare, lambda text: [ord(letter) for letter in text],
                       **{"context": 4096, "most_tokens": 10**6, **options})
 
@@ -298,7 +323,7 @@ def test_plain_texts_are_joined_and_cut() -> None:
 
 
 def test_enough_is_enough() -> None:
-    endless = iter(lambda: Sample("x" * 100), None)
+    endless = iter(lambda: document("x" * 100), None)
     count = lambda text: [1] * len(text)  # noqa: E731
     found = windows_of(endless, lambda _: PreparedPrompt([]), count, context=99, most_tokens=1000)
     assert sum(len(window.token_ids) for window in found) == 990, "the last 10 are too few for a window"
@@ -336,8 +361,3 @@ def test_a_digest_is_of_all_data() -> None:
     assert len({found.digest() for found in some}) == len(some)
     assert some[0].digest() == Data([Window([1, 2]), Window([3])], []).digest()
     assert some[3].tokens == 2
-
-
-def test_a_row_needs_an_object() -> None:
-    with pytest.raises(HerdError, match="row 3 is not an object"):
-        sample_of(["text"], "row 3", Path())

@@ -271,10 +271,11 @@ def test_calibrate(paths: tuple[Path, Path], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "herdgraph.calibration", paths[0], "-o", tmp_path / "again", *data, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     document = json.loads(done.stdout)
-    assert document["kept"] == ["vision_model", "multi_modal_projector"]
+    assert document["high_precision_parts"] == ["vision_model", "multi_modal_projector"]
     assert done.stderr.count("\n") == 1, "the warning that there were no pictures"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "green.png", "out", "text.txt"]
-    few = one_error(run("calibrate", paths[0], "-o", tmp_path / "few", *data, "--on-few", "fail", "--min-tokens", 5000))
+    few = one_error(run("calibrate", paths[0], "-o", tmp_path / "few", *data, "--under-covered", "fail",
+                        "--min-tokens", 5000))
     assert "8 experts got fewer than 5000 tokens from the router: layer 1 expert 0" in few
     assert not (tmp_path / "few").exists()
 

@@ -18,7 +18,8 @@ from examples.calf.config import IMAGE_SIZE, student_config
 from examples.calf.emoji import VERSION, Emoji, fetch_emoji, read_emoji
 from examples.calf.tokenizer import save_processor, train_tokenizer
 from herdgraph.errors import HerdError
-from herdgraph.model.training.data import Encoder, Loader, open_samples
+from herdgraph.model.data import open_samples
+from herdgraph.model.training.data import Encoder, Loader
 
 ANIMALS = ["COW FACE", "OX", "WATER BUFFALO", "SHEEP", "RAM", "GOAT", "PIG", "BOAR", "HORSE", "DONKEY", "UNICORN FACE",
            "ELEPHANT"]

@@ -81,7 +81,7 @@ class Family:
             return output
         data = Data([Window(herds.tokens(60, seed)) for seed in range(3)], [])
         with open_checkpoint(self.directory / "checkpoint") as checkpoint:
-            calibrate(checkpoint, output, data, Options(RECIPES[recipe], least=8))
+            calibrate(checkpoint, output, data, Options(RECIPES[recipe], min_tokens_shown=8))
         return output
 
     def engine(self, recipe: str = "fp32", caches: str = "float") -> Engine:

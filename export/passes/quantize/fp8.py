@@ -37,7 +37,7 @@ from ....model.quantization.e4m3 import expert_input_multipliers, input_scale
 from ....model.quantization.formats import Fp8Format
 from ....model.quantization.recipes import Recipe
 from ...graph.builder import Builder
-from ...weights.fp8 import CenteringOffsets, ChannelRatios, Fp8Codes, GlobalScale
+from ...weights.fp8 import ChannelRatios, Fp8Codes, GlobalScale, ShiftOffsets
 from ...weights.origin import Origin, origin_of
 from ..report import report
 from ._tensors import add_initializer, e4m3_zero, scalar
@@ -101,7 +101,7 @@ class QuantizeFp8(InPlacePass):
         w = product.chosen(build, build("DequantizeLinear", *stored[:2], zero))
         y = build("Mul", build("MatMul", x, w), product.chosen(build, stored[2]))
         if shift_K is not None:
-            y = build("Add", y, add_initializer(graph, weight, "centred", CenteringOffsets(codes)))
+            y = build("Add", y, add_initializer(graph, weight, "shift_offsets", ShiftOffsets(codes)))
         ir.convenience.replace_nodes_and_values(graph, node, [node], build.nodes, node.outputs, [y])
         product.remove_weight(graph)
 

@@ -97,7 +97,7 @@ class QuantizeMatMuls(InPlacePass):
         if self.calibration is None:
             return None
         origin = origin_of(weight)
-        hessian_KK = self.calibration.moments(origin.name, origin.expert)
+        hessian_KK = self.calibration.hessian(origin.name, origin.expert)
         if layout.bits == 4 and hessian_KK is None:
             raise HerdError(f"{self.calibration.path} says nothing of {origin.name}, which is stored in 4 bits: write "
                             f"it again with `herdgraph calibrate --recipe {self.recipe.name}`")

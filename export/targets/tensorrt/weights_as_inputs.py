@@ -3,12 +3,13 @@ r"""One small plan for all layers of a shape: weights leave the graph and become
 TensorRT-RTX cannot refit a plan on a CPU, and a plan's constants cannot be replaced. But FP8 codes may be inputs of a
 network, provided that the scales at the Q/DQ are constants; so those become 1, and what they stood for moves outside:
 
-    (x - centre) · lift / s  ->  Q(1) -> DQ(1) \
-                                                MatMul  ->  · (r · s · g) / lift  ->  + centred
-    W (input)                ->  DQ(1)         /
+    (x - shift) · lift / s  ->  Q(1) -> DQ(1) \
+                                               MatMul  ->  · (r · s · g) / lift  ->  + offsets
+    W (input)               ->  DQ(1)         /
 
-``<weight>.lift``, ``.ratios``, ``.centre`` and ``.centred`` are inputs too, in float32. Sums of codes reach K · 448²,
-which bfloat16 holds and float16 does not. Norms and routers follow, so that nothing of a layer is left inside.
+``<weight>.lift``, ``.ratios``, ``.input_shift`` and ``.shift_offsets`` are inputs too, in float32. Sums of codes reach
+K · 448², which bfloat16 holds and float16 does not. Norms and routers follow, so that nothing of a layer is left
+inside.
 """
 
 from __future__ import annotations
@@ -76,12 +77,12 @@ class WeightsAsInputs(InPlacePass):
         assert ratios.const_value is not None
         self._give(graph, ratios, f"{name}.ratios", Scaled(ratios.const_value, scale))
         for add in multiply.outputs[0].consumers():
-            centred = add.inputs[1] if add.op_type == "Add" else None
-            if centred is not None and str(centred.name).endswith(".centred") and centred.const_value is not None:
-                self._give(graph, centred, str(centred.name), centred.const_value)
+            offsets = add.inputs[1] if add.op_type == "Add" else None
+            if offsets is not None and str(offsets.name).endswith(".shift_offsets") and offsets.const_value is not None:
+                self._give(graph, offsets, str(offsets.name), offsets.const_value)
 
     def _prepare(self, graph: ir.Graph, dequantize: ir.Node, name: str, s: float) -> None:
-        """Divide what is quantised by s, in the lift that it may be multiplied by already, and give its centre."""
+        """Divide what is quantised by s, in the lift that it may be multiplied by already, and give its shift."""
         codes = dequantize.inputs[0]
         quantize = codes.producer() if codes is not None else None
         assert quantize is not None, f"the input of {dequantize.name} is not quantised in the graph"
@@ -92,7 +93,7 @@ class WeightsAsInputs(InPlacePass):
             self._replace(graph, multiply, f"{name}.lift", 1 / s)
             return
         if (subtract := _with_constants(x, "Sub")) is not None:
-            self._replace(graph, subtract, f"{name}.centre", 1)
+            self._replace(graph, subtract, f"{name}.input_shift", 1)
         build = Builder(f"{quantize.name}/lift")
         lift = ir.Value(shape=ir.Shape((1,)), type=ir.TensorType(ir.DataType.FLOAT))
         self._give(graph, lift, f"{name}.lift", ir.Tensor(np.asarray([1 / s], np.float32)))

@@ -16,7 +16,7 @@ import numpy as np
 
 from ....errors import HerdError
 from ...config import HerdConfig
-from ...data.records import IMAGE, Part, Picture, Record, Turn
+from ...data.records import IMAGE, Part, Picture, Record
 from ...processing import PromptProcessor
 from ...processing.chat import checked_messages
 
@@ -111,7 +111,7 @@ class Encoder:
     def _conversation(self, record: Record) -> Iterator[_Piece]:
         """The rendered messages, with a picture's tokens in place of each placeholder."""
         ids, learned = self._rendered(record)
-        pictures = iter([part for turn in record.turns for part in turn.parts if isinstance(part, Picture)])
+        pictures = iter(record.pictures)
         placeholder = self.processor.tokenizer.token_to_id(IMAGE)
         start = 0
         for place in [index for index, token in enumerate(ids) if token == placeholder]:
@@ -128,7 +128,7 @@ class Encoder:
         A rendered beginning ends where the assistant's turn begins, and the turn ends with the first token at which
         generation would stop, so that this holds for any template.
         """
-        messages = checked_messages([_message(turn) for turn in record.turns])
+        messages = checked_messages([turn.message() for turn in record.turns])
         encode, tokenizer = self.processor.template.encode, self.processor.tokenizer
         ids = encode(messages, tokenizer, tools=record.tools or None)
         learned, end = [False] * len(ids), 0
@@ -186,12 +186,3 @@ def _joined(key: str, pieces: list[_Piece], *, is_cut: bool) -> Encoded:
     if not learned[1:].any():
         raise HerdError("there is nothing to learn: no text, or none that fits")
     return Encoded(key, ids, learned, np.concatenate(tiles) if tiles else None, is_cut)
-
-
-def _message(turn: Turn) -> dict[str, Any]:
-    """A message as the chat template's checks expect it."""
-    parts = [
-        {"type": "image", "image": part.source} if isinstance(part, Picture) else {"type": "text", "text": part}
-        for part in turn.parts
-    ]
-    return {**turn.extra, "role": turn.role, "content": parts}

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from ....errors import HerdError
-from ...data.sources import Samples
+from ...data import Samples
 from .encode import Encoded, Encoder
 from .packing import Batch, Rows
 from .stream import Unseen, order

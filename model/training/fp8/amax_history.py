@@ -1,15 +1,14 @@
 """How large the inputs of FP8 products were in training: what a deployment starts from instead of a calibration.
 
 Each product keeps the largest magnitudes of its last W inputs; the largest of the window is what its scale must cover.
-``save_amaxes`` writes them in the format of ``export/calibration_file.py`` (which this room may not import) under the
-observer ``trained``. Weights whose input was never FP8 are listed as kept in high precision, as they were in training.
+``save_amaxes`` writes them as a calibration (``model/quantization/calibration_file.py``) under the observer
+``trained``. Weights whose input was never FP8 are listed as parts in high precision, as they were in training.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from types import EllipsisType
 from typing import Any
@@ -21,11 +20,13 @@ from torch import Tensor, nn
 from ....errors import HerdError
 from ....files import atomic_directory
 from ...checkpoint import Checkpoint
+from ...config import HerdConfig
 from ...config.names import expected_tensors
+from ...quantization.calibration_file import DESCRIPTION, SCALES, description_without_data
 from ..parallel.ranks import whole
 from ..recompute import recomputing
 
-DESCRIPTION, SCALES, FORMAT, OBSERVER = "calibration.json", "scales.safetensors", 1, "trained"
+OBSERVER = "trained"
 
 
 class AmaxHistory(nn.Module):
@@ -112,7 +113,8 @@ def save_amaxes(
     if not amaxes:
         raise HerdError("no product of this model was FP8 in training, so nothing is known of its inputs: train with "
                         "precision fp8, or write a calibration with `herdgraph calibrate`")
-    description = _description(checkpoint, amaxes)
+    parts = _without_magnitudes(checkpoint.config, amaxes)
+    description = description_without_data(checkpoint, OBSERVER, amaxes, parts)
     with atomic_directory(path, overwrite=overwrite, mark=DESCRIPTION, inputs=[checkpoint.directory]) as directory:
         # Each a tensor of its own: safetensors refuses memory that is shared.
         save_file({f"{OBSERVER}/{name}": amax.float().clone() for name, amax in amaxes.items()}, directory / SCALES)
@@ -120,17 +122,9 @@ def save_amaxes(
     return description
 
 
-def _description(checkpoint: Checkpoint, amaxes: Mapping[str, Tensor]) -> dict[str, Any]:
-    kept = [
-        name.removesuffix(".weight") for name, shape in expected_tensors(checkpoint.config).items()
+def _without_magnitudes(config: HerdConfig, amaxes: Mapping[str, Tensor]) -> list[str]:
+    """Weights whose input was never FP8, as a recipe's rules call them."""
+    return [
+        name.removesuffix(".weight") for name, shape in expected_tensors(config).items()
         if len(shape) > 1 and name.endswith(("_proj", ".weight")) and name not in amaxes
     ]
-    return {
-        "format": FORMAT, "fingerprint": checkpoint.fingerprint(), "checkpoint": checkpoint.directory.name,
-        "recipe": "fp8", "observer": OBSERVER, "kept": kept,
-        "versions": {"herdgraph": metadata.version("herdgraph"), "torch": metadata.version("torch")},
-        "data": {"sha256": "", "tokens": 0, "windows": 0, "held_out_windows": 0, "tiles": 0},
-        "coverage": {"least": 0, "own": {}, "shown": {}, "dead": []}, "quality": None,
-        "inputs": {name: {"rows": [0], "amax": {OBSERVER: amax.reshape(-1).tolist()}, "clipped": {}}
-                   for name, amax in amaxes.items()},
-    }

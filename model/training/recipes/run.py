@@ -13,8 +13,9 @@ from ....errors import HerdError
 from ...checkpoint import open_checkpoint, save_checkpoint
 from ...checkpoint.base import PROCESSOR_FILES
 from ...config import HerdConfig
+from ...data import hold_out, open_samples
 from ...llama4.model import Llama4
-from ..data import Batch, Encoder, Loader, hold_out, open_samples
+from ..data import Batch, Encoder, Loader
 from ..fp8.amax_history import save_amaxes, trained_amaxes
 from ..fp8.linear import Fp8Options, fp8_autocast, prepare_for_fp8
 from ..moe.experts import ExpertOptions, canonical_name, plain_state_dict, prepare_for_training

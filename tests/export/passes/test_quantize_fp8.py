@@ -64,13 +64,13 @@ def fake_weight(weight_KN: Tensor) -> Tensor:
 
 def test_a_product_gives_the_codes_of_fake_quantisation(tmp_path: Path) -> None:
     x, weight = 3 * torch.randn(T, D) + torch.linspace(-8, 8, D), torch.randn(D, F)
-    centre = torch.linspace(-8, 8, D)
-    amax = (x - centre).abs().max()
-    found = calibration(tmp_path, max___w=amax, centre___w=centre)
+    shift = torch.linspace(-8, 8, D)
+    amax = (x - shift).abs().max()
+    found = calibration(tmp_path, max___w=amax, input_shift___w=shift)
     text = f"g (float[{T},{D}] x, float[{D},{F}] w) => (float[{T},{F}] y) {{ y = MatMul (x, w) }}"
     model = parse(text, w=weight.numpy())
     QuantizeFp8(RECIPES["fp8"], found)(model)
-    wanted = fake(x - centre, step(amax)) @ fake_weight(weight) + centre @ weight
+    wanted = fake(x - shift, step(amax)) @ fake_weight(weight) + shift @ weight
     np.testing.assert_allclose(run(model, x=x.numpy())[0], wanted, rtol=1e-5, atol=1e-4)
     assert operators(model)["MatMul"] == 1
     for node in model.graph:
@@ -159,9 +159,9 @@ def test_a_whole_decoder_is_that_of_fake_quantisation(tiny: Path) -> None:
         weight = f"{name}.weight"
         if isinstance(part, torch.nn.Linear) and f"max/{weight}" in scales:
             def forward(x: Tensor, part: torch.nn.Linear = part, weight: str = weight) -> Tensor:
-                centre = scales[f"centre/{weight}"]
-                y = fake(x - centre, step(scales[f"max/{weight}"])) @ fake_weight(part.weight.T)
-                return y + centre @ part.weight.T
+                shift = scales[f"input_shift/{weight}"]
+                y = fake(x - shift, step(scales[f"max/{weight}"])) @ fake_weight(part.weight.T)
+                return y + shift @ part.weight.T
             part.forward = forward  # type: ignore[method-assign]
         elif name.endswith("experts"):
             def experts(x: Tensor, logits: Tensor, part: torch.nn.Module = part, name: str = name) -> Tensor:

@@ -1,4 +1,4 @@
-"""GPTQ: less error on the data than rounding to nearest, from moments to a built bundle."""
+"""GPTQ: less error on the data than rounding to nearest, from Hessians to a built bundle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from herdgraph.calibration.calibrate import Options, calibrate
 from herdgraph.calibration.hessian import SHARED_HESSIAN_WEIGHT
 from herdgraph.calibration.measure import measure
-from herdgraph.calibration.samples import Sample
 from herdgraph.calibration.windows import Data, Window, data_of
 from herdgraph.errors import HerdError
 from herdgraph.export.pipeline import build_bundle
@@ -23,6 +22,7 @@ from herdgraph.export.weights.stream import Weight
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.checkpoint.rotated import RotatedCheckpoint
 from herdgraph.model.config.presets import TINY
+from herdgraph.model.data import Record
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.quantization.calibration_file import CalibrationFile
 from herdgraph.model.quantization.formats import BlockFormat
@@ -95,24 +95,24 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def calibration(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("calibration") / "out"
     with open_checkpoint(checkpoint) as source:
-        data = data_of(source, [Sample(TEXT)], most_tokens=5000, held_out=0)
+        data = data_of(source, [Record("text", "text", document=(TEXT,))], most_tokens=5000, held_out=0)
         calibrate(source, output, data, Options(RECIPES["int4"]))
     return output
 
 
-def test_moments_are_those_of_the_inputs(checkpoint: Path, tmp_path: Path) -> None:
+def test_hessians_are_those_of_the_inputs(checkpoint: Path, tmp_path: Path) -> None:
     """Hooks on the torch model see the same inputs, an expert's scaled by its token's score."""
     ids, seen = herds.tokens(50), []
     with open_checkpoint(checkpoint) as source:
         rotated = RotatedCheckpoint(source)
-        measure(rotated, RECIPES["int4"], Data([Window(ids)], []), tmp_path, key="", least=1)
+        measure(rotated, RECIPES["int4"], Data([Window(ids)], []), tmp_path, key="", min_tokens_shown=1)
         decoder = Llama4.from_checkpoint(rotated).eval().decoder
     experts = decoder.layers[1].feed_forward.experts
     experts.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs))
     with torch.inference_mode():
         decoder(torch.tensor([ids]))
     x_TD, logits_TE = seen[0]
-    stored = load_file(tmp_path / "moments" / "layers.1.safetensors")
+    stored = load_file(tmp_path / "hessians" / "layers.1.safetensors")
     name = "layers.1.feed_forward.experts.gate_up_proj"
     best, sums = logits_TE.max(-1), torch.zeros(4, 64, 64)
     for expert in range(4):
@@ -123,14 +123,14 @@ def test_moments_are_those_of_the_inputs(checkpoint: Path, tmp_path: Path) -> No
     shared = stored["layers.1.feed_forward.shared_expert.up_proj.weight"]
     torch.testing.assert_close(shared, x_TD.T @ x_TD, atol=1e-3, rtol=1e-4)
     assert not any("self_attn" in name or "router" in name for name in stored)
-    assert not list(tmp_path.glob("moments/*vision*"))
+    assert not list(tmp_path.glob("hessians/*vision*"))
 
 
 def test_a_bundle_rounded_by_data_is_closer_on_it(checkpoint: Path, calibration: Path, tmp_path: Path) -> None:
     logits = {}
     with open_checkpoint(checkpoint) as source:
-        for name, recipe, moments in (("exact", "fp32", None), ("plain", "int4", None), ("gptq", "int4", calibration)):
-            build_bundle(source, tmp_path / name, recipe=recipe, calibration=moments)
+        for name, recipe, measured in (("exact", "fp32", None), ("plain", "int4", None), ("gptq", "int4", calibration)):
+            build_bundle(source, tmp_path / name, recipe=recipe, calibration=measured)
             engine = Engine.load(tmp_path / name, threads=1)
             ids = engine.processor.tokenizer.encode(TEXT)[:400]
             logits[name] = engine.prefill(engine.new_sequence(), ids, all_positions=True)
@@ -138,23 +138,23 @@ def test_a_bundle_rounded_by_data_is_closer_on_it(checkpoint: Path, calibration:
     assert gptq.mean_kl < 0.7 * plain.mean_kl
 
 
-def test_moments_are_found_by_name_and_expert(checkpoint: Path, calibration: Path) -> None:
+def test_hessians_are_found_by_name_and_expert(checkpoint: Path, calibration: Path) -> None:
     with open_checkpoint(checkpoint) as source:
         file = CalibrationFile.open(calibration, source.fingerprint())
     stored = {name: tensor for layer in (0, 1)
-              for name, tensor in load_file(calibration / "moments" / f"layers.{layer}.safetensors").items()}
+              for name, tensor in load_file(calibration / "hessians" / f"layers.{layer}.safetensors").items()}
     dense, experts = "layers.0.feed_forward.gate_proj.weight", "layers.1.feed_forward.experts.down_proj"
     for name, expert, wanted in ((dense, None, stored[dense]), (experts, 2, stored[experts][2])):
-        found = file.moments(name, expert)
+        found = file.hessian(name, expert)
         assert found is not None
         torch.testing.assert_close(found, wanted)
-    assert file.moments("layers.0.self_attn.q_proj.weight") is None
+    assert file.hessian("layers.0.self_attn.q_proj.weight") is None
 
 
 def test_a_calibration_for_another_recipe_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     """Weights that it does not know would be rounded to nearest, and nobody would notice."""
     with open_checkpoint(checkpoint) as source:
-        data = data_of(source, [Sample(TEXT)], most_tokens=600)
+        data = data_of(source, [Record("text", "text", document=(TEXT,))], most_tokens=600)
         calibrate(source, tmp_path / "calibration", data, Options(RECIPES["int8"]))
         with pytest.raises(HerdError, match=r"says nothing of .* calibrate --recipe int4"):
             build_bundle(source, tmp_path / "bundle", recipe="int4", calibration=tmp_path / "calibration")

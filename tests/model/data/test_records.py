@@ -18,7 +18,8 @@ from PIL import Image
 from herdgraph.errors import HerdError
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import TINY
-from herdgraph.model.training.data import Encoder, Picture, Record, hold_out, open_samples
+from herdgraph.model.data import Picture, Record, hold_out, open_samples
+from herdgraph.model.training.data import Encoder
 from support import herds
 
 CHAT = [{"role": "user", "content": "moo?"}, {"role": "assistant", "content": "moo"},
@@ -212,16 +213,34 @@ def test_directories_join_their_files(tmp_path: Path) -> None:
     assert samples.key(1) == samples.key(3) != samples.key(2)
 
 
+def test_texts_and_pictures(tmp_path: Path) -> None:
+    """A text is one document, whatever its length; pictures stand for themselves where no rows speak of them."""
+    text = "The herd grazes.\n\n" * 100
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "b.md").write_text(text)
+    for name in ("two.png", "one.JPG"):
+        picture(tmp_path / "pictures" / name)
+    samples = open_samples([tmp_path / "a.txt", tmp_path / "pictures", tmp_path / "pictures" / "two.png"])
+    one, two = ((Picture(tmp_path / "pictures" / name),) for name in ("one.JPG", "two.png"))
+    assert [samples[i].document for i in range(len(samples))] == [(text,), one, two, two]
+    assert [samples.key(i) for i in range(1, 4)] == ["one.JPG", "two.png", "two.png"]
+    assert samples.key(0) == samples[0].key == open_samples([tmp_path / "b.md"]).key(0), "the same text"
+    lines(tmp_path / "pictures" / "rows.jsonl", {"text": "a cow", "image": "one.JPG"})
+    assert only(tmp_path / "pictures").document == (*one, "a cow")
+
+
 def test_nothing_to_read(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "empty.tar").write_text("")
+    (tmp_path / "empty.txt").write_text("")
     (tmp_path / "a.csv").write_text("a")
     (tmp_path / "folder").mkdir()
-    for name, message in {"empty.jsonl": "is empty", "empty.tar": "is empty", "a.csv": r"is a \.csv file",
-                          "folder": r"holds no \.jsonl", "none": "does not exist"}.items():
+    for name, message in {"empty.jsonl": "is empty", "empty.tar": "is empty", "empty.txt": "is empty",
+                          "a.csv": r"is a \.csv file", "folder": r"holds no \.jsonl or \.tar files, no pictures",
+                          "none": "does not exist"}.items():
         with pytest.raises(HerdError, match=message):
             open_samples([tmp_path / name])
-    with pytest.raises(HerdError, match="there is no training data"):
+    with pytest.raises(HerdError, match=r"there is no data: give a text, a \.jsonl or \.tar file"):
         open_samples([])
 
 

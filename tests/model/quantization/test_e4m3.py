@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnxruntime import InferenceSession, SessionOptions
 
-from herdgraph.export.weights.fp8 import CenteringOffsets, ChannelRatios, Fp8Codes, GlobalScale
+from herdgraph.export.weights.fp8 import ChannelRatios, Fp8Codes, GlobalScale, ShiftOffsets
 from herdgraph.model.quantization.e4m3 import E4M3_MAX, channel_scales, power_of_two, rounded_up, to_e4m3
 
 CODES = np.array([code for code in range(256) if code & 0x7F != 0x7F], np.uint8)
@@ -122,15 +122,15 @@ def test_experts_share_the_global_scale_and_keep_their_own_channels() -> None:
 @pytest.mark.parametrize("shape", [(24, 10), (3, 24, 10)])
 def test_written_codes_are_the_ones_in_memory(tmp_path: Path, shape: tuple[int, ...]) -> None:
     weight = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    centre = torch.randn(24) if len(shape) == 2 else None
-    codes, again = Fp8Codes(ir.Tensor(weight), centre), Fp8Codes(ir.Tensor(weight), centre)
+    shift = torch.randn(24) if len(shape) == 2 else None
+    codes, again = Fp8Codes(ir.Tensor(weight), shift), Fp8Codes(ir.Tensor(weight), shift)
     with (tmp_path / "codes").open("wb") as file:
         codes.write_to(file.fileno(), 7)
     found = np.frombuffer((tmp_path / "codes").read_bytes()[7:], np.uint8).reshape(shape)
     np.testing.assert_array_equal(found, again.numpy().view(np.uint8))
     np.testing.assert_array_equal(codes.scales(), again.scales())
-    if centre is not None:
-        np.testing.assert_allclose(CenteringOffsets(codes).numpy(), centre.numpy() @ weight, rtol=1e-5, atol=1e-6)
+    if shift is not None:
+        np.testing.assert_allclose(ShiftOffsets(codes).numpy(), shift.numpy() @ weight, rtol=1e-5, atol=1e-6)
 
 
 def test_channel_scales_never_saturate() -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.config.shard_plan import ShardPlan
-from herdgraph.model.quantization.calibration_file import CENTRE, KV_AMAX, MOMENTS, SCALES, CalibrationFile
+from herdgraph.model.quantization.calibration_file import HESSIANS, INPUT_SHIFT, KV_AMAX, SCALES, CalibrationFile
 from herdgraph.model.quantization.sharded_calibration import RankCalibration
 
 EXPERTS = "layers.3.feed_forward.experts"
@@ -23,12 +23,12 @@ PLAN, RANK = ShardPlan(2, 2, 2), 7
 def whole(tmp_path: Path) -> CalibrationFile:
     scales = {f"max/layers.{layer}.self_attn.{KV_AMAX}": torch.tensor([layer, 10.0 + layer]) for layer in range(4)}
     scales |= {f"max/{EXPERTS}.down_proj": torch.arange(4.0), f"max/{O_PROJ}": torch.tensor(5.0),
-               f"{CENTRE}/{O_PROJ}": torch.arange(64.0)}
+               f"{INPUT_SHIFT}/{O_PROJ}": torch.arange(64.0)}
     save_file(scales, tmp_path / SCALES)
-    (tmp_path / MOMENTS).mkdir()
+    (tmp_path / HESSIANS).mkdir()
     save_file({f"{EXPERTS}.down_proj": torch.arange(4 * 48 * 48.0).view(4, 48, 48),
                f"{EXPERTS}.gate_up_proj": torch.arange(4 * 64 * 64.0).view(4, 64, 64)},
-              tmp_path / MOMENTS / "layers.3.safetensors")
+              tmp_path / HESSIANS / "layers.3.safetensors")
     return CalibrationFile(tmp_path, {}, "max")
 
 
@@ -49,12 +49,12 @@ def test_inputs_are_the_ranks_own(whole: CalibrationFile) -> None:
     shift = part.input_shift(O_PROJ)
     assert shift is not None
     assert shift.tolist() == list(range(48, 64))
-    down, gate_up = (part.moments(f"{EXPERTS}.{role}", 1) for role in ("down_proj", "gate_up_proj"))
-    every_down, every_gate_up = (whole.moments(f"{EXPERTS}.{role}") for role in ("down_proj", "gate_up_proj"))
+    down, gate_up = (part.hessian(f"{EXPERTS}.{role}", 1) for role in ("down_proj", "gate_up_proj"))
+    every_down, every_gate_up = (whole.hessian(f"{EXPERTS}.{role}") for role in ("down_proj", "gate_up_proj"))
     assert down is not None
     assert every_down is not None
     assert torch.equal(down, every_down[3, 24:, 24:])
     assert gate_up is not None
     assert every_gate_up is not None
     assert torch.equal(gate_up, every_gate_up[3]), "the residual stream is not split"
-    assert part.moments("layers.3.self_attn.q_proj.weight") is None
+    assert part.hessian("layers.3.self_attn.q_proj.weight") is None

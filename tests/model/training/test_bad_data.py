@@ -20,7 +20,8 @@ from herdgraph.cli import main
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import TINY
-from herdgraph.model.training.data import Encoder, JsonLines
+from herdgraph.model.data import JsonLines
+from herdgraph.model.training.data import Encoder
 from herdgraph.model.training.distill import CacheSpec, CacheWriter
 from support import herds
 

@@ -319,7 +319,7 @@ def test_trained_scales_are_a_calibration(exported: tuple[Llama4, Path], tmp_pat
     with open_checkpoint(directory) as checkpoint:
         description = save_amaxes(trained_amaxes(model), tmp_path / "scales", checkpoint)
         file = CalibrationFile.open(tmp_path / "scales", checkpoint.fingerprint())
-        recipe = RECIPES["fp8"].with_high_precision(file.kept)
+        recipe = RECIPES["fp8"].with_high_precision(file.high_precision_parts)
         in_fp8 = {name for name, info in checkpoint.tensors.items()
                   if len(info.shape) > 1 and "embedding" not in name and isinstance(recipe.layout_of(name), Fp8Format)}
         with pytest.raises(HerdError, match="exists already"):

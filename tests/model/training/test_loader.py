@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herdgraph.errors import HerdError
-from herdgraph.model.training.data import Batch, Encoded, Loader, Record
+from herdgraph.model.data import Record
+from herdgraph.model.training.data import Batch, Encoded, Loader
 from herdgraph.model.training.data.stream import Unseen, order
 
 COUNT, LENGTH = 60, 32
