@@ -12,7 +12,7 @@ import torch
 from ....errors import HerdError
 from ...checkpoint import open_checkpoint, save_checkpoint
 from ...checkpoint.base import PROCESSOR_FILES
-from ...config import HerdConfig
+from ...config import HerdConfig, read_config
 from ...llama4.model import Llama4
 from ..data import Batch, Encoder, Loader, hold_out, open_samples
 from ..fp8.amax_history import save_amaxes, trained_amaxes
@@ -152,6 +152,6 @@ def new_model(directory: Path, seed: int) -> Llama4:
     Raises:
         HerdError: there is none.
     """
-    config = HerdConfig.from_file(directory)
+    config = read_config(directory)
     torch.manual_seed(seed)
     return Llama4(config)
