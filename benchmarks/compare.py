@@ -40,7 +40,7 @@ from rich.table import Table
 
 from herdgraph.console import emit_json, fail, run_cli, size, stderr, stdout
 from herdgraph.errors import HerdError
-from herdgraph.model.config import HerdConfig
+from herdgraph.model.config import read_config
 
 from .contest import Task, Times, times_of
 from .contestants import OPPONENTS, ROOT, Contestant, interleaved, last_line, opponents, ours
@@ -64,7 +64,7 @@ class Result:
 
 def task_of(args: argparse.Namespace, logits: Path) -> Task:
     """Random tokens, the same for all."""
-    vocabulary = HerdConfig.from_file(args.checkpoint).text.vocab_size
+    vocabulary = read_config(args.checkpoint).text.vocab_size
     random = np.random.default_rng(0)
     prompt, probe = (random.integers(0, vocabulary, count).tolist() for count in (args.prompt, PROBE))
     steps = random.integers(0, vocabulary, (args.new + 1, args.batch)).tolist()

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from examples.calf.config import graft
 from herdgraph.console import stderr, stdout
-from herdgraph.model.config import HerdConfig
+from herdgraph.model.config import read_config
 from herdgraph.model.data import JsonLines, open_samples
 from herdgraph.model.training.data import Encoder, Loader
 from herdgraph.model.training.distill import (
@@ -130,7 +130,7 @@ def adapted_teacher(calf: Path, options: RunOptions) -> Path:
 def cached_targets(calf: Path, options: RunOptions) -> Path:
     """The teacher's targets for every sample, computed when they are missing."""
     directory, files = calf / "targets", calf / "student"
-    config = HerdConfig.from_file(files)
+    config = read_config(files)
     if (directory / "complete").exists():
         return directory
     stderr.print("computing the teacher's targets")
@@ -154,7 +154,7 @@ def run(calf: Path, name: str, options: RunOptions) -> dict[str, float]:
     if weighting is not None:
         cache = TargetCache(cached_targets(calf, options), tokenizer=tokenizer_hash(files))
         loss = DistillationLoss(ForwardKL(), weighting(options.train.steps))
-        objective = Distil(CachedTeacher(cache, HerdConfig.from_file(files)), loss)
+        objective = Distil(CachedTeacher(cache, read_config(files)), loss)
     student = graft(new_model(files, options.train.seed), open_model(calf / "tower" / "model"))
     progress = train_model(student, options, files,
                            objective=objective and (lambda _ranks: objective))
@@ -163,7 +163,7 @@ def run(calf: Path, name: str, options: RunOptions) -> dict[str, float]:
 
 def accuracies(calf: Path, checkpoint: Path) -> dict[str, float]:
     """Share of right captions by set."""
-    model, encoder = open_model(checkpoint), Encoder(checkpoint, HerdConfig.from_file(checkpoint), max_tokens=256)
+    model, encoder = open_model(checkpoint), Encoder(checkpoint, read_config(checkpoint), max_tokens=256)
     found = {}
     files = compared_data(calf)
     for name in JUDGED:

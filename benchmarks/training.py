@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from herdgraph.model.config import HerdConfig
+from herdgraph.model.config import HerdConfig, to_hf
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.training.data import Batch
@@ -61,7 +61,7 @@ def step_of(name: str, config: HerdConfig, ids_BT: torch.Tensor):
         let_torchvision_import()
         from transformers import Llama4ForCausalLM, Llama4TextConfig
 
-        raw = {key: value for key, value in config.to_hf().items() if key not in ("architectures", "model_type")}
+        raw = {key: value for key, value in to_hf(config).items() if key not in ("architectures", "model_type")}
         model = Llama4ForCausalLM(Llama4TextConfig(**raw)).float().train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, fused=True)
 

@@ -56,7 +56,7 @@ def plan(
 
 
 def _config_of(model: str) -> HerdConfig:
-    from ..model.config import HerdConfig
+    from ..model.config import read_config
     from ..model.config.presets import PRESETS, preset
 
     path = Path(model)
@@ -65,7 +65,7 @@ def _config_of(model: str) -> HerdConfig:
     if path.name == model and not path.exists():
         raise HerdError(f"{model} is neither a directory nor a preset: give a checkpoint or one of "
                         f"{', '.join(PRESETS)}")
-    return HerdConfig.from_file(path)
+    return read_config(path)
 
 
 def _tokens(text: str) -> int:

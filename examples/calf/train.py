@@ -25,7 +25,7 @@ import torch
 from herdgraph.console import progress, stderr, table
 from herdgraph.files import atomic_directory
 from herdgraph.model.checkpoint.base import PROCESSOR_FILES
-from herdgraph.model.config import HerdConfig
+from herdgraph.model.config import HerdConfig, to_hf
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.training.moe.experts import ExpertOptions
 from herdgraph.model.training.optim import OptimizerOptions
@@ -53,7 +53,7 @@ def prepared(directory: Path, config: HerdConfig, tokenizer: Path) -> Path:
     for name in PROCESSOR_FILES:
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, directory / name)
-    (directory / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n", encoding="utf-8")
+    (directory / "config.json").write_text(json.dumps(to_hf(config), indent=2) + "\n", encoding="utf-8")
     return directory
 
 

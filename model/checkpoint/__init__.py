@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..config import HerdConfig
+from ..config import read_config
 from ..config.names import expected_tensors
 from .base import Checkpoint, TensorInfo
 from .huggingface import open_huggingface
@@ -30,6 +30,6 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
     directory = Path(directory)
     if directory == Path("calf") and CALF.exists() and not directory.exists():
         directory = CALF
-    config = HerdConfig.from_file(directory)
+    config = read_config(directory)
     opener = open_huggingface if (directory / "config.json").is_file() else open_meta
     return opener(directory, config)

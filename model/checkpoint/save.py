@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...errors import HerdError
 from ...files import atomic_directory
-from ..config import HerdConfig
+from ..config import HerdConfig, to_hf
 from ..config.names import expected_tensors
 from .huggingface import INDEX, SINGLE
 from .names import stored_name
@@ -51,7 +51,7 @@ def save_checkpoint(
         for name, tensor in tensors:
             writer.add(name, tensor)
         writer.finish()
-        (temporary / CONFIG).write_text(json.dumps(config.to_hf(), indent=2) + "\n", encoding="utf-8")
+        (temporary / CONFIG).write_text(json.dumps(to_hf(config), indent=2) + "\n", encoding="utf-8")
         for name, content in (carried or {}).items():
             if isinstance(content, Path):
                 shutil.copyfile(content, temporary / name)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...errors import HerdError
 from ..config import RopeScaling
-from ..config.config import MOST_LAYERS
+from ..config.validate import MOST_LAYERS
 
 
 class TensorSource(Protocol):

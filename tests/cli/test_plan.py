@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from herdgraph.cli import main
+from herdgraph.model.config import to_hf
 from herdgraph.model.config.parameter_counts import model_size
 from herdgraph.model.config.presets import MAVERICK, SCOUT
 from herdgraph.runtimes.benchmark.peaks import HardwarePeaks
@@ -59,7 +60,7 @@ def test_formats_without_a_target_are_said() -> None:
 
 
 def test_a_checkpoint_is_read_for_its_configuration_only(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(SCOUT.to_hf()))
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(SCOUT)))
     by_path, by_name = (json.loads(run(model, *SHORT, "--json").stdout) for model in (tmp_path, "scout"))
     assert by_path["candidates"] == by_name["candidates"]
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from examples.calf.config import IMAGE_SIZE, student_config, teacher_config
 from examples.calf.tokenizer import NAMED_SPECIAL_TOKENS, save_processor, special_ids, train_tokenizer
 from herdgraph.errors import HerdError
-from herdgraph.model.config import HerdConfig
+from herdgraph.model.config import HerdConfig, from_hf, to_hf
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.processing import PromptProcessor
 from herdgraph.model.processing.special import SPECIAL_TOKENS
@@ -108,7 +108,7 @@ def test_sizes_of_the_calf() -> None:
 
 @pytest.mark.parametrize("config", [student_config(), teacher_config(4096)], ids=["student", "teacher"])
 def test_the_calf_is_a_llama_4(config: HerdConfig) -> None:
-    assert HerdConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
+    assert from_hf(json.loads(json.dumps(to_hf(config)))) == config
     text, vision = config.text, config.vision
     assert vision is not None
     assert vision.tokens_per_tile == 16

@@ -11,7 +11,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import Llama4Config, Llama4ForCausalLM, Llama4ForConditionalGeneration, Llama4TextConfig
 
-from herdgraph.model.config import HerdConfig
+from herdgraph.model.config import HerdConfig, to_hf
 from herdgraph.model.config.presets import TINY
 
 
@@ -53,7 +53,7 @@ VARIANTS: dict[str, HerdConfig] = {
 
 def reference(config: HerdConfig, seed: int = 0) -> torch.nn.Module:
     """transformers' model of a configuration, float32, with seeded weights that give logits of order one."""
-    raw = {key: value for key, value in config.to_hf().items() if key not in ("architectures", "model_type")}
+    raw = {key: value for key, value in to_hf(config).items() if key not in ("architectures", "model_type")}
     if not config.text.attention_chunk_size:  # published (Llama Guard 4), but transformers cannot build its mask
         raw["attention_chunk_size"] = 8192
     if config.vision:
@@ -80,7 +80,7 @@ def save(config: HerdConfig, directory: Path, **options: Any) -> torch.nn.Module
     model = reference(config)
     model.save_pretrained(directory, **options)
     if not config.text.attention_chunk_size:
-        (directory / "config.json").write_text(json.dumps(config.to_hf()))
+        (directory / "config.json").write_text(json.dumps(to_hf(config)))
     return model
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from ....errors import HerdError
-from ...config import HerdConfig
+from ...config import read_config
 from ...llama4.model import Llama4
 from ..distill import (
     DIVERGENCES,
@@ -94,7 +94,7 @@ def teacher_of(options: DistilOptions) -> Teacher:
         # Prepared as the student is: experts in groups, and a router that autocast leaves in float32.
         return ModuleTeacher(prepare_for_training(open_model(options.teacher)), logits_of)
     cache = TargetCache(options.teacher, tokenizer=student)
-    return CachedTeacher(cache, HerdConfig.from_file(options.checkpoint))
+    return CachedTeacher(cache, read_config(options.checkpoint))
 
 
 def student_of(options: DistilOptions) -> Llama4:

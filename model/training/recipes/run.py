@@ -12,7 +12,7 @@ import torch
 from ....errors import HerdError
 from ...checkpoint import open_checkpoint, save_checkpoint
 from ...checkpoint.base import PROCESSOR_FILES
-from ...config import HerdConfig
+from ...config import HerdConfig, read_config
 from ...data import hold_out, open_samples
 from ...llama4.model import Llama4
 from ..data import Batch, Encoder, Loader
@@ -153,6 +153,6 @@ def new_model(directory: Path, seed: int) -> Llama4:
     Raises:
         HerdError: there is none.
     """
-    config = HerdConfig.from_file(directory)
+    config = read_config(directory)
     torch.manual_seed(seed)
     return Llama4(config)

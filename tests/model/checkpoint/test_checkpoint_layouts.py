@@ -14,6 +14,7 @@ from transformers import Llama4ForCausalLM, Llama4ForConditionalGeneration
 from herdgraph.errors import HerdError
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.checkpoint.huggingface import canonical_name, stored_name
+from herdgraph.model.config import to_hf
 from herdgraph.model.config.names import expected_tensors
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.llama4.model import Llama4
@@ -197,7 +198,7 @@ def test_opening_reads_no_weights(tmp_path: Path) -> None:
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
-    (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(config)))
     with open_checkpoint(tmp_path) as checkpoint:
         assert checkpoint.read(f"{EXPERTS}.down_proj", 1_000_000).shape == (48, 64)
 

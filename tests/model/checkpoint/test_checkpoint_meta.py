@@ -23,7 +23,7 @@ from herdgraph.model.checkpoint.meta.checkpoint import _load as load
 from herdgraph.model.checkpoint.meta.checkpoint import _numbered as numbered
 from herdgraph.model.checkpoint.meta.positions import resampled_positions
 from herdgraph.model.checkpoint.tensors.lazy import MappedTensor
-from herdgraph.model.config import HerdConfig
+from herdgraph.model.config import from_meta
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.runtimes import Engine
 from support import herds
@@ -43,7 +43,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def _canonical() -> tuple[torch.nn.Module, Tensors]:
-    config = HerdConfig.from_meta(PARAMS)
+    config = from_meta(PARAMS)
     # Meta's special tokens lie outside of this tiny vocabulary; transformers insists on the padding one.
     model = herds.reference(replace(config, text=replace(config.text, pad_token_id=0)))
     prefixes = ("language_model.model.", "language_model.")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from llama_models.llama4.args import ModelArgs
 from transformers import Llama4Config
 
 from herdgraph.errors import HerdError
-from herdgraph.model.config import HerdConfig
+from herdgraph.model.config import HerdConfig, from_hf, from_meta, read_config, to_hf
 from herdgraph.model.config.parameter_counts import model_size
-from herdgraph.model.config.presets import MAVERICK, PRESETS, SCOUT, preset
+from herdgraph.model.config.presets import MAVERICK, PRESETS, SCOUT, TINY, preset
 
 # As in published files: interval-derived layers, an integer flag, RoPE scaling in its old place.
 PUBLISHED = {
@@ -58,45 +64,45 @@ def _vision(**vision: object) -> dict[str, object]:
 
 
 def test_published_scout_file_is_the_preset() -> None:
-    assert HerdConfig.from_hf(PUBLISHED) == SCOUT
+    assert from_hf(PUBLISHED) == SCOUT
 
 
 def test_published_maverick_differences() -> None:
     raw = _changed(num_local_experts=128, interleave_moe_layer_step=2, use_qk_norm=False, rope_scaling=None,
                    max_position_embeddings=1048576)
-    assert HerdConfig.from_hf(raw) == MAVERICK
+    assert from_hf(raw) == MAVERICK
     assert MAVERICK.text.moe_layers == tuple(range(1, 48, 2))
 
 
 def test_meta_params_file_is_the_same_model() -> None:
-    text, expected = HerdConfig.from_meta(META).text, SCOUT.text
+    text, expected = from_meta(META).text, SCOUT.text
     assert ModelArgs(**META).rope_scaling_factor == text.rope_scaling.factor == 16
     for name in ("hidden_size", "dense_size", "expert_size", "moe_layers", "rope_layers", "chunked_layers",
                  "rope_scaling", "use_qk_norm", "num_experts", "attn_temperature_tuning", "floor_scale"):
         assert getattr(text, name) == getattr(expected, name), name
-    assert HerdConfig.from_meta(META).vision == SCOUT.vision
+    assert from_meta(META).vision == SCOUT.vision
 
 
 def test_null_chunk_means_global_attention_everywhere() -> None:
-    text = HerdConfig.from_hf(_changed(attention_chunk_size=None)).text
+    text = from_hf(_changed(attention_chunk_size=None)).text
     assert not any(text.chunked_layers)
     assert not any(text.rope_layers[3::4])
 
 
 def test_text_only_and_missing_vision() -> None:
-    assert HerdConfig.from_hf(PUBLISHED["text_config"]).vision is None
-    assert HerdConfig.from_hf({**PUBLISHED, "vision_config": None}).vision is None
+    assert from_hf(PUBLISHED["text_config"]).vision is None
+    assert from_hf({**PUBLISHED, "vision_config": None}).vision is None
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_round_trips(name: str) -> None:
     config = preset(name)
-    assert HerdConfig.from_hf(config.to_hf()) == config
+    assert from_hf(to_hf(config)) == config
     assert HerdConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
 def test_transformers_reads_what_we_write() -> None:
-    theirs = Llama4Config(**{k: v for k, v in SCOUT.to_hf().items() if k != "architectures"}).text_config
+    theirs = Llama4Config(**{k: v for k, v in to_hf(SCOUT).items() if k != "architectures"}).text_config
     assert theirs.no_rope_layers == [int(flag) for flag in SCOUT.text.rope_layers]
     assert theirs.layer_types.count("full_attention") == 12
 
@@ -119,58 +125,123 @@ def test_parameter_counts(config: HerdConfig, total: int, active: float) -> None
     (_changed(num_key_value_heads=7), "40 attention heads cannot share 7"),
     (_changed(num_experts_per_tok=17), "num_experts_per_tok 17"),
     (_changed(rope_scaling={"rope_type": "yarn", "factor": 2.0}), "rope_type is 'yarn'"),
-    (_changed(hidden_size="wide"), "hidden_size is 'wide', a number is needed"),
+    (_changed(hidden_size="wide"), "text_config.hidden_size is 'wide', a whole number is needed"),
     (_changed(attention_chunk_size=-5), "attention_chunk_size is -5, it must be at least 1"),
     (_changed(max_position_embeddings=0), "max_position_embeddings is 0, it must be above 0"),
-    (_changed(rms_norm_eps=float("nan")), "rms_norm_eps is nan"),
+    (_changed(rms_norm_eps=float("nan")), "rms_norm_eps is nan, a finite number is needed"),
+    (_changed(vocab_size=1 << 41), "vocab_size is 2199023255552, at most 1099511627776 is possible"),
+    (_changed(vocab_size=8.5), "vocab_size is 8.5, a whole number is needed"),
+    (_changed(hidden_size=None), "there is no value for 'hidden_size' in text_config"),
+    (_changed(layer_types=[1]), r"layer_types is \[1\], a list of texts is needed"),
     (_changed(num_hidden_layers=0), "num_hidden_layers is 0"),
     (_changed(num_hidden_layers=10**12), "num_hidden_layers is 1000000000000, it must be within 1 and 10000"),
     (_changed(num_attention_heads=0), "num_attention_heads is 0"),
     (_changed(num_key_value_heads=0), "num_kv_heads is 0"),
-    (_changed(vocab_size=True), "vocab_size is True"),
-    (_changed(eos_token_id=["a"]), "eos_token_ids is"),
-    (_changed(moe_layers=3), "moe_layers is 3, a list is needed"),
-    (_changed(rope_scaling=[1]), "rope_scaling is a list, a JSON object is needed"),
+    (_changed(vocab_size=True), "vocab_size is True, a whole number is needed"),
+    (_changed(eos_token_id=["a"]), r"eos_token_id is \['a'\], a whole number or a list of whole numbers is needed"),
+    (_changed(moe_layers=3), "moe_layers is 3, a list of whole numbers or null is needed"),
+    (_changed(rope_scaling=[1]), r"rope_scaling is \[1\], a JSON object is needed"),
     (_vision(patch_size=0), "patch_size is 0, it must be above 0"),
     (_vision(num_attention_heads=0), "num_heads is 0, it must be above 0"),
     (_vision(pixel_shuffle_ratio=0), "pixel_shuffle_ratio is 0.0, it must be above 0"),
     (_vision(image_size=[336, 14]), r"image_size is \[336, 14\], a square is needed"),
-    ({**PUBLISHED, "vision_config": [1]}, "vision_config is a list, a JSON object is needed"),
-    ({**PUBLISHED, "image_token_index": "x"}, "image_token_id is 'x', a whole number is needed"),
+    ({**PUBLISHED, "vision_config": [1]}, r"vision_config is \[1\], a JSON object is needed"),
+    ({**PUBLISHED, "image_token_index": "x"}, "image_token_index is 'x', a whole number or null is needed"),
 ])
 def test_wrong_configurations(raw: dict[str, object], message: str) -> None:
     with pytest.raises(HerdError, match=message):
-        HerdConfig.from_hf(raw)
+        from_hf(raw)
 
 
-@pytest.mark.parametrize("change", [
-    {"n_layers": 0}, {"n_heads": 0}, {"multiple_of": 0}, {"moe_args": {"num_experts": 16, "capacity_factor": -1}},
-    {"moe_args": [1]}, {"moe_args": {"num_experts": 16, "interleave_moe_layer_step": 0}}, {"norm_eps": float("inf")},
-    {"vision_args": 5}, {"attention_chunk_size": -1},
+@pytest.mark.parametrize(("change", "message"), [
+    ({"n_layers": 0}, "n_layers is 0, it must be within 1 and 10000"),
+    ({"n_heads": 0}, "n_heads is 0, it must be within"),
+    ({"multiple_of": 0}, "multiple_of is 0, it must be within"),
+    ({"moe_args": {"num_experts": 16, "capacity_factor": -1}}, "moe_args.capacity_factor is -1.*, it must be at least"),
+    ({"moe_args": [1]}, r"moe_args is \[1\], a JSON object is needed"),
+    ({"moe_args": {"num_experts": 16, "interleave_moe_layer_step": 0}}, "moe_args.interleave_moe_layer_step is 0"),
+    ({"norm_eps": float("inf")}, "norm_eps is inf, a finite number is needed"),
+    ({"vision_args": 5}, "vision_args is 5, a JSON object is needed"),
+    ({"attention_chunk_size": -1}, "attention_chunk_size is -1, it must be at least 1"),
+    ({"dim": "wide"}, "dim is 'wide', a whole number is needed"),
 ], ids=str)
-def test_wrong_meta_configurations(change: dict[str, object]) -> None:
-    with pytest.raises(HerdError):
-        HerdConfig.from_meta({**META, **change})
+def test_wrong_meta_configurations(change: dict[str, object], message: str) -> None:
+    with pytest.raises(HerdError, match=message):
+        from_meta({**META, **change})
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"vision": 5}, "VisionConfig is 5, a JSON object is needed"),
+    ({"colour": "red"}, "HerdConfig has an unknown field 'colour'"),
+    ({"text": {**TINY.to_json()["text"], "top_k": "1"}}, "top_k is '1', a whole number is needed"),
+    ({"text": {name: value for name, value in TINY.to_json()["text"].items() if name != "top_k"}},
+     "TextConfig has no field 'top_k'"),
+    ({"text": {**TINY.to_json()["text"], "moe_layers": [1, "x"]}}, "moe_layers is .*, a list of whole numbers"),
+], ids=["vision", "unknown", "type", "missing", "item"])
+def test_wrong_stored_configurations(change: dict[str, object], message: str) -> None:
+    with pytest.raises(HerdError, match=message):
+        HerdConfig.from_json({**TINY.to_json(), **change})
+
+
+def _places(raw: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The path of every value in nested objects."""
+    return [place for name, value in raw.items()
+            for place in ((*path, name), *(_places(value, (*path, name)) if isinstance(value, dict) else ()))]
+
+
+JUNK = st.sampled_from([None, True, -1, 0, 1, 3, 2.5, 1e300, float("nan"), float("inf"), 1 << 70, "", "x", [], [None],
+                        ["x"], [True, 1.0], {}, {"a": None}, {"height": 1, "width": "x"}])
+
+
+@pytest.mark.parametrize(("raw", "parse"), [
+    (PUBLISHED, from_hf), (META, from_meta), (TINY.to_json(), HerdConfig.from_json),
+], ids=["huggingface", "meta", "stored"])
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_any_file_is_read_or_refused(
+    raw: dict[str, Any], parse: Callable[[dict[str, Any]], HerdConfig], data: st.DataObject
+) -> None:
+    """Whatever stands in a file, the outcome is a configuration or one line for people."""
+    changed = copy.deepcopy(raw)
+    for *path, name in data.draw(st.lists(st.sampled_from(_places(raw)), min_size=1, max_size=2)):
+        section = changed
+        for step in path:
+            section = section.get(step) if isinstance(section, dict) else None
+        if isinstance(section, dict):
+            section[name] = data.draw(JUNK)
+    with contextlib.suppress(HerdError):
+        assert isinstance(parse(changed), HerdConfig)
+
+
+def test_integral_floats_are_whole_numbers() -> None:
+    """JSON has one type of number, and some tools write 8192.0."""
+    assert from_hf(_changed(num_hidden_layers=48.0, eos_token_id=[200001.0, 200007, 200008])) == SCOUT
+
+
+def test_null_means_the_default_or_off() -> None:
+    text = from_hf(_changed(num_local_experts=None, use_qk_norm=None)).text
+    assert text.num_experts == 16
+    assert not text.use_qk_norm
 
 
 def test_wrong_directories(tmp_path: Path) -> None:
     with pytest.raises(HerdError, match="nothing does not exist: give a checkpoint directory"):
-        HerdConfig.from_file(tmp_path / "nothing")
+        read_config(tmp_path / "nothing")
     with pytest.raises(HerdError, match=r"neither config\.json nor params\.json"):
-        HerdConfig.from_file(tmp_path)
+        read_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(HerdError, match="cannot be read as JSON"):
-        HerdConfig.from_file(tmp_path)
+        read_config(tmp_path)
     (tmp_path / "config.json").write_text("[" * 200_000)
     with pytest.raises(HerdError, match="cannot be read as JSON"):
-        HerdConfig.from_file(tmp_path)
+        read_config(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama4"}')
     with pytest.raises(HerdError, match=r"config\.json: there is no value for 'num_hidden_layers'"):
-        HerdConfig.from_file(tmp_path)
+        read_config(tmp_path)
     (tmp_path / "config.json").unlink()
     (tmp_path / "params.json").write_text('{"dim": 4096}')
     with pytest.raises(HerdError, match="no moe_args"):
-        HerdConfig.from_file(tmp_path)
+        read_config(tmp_path)
 
 
 def test_unknown_preset() -> None:

@@ -9,7 +9,7 @@ import torch
 from transformers import Llama4Config
 from transformers.models.llama4.modeling_llama4 import Llama4TextRotaryEmbedding, Llama4VisionRotaryEmbedding
 
-from herdgraph.model.config import HerdConfig, RopeScaling, TextConfig
+from herdgraph.model.config import HerdConfig, RopeScaling, TextConfig, to_hf
 from herdgraph.model.config.presets import MAVERICK, SCOUT
 from herdgraph.model.llama4.rope import image_tables, inverse_frequencies
 
@@ -17,7 +17,7 @@ LLAMA31 = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
 
 
 def _theirs(config: HerdConfig) -> Llama4Config:
-    return Llama4Config(**{k: v for k, v in config.to_hf().items() if k not in ("architectures", "model_type")})
+    return Llama4Config(**{k: v for k, v in to_hf(config).items() if k not in ("architectures", "model_type")})
 
 
 @pytest.mark.parametrize("text", [

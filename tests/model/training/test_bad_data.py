@@ -18,7 +18,7 @@ from PIL import Image
 
 from herdgraph.cli import main
 from herdgraph.model.checkpoint import open_checkpoint
-from herdgraph.model.config import HerdConfig
+from herdgraph.model.config import read_config
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.data import JsonLines
 from herdgraph.model.training.data import Encoder
@@ -130,7 +130,7 @@ def test_what_is_longer_than_a_row_is_cut_but_never_a_picture(checkpoint: Path, 
     assert done.exit_code == 0, done.output
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert records[-1]["samples/cut"] >= 4, "every one was longer"
-    samples, config = JsonLines(data), HerdConfig.from_file(checkpoint)
+    samples, config = JsonLines(data), read_config(checkpoint)
     for length in range(4, 40):  # wherever a row ends, a picture is there with all of its tokens or not at all
         sample = Encoder(checkpoint, config, max_tokens=length, too_long="cut")(samples[1])
         tiles = 0 if sample.tiles_NCHW is None else len(sample.tiles_NCHW)

@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import AutoTokenizer, Llama4ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from herdgraph.errors import HerdError
-from herdgraph.model.config import HerdConfig, RopeScaling
+from herdgraph.model.config import RopeScaling, read_config
 from herdgraph.model.upcycle import open_dense, upcycle
 from herdgraph.model.upcycle.experts import SHARPNESS, DenseFeedForward, mixture_tensors
 
@@ -159,7 +159,7 @@ def test_shared_mode_keeps_the_function(tmp_path: Path, changes: dict[str, Any],
 def test_the_configuration_is_a_llama_4_without_its_own_attention(tmp_path: Path) -> None:
     dense_llama(tied=True).save_pretrained(tmp_path / "dense")
     report = upcycle(tmp_path / "dense", tmp_path / "out", experts=4, mode="split", moe_every=2)
-    config = HerdConfig.from_file(tmp_path / "out")
+    config = read_config(tmp_path / "out")
     assert config == report.config
     text = config.text
     assert (text.moe_layers, text.num_experts, text.top_k) == ((1,), 4, 1)
@@ -228,7 +228,7 @@ def test_shards_bfloat16_and_tokenizer_files(tmp_path: Path) -> None:
     dense = LlamaForCausalLM.from_pretrained(tmp_path / "dense", dtype=torch.float32).eval()
     assert torch.allclose(logits_of(model), logits_of(dense), atol=1e-4)
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
-    assert HerdConfig.from_file(tmp_path / "out").text.eos_token_ids == (2, 5)
+    assert read_config(tmp_path / "out").text.eos_token_ids == (2, 5)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -256,7 +256,7 @@ def test_gguf_quantised_with_llama_31_scaling(tmp_path: Path) -> None:
             values = gguf.quants.dequantize(rounded, gguf.GGMLQuantizationType.Q8_0)
             linear.weight.data = torch.from_numpy(values.copy())
     assert torch.allclose(logits_of(upcycled(path, tmp_path / "out")), logits_of(dense), atol=1e-4)
-    assert HerdConfig.from_file(tmp_path / "out").text.rope_scaling == RopeScaling(
+    assert read_config(tmp_path / "out").text.rope_scaling == RopeScaling(
         factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
     )
 
