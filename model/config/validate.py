@@ -60,15 +60,22 @@ def check_fields(config: Any, *, positive: Collection[str] = ()) -> None:
     Raises:
         HerdError: a value is of the wrong type, not finite, too large, or not above 0.
     """
-    for name, hint in _hints(type(config)).items():
+    kind: type = type(config)
+    for name, hint in _hints(kind).items():
         value = getattr(config, name)
-        require(_has_type(value, hint), f"{name} is {_shown(value)}, {_words(hint)} is needed")
-        for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, float):
-                require(math.isfinite(number), f"{name} is {number}, a finite number is needed")
-            if isinstance(number, int):
-                require(abs(number) <= LARGEST, f"{name} is {_shown(value)}, at most {LARGEST} is possible")
-        require(name not in positive or value > 0, f"{name} is {value}, it must be above 0")
+        if problem := _problem(value, hint, positive=name in positive):
+            require(False, f"{name} is {_shown(value)}, {problem}")
+
+
+def _problem(value: Any, hint: Any, *, positive: bool) -> str:
+    if not _has_type(value, hint):
+        return f"{_words(hint)} is needed"
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):
+            return "a finite number is needed"
+        if isinstance(number, int) and abs(number) > LARGEST:
+            return f"at most {LARGEST} is possible"
+    return "it must be above 0" if positive and value <= 0 else ""
 
 
 def exact_fields(kind: type, raw: object) -> dict[str, Any]:
