@@ -38,7 +38,8 @@ from herdgraph.model.training.recipes import (
     pretrain,
 )
 from herdgraph.model.training.recipes.run import open_model, save_model
-from herdgraph.model.training.trainer import Progress, TrainOptions
+from herdgraph.model.training.state import TrainProgress
+from herdgraph.model.training.trainer import TrainOptions
 
 from . import CALF
 from .config import graft, student_config, teacher_config
@@ -105,7 +106,7 @@ def _step(title: str, options: Any, recipe: Callable[..., object]) -> None:
     with progress() as bar:
         task = bar.add_task(title, total=options.train.steps)
 
-        def on_step(done: Progress, record: dict[str, float]) -> None:
+        def on_step(done: TrainProgress, record: dict[str, float]) -> None:
             bar.update(task, completed=done.step, description=f"{title}: loss {record['loss']:.3f}")
 
         recipe(options, on_step)

@@ -23,7 +23,7 @@ from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -38,9 +38,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from ...errors import HerdError
 from ...files import read_json
 from .fp8.amax_history import share_histories
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
+from .state import TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -66,23 +64,23 @@ class CheckpointStore:
         found = complete(self.directory)
         return found[-1] if found else None
 
-    def save(self, trainer: Trainer) -> None:
+    def save(self, state: TrainState) -> None:
         """Begin to write a checkpoint of the present state, after the one under way is complete.
 
         Raises:
             HerdError: the one under way could not be written, or there is no memory for a copy of the state.
         """
         self.wait()
-        target = self.directory / f"step-{trainer.progress.step:08d}"
-        alone = trainer.ranks.mesh is None
+        target = self.directory / f"step-{state.progress.step:08d}"
+        alone = state.ranks.mesh is None
         if not alone and self._group is None:
             # Of its own, so that what the thread exchanges does not get between the collectives of training.
             self._group = dist.new_group(backend="gloo")
         _be_quiet()
-        share_histories(trainer.model, trainer.ranks.maximum)
+        share_histories(state.model, state.ranks.maximum)
         try:
-            writer = _Writer(target, json.dumps(_run(trainer)))
-            future = state_dict_saver.async_save(_state(trainer), storage_writer=writer, process_group=self._group,
+            writer = _Writer(target, json.dumps(_run(state)))
+            future = state_dict_saver.async_save(_tensors(state), storage_writer=writer, process_group=self._group,
                                                  no_dist=alone)
         except (OSError, RuntimeError, CheckpointException) as error:
             raise self._unwritten(target, error) from error
@@ -102,52 +100,52 @@ class CheckpointStore:
         except (OSError, RuntimeError, CheckpointException) as error:
             raise self._unwritten(target, error) from error
 
-    def restore(self, trainer: Trainer) -> bool:
+    def restore(self, state: TrainState) -> bool:
         """Continue from the newest checkpoint, if there is one.
 
         Raises:
             HerdError: it is damaged, or another model's.
         """
-        if trainer.ranks.first:
+        if state.ranks.first:
             self._clear()
         found = self.newest()
         if found is None:
             return False
-        state = _state(trainer)
+        stored = _tensors(state)
         try:
             reader = FileSystemReader(found / "model")
-            _require_parameters(found, state["model"], reader)
+            _require_parameters(found, stored["model"], reader)
             # A part that no data has reached yet, such as an image tower, has no optimiser state.
             planner = DefaultLoadPlanner(allow_partial_load=True)
             _be_quiet()
-            state_dict_loader.load(state, storage_reader=reader, planner=planner, no_dist=trainer.ranks.mesh is None)
+            state_dict_loader.load(stored, storage_reader=reader, planner=planner, no_dist=state.ranks.mesh is None)
         except (CheckpointException, RuntimeError, OSError) as error:
             raise HerdError(f"checkpoint {found} cannot be read ({_reason(error)}): remove it to continue from the one "
                             "before") from error
-        set_state_dict(trainer.model, trainer.optimizer, model_state_dict=state["model"],
-                       optim_state_dict=state["optimizer"])
-        if trainer.average is not None:
-            trainer.average.load_state_dict(state["average"])
+        set_state_dict(state.model, state.optimizer, model_state_dict=stored["model"],
+                       optim_state_dict=stored["optimizer"])
+        if state.average is not None:
+            state.average.load_state_dict(stored["average"])
         run = read_json(found / "run.json")
-        trainer.progress.step, trainer.progress.tokens = run["progress"]["step"], run["progress"]["tokens"]
-        trainer.progress.losses = run["progress"]["losses"]
-        trainer.progress.held_out = {int(step): loss for step, loss in run["progress"]["held_out"].items()}
-        trainer.loader.load_state_dict(run["loaders"])
-        trainer.objective.load_state_dict(run["objective"])
+        state.progress.step, state.progress.tokens = run["progress"]["step"], run["progress"]["tokens"]
+        state.progress.losses = run["progress"]["losses"]
+        state.progress.held_out = {int(step): loss for step, loss in run["progress"]["held_out"].items()}
+        state.loader.load_state_dict(run["loaders"])
+        state.objective.load_state_dict(run["objective"])
         torch.set_rng_state(torch.tensor(run["random"], dtype=torch.uint8))
         logger.info("continuing from %s", found)
         return True
 
-    def finish(self, trainer: Trainer) -> None:
+    def finish(self, state: TrainState) -> None:
         """Write the last checkpoint, unless it is there, and wait for it; all ranks must decide alike.
 
         Raises:
             HerdError: it cannot be written, or the one under way could not.
         """
         self.wait()
-        there = (self.directory / f"step-{trainer.progress.step:08d}").exists()
-        if not all(trainer.ranks.gather(there)):
-            self.save(trainer)
+        there = (self.directory / f"step-{state.progress.step:08d}").exists()
+        if not all(state.ranks.gather(there)):
+            self.save(state)
             self.wait()
 
     def __enter__(self) -> CheckpointStore:
@@ -206,11 +204,11 @@ def complete(directory: Path) -> list[Path]:
     return sorted(path for path in found if path.suffix != _PARTIAL)
 
 
-def _run(trainer: Trainer) -> dict[str, Any]:
+def _run(state: TrainState) -> dict[str, Any]:
     """What else the next step depends on, as JSON; every rank has to call it."""
     return {
-        "progress": asdict(trainer.progress), "objective": trainer.objective.state_dict(),
-        "loaders": trainer.ranks.gather(trainer.loader.state_dict()), "random": torch.get_rng_state().tolist(),
+        "progress": asdict(state.progress), "objective": state.objective.state_dict(),
+        "loaders": state.ranks.gather(state.loader.state_dict()), "random": torch.get_rng_state().tolist(),
     }
 
 
@@ -227,10 +225,10 @@ def _be_quiet() -> None:
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
-def _state(trainer: Trainer) -> dict[str, Any]:
-    model, optimizer = get_state_dict(trainer.model, trainer.optimizer)
-    state = {"model": model, "optimizer": optimizer}
-    return state | ({"average": trainer.average.state_dict()} if trainer.average is not None else {})
+def _tensors(state: TrainState) -> dict[str, Any]:
+    model, optimizer = get_state_dict(state.model, state.optimizer)
+    tensors = {"model": model, "optimizer": optimizer}
+    return tensors | ({"average": state.average.state_dict()} if state.average is not None else {})
 
 
 def _reason(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .parallel.ranks import whole
+from .dtensor import full_tensor
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float) -> float:
     for parameter in parameters:
         if parameter.grad is not None:
             by_mesh.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
-    norms = [whole(nn.utils.get_total_norm([parameter.grad for parameter in found if parameter.grad is not None]))
+    norms = [full_tensor(nn.utils.get_total_norm([parameter.grad for parameter in found if parameter.grad is not None]))
              for found in by_mesh.values()]
     norm = torch.stack(norms).norm() if norms else torch.zeros(())
     for found in by_mesh.values():

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -37,6 +37,7 @@ from .optim import (
     set_learning_rate,
 )
 from .parallel.ranks import Ranks
+from .state import TrainProgress, TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -71,23 +72,6 @@ class TrainOptions:
                 raise HerdError(f"{name} is {value}, it must be at least {least}")
 
 
-@dataclass
-class Progress:
-    """Where a run stands, and what it measured.
-
-    Attributes:
-        step: steps done.
-        tokens: labelled tokens seen, over all ranks.
-        losses: mean loss per token of every step.
-        held_out: held-out losses by step.
-    """
-
-    step: int = 0
-    tokens: int = 0
-    losses: list[float] = field(default_factory=list)
-    held_out: dict[int, float] = field(default_factory=dict)
-
-
 class Trainer:
     """Trains a model.
 
@@ -95,9 +79,9 @@ class Trainer:
         model: prepared for training.
         loader: batches of this rank.
         options: of the run.
-        optimizer: of the optimiser.
+        optimizer: learning rate, its schedule, decay, clipping and averaging.
         objective: what is minimised.
-        held_out: batches to judge by.
+        held_out: batches for the held-out loss.
         directory: for records and checkpoints; None keeps nothing.
         ranks: this process among others.
         autocast: makes prepared products FP8.
@@ -108,96 +92,98 @@ class Trainer:
         self, model: Llama4, loader: Loader, options: TrainOptions, optimizer: OptimizerOptions, *,
         objective: Objective | None = None, held_out: list[Batch] | None = None, directory: Path | None = None,
         ranks: Ranks | None = None, autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-        on_step: Callable[[Progress, dict[str, float]], None] = lambda _progress, _record: None,
+        on_step: Callable[[TrainProgress, dict[str, float]], None] = lambda _progress, _record: None,
     ) -> None:
-        self.model, self.loader, self.options, self.recipe = model, loader, options, optimizer
-        self.objective, self.held_out = objective or NextToken(), held_out or []
-        self.ranks, self.autocast, self.on_step = ranks or Ranks.alone(), autocast, on_step
-        self.optimizer = optimizer_for(model, optimizer)
-        self.average = AveragedWeights(model, optimizer.ema) if optimizer.ema else None
-        self.progress = Progress()
+        self.options, self.schedule, self.held_out = options, optimizer, held_out or []
+        self.autocast, self.on_step = autocast, on_step
+        average = AveragedWeights(model, optimizer.ema) if optimizer.ema else None
+        self.state = TrainState(model, optimizer_for(model, optimizer), average, loader, objective or NextToken(),
+                                ranks or Ranks.alone())
         self.store = CheckpointStore(directory / "checkpoints") if directory else None
-        self.directory = directory if self.ranks.first else None
+        self.directory = directory if self.state.ranks.first else None
         if options.recompute:
             recompute_layers(model)
 
-    def fit(self) -> Progress:
+    def fit(self) -> TrainProgress:
         """Train to the last step; continues a run whose directory holds a checkpoint.
 
         Raises:
             HerdError: the loss is not a number; names the step and the first layer that gave none.
         """
         if self.store is not None:
-            self.store.restore(self)
+            self.store.restore(self.state)
         peak = measured_peak(torch.float32 if self.options.precision == "fp32" else torch.bfloat16)
-        batches = iter(self.loader)
-        self.model.train()
+        batches = iter(self.state.loader)
+        self.state.model.train()
         with RunLog(self.directory) as log, self.store or nullcontext():
-            while self.progress.step < self.options.steps:
+            while self.state.progress.step < self.options.steps:
                 self._recorded_step([next(batches) for _ in range(self.options.accumulate)], log, peak)
             if self.store is not None:
-                self.store.finish(self)
-        return self.progress
+                self.store.finish(self.state)
+        return self.state.progress
 
     def _recorded_step(self, batches: list[Batch], log: RunLog, peak: float) -> None:
-        started, options, progress = time.perf_counter(), self.options, self.progress
+        started, options, state = time.perf_counter(), self.options, self.state
+        progress, ranks = state.progress, state.ranks
         loss, record = self._step(batches)
         seconds = time.perf_counter() - started
         progress.losses.append(loss)
         step = progress.step
         shape = batches[0].input_ids_BT.shape
         rate = len(batches) * shape.numel() / seconds
-        record |= {"loss": loss, "tokens_per_second": rate * self.ranks.data_ranks,
-                   "mfu": rate * flops_per_token(self.model.config, shape[1]) / (peak * self.ranks.parallel.tensor)}
+        record |= {"loss": loss, "tokens_per_second": rate * ranks.data_ranks,
+                   "mfu": rate * flops_per_token(state.model.config, shape[1]) / (peak * ranks.parallel.tensor)}
         last = step == options.steps
         if self.held_out and (last or (options.evaluate_every and step % options.evaluate_every == 0)):
-            record["held_out"] = progress.held_out[step] = held_out_loss(self.model, self.held_out)
+            record["held_out"] = progress.held_out[step] = held_out_loss(state.model, self.held_out)
         if step % options.log_every == 0 or last:
-            record |= {f"samples/{kind}": self.ranks.sum(self.loader.counts[kind]) for kind in ("cut", "skipped")}
+            record |= {f"samples/{kind}": ranks.sum(state.loader.counts[kind]) for kind in ("cut", "skipped")}
             log.write(step, record)
         self.on_step(progress, record)
         if self.store is not None and options.save_every and step % options.save_every == 0 and not last:
-            self.store.save(self)
+            self.store.save(state)
 
     def _step(self, batches: list[Batch]) -> tuple[float, dict[str, float]]:
         """One optimiser step; the mean loss per labelled token, and what is to be recorded."""
-        fade_selection_biases(self.model, self.progress.step, self.options.steps)
-        tokens = max(1, int(self.ranks.sum(sum(labelled(batch) for batch in batches))))
+        state, ranks, progress = self.state, self.state.ranks, self.state.progress
+        fade_selection_biases(state.model, progress.step, self.options.steps)
+        tokens = max(1, int(ranks.sum(sum(labelled(batch) for batch in batches))))
         total = 0.0
         record: dict[str, float] = {}
         for batch in batches:
             with self._precision():
-                loss, parts = self.objective(self.model, batch, self.progress.step)
+                loss, parts = state.objective(state.model, batch, progress.step)
             value = float(loss.detach())
-            if not math.isfinite(self.ranks.sum(value)):  # all stop together, and look for the layer together
-                raise HerdError(f"step {self.progress.step + 1}: the loss is {value}; {self._blame(batch)}; lower the "
+            if not math.isfinite(ranks.sum(value)):  # all stop together, and look for the layer together
+                raise HerdError(f"step {progress.step + 1}: the loss is {value}; {self._blame(batch)}; lower the "
                                 "learning rate, or continue from the last checkpoint with other data")
             # Gradients are averaged over data ranks afterwards, hence the factor.
-            whole = loss * (self.ranks.data_ranks / tokens)
-            if (auxiliary := auxiliary_loss(self.model)) is not None:
+            whole = loss * (ranks.data_ranks / tokens)
+            if (auxiliary := auxiliary_loss(state.model)) is not None:
                 whole = whole + auxiliary / len(batches)
             whole.backward()
             total += value
             record |= parts
-        rate = self.recipe.learning_rate * learning_rate_factor(self.progress.step, self.options.steps, self.recipe)
-        set_learning_rate(self.optimizer, rate)
-        norm = clip_gradients(self.model.parameters(), self.recipe.clip)
+        factor = learning_rate_factor(progress.step, self.options.steps, self.schedule)
+        rate = self.schedule.learning_rate * factor
+        set_learning_rate(state.optimizer, rate)
+        norm = clip_gradients(state.model.parameters(), self.schedule.clip)
         if not math.isfinite(norm):
-            raise HerdError(f"step {self.progress.step + 1}: the gradient of {bad_gradient(self.model)} is not finite; "
+            raise HerdError(f"step {progress.step + 1}: the gradient of {bad_gradient(state.model)} is not finite; "
                             "lower the learning rate, or continue from the last checkpoint with other data")
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update(self.model)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        if state.average is not None:
+            state.average.update(state.model)
         balance = self._balance()
-        self.progress.step += 1
-        self.progress.tokens += tokens
-        return self.ranks.sum(total) / tokens, {**record, **balance, "gradient_norm": norm, "learning_rate": rate}
+        progress.step += 1
+        progress.tokens += tokens
+        return ranks.sum(total) / tokens, {**record, **balance, "gradient_norm": norm, "learning_rate": rate}
 
     def _precision(self) -> AbstractContextManager[object]:
         if self.options.precision == "fp32":
             return nullcontext()
-        device = next(self.model.parameters()).device.type
+        device = next(self.state.model.parameters()).device.type
         stack = ExitStack()
         stack.enter_context(torch.autocast(device, torch.bfloat16))
         if self.options.precision == "fp8":
@@ -209,7 +195,7 @@ class Trainer:
         share of the tokens the biases moved.
         """
         found = {}
-        for name, (counts_E, moved) in update_selection_biases(self.model, self.ranks.sum_tensor).items():
+        for name, (counts_E, moved) in update_selection_biases(self.state.model, self.state.ranks.sum_tensor).items():
             found[f"load/{name}"] = float(counts_E.max() / counts_E.float().mean().clamp(min=1e-9))
             found[f"moved/{name}"] = moved
         return found
@@ -219,10 +205,10 @@ class Trainer:
         bad: list[str] = []
         hooks = [
             module.register_forward_hook(lambda _m, _i, out, name=name: bad.append(name) if _broken(out) else None)
-            for name, module in self.model.named_modules() if not list(module.children())
+            for name, module in self.state.model.named_modules() if not list(module.children())
         ]
         with torch.no_grad(), self._precision():
-            self.objective(self.model, batch, self.progress.step)
+            self.state.objective(self.state.model, batch, self.state.progress.step)
         for hook in hooks:
             hook.remove()
         return f"{bad[0]} is the first to give values that are not finite" if bad else "no single layer is to blame"

@@ -9,6 +9,7 @@ Training, for instance by distillation from the dense model, then lets the route
 from __future__ import annotations
 
 from .convert import UpcycleReport, upcycle
-from .dense import DenseModel, open_dense
+from .dense import DenseModel
+from .open import open_dense
 
 __all__ = ["DenseModel", "UpcycleReport", "open_dense", "upcycle"]

@@ -16,8 +16,9 @@ from ..checkpoint.save import CONFIG
 from ..config import HerdConfig, TextConfig
 from ..config.names import expected_tensors
 from ..config.parameter_counts import model_size
-from .dense import DenseModel, open_dense
+from .dense import DenseModel
 from .experts import SHARPNESS, DenseFeedForward, expert_size, mixture_tensors
+from .open import open_dense
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _MLP = ("gate_proj", "up_proj", "down_proj")

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from herdgraph.model.training.recipes import DistilOptions, distil
-from herdgraph.model.training.trainer import Progress, TrainOptions
+from herdgraph.model.training.state import TrainProgress
+from herdgraph.model.training.trainer import TrainOptions
 
 
 def main() -> None:
@@ -20,7 +21,7 @@ def main() -> None:
         train=TrainOptions(steps=3, accumulate=2))
     seen: list[tuple[float, float]] = []
 
-    def on_step(_progress: Progress, record: dict[str, float]) -> None:
+    def on_step(_progress: TrainProgress, record: dict[str, float]) -> None:
         seen.append((record["soft_weight"], record["hard"]))
 
     distil(options, on_step)

@@ -13,7 +13,9 @@ from typing import Any
 from herdgraph.errors import HerdError
 from herdgraph.model.training import checkpoint
 from herdgraph.model.training.parallel.ranks import Ranks
-from herdgraph.model.training.trainer import Progress, Trainer, TrainOptions
+from herdgraph.model.training.parallel.sharding import shard
+from herdgraph.model.training.state import TrainProgress
+from herdgraph.model.training.trainer import Trainer, TrainOptions
 from support.small_runs import OPTIMIZER, Fixture, model
 
 ROOM = 100_000
@@ -24,13 +26,14 @@ def main() -> None:
     directory, event = Path(sys.argv[1]), sys.argv[2]
     ranks = Ranks.from_environment()
     trained = model()
-    ranks.shard(trained)
+    if ranks.mesh is not None:
+        shard(trained, ranks)
     run = Trainer(trained, Fixture(), TrainOptions(steps=6, save_every=2), OPTIMIZER, directory=directory, ranks=ranks)
 
     def killed(*_: Any, **_named: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def on_step(progress: Progress, _record: dict[str, float]) -> None:
+    def on_step(progress: TrainProgress, _record: dict[str, float]) -> None:
         if progress.step != 3 or ranks.rank != ranks.count - 1:
             return
         run.store.wait()

@@ -18,11 +18,13 @@ from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.training.data import Batch
+from herdgraph.model.training.dtensor import full_tensor
 from herdgraph.model.training.fp8.amax_history import trained_amaxes
 from herdgraph.model.training.fp8.autocast import Fp8Scaling
 from herdgraph.model.training.fp8.linear import Fp8Options, fp8_autocast, prepare_for_fp8
 from herdgraph.model.training.moe.experts import ExpertOptions, mixtures, plain_state_dict, prepare_for_training
-from herdgraph.model.training.parallel.ranks import ParallelOptions, Ranks, whole
+from herdgraph.model.training.parallel.ranks import ParallelOptions, Ranks
+from herdgraph.model.training.parallel.sharding import shard
 from herdgraph.model.training.trainer import Trainer, TrainOptions
 from support.small_runs import OPTIMIZER, Fixture
 
@@ -114,7 +116,8 @@ def model_of(case: Case) -> Llama4:
 def train(case: Case, ranks: Ranks) -> dict[str, Any]:
     """Losses, norms and counts by step; whole gradients of the first step and whole weights at the end."""
     model = model_of(case)
-    ranks.shard(model)
+    if ranks.mesh is not None:
+        shard(model, ranks)
     loader = Dealt(ranks.data_rank, ranks.data_ranks, case)
     held_out = [batch for batch, _ in zip(Dealt(0, 1, replace(case, broken=False)), range(3), strict=False)]
     options = TrainOptions(steps=case.steps, save_every=2, accumulate=BATCHES // ranks.data_ranks,
@@ -127,8 +130,9 @@ def train(case: Case, ranks: Ranks) -> dict[str, Any]:
 
     def on_optimizer(*_) -> None:
         if not found["gradients"]:
-            found["gradients"] = {name: whole(parameter.grad).clone() for name, parameter in model.named_parameters()
-                                  if parameter.grad is not None}
+            found["gradients"] = {
+                name: full_tensor(parameter.grad).clone() for name, parameter in model.named_parameters()
+                if parameter.grad is not None}
 
     def on_step(progress, record) -> None:
         found["norms"].append(record["gradient_norm"])
@@ -140,16 +144,16 @@ def train(case: Case, ranks: Ranks) -> dict[str, Any]:
             os.kill(os.getpid(), signal.SIGKILL)
 
     trainer.on_step = on_step
-    trainer.optimizer.register_step_pre_hook(on_optimizer)
+    trainer.state.optimizer.register_step_pre_hook(on_optimizer)
     try:
         progress = trainer.fit()
     except HerdError as error:
         return {"error": str(error)}
-    assert trainer.average is not None
+    assert trainer.state.average is not None
     return found | {
         "losses": progress.losses, "held_out": progress.held_out[case.steps],
-        "weights": {name: whole(value) for name, value in plain_state_dict(model).items()},
-        "average": {name: whole(value) for name, value in trainer.average.items()},
+        "weights": {name: full_tensor(value) for name, value in plain_state_dict(model).items()},
+        "average": {name: full_tensor(value) for name, value in trainer.state.average.items()},
         "amaxes": trained_amaxes(model, ranks.maximum),
     }
 

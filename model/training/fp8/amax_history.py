@@ -23,7 +23,7 @@ from ...checkpoint import Checkpoint
 from ...config import HerdConfig
 from ...config.names import expected_tensors
 from ...quantization.calibration_file import DESCRIPTION, SCALES, description_without_data
-from ..parallel.ranks import whole
+from ..dtensor import full_tensor
 from ..recompute import recomputing
 
 OBSERVER = "trained"
@@ -48,7 +48,7 @@ class AmaxHistory(nn.Module):
         """Add the newest, a scalar or one for each expert seen, and forget the oldest."""
         if not recomputing():
             newest = torch.zeros_like(self.window[0])
-            newest[self.seen] = whole(amax).to(newest.dtype)
+            newest[self.seen] = full_tensor(amax).to(newest.dtype)
             self.window.copy_(torch.cat((newest[None], self.window[:-1])))
 
     def amax(self) -> Tensor:

@@ -24,7 +24,7 @@ from ...config import TextConfig
 from ...config.names import expected_tensors
 from ...llama4.decoder import DecoderLayer, Experts, MixtureOfExperts
 from ...llama4.model import Llama4
-from ..parallel.ranks import own
+from ..dtensor import local_tensor
 from ..recompute import recomputing
 from .balancing import (
     bias_schedule,
@@ -113,8 +113,8 @@ class GroupedExperts(Experts):
     def compute(self, x_RD: Tensor, counts_E: Tensor) -> Tensor:
         """Scaled rows, sorted by expert, through the experts of this rank, [R, D]."""
         offsets_E = offsets_of(counts_E)
-        gate, up = self.gate_up_product(x_RD, own(self.gate_up_proj), offsets_E).chunk(2, dim=-1)
-        return self.down_product(functional.silu(gate) * up, own(self.down_proj), offsets_E)
+        gate, up = self.gate_up_product(x_RD, local_tensor(self.gate_up_proj), offsets_E).chunk(2, dim=-1)
+        return self.down_product(functional.silu(gate) * up, local_tensor(self.down_proj), offsets_E)
 
 
 class BalancedMixture(MixtureOfExperts):

@@ -19,18 +19,14 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor
 
 from ....errors import HerdError
-
-if TYPE_CHECKING:
-    from ...llama4.model import Llama4
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ class ParallelOptions:
 
 @dataclass(frozen=True)
 class Ranks:
-    """A process and its kind.
+    """This process among the others of a run: its place, and what it exchanges with them.
 
     Attributes:
         rank: index of this process.
@@ -148,23 +144,6 @@ class Ranks:
         if self.mesh is not None:
             dist.barrier()
             dist.destroy_process_group()
-
-    def shard(self, model: Llama4) -> None:
-        """Spread a model's parameters, gradients and optimiser state over the ranks, see ``sharding.py``."""
-        if self.mesh is not None:
-            from .sharding import shard
-
-            shard(model, self)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that is spread over ranks, joined; every rank has to call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def own(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor that is spread over ranks."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def nearest_divisor(value: int, wanted: int) -> int:

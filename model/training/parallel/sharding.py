@@ -20,10 +20,11 @@ from ...config import HerdConfig, VisionConfig
 from ...llama4.decoder import DecoderLayer
 from ...llama4.model import Llama4
 from ...llama4.vision import VisionLayer
+from ..dtensor import local_tensor
 from ..fp8.amax_history import AmaxHistory
 from ..moe.experts import GroupedExperts
 from .expert_parallel import AllToAll
-from .ranks import ParallelOptions, Ranks, nearest_divisor, own
+from .ranks import ParallelOptions, Ranks, nearest_divisor
 from .tensor_parallel import ExpertTensorParallelDispatch, share_layers
 
 
@@ -95,7 +96,7 @@ def _deal_experts(experts: GroupedExperts, ranks: Ranks) -> None:
     for name, weight in list(experts.named_parameters(recurse=False)):
         part = distribute_tensor(weight.detach(), expert_parallel_size, placements, src_data_rank=None)
         experts.register_parameter(name, nn.Parameter(part))
-    share = len(own(experts.down_proj))
+    share = len(local_tensor(experts.down_proj))
     first = share * (ranks.rank % ranks.parallel.expert_parallel_size)
     for history in experts.modules():
         if isinstance(history, AmaxHistory):

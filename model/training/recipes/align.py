@@ -8,7 +8,7 @@ from pathlib import Path
 from ....errors import HerdError
 from ..contrastive import ContrastiveLoss
 from ..parallel.ranks import Ranks
-from ..trainer import Progress
+from ..state import TrainProgress
 from .run import OnStep, RunOptions, new_model, open_model, train_model
 
 
@@ -25,7 +25,7 @@ class AlignOptions(RunOptions):
     fresh: bool = False
 
 
-def align(options: AlignOptions, on_step: OnStep | None = None) -> Progress:
+def align(options: AlignOptions, on_step: OnStep | None = None) -> TrainProgress:
     """Train tower, projector and embeddings on samples of one picture and its name; the decoder stays as it is.
 
     Raises:

@@ -32,7 +32,7 @@ from ..distill import (
 )
 from ..moe.experts import prepare_for_training
 from ..objective import Distil, logits_of
-from ..trainer import Progress
+from ..state import TrainProgress
 from .run import OnStep, RunOptions, new_model, open_model, train_model
 
 
@@ -104,7 +104,7 @@ def student_of(options: DistilOptions) -> Llama4:
     return open_model(options.checkpoint)
 
 
-def distil(options: DistilOptions, on_step: OnStep | None = None, *, teacher: Teacher | None = None) -> Progress:
+def distil(options: DistilOptions, on_step: OnStep | None = None, *, teacher: Teacher | None = None) -> TrainProgress:
     """Train a student by a teacher.
 
     Args:

@@ -14,7 +14,7 @@ from ....errors import HerdError
 from ...config import RopeScaling
 from ...llama4.model import Llama4
 from ..optim import OptimizerOptions
-from ..trainer import Progress
+from ..state import TrainProgress
 from .run import OnStep, RunOptions, open_model, train_model
 
 
@@ -35,7 +35,7 @@ class LongContextOptions(RunOptions):
         default_factory=lambda: OptimizerOptions(learning_rate=3e-4, schedule="wsd", warmup=20))
 
 
-def long_context(options: LongContextOptions, on_step: OnStep | None = None) -> Progress:
+def long_context(options: LongContextOptions, on_step: OnStep | None = None) -> TrainProgress:
     """Raise the context of a model.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..trainer import Progress
+from ..state import TrainProgress
 from .run import OnStep, RunOptions, new_model, open_model, train_model
 
 
@@ -22,7 +22,7 @@ class PretrainOptions(RunOptions):
     fresh: bool = False
 
 
-def pretrain(options: PretrainOptions, on_step: OnStep | None = None) -> Progress:
+def pretrain(options: PretrainOptions, on_step: OnStep | None = None) -> TrainProgress:
     """Train a model on next tokens, text and pictures fused from the first layer."""
     if not options.fresh:
         return train_model(open_model(options.checkpoint), options, options.checkpoint, on_step=on_step)

@@ -16,15 +16,18 @@ from ...config import HerdConfig, read_config
 from ...data import hold_out, open_samples
 from ...llama4.model import Llama4
 from ..data import Batch, Encoder, Loader
+from ..dtensor import full_tensor
 from ..fp8.amax_history import save_amaxes, trained_amaxes
 from ..fp8.linear import Fp8Options, fp8_autocast, prepare_for_fp8
 from ..moe.experts import ExpertOptions, canonical_name, plain_state_dict, prepare_for_training
 from ..objective import Objective
 from ..optim import OptimizerOptions
-from ..parallel.ranks import ParallelOptions, Ranks, whole
-from ..trainer import Progress, Trainer, TrainOptions
+from ..parallel.ranks import ParallelOptions, Ranks
+from ..parallel.sharding import shard
+from ..state import TrainProgress
+from ..trainer import Trainer, TrainOptions
 
-OnStep = Callable[[Progress, dict[str, float]], None]
+OnStep = Callable[[TrainProgress, dict[str, float]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +93,7 @@ def loaders(options: RunOptions, config: HerdConfig, files: Path, ranks: Ranks) 
 def train_model(
     model: Llama4, options: RunOptions, files: Path, *, objective: Callable[[Ranks], Objective] | None = None,
     on_step: OnStep | None = None,
-) -> Progress:
+) -> TrainProgress:
     """Train a model and write it.
 
     Args:
@@ -109,7 +112,8 @@ def train_model(
     if options.train.precision == "fp8":
         prepare_for_fp8(model)
     loader, judged = loaders(options, model.config, files, ranks)
-    ranks.shard(model)
+    if ranks.mesh is not None:
+        shard(model, ranks)
     trainer = Trainer(
         model, loader, options.train, options.optimizer, objective=objective and objective(ranks), held_out=judged,
         directory=options.output, ranks=ranks, autocast=lambda: fp8_autocast(options.fp8),
@@ -117,9 +121,9 @@ def train_model(
     )
     progress = trainer.fit()
     weights = plain_state_dict(model)
-    if trainer.average is not None:
-        weights |= {canonical_name(name): value for name, value in trainer.average.items()}
-    weights = {name: whole(value) for name, value in weights.items()}
+    if trainer.state.average is not None:
+        weights |= {canonical_name(name): value for name, value in trainer.state.average.items()}
+    weights = {name: full_tensor(value) for name, value in weights.items()}
     amaxes = trained_amaxes(model, ranks.maximum)
     if ranks.first:
         save_model(options.output / "model", model.config, weights, files)

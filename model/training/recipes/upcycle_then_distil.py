@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ...upcycle import upcycle
-from ..trainer import Progress
+from ..state import TrainProgress
 from .distil import DistilOptions, distil
 from .run import OnStep
 
@@ -32,7 +32,7 @@ class UpcycleOptions(DistilOptions):
     sharpness: float = 10.0
 
 
-def upcycle_then_distil(options: UpcycleOptions, on_step: OnStep | None = None) -> Progress:
+def upcycle_then_distil(options: UpcycleOptions, on_step: OnStep | None = None) -> TrainProgress:
     """Upcycle a dense model and distil it from itself; ``teacher`` may name another."""
     dense, mixture = options.output / "dense", options.output / "upcycled"
     options.output.mkdir(parents=True, exist_ok=True)

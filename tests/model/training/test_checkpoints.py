@@ -103,7 +103,7 @@ def test_a_failed_save_is_told_at_the_next_one(tmp_path: Path, monkeypatch: pyte
     message = r"step-00000003 cannot be written \(No space left on device\); there is none before it; make room"
     with pytest.raises(HerdError, match=message):
         run.fit()
-    assert run.progress.step == 6
+    assert run.state.progress.step == 6
 
 
 def test_what_ended_a_run_is_told_rather_than_a_failed_save(
@@ -118,7 +118,7 @@ def test_what_ended_a_run_is_told_rather_than_a_failed_save(
     def spoil(progress: Any, _record: Any) -> None:
         if progress.step == 4:
             with torch.no_grad():
-                run.model.decoder.norm.weight[0] = torch.nan
+                run.state.model.decoder.norm.weight[0] = torch.nan
 
     run.on_step = spoil
     with pytest.raises(HerdError, match=r"step 5: the loss is nan; decoder\.norm is the first"):
@@ -139,7 +139,7 @@ def test_what_a_killed_process_left_is_ignored_and_removed(wanted: list[float], 
     run = trainer(tmp_path)
     assert run.store is not None
     assert run.store.newest() == tmp_path / "checkpoints" / "step-00000003"
-    assert run.store.restore(run)
+    assert run.store.restore(run.state)
     assert saved(tmp_path) == ["step-00000003"]
 
 

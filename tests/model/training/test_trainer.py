@@ -74,13 +74,13 @@ def test_a_run_that_was_cut_off_gives_the_same_losses(tmp_path: Path) -> None:
         first.fit()
     second = trainer(tmp_path, optimizer=optimizer, save_every=5)
     assert second.fit().losses == wanted
-    theirs = whole.model.state_dict()
-    for name, ours in second.model.state_dict().items():
+    theirs = whole.state.model.state_dict()
+    for name, ours in second.state.model.state_dict().items():
         assert torch.equal(ours, theirs[name]), name
-    assert whole.average is not None
-    assert second.average is not None
-    averages = dict(whole.average.items())
-    for name, ours in second.average.items():
+    assert whole.state.average is not None
+    assert second.state.average is not None
+    averages = dict(whole.state.average.items())
+    for name, ours in second.state.average.items():
         assert torch.equal(ours, averages[name]), name
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000005", "step-00000008"]
 
@@ -102,7 +102,7 @@ def test_a_loss_that_is_no_number_names_step_and_layer(name: str) -> None:
     def spoil(progress: Any, _record: Any) -> None:
         if progress.step == 3:
             with torch.no_grad():
-                broken.model.get_submodule(name).weight[0, 0] = torch.nan
+                broken.state.model.get_submodule(name).weight[0, 0] = torch.nan
 
     broken.on_step = spoil
     with pytest.raises(HerdError, match=rf"step 4: the loss is nan; {name} is the first") as caught:
@@ -144,7 +144,7 @@ def test_records(tmp_path: Path) -> None:
 def test_the_bias_acts_less_and_less_until_the_last_step_trains_what_is_served(tmp_path: Path) -> None:
     def biased(directory: Path | None) -> tuple[Trainer, dict[int, float], dict[int, float]]:
         run = trainer(directory, steps=8, save_every=3)
-        mixture = next(mixture for _, mixture in mixtures(run.model))
+        mixture = next(mixture for _, mixture in mixtures(run.state.model))
         mixture.options = replace(mixture.options, bias_fade=0.5, bias_rate=0.0)
         mixture.selection_bias += torch.tensor([0.0, 9.0, 0.0, 0.0])  # all tokens go to one expert
         acting, moved = {}, {}
@@ -162,7 +162,7 @@ def test_the_bias_acts_less_and_less_until_the_last_step_trains_what_is_served(t
     assert list(acting.values()) == [1, 1, 1, 1, 0.75, 0.5, 0.25, 0]
     assert moved[1] > 0.5
     assert moved[8] == 0
-    mixture = next(mixture for _, mixture in mixtures(run.model))
+    mixture = next(mixture for _, mixture in mixtures(run.state.model))
     logits_TE = torch.randn(50, 4)
     assert torch.equal(mixture.train().choose(logits_TE), mixture.eval().choose(logits_TE))
     with pytest.raises(KeyboardInterrupt):
@@ -195,11 +195,11 @@ def test_batches_with_nothing_to_learn_do_no_harm(padded: bool, objective: str, 
     progress = run.fit()
     assert progress.losses == [0, 0, 0]
     assert progress.held_out[3] == 0
-    assert all(torch.isfinite(tensor).all() for tensor in run.model.state_dict().values())
-    for state in run.optimizer.state.values():
+    assert all(torch.isfinite(tensor).all() for tensor in run.state.model.state_dict().values())
+    for state in run.state.optimizer.state.values():
         assert not state["exp_avg"].any(), "nothing was learned"
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
-    after = Trainer(run.model, Fixture(), TrainOptions(steps=3), OPTIMIZER).fit().losses
+    after = Trainer(run.state.model, Fixture(), TrainOptions(steps=3), OPTIMIZER).fit().losses
     assert all(map(math.isfinite, after))
 
 
