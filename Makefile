@@ -25,7 +25,8 @@ coverage: .venv/.dev
 	$(PY) -m pytest -m "not slow" --cov=herdgraph --cov-report=term:skip-covered
 
 docs: .venv/.docs
-	@mkdir -p .cache/site-source && ln -sfn ../.. .cache/site-source/herdgraph
+	@mkdir -p .cache/site-source/herdgraph
+	@ln -sfn $(abspath $(PACKAGES) $(wildcard *.py)) .cache/site-source/herdgraph/
 	$(PY) -m mkdocs build --quiet
 	@echo "open .cache/site/index.html"
 

@@ -54,8 +54,8 @@ from herdgraph.model.training.exact_match import exact_matches
 from herdgraph.model.training.moe.experts import ExpertOptions, prepare_for_training
 from herdgraph.model.training.objective import Distil, logits_of
 from herdgraph.model.training.optim import OptimizerOptions
-from herdgraph.model.training.recipes import PretrainOptions, pretrain
-from herdgraph.model.training.recipes.run import RunOptions, new_model, open_model, train_model
+from herdgraph.model.training.runs import PretrainOptions, pretrain
+from herdgraph.model.training.runs.run import RunOptions, new_model, open_model, train_model
 from herdgraph.model.training.trainer import TrainOptions
 
 from .figures import bars

@@ -20,7 +20,7 @@ from herdgraph.console import stderr, stdout
 from herdgraph.model.training.fp8.linear import Fp8Options
 from herdgraph.model.training.moe.experts import ExpertOptions
 from herdgraph.model.training.optim import OptimizerOptions
-from herdgraph.model.training.recipes import PretrainOptions, pretrain
+from herdgraph.model.training.runs import PretrainOptions, pretrain
 from herdgraph.model.training.trainer import TrainOptions
 
 from .figures import curves

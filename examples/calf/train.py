@@ -29,7 +29,7 @@ from herdgraph.model.config import HerdConfig, to_hf
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.training.moe.experts import ExpertOptions
 from herdgraph.model.training.optim import OptimizerOptions
-from herdgraph.model.training.recipes import (
+from herdgraph.model.training.runs import (
     AlignOptions,
     DistilOptions,
     PretrainOptions,
@@ -37,7 +37,7 @@ from herdgraph.model.training.recipes import (
     distil,
     pretrain,
 )
-from herdgraph.model.training.recipes.run import open_model, save_model
+from herdgraph.model.training.runs.run import open_model, save_model
 from herdgraph.model.training.state import TrainProgress
 from herdgraph.model.training.trainer import TrainOptions
 

@@ -28,16 +28,16 @@ class OptimizerOptions:
     """AdamW and its schedule.
 
     Attributes:
-        learning_rate: at its highest.
-        betas: decay of the two moments.
-        weight_decay: on matrices; norms, biases and embeddings have none.
+        learning_rate: the highest learning rate of the schedule.
+        betas: decay rates of AdamW's two moments.
+        weight_decay: of matrices; norms, biases and embeddings have none.
         clip: largest norm of all gradients together, 0 for no limit.
-        warmup: steps until the highest rate.
-        schedule: see this module's first lines; ``constant`` stays at the highest.
-        final: share of the rate at the end.
-        decay: share of the steps that ``wsd`` takes to come down.
-        base_width: width at which ``learning_rate`` was found; None for the same rate in every layer.
-        ema: decay of averaged weights by step, 0 for none.
+        warmup: steps from 0 to the highest rate.
+        schedule: after the warm-up: cosine; wsd, constant and then a linear decay; or constant.
+        final: learning rate at the end, as a share of the highest.
+        decay: share of the steps in which wsd decays.
+        base_width: width at which the learning rate was found; None for the same rate in every layer.
+        ema: decay per step of exponentially averaged weights, 0 for none.
     """
 
     learning_rate: float = 3e-3

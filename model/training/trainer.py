@@ -44,17 +44,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """A run.
+    """The loop.
 
     Attributes:
-        steps: optimiser steps.
+        steps: optimizer steps of the run.
         accumulate: batches per step and rank.
-        precision: of products: ``fp32``, ``bf16`` by autocast, or ``fp8`` where prepared (``fp8.py``), bf16 elsewhere.
+        precision: of matrix products: fp32, bf16 by autocast, or fp8 in attention and feed-forwards and bf16 elsewhere.
         recompute: compute each layer again in the backward pass instead of keeping its activations.
-        log_every: steps between records.
-        evaluate_every: steps between held-out losses, 0 for none but the last.
-        save_every: steps between checkpoints, 0 for none but the last.
-        seed: of everything that is drawn.
+        log_every: steps between log lines and records.
+        evaluate_every: steps between held-out losses, 0 for the end only.
+        save_every: steps between checkpoints, 0 for the end only.
+        seed: of new weights and of the order of samples.
     """
 
     steps: int = 1000

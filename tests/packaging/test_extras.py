@@ -45,7 +45,7 @@ TABLE = {
     "calibrate {checkpoint} -o {out} --data {text}":         ("build",  "build",   WORKS,     "build"),
     "upcycle {dense} -o {out} --experts 2":                  ("build",  "build",   WORKS,     WORKS),
     "upcycle {gguf} -o {out} --experts 2":                   ("build",  "build",   WORKS,     "build"),
-    "train pretrain data={text} checkpoint={checkpoint} output={out} rows=2 seq_len=32 train.steps=1":
+    "train pretrain --data {text} --checkpoint {checkpoint} --output {out} --rows 2 --seq-len 32 --train.steps 1":
                                                              ("train",  "train",   WORKS,     WORKS),
 }  # fmt: skip
 VERBS = sorted({line.split()[0] for line in TABLE})

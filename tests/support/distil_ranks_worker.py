@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from herdgraph.model.training.recipes import DistilOptions, distil
+from herdgraph.model.training.runs import DistilOptions, distil
 from herdgraph.model.training.state import TrainProgress
 from herdgraph.model.training.trainer import TrainOptions
 

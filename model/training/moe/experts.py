@@ -42,7 +42,7 @@ class ExpertOptions:
     """How experts are kept busy, see ``balancing.py``.
 
     Attributes:
-        bias_rate: step of the selection bias per update, 0 for none. It is added to *logits*, whose spread it should
+        bias_rate: step of the selection bias per update, 0 for none. It is added to logits, whose spread it should
             match: 0.001 is what was published for scores between 0 and 1.
         bias_fade: share of the run, at its end, over which the bias is brought linearly to zero, 0 for none.
         balance_loss: factor of the load-balancing loss.

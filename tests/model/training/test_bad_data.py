@@ -39,7 +39,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(checkpoint: Path, data: Path, *options: str, recipe: str = "pretrain") -> Result:
     given = {"checkpoint": checkpoint, "data": data, "output": data.parent / "run", "rows": 2, "seq_len": 64,
              "train.steps": 2, "held_out": 0} | dict(option.split("=", 1) for option in options)
-    return CliRunner().invoke(main, ["train", recipe, *(f"{name}={value}" for name, value in given.items())])
+    words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return CliRunner().invoke(main, ["train", recipe, *words])
 
 
 def refused(done: Result) -> str:
@@ -179,7 +180,7 @@ def test_teachers_that_do_not_fit(checkpoint: Path, tmp_path: Path) -> None:
     for name in ("bundle", "cache", "other", "nothing"):
         message[name] = refused(train(checkpoint, data, f"teacher={tmp_path / name}", recipe="distil"))
     assert message["bundle"] == (
-        f"{tmp_path}/bundle is a compiled bundle, teacher= takes a checkpoint or a cache: name the checkpoint that it "
+        f"{tmp_path}/bundle is a compiled bundle, --teacher takes a checkpoint or a cache: name the checkpoint that it "
         "was built from, or call distil(options, teacher=EngineTeacher(Engine.load(...))) from Python")
     theirs = "its ids mean other text; distil between models with the same tokenizer"
     assert message["cache"].startswith(f"the teacher of {tmp_path}/cache uses tokenizer 000000000000, the student ")

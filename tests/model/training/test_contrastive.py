@@ -56,9 +56,10 @@ def _pairs(directory: Path) -> Path:
 
 def test_pictures_find_their_names_and_the_decoder_stays(checkpoint: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(train, [
-        "align", f"checkpoint={checkpoint}", f"data={_pairs(tmp_path)}", f"output={tmp_path / 'run'}", "rows=4",
-        "seq_len=64", "held_out=0", "train.steps=40", "train.log_every=1", "optimizer.warmup=2",
-        "optimizer.learning_rate=3e-3", "optimizer.weight_decay=0", "experts.bias_rate=0"])
+        "align", "--checkpoint", str(checkpoint), "--data", str(_pairs(tmp_path)), "--output", str(tmp_path / "run"),
+        "--rows", "4", "--seq-len", "64", "--held-out", "0", "--train.steps", "40", "--train.log-every", "1",
+        "--optimizer.warmup", "2",
+        "--optimizer.learning-rate", "3e-3", "--optimizer.weight-decay", "0", "--experts.bias-rate", "0"])
     assert done.exit_code == 0, done.output
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert records[0]["found"] < 0.9
@@ -74,8 +75,9 @@ def test_pictures_find_their_names_and_the_decoder_stays(checkpoint: Path, tmp_p
 ])
 def test_data_without_pairs_is_refused(checkpoint: Path, tmp_path: Path, rows: list[dict], message: str) -> None:
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    done = CliRunner().invoke(train, ["align", f"checkpoint={checkpoint}", f"data={tmp_path / 'data.jsonl'}",
-                                      f"output={tmp_path / 'run'}", "rows=1", "seq_len=64", "held_out=0"])
+    done = CliRunner().invoke(train, ["align", "--checkpoint", str(checkpoint), "--data", str(tmp_path / "data.jsonl"),
+                                      "--output", str(tmp_path / "run"), "--rows", "1", "--seq-len", "64",
+                                      "--held-out", "0"])
     assert done.exit_code == 1
     assert message in done.output
 
@@ -85,7 +87,8 @@ def test_a_model_without_tower_is_refused(tmp_path: Path) -> None:
 
     herds.save(replace(TINY, vision=None), tmp_path / "text")
     herds.write_processor(tmp_path / "text")
-    done = CliRunner().invoke(train, ["align", f"checkpoint={tmp_path / 'text'}", "data=x", f"output={tmp_path / 'r'}"])
+    done = CliRunner().invoke(train, ["align", "--checkpoint", str(tmp_path / "text"), "--data", "x",
+                                      "--output", str(tmp_path / "r")])
     assert done.exit_code == 1
     assert "without an image tower" in done.output
 

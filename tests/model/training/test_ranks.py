@@ -180,9 +180,10 @@ def test_the_train_command_on_four_ranks_writes_a_whole_model(tmp_path: Path) ->
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     run_ = tmp_path / "run"
     done = torchrun(
-        4, "-m", "herdgraph", "train", "pretrain", f"checkpoint={tmp_path / 'checkpoint'}",
-        f"data={tmp_path / 'data.jsonl'}", f"output={run_}", "rows=1", "seq_len=64", "train.steps=3",
-        "optimizer.ema=0.5", "held_out=0.2", "train.precision=fp8", "parallel.expert=2", "parallel.tensor=2")
+        4, "-m", "herdgraph", "train", "pretrain", "--checkpoint", str(tmp_path / "checkpoint"),
+        "--data", str(tmp_path / "data.jsonl"), "--output", str(run_), "--rows", "1", "--seq-len", "64",
+        "--train.steps", "3", "--optimizer.ema", "0.5", "--held-out", "0.2", "--train.precision", "fp8",
+        "--parallel.expert", "2", "--parallel.tensor", "2")
     assert done.returncode == 0, done.stderr[-2000:]
     with open_checkpoint(run_ / "model") as trained, open_checkpoint(tmp_path / "checkpoint") as before:
         for name in ("layers.1.feed_forward.experts.down_proj", "layers.0.self_attn.q_proj.weight"):

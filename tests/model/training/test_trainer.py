@@ -31,7 +31,7 @@ from herdgraph.model.training.optim import (
     learning_rate_factor,
     optimizer_for,
 )
-from herdgraph.model.training.recipes import (
+from herdgraph.model.training.runs import (
     DistilOptions,
     LongContextOptions,
     PretrainOptions,
@@ -39,7 +39,7 @@ from herdgraph.model.training.recipes import (
     long_context,
     pretrain,
 )
-from herdgraph.model.training.recipes.run import open_model
+from herdgraph.model.training.runs.run import open_model
 from herdgraph.model.training.trainer import Trainer, TrainOptions
 from herdgraph.runtimes import Engine
 from support import herds

@@ -35,19 +35,19 @@ class RunOptions:
     """Data, sizes and output of a run.
 
     Attributes:
-        data: files and directories, see ``data/sources.py``.
-        output: directory of the run: records, checkpoints, ``model``, the result in Hugging Face layout, and after FP8
-            training ``calibration``, which ``build.py --calibration`` takes.
-        rows: of a batch.
+        data: files and directories of samples: JSON lines, text, tar shards, pictures.
+        output: directory of the run: records, checkpoints, the result in Hugging Face layout as model/, and after FP8
+            training calibration/, which build.py --calibration takes.
+        rows: rows of a batch.
         seq_len: tokens of a row.
-        held_out: share of the samples that judge.
-        held_out_batches: batches of them that are judged on.
+        held_out: share of the samples that is kept for the held-out loss.
+        held_out_batches: batches of the held-out samples that are used.
         broken: stop at a sample that cannot be used, or skip it.
-        train: of the loop.
-        optimizer: of the optimiser.
-        experts: of routing.
-        fp8: how products are rounded when ``train.precision`` is ``fp8``.
-        parallel: what ranks share besides the data.
+        train: steps, precision, records and checkpoints.
+        optimizer: AdamW and its schedule.
+        experts: routing and its balance.
+        fp8: scaling of FP8 products, for train.precision fp8.
+        parallel: how ranks are arranged.
     """
 
     data: tuple[Path, ...]
@@ -77,7 +77,7 @@ def loaders(options: RunOptions, config: HerdConfig, files: Path, ranks: Ranks) 
         HerdError: no data, or samples that cannot be used.
     """
     if not options.data:
-        raise HerdError("no data was given: name files or directories (data=...)")
+        raise HerdError("no data was given: name files or directories (--data)")
     train, judged = hold_out(open_samples(list(options.data)), options.held_out)
     encoder = Encoder(files, config, max_tokens=options.seq_len, too_long="cut")
     pad = config.text.pad_token_id or 0

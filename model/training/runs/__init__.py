@@ -1,4 +1,4 @@
-"""Ways to train a herd member, as functions: each takes its options and returns what it measured."""
+"""Kinds of training runs, as functions: each takes its options and returns what it measured."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from .long_context import LongContextOptions, long_context
 from .pretrain import PretrainOptions, pretrain
 from .upcycle_then_distil import UpcycleOptions, upcycle_then_distil
 
-RECIPES = {
+TRAINING_RUNS = {
     "align": (align, AlignOptions),
     "pretrain": (pretrain, PretrainOptions),
     "distil": (distil, DistilOptions),
     "upcycle_then_distil": (upcycle_then_distil, UpcycleOptions),
     "long_context": (long_context, LongContextOptions),
 }
-"""Function and options by the name on the command line."""
+"""Function and options by name."""
 
 __all__ = [
-    "RECIPES", "AlignOptions", "DistilOptions", "LongContextOptions", "PretrainOptions", "UpcycleOptions", "align",
-    "distil", "long_context", "pretrain", "upcycle_then_distil",
+    "TRAINING_RUNS", "AlignOptions", "DistilOptions", "LongContextOptions", "PretrainOptions", "UpcycleOptions",
+    "align", "distil", "long_context", "pretrain", "upcycle_then_distil",
 ]

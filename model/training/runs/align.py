@@ -17,8 +17,8 @@ class AlignOptions(RunOptions):
     """Alignment of an image tower.
 
     Attributes:
-        checkpoint: gives configuration, tokenizer and image processor.
-        fresh: begin with random weights instead of its own.
+        checkpoint: directory with configuration, tokenizer, image processor and, unless fresh, weights.
+        fresh: begin with random weights instead of the checkpoint's.
     """
 
     checkpoint: Path

@@ -23,9 +23,9 @@ class LongContextOptions(RunOptions):
     """Mid-training.
 
     Attributes:
-        checkpoint: the model.
-        context: tokens that it is to hold.
-        rope_factor: divides slow rotations, 1 for none; Scout has 16.
+        checkpoint: directory of the model.
+        context: tokens that the model is to hold.
+        rope_factor: divides the frequency of slow rotations, 1 for none; Scout has 16.
     """
 
     checkpoint: Path

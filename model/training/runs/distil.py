@@ -41,14 +41,13 @@ class DistilOptions(RunOptions):
     """Distillation.
 
     Attributes:
-        checkpoint: the student: configuration, tokenizer, image processor, and weights unless ``fresh``.
-        teacher: checkpoint of the teacher, or a cache of its targets; None when one is handed over.
+        checkpoint: directory of the student: configuration, tokenizer, image processor and, unless fresh, weights.
+        teacher: directory of the teacher, or of a cache of its targets.
         fresh: begin with random weights.
-        divergence: between teacher and student.
-        weighting: of soft and hard targets; ``schedule`` did best of them on the calf (docs/training.md), ``dynamic``
-            is a combination of herdgraph's own.
-        soft: the largest weight of soft targets.
-        temperature: of both distributions.
+        divergence: between the teacher's distribution and the student's.
+        weighting: of soft and hard targets; schedule did best on the calf (docs/training.md).
+        soft: largest weight of the soft targets.
+        temperature: divides the logits of both.
     """
 
     checkpoint: Path
@@ -83,9 +82,9 @@ def teacher_of(options: DistilOptions) -> Teacher:
         HerdError: none is named, it has another tokenizer, or it is a compiled bundle.
     """
     if options.teacher is None:
-        raise HerdError("distillation needs a teacher: name a checkpoint or a cache (teacher=...)")
+        raise HerdError("distillation needs a teacher: name a checkpoint or a cache (--teacher)")
     if (options.teacher / "manifest.json").is_file():
-        raise HerdError(f"{options.teacher} is a compiled bundle, teacher= takes a checkpoint or a cache: name the "
+        raise HerdError(f"{options.teacher} is a compiled bundle, --teacher takes a checkpoint or a cache: name the "
                         "checkpoint that it was built from, or call distil(options, teacher=EngineTeacher("
                         "Engine.load(...))) from Python")
     student = tokenizer_hash(options.checkpoint)
