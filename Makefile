@@ -26,8 +26,8 @@ coverage: .venv/.dev
 
 docs: .venv/.docs
 	@mkdir -p .cache/site-source/herdgraph
-	@ln -sfn $(abspath $(PACKAGES) $(wildcard *.py)) .cache/site-source/herdgraph/
-	$(PY) -m mkdocs build --quiet
+	@cd .cache/site-source/herdgraph && ln -sfn $(addprefix ../../../,$(PACKAGES) $(wildcard *.py)) .
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 	@echo "open .cache/site/index.html"
 
 # The wheel in fresh environments, every verb on every extra; prints the table.
