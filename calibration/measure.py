@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import HerdError
+from ..files import atomic_file
 from ..model.quantization.calibration_file import HESSIANS, KV_AMAX
 from ..model.quantization.observers import OBSERVERS
 from ..model.quantization.recipes import Recipe
@@ -139,7 +139,8 @@ class _Store:
         amaxes = observed.amaxes()
         save_file(amaxes, self.directory / f"{part}.safetensors")
         if hessians := observed.hessians.tensors():
-            with _appearing(self.directory / HESSIANS / f"{part}.safetensors") as path:
+            (self.directory / HESSIANS).mkdir(exist_ok=True)
+            with atomic_file(self.directory / HESSIANS / f"{part}.safetensors") as path:
                 save_file(hessians, path)
         if states is not None:
             index = int(part.rsplit(".", 1)[1])
@@ -149,7 +150,7 @@ class _Store:
             "own": {str(layer): own.tolist() for layer, own in coverage.own.items()},
             "shown": {str(layer): shown.tolist() for layer, shown in coverage.shown.items()},
         }
-        with _appearing(self.directory / f"{part}.json") as path:
+        with atomic_file(self.directory / f"{part}.json") as path:
             path.write_text(json.dumps(description), encoding="utf-8")
         if states is not None and index:
             (self.directory / f"after.{index - 1}.safetensors").unlink(missing_ok=True)
@@ -161,15 +162,6 @@ class _Store:
         result.inputs |= description["inputs"]
         for name, found in (("own", result.coverage.own), ("shown", result.coverage.shown)):
             found |= {int(layer): torch.tensor(counts) for layer, counts in description[name].items()}
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes ``path`` when the block ends."""
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    yield temporary
-    temporary.replace(path)
 
 
 def described(observed: CalibrationObserver, amaxes: dict[str, Tensor]) -> dict[str, Any]:

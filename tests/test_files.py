@@ -1,4 +1,4 @@
-"""Atomic directories: complete or absent, also after a kill."""
+"""Atomic files and directories: complete or absent, also after a kill."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from herdgraph.errors import HerdError
-from herdgraph.files import atomic_directory, free_bytes, require_room, sha256_of
+from herdgraph.files import atomic_directory, atomic_file, free_bytes, require_room, sha256_of
 
 
 def _names(directory: Path) -> list[str]:
@@ -101,6 +101,39 @@ def test_full_disk_is_one_line(tmp_path: Path) -> None:
             atomic_directory(tmp_path / "out"):
         raise OSError(28, "No space left on device")
     assert _names(tmp_path) == []
+
+
+def test_atomic_file_appears_when_it_is_complete(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("old")
+    with atomic_file(tmp_path / "out") as path:
+        path.write_text("new")
+        assert (tmp_path / "out").read_text() == "old"
+    assert (tmp_path / "out").read_text() == "new"
+    assert _names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=repr)
+def test_atomic_file_error_leaves_what_was_there(error: BaseException, tmp_path: Path) -> None:
+    def write() -> None:
+        with atomic_file(tmp_path / "out") as path:
+            path.write_text("half")
+            raise error
+
+    (tmp_path / "out").write_text("old")
+    with pytest.raises(type(error)):
+        write()
+    assert (tmp_path / "out").read_text() == "old"
+    assert _names(tmp_path) == ["out"]
+
+
+def test_atomic_file_removes_what_a_killed_process_left(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    (tmp_path / f".out.{process.pid}.partial").write_text("half")
+    (tmp_path / ".out.1.partial").write_text("half")  # process 1 always runs
+    with atomic_file(tmp_path / "out") as path:
+        path.write_text("x")
+    assert _names(tmp_path) == [".out.1.partial", "out"]
 
 
 KILLED = """
