@@ -21,13 +21,14 @@ from torch import Tensor
 
 from ..errors import HerdError
 from ..files import atomic_file
+from ..model.checkpoint.reader import TensorReader
 from ..model.quantization.calibration_file import HESSIANS, KV_AMAX
 from ..model.quantization.observers import OBSERVERS
 from ..model.quantization.recipes import Recipe
 from .coverage import Coverage
 from .matmul_backends import require_finite
 from .recording import CalibrationObserver
-from .stream import DecoderStream, Run, Source, States
+from .stream import DecoderStream, Run, States
 from .vision_stream import VisionStream
 from .windows import Data, Window
 
@@ -50,7 +51,7 @@ class Measured:
 
 
 def measure(
-    source: Source, recipe: Recipe, data: Data, work: Path, *, key: str, min_tokens_shown: int = 64,
+    source: TensorReader, recipe: Recipe, data: Data, work: Path, *, key: str, min_tokens_shown: int = 64,
     on_part: Callable[[str], None] = lambda _: None,
 ) -> Measured:
     """Run the measured windows through a model and record the inputs of its products.
@@ -94,7 +95,7 @@ def measure(
     return result
 
 
-def _features(source: Source, recipe: Recipe, windows: list[Window], store: _Store) -> list[Tensor | None]:
+def _features(source: TensorReader, recipe: Recipe, windows: list[Window], store: _Store) -> list[Tensor | None]:
     """Image features of each window; the tower is measured on the way."""
     tiles = [torch.from_numpy(window.pixels) for window in windows if window.pixels is not None]
     if not tiles or source.config.vision is None:
