@@ -1,4 +1,4 @@
-"""A whole herd member in torch: image tower and decoder, with weights from a checkpoint."""
+"""A whole Llama 4 model in torch: image tower and decoder, with weights from a checkpoint."""
 
 from __future__ import annotations
 

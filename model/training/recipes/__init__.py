@@ -1,4 +1,4 @@
-"""Ways to train a herd member, as functions: each takes its options and returns what it measured."""
+"""Ways to train a model, as functions: each takes its options and returns what it measured."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "entry missing in the index": (lambda d: _edit(d, lambda m: m.pop(NORM)),
                                    rf"holds {NORM}, which {INDEX} does not list there: download both again"),
     "entry without a tensor": (lambda d: _edit(d, lambda m: m.update({"model.x": m[NORM]})),
-                               rf"does not hold model.x, which {INDEX} promises there"),
+                               rf"does not hold model.x, which {INDEX} lists there"),
     "shard missing": (lambda d: _first(d).unlink(), r"model-00001-of-\d+.safetensors is missing, .+ names it"),
     "cut off": (lambda d: _cut(d, -7), r"its header describes (\d+) bytes, the file has \d+; download it again"),
     "header cut off": (lambda d: _cut(d, 40), r"its header takes \d+ bytes, the file has 40; download it again"),
@@ -282,13 +282,13 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_carried_files_travel(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    out = tmp_path_factory.mktemp("carried") / "out"
+    out = tmp_path_factory.mktemp("processor_files") / "out"
     herds.write_processor(copy)
     with open_checkpoint(copy) as checkpoint:
-        carried = {path.name: path for path in checkpoint.processor_files()}
-        assert {"tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"} <= carried.keys()
+        processor_files = {path.name: path for path in checkpoint.processor_files()}
+        assert {"tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"} <= processor_files.keys()
         tensors = [(name, checkpoint.read(name)) for name in checkpoint.tensors]
-        save_checkpoint(out, checkpoint.config, tensors, carried={**carried, "note.txt": b"hello"})
+        save_checkpoint(out, checkpoint.config, tensors, processor_files={**processor_files, "note.txt": b"hello"})
         with pytest.raises(HerdError, match="exists already"):
             save_checkpoint(out, checkpoint.config, tensors)
         save_checkpoint(out, replace(checkpoint.config), tensors, overwrite=True)

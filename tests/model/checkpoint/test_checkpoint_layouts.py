@@ -146,7 +146,8 @@ def test_saving_round_trips_through_transformers(multimodal: bool, tmp_path: Pat
     theirs = herds.save(config, tmp_path / "theirs")
     with open_checkpoint(tmp_path / "theirs") as source:
         tensors = ((name, source.read(name)) for name in source.tensors)
-        save_checkpoint(tmp_path / "ours", source.config, tensors, carried={"note.txt": b"x"}, shard_bytes=40_000)
+        files = {"note.txt": b"x"}
+        save_checkpoint(tmp_path / "ours", source.config, tensors, processor_files=files, shard_bytes=40_000)
         first = source.fingerprint()
     assert len(list((tmp_path / "ours").glob("*.safetensors"))) > 1
     kind = Llama4ForConditionalGeneration if multimodal else Llama4ForCausalLM
