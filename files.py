@@ -147,6 +147,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_optional_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, an empty one when there is no such file.
+
+    Raises:
+        HerdError: not JSON, or not an object.
+    """
+    return read_json(path) if path.is_file() else {}
+
+
 def size(count: float) -> str:
     """Bytes for people, decimal units."""
     for unit in ("B", "kB", "MB", "GB"):
