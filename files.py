@@ -58,6 +58,28 @@ def atomic_directory(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of ``target`` that becomes ``target`` when the block ends without an error.
+
+    The content is on the disk before the rename, so that a power cut leaves no empty file under the final name. On any
+    error the temporary file is removed and ``target`` is left as it was; an ``OSError`` passes, for the caller knows
+    what to advise. What a killed process left beside the same target is removed first.
+
+    Args:
+        target: file to create or to replace, in an existing directory.
+    """
+    _remove_abandoned(target)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def check_output(target: Path, *, overwrite: bool, mark: str, inputs: Iterable[Path] = ()) -> None:
     """Refuse an output that would destroy something. Arguments as in ``atomic_directory``.
 
@@ -125,6 +147,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_optional_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, an empty one when there is no such file.
+
+    Raises:
+        HerdError: not JSON, or not an object.
+    """
+    return read_json(path) if path.is_file() else {}
+
+
 def size(count: float) -> str:
     """Bytes for people, decimal units."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -137,8 +168,12 @@ def size(count: float) -> str:
 def _remove_abandoned(target: Path) -> None:
     for path in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
         process = path.name.removeprefix(f".{target.name}.").split(".")[0]
-        if process.isdigit() and not _is_running(int(process)):
+        if not process.isdigit() or _is_running(int(process)):
+            continue
+        if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _is_running(process: int) -> bool:

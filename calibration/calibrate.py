@@ -23,6 +23,7 @@ from .. import __version__
 from ..errors import HerdError
 from ..files import atomic_directory, check_output
 from ..model.checkpoint import Checkpoint
+from ..model.checkpoint.reader import TensorReader
 from ..model.checkpoint.rotated import RotatedCheckpoint
 from ..model.quantization.calibration_file import DESCRIPTION, FORMAT, HESSIANS, INPUT_SHIFT, KV_AMAX, SCALES
 from ..model.quantization.observers import OBSERVERS
@@ -32,7 +33,6 @@ from .matmul_backends import Quantized
 from .measure import Measured, measure
 from .report import write_report
 from .search import parts_of, search
-from .stream import Source
 from .windows import Data, Window
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def calibrate(
     check_output(output, overwrite=overwrite, mark=DESCRIPTION, inputs=[checkpoint.directory])
     _check_options(options, data)
     progress = progress or CalibrationProgress()
-    source: Source = RotatedCheckpoint(checkpoint) if options.recipe.rotated else checkpoint
+    source: TensorReader = RotatedCheckpoint(checkpoint) if options.recipe.rotated else checkpoint
     # 1. Measure. Unfinished work lies beside the output, for the next run of the same key.
     work = output.absolute().with_name(f".{output.name}.calibrating")
     key = repr((checkpoint.fingerprint(), data.digest(), options.recipe, options.min_tokens_shown, __version__))
@@ -179,7 +179,7 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _unseen(source: Source, recipe: Recipe, data: Data) -> tuple[str, ...]:
+def _unseen(source: TensorReader, recipe: Recipe, data: Data) -> tuple[str, ...]:
     """Parts that no data reached: the image tower of a model that was shown no picture stays in high precision."""
     seen = any(window.pixels is not None for window in data.measured)
     if source.config.vision is None or seen or not recipe.fp8:
@@ -199,7 +199,7 @@ def _check_coverage(measured: Measured, options: Options) -> None:
 
 
 def _search_and_evaluate(
-    source: Source, options: Options, make_backend: Callable[[Recipe], Quantized], windows: list[Window],
+    source: TensorReader, options: Options, make_backend: Callable[[Recipe], Quantized], windows: list[Window],
     found: _SearchResult, progress: CalibrationProgress,
 ) -> None:
     layers, parts = source.config.text.num_layers, parts_of(source.config)

@@ -16,8 +16,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..model.checkpoint.reader import TensorReader
 from .matmul_backends import Exact, MatmulBackend, Quantized
-from .stream import DecoderStream, Run, Source, States
+from .stream import DecoderStream, Run, States
 from .vision_stream import VisionStream
 from .windows import Window
 
@@ -60,8 +61,8 @@ class Evaluation:
 
 
 def evaluate(
-    source: Source, variants: Mapping[str, Quantized], windows: Sequence[Window], *, local: Quantized | None = None,
-    on_layer: Callable[[], None] = lambda: None,
+    source: TensorReader, variants: Mapping[str, Quantized], windows: Sequence[Window], *,
+    local: Quantized | None = None, on_layer: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Stream variants of a model over windows.
 
@@ -88,7 +89,7 @@ def evaluate(
         return _compared(stream, runs, windows, errors)
 
 
-def _embedded(source: Source, stream: DecoderStream, backend: MatmulBackend, windows: Sequence[Window]) -> States:
+def _embedded(source: TensorReader, stream: DecoderStream, backend: MatmulBackend, windows: Sequence[Window]) -> States:
     ids = [window.token_ids for window in windows]
     tiles = [torch.from_numpy(window.pixels) for window in windows if window.pixels is not None]
     features: list[Tensor | None] = [None] * len(windows)

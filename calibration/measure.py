@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import HerdError
+from ..files import atomic_file
+from ..model.checkpoint.reader import TensorReader
 from ..model.quantization.calibration_file import HESSIANS, KV_AMAX
 from ..model.quantization.observers import OBSERVERS
 from ..model.quantization.recipes import Recipe
 from .coverage import Coverage
 from .matmul_backends import require_finite
 from .recording import CalibrationObserver
-from .stream import DecoderStream, Run, Source, States
+from .stream import DecoderStream, Run, States
 from .vision_stream import VisionStream
 from .windows import Data, Window
 
@@ -50,7 +51,7 @@ class Measured:
 
 
 def measure(
-    source: Source, recipe: Recipe, data: Data, work: Path, *, key: str, min_tokens_shown: int = 64,
+    source: TensorReader, recipe: Recipe, data: Data, work: Path, *, key: str, min_tokens_shown: int = 64,
     on_part: Callable[[str], None] = lambda _: None,
 ) -> Measured:
     """Run the measured windows through a model and record the inputs of its products.
@@ -94,7 +95,7 @@ def measure(
     return result
 
 
-def _features(source: Source, recipe: Recipe, windows: list[Window], store: _Store) -> list[Tensor | None]:
+def _features(source: TensorReader, recipe: Recipe, windows: list[Window], store: _Store) -> list[Tensor | None]:
     """Image features of each window; the tower is measured on the way."""
     tiles = [torch.from_numpy(window.pixels) for window in windows if window.pixels is not None]
     if not tiles or source.config.vision is None:
@@ -139,7 +140,8 @@ class _Store:
         amaxes = observed.amaxes()
         save_file(amaxes, self.directory / f"{part}.safetensors")
         if hessians := observed.hessians.tensors():
-            with _appearing(self.directory / HESSIANS / f"{part}.safetensors") as path:
+            (self.directory / HESSIANS).mkdir(exist_ok=True)
+            with atomic_file(self.directory / HESSIANS / f"{part}.safetensors") as path:
                 save_file(hessians, path)
         if states is not None:
             index = int(part.rsplit(".", 1)[1])
@@ -149,7 +151,7 @@ class _Store:
             "own": {str(layer): own.tolist() for layer, own in coverage.own.items()},
             "shown": {str(layer): shown.tolist() for layer, shown in coverage.shown.items()},
         }
-        with _appearing(self.directory / f"{part}.json") as path:
+        with atomic_file(self.directory / f"{part}.json") as path:
             path.write_text(json.dumps(description), encoding="utf-8")
         if states is not None and index:
             (self.directory / f"after.{index - 1}.safetensors").unlink(missing_ok=True)
@@ -161,15 +163,6 @@ class _Store:
         result.inputs |= description["inputs"]
         for name, found in (("own", result.coverage.own), ("shown", result.coverage.shown)):
             found |= {int(layer): torch.tensor(counts) for layer, counts in description[name].items()}
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes ``path`` when the block ends."""
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    yield temporary
-    temporary.replace(path)
 
 
 def described(observed: CalibrationObserver, amaxes: dict[str, Tensor]) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..errors import HerdError
+from ..model.checkpoint.reader import TensorReader
 from ..model.config import HerdConfig
 from ..model.quantization.recipes import Recipe
 from .evaluate import Evaluation, Quality, evaluate
 from .matmul_backends import Quantized
-from .stream import Source
 from .windows import Window
 
 MakeBackend = Callable[[Recipe], Quantized]
@@ -33,7 +33,7 @@ def parts_of(config: HerdConfig) -> dict[str, list[str]]:
 
 
 def search(
-    source: Source, recipe: Recipe, make_backend: MakeBackend, windows: Sequence[Window], max_kl: float,
+    source: TensorReader, recipe: Recipe, make_backend: MakeBackend, windows: Sequence[Window], max_kl: float,
     on_layer: Callable[[], None] = lambda: None,
 ) -> tuple[list[str], dict[str, Quality]]:
     """Find the parts that stay in high precision.
@@ -74,7 +74,7 @@ def search(
 
 
 def _evaluated(
-    source: Source, recipes: dict[tuple[str, ...], Recipe], make_backend: MakeBackend, windows: Sequence[Window],
+    source: TensorReader, recipes: dict[tuple[str, ...], Recipe], make_backend: MakeBackend, windows: Sequence[Window],
     on_layer: Callable[[], None],
 ) -> dict[tuple[str, ...], Quality]:
     names = {parts: ", ".join(parts) or "fp8" for parts in recipes}

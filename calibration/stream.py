@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..model.config import HerdConfig
+from ..model.checkpoint.reader import TensorReader
 from ..model.llama4.decoder import Attention, Decoder, DecoderLayer, MixtureOfExperts, Positions
 from ..model.llama4.model import constants
 from ..model.llama4.operators import full_sequence_attention
@@ -28,17 +28,6 @@ from .matmul_backends import MatmulBackend, name_linears, require_finite, set_ba
 
 BLOCK = 4096
 """Rows of one product."""
-
-
-class Source(Protocol):
-    """A checkpoint, or a view of one."""
-
-    @property
-    def config(self) -> HerdConfig:
-        """Configuration of the weights."""
-
-    def read(self, name: str, index: int | slice | None = None) -> Tensor:
-        """A tensor, or entries of its first axis."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +75,7 @@ class RoutingHook(Protocol):
 class DecoderStream:
     """The decoder of a checkpoint, a layer at a time, in float32."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: TensorReader) -> None:
         self.source, self.config = source, source.config
         with torch.device("meta"):
             self._decoder = Decoder(source.config)
@@ -207,7 +196,7 @@ class _Routed:
         return self.backend(f"{name}.down_proj", functional.silu(gate) * up, down_FD, expert)
 
 
-def weight_of(source: Source, name: str, index: int | None = None) -> Tensor:
+def weight_of(source: TensorReader, name: str, index: int | None = None) -> Tensor:
     """A tensor, or an entry of its first axis, in float32.
 
     Raises:
@@ -219,7 +208,7 @@ def weight_of(source: Source, name: str, index: int | None = None) -> Tensor:
 
 
 @contextmanager
-def loaded(module: nn.Module, source: Source, prefix: str, *, without: str = "\0") -> Iterator[None]:
+def loaded(module: nn.Module, source: TensorReader, prefix: str, *, without: str = "\0") -> Iterator[None]:
     """Give a module on the meta device its weights in float32 for a while."""
     names = [name for name, _ in module.named_parameters() if without not in f".{name}"]
     weights = {name: weight_of(source, f"{prefix}{name}") for name in names}

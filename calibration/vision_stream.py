@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..model.checkpoint.reader import TensorReader
 from ..model.llama4.model import constants
 from ..model.llama4.vision import VisionLayer, VisionTower
 from .matmul_backends import MatmulBackend, name_linears, set_backend
-from .stream import Source, loaded
+from .stream import loaded
 
 TILES = 4
 """Tiles of one call."""
@@ -19,7 +20,7 @@ TILES = 4
 class VisionStream:
     """The tower, adapter and projector of a checkpoint, a layer at a time, in float32."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: TensorReader) -> None:
         self.source = source
         with torch.device("meta"):
             self._tower = VisionTower(source.config)

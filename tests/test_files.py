@@ -1,4 +1,4 @@
-"""Atomic directories: complete or absent, also after a kill."""
+"""Atomic files and directories: complete or absent, also after a kill."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from herdgraph.errors import HerdError
-from herdgraph.files import atomic_directory, free_bytes, require_room, sha256_of
+from herdgraph.files import atomic_directory, atomic_file, free_bytes, require_room, sha256_of
 
 
 def _names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-def test_complete(tmp_path: Path) -> None:
+def test_atomic_directory_appears_complete(tmp_path: Path) -> None:
     with atomic_directory(tmp_path / "out") as directory:
         (directory / "file").write_text("x")
         assert not (tmp_path / "out").exists()
@@ -26,7 +26,7 @@ def test_complete(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_error_leaves_nothing(error: type[BaseException], tmp_path: Path) -> None:
+def test_atomic_directory_error_leaves_nothing(error: type[BaseException], tmp_path: Path) -> None:
     def write() -> None:
         with atomic_directory(tmp_path / "out") as directory:
             (directory / "file").write_text("x")
@@ -37,7 +37,7 @@ def test_an_error_leaves_nothing(error: type[BaseException], tmp_path: Path) -> 
     assert _names(tmp_path) == []
 
 
-def test_existing_output(tmp_path: Path) -> None:
+def test_atomic_directory_overwrite(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "manifest.json").write_text("x")
     with pytest.raises(HerdError, match="exists already"), atomic_directory(tmp_path / "out"):
@@ -51,7 +51,8 @@ def test_existing_output(tmp_path: Path) -> None:
     assert _names(tmp_path) == ["out"]
 
 
-def test_overwrite_destroys_nothing_else(tmp_path: Path) -> None:
+def test_check_output_refusals(tmp_path: Path) -> None:
+    """Overwriting destroys nothing but what is written here."""
     (tmp_path / "home" / "input").mkdir(parents=True)
     (tmp_path / "home" / "input" / "manifest.json").write_text("x")
     (tmp_path / "home" / "letters").write_text("x")
@@ -69,7 +70,8 @@ def test_overwrite_destroys_nothing_else(tmp_path: Path) -> None:
     assert _names(tmp_path / "home") == ["input", "letters"]
 
 
-def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+def test_atomic_directory_behind_link(tmp_path: Path) -> None:
+    """The link stays, and what it leads to is replaced."""
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "manifest.json").write_text("x")
     (tmp_path / "link").symlink_to("real")
@@ -79,14 +81,14 @@ def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
     assert _names(tmp_path / "real") == ["new"]
 
 
-def test_room(tmp_path: Path) -> None:
+def test_require_room(tmp_path: Path) -> None:
     require_room(tmp_path / "none" / "out", 1000, "the bundle")
     with pytest.raises(HerdError, match=r"the bundle needs 1000000\.0 TB, .*none has .*B free: choose another output"):
         require_room(tmp_path / "none" / "out", 10**18, "the bundle")
     assert free_bytes(Path("/proc/out")) is None
 
 
-def test_unwritable_and_wrong_outputs(tmp_path: Path) -> None:
+def test_atomic_directory_refusals(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(HerdError, match="is a file"), atomic_directory(tmp_path / "file", overwrite=True):
         pass
@@ -96,11 +98,44 @@ def test_unwritable_and_wrong_outputs(tmp_path: Path) -> None:
         pass
 
 
-def test_full_disk_is_one_line(tmp_path: Path) -> None:
+def test_atomic_directory_full_disk(tmp_path: Path) -> None:
     with pytest.raises(HerdError, match="No space left on device; nothing was left behind"), \
             atomic_directory(tmp_path / "out"):
         raise OSError(28, "No space left on device")
     assert _names(tmp_path) == []
+
+
+def test_atomic_file_appears_complete(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("old")
+    with atomic_file(tmp_path / "out") as path:
+        path.write_text("new")
+        assert (tmp_path / "out").read_text() == "old"
+    assert (tmp_path / "out").read_text() == "new"
+    assert _names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=repr)
+def test_atomic_file_error_keeps_old(error: BaseException, tmp_path: Path) -> None:
+    def write() -> None:
+        with atomic_file(tmp_path / "out") as path:
+            path.write_text("half")
+            raise error
+
+    (tmp_path / "out").write_text("old")
+    with pytest.raises(type(error)):
+        write()
+    assert (tmp_path / "out").read_text() == "old"
+    assert _names(tmp_path) == ["out"]
+
+
+def test_atomic_file_removes_abandoned(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    (tmp_path / f".out.{process.pid}.partial").write_text("half")
+    (tmp_path / ".out.1.partial").write_text("half")  # process 1 always runs
+    with atomic_file(tmp_path / "out") as path:
+        path.write_text("x")
+    assert _names(tmp_path) == [".out.1.partial", "out"]
 
 
 KILLED = """
@@ -114,7 +149,7 @@ with atomic_directory(Path(sys.argv[1])) as directory:
 """
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+def test_atomic_directory_removes_abandoned(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "writing\n"
@@ -128,6 +163,6 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
     assert _names(tmp_path) == ["out"]
 
 
-def test_hash(tmp_path: Path) -> None:
+def test_sha256_of(tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
     assert sha256_of(tmp_path / "empty").startswith("e3b0c44298fc1c14")

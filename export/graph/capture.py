@@ -34,12 +34,13 @@ from onnxscript import optimizer
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ...model.checkpoint.reader import TensorReader
 from ...model.config import HerdConfig
 from ...model.llama4.decoder import Decoder, KVCache
 from ...model.llama4.model import constants
 from ...model.llama4.operators import OPSET
 from ...model.llama4.vision import VisionTower
-from ..weights.stream import TensorReader, Weight
+from ..weights.stream import Weight
 from .functions import attach_bodies
 from .naming import name_after_modules
 

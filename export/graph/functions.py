@@ -4,7 +4,7 @@ With them the file runs in any ONNX runtime without herdgraph, and they are the 
 written for clarity, not speed: ``RoutedExperts`` computes every expert on every token with the score of the ones that
 were not chosen at zero, and ``CachedAttention`` reads the whole cache under a mask.
 
-Shapes as in ``model/operators.py``.
+Shapes as in ``model/llama4/operators.py``.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from ...model.checkpoint.reader import TensorReader
 from .origin import Origin, joined_origin, origin_of, with_origin
 
 BLOCK_BYTES = 32 << 20
@@ -26,13 +27,6 @@ ALIGNMENT = 4096
 """Weights start on page boundaries, so that a runtime can map and drop them one by one."""
 INLINE_BYTES = 1024
 """Tensors up to this size stay inside of the ONNX file."""
-
-
-class TensorReader(Protocol):
-    """Reads a tensor, or one slice of its first axis, by canonical name; a ``model.checkpoint.Checkpoint`` is one."""
-
-    def read(self, name: str, index: int | slice | None = None) -> torch.Tensor:
-        """The stored values."""
 
 
 @runtime_checkable

@@ -32,7 +32,7 @@ class TensorInfo:
     """What is known of a tensor without reading it.
 
     Attributes:
-        name: canonical name (``model.names``).
+        name: canonical name (``model.config.names``).
         shape: of the whole tensor.
         dtype: of what ``Checkpoint.read`` gives; quantised tensors are given in float32.
     """

@@ -55,7 +55,7 @@ def open_huggingface(directory: Path, config: HerdConfig) -> Checkpoint:
 
 
 def _shards(directory: Path) -> dict[Path, set[str] | None]:
-    """Weight files with the stored names that the index promises of each; None without an index."""
+    """Weight files with the stored names that the index lists for each; None without an index."""
     index, single = directory / INDEX, directory / SINGLE
     if not index.is_file():
         if single.is_file():
@@ -83,7 +83,7 @@ def _shard_tensors(path: Path, listed: set[str] | None) -> dict[str, LazyTensor]
         return found
     absent = sorted(name for name in listed - found.keys() if not is_buffer(name))
     if absent:
-        raise HerdError(f"{path} does not hold {absent[0]}, which {INDEX} promises there: download both again")
+        raise HerdError(f"{path} does not hold {absent[0]}, which {INDEX} lists there: download both again")
     unlisted = sorted(found.keys() - listed)
     if unlisted:
         raise HerdError(f"{path} holds {unlisted[0]}, which {INDEX} does not list there: download both again")

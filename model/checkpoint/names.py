@@ -1,6 +1,7 @@
 """Hugging Face's tensor names to canonical ones and back.
 
-Canonical names, shapes included, are defined in ``model.names``; files add the prefixes of the class that wrote them.
+Canonical names, shapes included, are defined in ``model.config.names``; files add the prefixes of the class that wrote
+them.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def save_checkpoint(
     config: HerdConfig,
     tensors: Iterable[tuple[str, Tensor]],
     *,
-    carried: Mapping[str, bytes | Path] | None = None,
+    processor_files: Mapping[str, bytes | Path] | None = None,
     shard_bytes: int = 2 << 30,
     overwrite: bool = False,
     inputs: Iterable[Path] = (),
@@ -37,7 +37,7 @@ def save_checkpoint(
         directory: to create.
         config: written as ``config.json``.
         tensors: canonical names and values, each once, in any order; at most one shard of them is held in memory.
-        carried: further files by name: their bytes, or a file to copy.
+        processor_files: tokenizer, template and processor files by name: their bytes, or a file to copy.
         shard_bytes: size above which a new shard begins.
         overwrite: replace an existing checkpoint.
         inputs: files and directories that the tensors are read from; the output must not overlap them.
@@ -52,7 +52,7 @@ def save_checkpoint(
             writer.add(name, tensor)
         writer.finish()
         (temporary / CONFIG).write_text(json.dumps(to_hf(config), indent=2) + "\n", encoding="utf-8")
-        for name, content in (carried or {}).items():
+        for name, content in (processor_files or {}).items():
             if isinstance(content, Path):
                 shutil.copyfile(content, temporary / name)
             else:

@@ -11,7 +11,7 @@ from .names import expected_tensors
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Parameter counts, and bytes of keys and values for one more token at two bytes per element.
+    """Parameter counts, and bytes of keys and values.
 
     Attributes:
         total: all parameters.
@@ -38,7 +38,12 @@ class ModelSize:
 
 
 def model_size(config: HerdConfig, *, kv_element_bytes: int = 2) -> ModelSize:
-    """Derive the facts of a configuration."""
+    """Count the parameters of a configuration, and the bytes of its keys and values.
+
+    Args:
+        config: the model.
+        kv_element_bytes: of one element of a key or a value.
+    """
     sizes = {name: math.prod(shape) for name, shape in expected_tensors(config).items()}
     total = sum(sizes.values())
     routed = sum(size for name, size in sizes.items() if ".experts." in name)

@@ -1,4 +1,4 @@
-"""The released herd and small relatives of it for tests and demonstrations."""
+"""The released models, and small relatives of them for tests and demonstrations."""
 
 from __future__ import annotations
 

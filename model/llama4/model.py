@@ -1,27 +1,15 @@
-"""A whole herd member in torch: image tower and decoder, with weights from a checkpoint."""
+"""A whole Llama 4 model in torch: image tower and decoder, with weights from a checkpoint."""
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint.reader import TensorReader
 from ..config import HerdConfig
 from .decoder import Decoder, HeadNorm
 from .rope import DecoderRotary, ImageRotary
 from .vision import VisionTower
-
-
-class WeightSource(Protocol):
-    """Anything that reads tensors by canonical name, such as ``model.checkpoint.Checkpoint``."""
-
-    @property
-    def config(self) -> HerdConfig:
-        """Configuration of the weights."""
-
-    def read(self, name: str) -> Tensor:
-        """One whole tensor."""
 
 
 class Llama4(nn.Module):
@@ -34,7 +22,7 @@ class Llama4(nn.Module):
         self.vision = VisionTower(config) if config.vision else None
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: WeightSource, dtype: torch.dtype = torch.float32) -> Llama4:
+    def from_checkpoint(cls, checkpoint: TensorReader, dtype: torch.dtype = torch.float32) -> Llama4:
         """The model with a checkpoint's weights, in ``dtype`` on the CPU. The whole model is held in memory."""
         with torch.device("meta"):
             model = cls(checkpoint.config)
@@ -54,7 +42,7 @@ class Llama4(nn.Module):
         return logits
 
 
-def load_weights(module: nn.Module, source: WeightSource, dtype: torch.dtype) -> None:
+def load_weights(module: nn.Module, source: TensorReader, dtype: torch.dtype) -> None:
     """Give a module built on the meta device its weights, and its constants their values."""
     weights = {name: source.read(name).to(dtype) for name, _ in module.named_parameters()}
     module.load_state_dict(weights, assign=True, strict=True)

@@ -5,7 +5,7 @@ F expert width, k chosen experts.
 
 Eagerly these are plain, differentiable torch. While ``torch.export`` traces, each becomes a single node: standard
 ONNX where the standard says the same thing (``RMSNormalization``, ``RotaryEmbedding``), domain ``herdgraph``
-otherwise (``RoutedExperts``, ``CachedAttention``), whose reference bodies stand in ``export/functions.py``.
+otherwise (``RoutedExperts``, ``CachedAttention``), whose reference bodies stand in ``export/graph/functions.py``.
 """
 
 from __future__ import annotations
@@ -37,12 +37,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     if torch.compiler.is_exporting():
         return _symbolic("RMSNormalization", [x, weight], {"axis": -1, "epsilon": eps, "stash_type": 1}, x)
+    # The weight multiplies after the cast, in the model's type: in bfloat16 the other order gives other numbers, and
+    # the models were trained with this one (llama-models ``RMSNorm``).
     x32 = x.float()
     return (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + eps)).type_as(x) * weight
 
 
 def rotary_embedding(x_BTN: Tensor, cos_BTh: Tensor, sin_BTh: Tensor, *, num_heads: int) -> Tensor:
     """Rotate the pairs (2i, 2i+1) of every head, in float32 (Su et al. 2021; llama-models ``apply_rotary_emb``).
+
+    Both Meta's and Hugging Face's Llama 4 checkpoints hold these neighbouring pairs. Llama 3 in transformers rotates
+    element i with i + K/2 and stores permuted rows: with that rotation Llama 4's weights give nonsense.
 
     Args:
         x_BTN: queries or keys, N = heads · K.
@@ -83,8 +88,12 @@ def routed_experts(
         inputs: list[Tensor | None] = [x_TD, logits_TE, gate_up_ED2F, down_EFD]
         attributes = {"top_k": top_k} | ({} if first_expert is None else {"first_expert": first_expert})
         return _symbolic(f"{DOMAIN}::RoutedExperts", inputs, attributes, x_TD)
+    # 1. Choose by logit, and weight by the sigmoid of the chosen logit alone: no softmax, and nothing that makes the
+    #    weights of several chosen experts add up to one (llama-models ``moe.py``).
     logits_Tk, experts_Tk = logits_TE.topk(top_k, dim=-1)
+    # 2. Scale the input. Runtimes' ready-made mixtures scale the output, which is not the same (see above).
     scaled_TkD = x_TD[:, None] * torch.sigmoid(logits_Tk.float()).type_as(x_TD)[..., None]
+    # 3. Run every expert on its own tokens, and add what it gives to theirs.
     y_TD = torch.zeros_like(x_TD)
     for expert in range(gate_up_ED2F.shape[0]):
         token, choice = torch.where(experts_Tk == expert + (first_expert or 0))
@@ -135,11 +144,15 @@ def cached_attention(
             version=1,
         )
         return y, present_k, present_v
+    # 1. Slots of the new tokens. A chunk begins at slot 0 again and overwrites the one before it, so that chunked
+    #    attention needs no policy of eviction.
     first_B = past_lengths_B % chunk if chunk else past_lengths_B
     slot_BT = first_B[:, None] + torch.arange(tokens, device=q_BTN.device)
+    # 2. Append.
     index = slot_BT[:, None, :, None].expand(batch, groups, tokens, width)
     present_k = past_k_BGSK.scatter(2, index, _heads(k_BTM, groups))
     present_v = past_v_BGSK.scatter(2, index, _heads(v_BTM, groups))
+    # 3. Attend. Slots above a query's own are later tokens or what the chunk before has left: neither is visible.
     visible_BTS = torch.arange(slots, device=q_BTN.device) <= slot_BT[..., None]
     return _attend(_heads(q_BTN, num_heads), present_k, present_v, visible_BTS[:, None]), present_k, present_v
 
@@ -173,18 +186,23 @@ def document_positions(document_BT: Tensor) -> Tensor:
     A document is a run of equal ids along a row: an id that comes back after another one is a document of its own.
     """
     row_T = torch.arange(document_BT.shape[1], device=document_BT.device)
-    begins_BT = document_BT != document_BT.roll(1, dims=1)  # the first column begins at 0 whatever comes round to it
+    # roll compares the first column with the last. What comes out there does not matter: its position is 0 either way.
+    begins_BT = document_BT != document_BT.roll(1, dims=1)
     return row_T - torch.where(begins_BT, row_T, 0).cummax(dim=1).values
 
 
-def visible_in_documents(place_BT: Tensor, chunk: int) -> Tensor:
-    """What queries of packed rows see, bool [B, 1, T, T]: causal, in the document, in the chunk of its own positions.
+def visible_in_documents(position_BT: Tensor, chunk: int) -> Tensor:
+    """Mask of packed rows, bool [B, 1, T, T]: a query sees earlier tokens of its document, in its position's chunk.
 
-    Seen from a token at place p of its document, that is the last p % chunk + 1 tokens of the row (p + 1 when
-    ``chunk`` is 0): a range that cannot leave the document.
+    A token at position p of its document sees itself and the p % chunk tokens before it in the row (p when ``chunk``
+    is 0): a range that cannot leave the document.
+
+    Args:
+        position_BT: position of every token in its document, as ``document_positions`` gives it.
+        chunk: attention chunk of the layer in tokens, 0 for a layer that sees its whole past.
     """
-    row_T = torch.arange(place_BT.shape[1], device=place_BT.device)
-    first_BT = row_T - (place_BT % chunk if chunk else place_BT)
+    row_T = torch.arange(position_BT.shape[1], device=position_BT.device)
+    first_BT = row_T - (position_BT % chunk if chunk else position_BT)
     return ((row_T <= row_T[:, None]) & (row_T >= first_BT[..., None]))[:, None]
 
 

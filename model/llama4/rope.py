@@ -31,11 +31,12 @@ def inverse_frequencies(config: TextConfig) -> Tensor:
 
 
 def _scaled(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    # Some copies of the base Scout carry factor 8 and high 4, which Meta corrected to 16 and 1 (llama-models #322).
     context, low, high = scaling.original_max_position_embeddings, scaling.low_freq_factor, scaling.high_freq_factor
     wavelength = 2 * math.pi / frequencies
     scaled = torch.where(wavelength > context / low, frequencies / scaling.factor, frequencies)
     if high == low:
-        return scaled
+        return scaled  # the mixture would divide by high - low
     smooth = (context / wavelength - low) / (high - low)
     mixed = (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
     between = (wavelength <= context / low) & (wavelength >= context / high)
@@ -47,7 +48,7 @@ def image_tables(config: VisionConfig) -> tuple[Tensor, Tensor]:
     side, pairs = config.patches_per_side, config.hidden_size // config.num_heads // 4
     exponent = torch.arange(0, 2 * pairs, 2, dtype=torch.float32) / (2 * pairs)
     frequencies = 1.0 / (config.rope_theta**exponent)
-    coordinate = torch.arange(1, side + 1, dtype=torch.float32)
+    coordinate = torch.arange(1, side + 1, dtype=torch.float32)  # angle 0 is left to the class token
     column, row = coordinate.repeat(side), coordinate.repeat_interleave(side)
     angles = torch.cat((column[:, None] * frequencies, row[:, None] * frequencies), dim=-1)
     angles = torch.cat((angles, torch.zeros(1, 2 * pairs)))

@@ -106,7 +106,7 @@ def pixel_shuffle(x_NPC: Tensor, side: int, ratio: float) -> Tensor:
 
 
 class AdapterMLP(nn.Module):
-    """Two layers without bias, GELU after *each*."""
+    """Two layers without bias, GELU after *each*: the second one is easily missed (llama-models ``SimpleMLP``)."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -154,6 +154,7 @@ class VisionModel(nn.Module):
 
     def embed(self, pixels_NCHW: Tensor) -> Tensor:
         """What the first layer reads: patches with the class token last, [N, P + 1, C]."""
+        # Last, unlike CLIP's, in this and in everything that is per patch: positions, rotations, the cut in ``adapt``.
         patches = self.patch_embedding(pixels_NCHW)
         class_token = self.class_embedding.expand(patches.shape[0], 1, -1)
         return self.layernorm_pre(torch.cat((patches, class_token), dim=1) + self.positional_embedding_vlm)

@@ -21,7 +21,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ...errors import HerdError
-from .tokenizer import Tokenizer, _read_json, _token_text
+from ...files import read_optional_json
+from .tokenizer import Tokenizer, token_text
 
 Message = Mapping[str, Any]
 
@@ -89,7 +90,7 @@ class ChatTemplate:
         if source is None:
             return None
         names = ("bos_token", "eos_token", "pad_token", "unk_token")
-        return cls(source, {name: _token_text(settings.get(name)) or "" for name in names})
+        return cls(source, {name: token_text(settings.get(name)) or "" for name in names})
 
     def render(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None) -> str:
         """The prompt text, ending where the assistant's answer begins.
@@ -118,11 +119,12 @@ class ChatTemplate:
 
         rendered = self.render([_map_text(message, protect) for message in messages], tools=tools)
         ids: list[int] = []
-        for index, piece in enumerate(re.split(f"{_OPEN}(\\d+){_CLOSE}", rendered)):
+        # Of a split by one group, every second part is what the group matched: the number of a protected text.
+        for index, part in enumerate(re.split(f"{_OPEN}(\\d+){_CLOSE}", rendered)):
             if index % 2:
-                ids += tokenizer.encode(texts[int(piece)])
-            elif piece:
-                ids += tokenizer.encode(piece, allow_special=True)
+                ids += tokenizer.encode(texts[int(part)])
+            elif part:
+                ids += tokenizer.encode(part, allow_special=True)
         return ids
 
 
@@ -194,7 +196,7 @@ def _template_source(directory: Path, configured: Any) -> str | None:
             return path.read_text(encoding="utf-8")
         except ValueError as error:
             raise HerdError(f"{path} is not UTF-8 text: get it again") from error
-    configured = _read_json(directory / "chat_template.json").get("chat_template", configured)
+    configured = read_optional_json(directory / "chat_template.json").get("chat_template", configured)
     if isinstance(configured, list):  # several named templates
         named = {entry.get("name"): entry.get("template") for entry in configured if isinstance(entry, Mapping)}
         configured = named.get("default", next(iter(named.values()), None))

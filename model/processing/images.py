@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ...errors import HerdError
-from .tokenizer import _read_json
+from ...files import read_optional_json
 
 MAX_PIXELS = 178_956_970
 """Pillow's own limit, at which it begins to warn of a decompression bomb; here it is an error."""
@@ -89,8 +89,8 @@ class ImageProcessor:
         Raises:
             HerdError: an option is impossible.
         """
-        raw = _read_json(directory / "preprocessor_config.json")
-        raw = raw or _read_json(directory / "processor_config.json").get("image_processor", {})
+        raw = read_optional_json(directory / "preprocessor_config.json")
+        raw = raw or read_optional_json(directory / "processor_config.json").get("image_processor", {})
         default = cls()
         try:
             return cls(

@@ -13,7 +13,7 @@ import tiktoken
 import tokenizers
 
 from ...errors import HerdError
-from ...files import read_json
+from ...files import read_optional_json
 from .special import PATTERN, SPECIAL_TOKENS
 
 STOP_TOKENS = ("<|end_of_text|>", "<|eom|>", "<|eot|>")
@@ -87,8 +87,8 @@ class MetaCodec:
         """See ``Codec``."""
         allowed: Any = "all" if allow_special else set()
         ids: list[int] = []
-        for piece in _split_long_runs(text):
-            ids += self._encoding.encode(piece, allowed_special=allowed, disallowed_special=())
+        for part in _split_long_runs(text):
+            ids += self._encoding.encode(part, allowed_special=allowed, disallowed_special=())
         return ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
@@ -117,7 +117,7 @@ class Tokenizer:
 
     def __init__(self, codec: Codec, *, settings: dict[str, Any], add_bos: bool, stop_ids: Iterable[int] = ()) -> None:
         self._codec, self.settings = codec, settings
-        bos = _token_text(settings.get("bos_token")) or "<|begin_of_text|>"
+        bos = token_text(settings.get("bos_token")) or "<|begin_of_text|>"
         self.bos_id = codec.special_tokens.get(bos)
         self._add_bos = add_bos and self.bos_id is not None
         known = [codec.special_tokens[token] for token in STOP_TOKENS if token in codec.special_tokens]
@@ -173,23 +173,28 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Tokens in, text out, one at a time; what came out never changes and never ends inside a character."""
+    """Tokens in, text out, one at a time; what came out never changes and never ends inside a character.
 
-    # A character has at most four bytes and a token at least one; a longer wait is for bytes that are not text.
-    _PATIENCE = 8
+    ``tokenizers.decoders.DecodeStream`` does the same for ``tokenizer.json`` alone. It is not used, because it gives
+    nothing until a character is complete: bytes that never become text stop it for good, what is cut off at the end
+    cannot be asked for, and each step decodes again all that waits.
+    """
+
+    _MOST_WAITING = 8
+    """Tokens held back at most. A character has up to four bytes and a token at least one: more will never be text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._shown: list[int] = []
+        self._shown: list[int] = []  # decoded with the next ones, as their context
         self._waiting: list[int] = []
 
     def feed(self, token_id: int) -> str:
         """Add a token; returns the text that is certain now, perhaps nothing."""
         self._waiting.append(token_id)
         text = self._new_text()
-        if text.endswith("\N{REPLACEMENT CHARACTER}") and len(self._waiting) < self._PATIENCE:
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and len(self._waiting) < self._MOST_WAITING:
             return ""
-        # The last piece stays as context: some tokenizers decode a word by what stands before it.
+        # The last tokens stay as context: some tokenizers decode a word by what stands before it (leading spaces).
         self._shown, self._waiting = self._waiting, []
         return text
 
@@ -214,8 +219,8 @@ def load_tokenizer(directory: Path, *, eos_ids: Iterable[int] = ()) -> Tokenizer
     Raises:
         HerdError: neither file is there, or it cannot be read.
     """
-    settings = _read_json(directory / "tokenizer_config.json")
-    generation = _read_json(directory / "generation_config.json").get("eos_token_id")
+    settings = read_optional_json(directory / "tokenizer_config.json")
+    generation = read_optional_json(directory / "generation_config.json").get("eos_token_id")
     listed = generation if isinstance(generation, list) else [] if generation is None else [generation]
     stops = {*eos_ids, *listed}
     if (path := directory / "tokenizer.json").is_file():
@@ -230,11 +235,7 @@ def load_tokenizer(directory: Path, *, eos_ids: Iterable[int] = ()) -> Tokenizer
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
-def _token_text(value: Any) -> str | None:
+def token_text(value: Any) -> str | None:
     """A token in ``tokenizer_config.json`` is a string or a dictionary with its content."""
     return value.get("content") if isinstance(value, dict) else value
 

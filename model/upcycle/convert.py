@@ -91,17 +91,17 @@ def upcycle(
     check_output(output, overwrite=overwrite, mark=CONFIG, inputs=[source])
     dense = open_dense(source)
     config = target_config(dense, experts=experts, mode=mode, moe_every=moe_every)
-    facts = model_size(config)
-    require_room(output, facts.total * _DTYPES[dtype].itemsize, "the checkpoint")
+    size = model_size(config)
+    require_room(output, size.total * _DTYPES[dtype].itemsize, "the checkpoint")
     if sharpness <= 0:
         raise HerdError(f"sharpness is {sharpness}, it must be above 0")
     tensors = upcycled_tensors(dense, config, mode=mode, seed=seed, sharpness=sharpness, dtype=_DTYPES[dtype])
     total = len(expected_tensors(config))
     save_checkpoint(
-        output, config, _counted(tensors, lambda done: on_tensor(done, total)), carried=dense.carried,
+        output, config, _counted(tensors, lambda done: on_tensor(done, total)), processor_files=dense.processor_files,
         overwrite=overwrite, inputs=[source],
     )
-    return UpcycleReport(output, config, mode, dtype, facts.total, facts.active)
+    return UpcycleReport(output, config, mode, dtype, size.total, size.active)
 
 
 def _counted(

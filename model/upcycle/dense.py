@@ -43,7 +43,7 @@ class DenseModel:
         tied: the embedding is the output head too.
         eos_token_ids: every id that ends a generation, end of turn included.
         tensors: where the weights are read from.
-        carried: tokenizer, chat template and generation defaults, by the file name they take in a checkpoint.
+        processor_files: tokenizer, chat template and generation defaults, by the file name they take in a checkpoint.
     """
 
     vocab_size: int
@@ -62,7 +62,7 @@ class DenseModel:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
     tensors: TensorSource
-    carried: Mapping[str, bytes] = field(default_factory=dict)
+    processor_files: Mapping[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "ffn_size", "context"):

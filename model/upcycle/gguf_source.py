@@ -72,7 +72,7 @@ def open_gguf(path: Path) -> DenseModel:
         eos_token_ids=tokenizer.eos_token_ids,
         pad_token_id=tokenizer.pad_token_id,
         tensors=file,
-        carried=tokenizer.files(context),
+        processor_files=tokenizer.files(context),
     )
 
 

@@ -20,7 +20,7 @@ from ...files import read_json
 from ..config import RopeScaling
 from .dense import DenseModel
 
-_CARRIED = (
+_PROCESSOR_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
     "chat_template.jinja", "chat_template.json",
 )
@@ -66,7 +66,9 @@ def _model_of(directory: Path, raw: Mapping[str, Any]) -> DenseModel:
         eos_token_ids=_eos_ids(directory, raw),
         pad_token_id=raw.get("pad_token_id"),
         tensors=HfTensors(directory, head_dim=head_dim, tied=tied),
-        carried={name: (directory / name).read_bytes() for name in _CARRIED if (directory / name).is_file()},
+        processor_files={
+            name: (directory / name).read_bytes() for name in _PROCESSOR_FILES if (directory / name).is_file()
+        },
     )
 
 

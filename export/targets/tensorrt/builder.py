@@ -8,7 +8,6 @@ Peak memory is about three times the weights, because TensorRT holds the model, 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ....errors import HerdError
+from ....files import atomic_file
 from .check import Check, check_plan
 from .fp8_products import refuse_wrong_patterns
 from .plan import VERSION, Plan
@@ -209,11 +209,8 @@ def _has_fp8(model: ir.Model) -> bool:
 @contextmanager
 def appearing(output: Path) -> Iterator[Path]:
     """A temporary name beside ``output`` that becomes it when the block ends without an error."""
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
-        yield temporary
-        temporary.replace(output)
+        with atomic_file(output) as temporary:
+            yield temporary
     except OSError as error:
         raise HerdError(f"{output} cannot be written: {error.strerror}; choose another output or make room") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from ...config import HerdConfig
 from ..base import Checkpoint, check_tensors
 from ..names import is_buffer
 from .decoder import decoder_tensors
-from .ranks import TensorParallelFiles
+from .tensor_parallel_files import TensorParallelFiles
 from .vision import vision_tensors
 
 
@@ -33,26 +33,26 @@ def open_meta(directory: Path, config: HerdConfig) -> Checkpoint:
     Raises:
         HerdError: a file is missing or damaged, int4 weights, or the tensors do not fit the configuration.
     """
-    files = _numbered(directory, "consolidated.*.pth")
-    if not files:
+    weight_files = _numbered(directory, "consolidated.*.pth")
+    if not weight_files:
         raise HerdError(f"{directory} has params.json but no consolidated.*.pth: download the weights")
     if any(directory.glob("int4_scales_*.pt")):
         # The reference's script writes other scales than its loader asks for (first and last layer, shared expert).
         raise HerdError(f"{directory} holds int4_mixed weights, which are not supported: use bf16 or fp8_mixed")
     scale_files = _numbered(directory, "fp8_scales_*.pt")
-    if scale_files and len(scale_files) != len(files):
-        raise HerdError(f"{directory} has {len(files)} weight files and {len(scale_files)} fp8_scales files: "
+    if scale_files and len(scale_files) != len(weight_files):
+        raise HerdError(f"{directory} has {len(weight_files)} weight files and {len(scale_files)} fp8_scales files: "
                         "download the missing one")
-    ranks = TensorParallelFiles(directory, [_load(path) for path in files])
-    tensors = decoder_tensors(ranks, config.text, [_load(path) for path in scale_files])
+    files = TensorParallelFiles(directory, [_load(path) for path in weight_files])
+    tensors = decoder_tensors(files, config.text, [_load(path) for path in scale_files])
     if config.vision:
-        tensors |= vision_tensors(ranks, config.vision)
-    unknown = ranks.unknown()
+        tensors |= vision_tensors(files, config.vision)
+    unknown = files.unknown()
     if unknown:
         raise HerdError(f"{directory} has a tensor {unknown[0]} that its params.json does not explain: "
                         "remove it or fix params.json")
     check_tensors(directory, config, tensors)
-    return Checkpoint(directory, config, tensors, [*files, *scale_files])
+    return Checkpoint(directory, config, tensors, [*weight_files, *scale_files])
 
 
 def _numbered(directory: Path, pattern: str) -> list[Path]:

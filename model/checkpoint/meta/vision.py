@@ -11,7 +11,7 @@ from ...config import VisionConfig
 from ..tensors.lazy import LazyTensor
 from ..tensors.views import Converted
 from .positions import resampled_positions
-from .ranks import TensorParallelFiles
+from .tensor_parallel_files import TensorParallelFiles
 
 _ENCODER = "vision_embeddings.vision_encoder"
 _ADAPTER = "vision_embeddings.vision_adapter.mlp"
@@ -22,45 +22,45 @@ _ROW_PARALLEL = {"self_attn.o_proj": "attn.wo", "mlp.fc2": "mlp.c_proj"}
 _BLOCK_NORMS = {"input_layernorm": "ln_1", "post_attention_layernorm": "ln_2"}
 
 
-def vision_tensors(ranks: TensorParallelFiles, vision: VisionConfig) -> dict[str, LazyTensor]:
+def vision_tensors(files: TensorParallelFiles, vision: VisionConfig) -> dict[str, LazyTensor]:
     """The image tower and its projection under canonical names.
 
     Raises:
         HerdError: a tensor is missing.
     """
     found = {
-        "class_embedding": ranks.equal(f"{_ENCODER}.class_embedding"),
-        "positional_embedding_vlm": _positions(ranks, vision.patches_per_side),
-        "patch_embedding.linear.weight": ranks.rows(f"{_ENCODER}.conv1._linear.weight"),
-        "vision_adapter.mlp.fc1.weight": ranks.rows(f"{_ADAPTER}.c_fc.weight"),
-        "vision_adapter.mlp.fc2.weight": ranks.columns(f"{_ADAPTER}.c_proj.weight"),
+        "class_embedding": files.equal(f"{_ENCODER}.class_embedding"),
+        "positional_embedding_vlm": _positions(files, vision.patches_per_side),
+        "patch_embedding.linear.weight": files.rows(f"{_ENCODER}.conv1._linear.weight"),
+        "vision_adapter.mlp.fc1.weight": files.rows(f"{_ADAPTER}.c_fc.weight"),
+        "vision_adapter.mlp.fc2.weight": files.columns(f"{_ADAPTER}.c_proj.weight"),
     }
-    found |= _norms(ranks, {"layernorm_pre": f"{_ENCODER}.ln_pre", "layernorm_post": f"{_ENCODER}.ln_post"})
+    found |= _norms(files, {"layernorm_pre": f"{_ENCODER}.ln_pre", "layernorm_post": f"{_ENCODER}.ln_post"})
     for layer in range(vision.num_layers):
-        found |= _block(ranks, f"model.layers.{layer}", f"{_ENCODER}.transformer.resblocks.{layer}")
+        found |= _block(files, f"model.layers.{layer}", f"{_ENCODER}.transformer.resblocks.{layer}")
     named = {f"vision_model.{name}": tensor for name, tensor in found.items()}
-    return named | {"multi_modal_projector.linear_1.weight": ranks.rows("vision_projection.weight")}
+    return named | {"multi_modal_projector.linear_1.weight": files.rows("vision_projection.weight")}
 
 
-def _block(ranks: TensorParallelFiles, ours: str, theirs: str) -> dict[str, LazyTensor]:
-    found = _norms(ranks, {f"{ours}.{name}": f"{theirs}.{stored}" for name, stored in _BLOCK_NORMS.items()})
+def _block(files: TensorParallelFiles, ours: str, theirs: str) -> dict[str, LazyTensor]:
+    found = _norms(files, {f"{ours}.{name}": f"{theirs}.{stored}" for name, stored in _BLOCK_NORMS.items()})
     for name, stored in _COLUMN_PARALLEL.items():
         for kind in ("weight", "bias"):
-            found[f"{ours}.{name}.{kind}"] = ranks.rows(f"{theirs}.{stored}.{kind}")
+            found[f"{ours}.{name}.{kind}"] = files.rows(f"{theirs}.{stored}.{kind}")
     for name, stored in _ROW_PARALLEL.items():
-        found[f"{ours}.{name}.weight"] = ranks.columns(f"{theirs}.{stored}.weight")
-        found[f"{ours}.{name}.bias"] = ranks.equal(f"{theirs}.{stored}.bias")
+        found[f"{ours}.{name}.weight"] = files.columns(f"{theirs}.{stored}.weight")
+        found[f"{ours}.{name}.bias"] = files.equal(f"{theirs}.{stored}.bias")
     return found
 
 
-def _norms(ranks: TensorParallelFiles, names: dict[str, str]) -> dict[str, LazyTensor]:
+def _norms(files: TensorParallelFiles, names: dict[str, str]) -> dict[str, LazyTensor]:
     kinds = ("weight", "bias")
-    return {f"{ours}.{kind}": ranks.equal(f"{theirs}.{kind}") for ours, theirs in names.items() for kind in kinds}
+    return {f"{ours}.{kind}": files.equal(f"{theirs}.{kind}") for ours, theirs in names.items() for kind in kinds}
 
 
-def _positions(ranks: TensorParallelFiles, side: int) -> LazyTensor:
-    if not ranks.has(f"{_ENCODER}.positional_embedding"):
-        return ranks.equal(f"{_ENCODER}.positional_embedding_vlm")
-    ranks.skip(f"{_ENCODER}.positional_embedding_vlm")  # the reference overwrites it
-    stored = ranks.equal(f"{_ENCODER}.positional_embedding")
+def _positions(files: TensorParallelFiles, side: int) -> LazyTensor:
+    if not files.has(f"{_ENCODER}.positional_embedding"):
+        return files.equal(f"{_ENCODER}.positional_embedding_vlm")
+    files.skip(f"{_ENCODER}.positional_embedding_vlm")  # the reference overwrites it
+    stored = files.equal(f"{_ENCODER}.positional_embedding")
     return Converted(stored, lambda value: resampled_positions(value, side), stored.shape)

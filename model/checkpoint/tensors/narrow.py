@@ -23,10 +23,10 @@ from .views import Concat, Rows, Stack, Transposed, Unflatten
 
 
 def parts_of(tensor: LazyTensor, parts: Mapping[int, tuple[range, ...]]) -> LazyTensor:
-    """The ranges of some axes put side by side, as ``model.shard_plan.Parts`` names them."""
+    """The ranges of some axes put side by side, as ``model.config.shard_plan.Parts`` names them."""
     for axis, ranges in parts.items():
-        pieces = [narrowed(tensor, axis, part) for part in ranges]
-        tensor = pieces[0] if len(pieces) == 1 else Concat(pieces, axis)
+        found = [narrowed(tensor, axis, part) for part in ranges]
+        tensor = found[0] if len(found) == 1 else Concat(found, axis)
     return tensor
 
 
@@ -155,13 +155,13 @@ def _(tensor: Unflatten, axis: int, part: range) -> LazyTensor:
 @_narrowed.register
 def _(tensor: Concat, axis: int, part: range) -> LazyTensor:
     if axis != tensor.axis:
-        return Concat([narrowed(piece, axis, part) for piece in tensor.parts], tensor.axis)
+        return Concat([narrowed(source, axis, part) for source in tensor.parts], tensor.axis)
     found, first = [], 0
-    for piece in tensor.parts:
-        last = first + piece.shape[axis]
+    for source in tensor.parts:
+        last = first + source.shape[axis]
         inside = range(max(part.start, first) - first, min(part.stop, last) - first)
         if inside:
-            found.append(narrowed(piece, axis, inside))
+            found.append(narrowed(source, axis, inside))
         first = last
     return found[0] if len(found) == 1 else Concat(found, axis)
 
@@ -170,7 +170,7 @@ def _(tensor: Concat, axis: int, part: range) -> LazyTensor:
 def _(tensor: Stack, axis: int, part: range) -> LazyTensor:
     if axis == 0:
         return Stack(tensor.parts[part.start : part.stop])
-    return Stack([narrowed(piece, axis - 1, part) for piece in tensor.parts])
+    return Stack([narrowed(source, axis - 1, part) for source in tensor.parts])
 
 
 @_narrowed.register

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ....errors import HerdError
-from ....files import sha256_of
+from ....files import atomic_file, sha256_of
 from ...config import HerdConfig
 from ..data.packing import Batch
 from .cache_format import (
@@ -94,7 +93,8 @@ class CacheWriter:
         waiting, self._pending = self._pending, []
         name = f"targets-{len(self._entries):05}.safetensors"
         try:
-            _write(self.directory / name, lambda path: save_file(_tensors(waiting), path))
+            with atomic_file(self.directory / name) as path:
+                save_file(_tensors(waiting), path)
             written = (self.directory / name).stat().st_size
             entry = ShardEntry(name, sha256_of(self.directory / name), written, len(waiting),
                                sum(len(kept) for _, kept in waiting))
@@ -140,7 +140,8 @@ class CacheWriter:
 
     def _write_index(self, entries: list[ShardEntry]) -> None:
         text = json.dumps(index_content(self.spec, entries), indent=1) + "\n"
-        _write(self.directory / INDEX, lambda path: path.write_text(text, encoding="utf-8"))
+        with atomic_file(self.directory / INDEX) as path:
+            path.write_text(text, encoding="utf-8")
 
 
 def keep_targets(writer: CacheWriter, targets_of: Callable[[Batch], Targets], batches: Iterable[Batch]) -> None:
@@ -162,15 +163,3 @@ def _tensors(waiting: list[tuple[Document, SparseTargets]]) -> dict[str, Tensor]
         found[name] = torch.tensor([list(getattr(document, name)) for document, _ in waiting], dtype=torch.uint8)
     lengths = torch.tensor([0, *(len(kept) for _, kept in waiting)])
     return {name: value.contiguous() for name, value in {**found, "first": lengths.cumsum(0)}.items()}
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let a file appear when it is complete and on the disk; on an error nothing is left of it."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        write(partial)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

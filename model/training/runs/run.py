@@ -99,7 +99,7 @@ def train_model(
     Args:
         model: in float32, whole.
         options: of the run.
-        files: directory with tokenizer and image processor, carried along.
+        files: directory with tokenizer and image processor, which are copied.
         objective: gives what is minimised, for a process among others; next tokens when None.
         on_step: called after each step.
 
@@ -136,9 +136,9 @@ def train_model(
 
 def save_model(directory: Path, config: HerdConfig, weights: dict[str, torch.Tensor], files: Path) -> None:
     """Write a checkpoint in Hugging Face layout, in bfloat16, with the processor files of another directory."""
-    carried = {name: files / name for name in PROCESSOR_FILES if (files / name).is_file()}
-    save_checkpoint(directory, config, ((name, value.bfloat16()) for name, value in weights.items()), carried=carried,
-                    overwrite=True)
+    processor_files = {name: files / name for name in PROCESSOR_FILES if (files / name).is_file()}
+    tensors = ((name, value.bfloat16()) for name, value in weights.items())
+    save_checkpoint(directory, config, tensors, processor_files=processor_files, overwrite=True)
 
 
 def open_model(directory: Path) -> Llama4:

@@ -42,7 +42,7 @@ def copy(sharded: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("config", [TEXT, TINY, herds.VARIANTS["moe-every-layer"], herds.VARIANTS["tied"]])
-def test_every_tensor_is_transformers(config: herds.HerdConfig, tmp_path: Path) -> None:
+def test_tensors_match_transformers(config: herds.HerdConfig, tmp_path: Path) -> None:
     model = herds.save(config, tmp_path, max_shard_size="60KB")
     expected = {canonical_name(name): value for name, value in model.state_dict().items()}
     with open_checkpoint(tmp_path) as checkpoint:
@@ -56,7 +56,7 @@ def test_every_tensor_is_transformers(config: herds.HerdConfig, tmp_path: Path) 
             checkpoint.read("norm.weight", slice(0, 8, 2))
 
 
-def test_names_invert_for_every_tensor() -> None:
+def test_stored_names_invert() -> None:
     for config in (TINY, TEXT):
         names = {stored_name(name, config): name for name in expected_tensors(config)}
         assert len(names) == len(expected_tensors(config))
@@ -78,7 +78,7 @@ def bytes_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def test_only_what_is_asked_for_is_read(sharded: Path, bytes_read: list[int]) -> None:
+def test_read_touches_only_wanted_bytes(sharded: Path, bytes_read: list[int]) -> None:
     with open_checkpoint(sharded) as checkpoint:
         checkpoint.fingerprint()
         assert bytes_read == []
@@ -88,7 +88,7 @@ def test_only_what_is_asked_for_is_read(sharded: Path, bytes_read: list[int]) ->
     assert bytes_read == [64 * 96 * 4, 3 * 64 * 4, 64 * 4]
 
 
-def test_one_expert_of_many_files_is_read_alone(copy: Path, bytes_read: list[int]) -> None:
+def test_read_one_expert_of_many_files(copy: Path, bytes_read: list[int]) -> None:
     tensors: dict[str, torch.Tensor] = {}
     for path in copy.glob("*.safetensors"):
         tensors |= load_file(path)
@@ -112,7 +112,7 @@ def test_one_expert_of_many_files_is_read_alone(copy: Path, bytes_read: list[int
         open_checkpoint(copy)
 
 
-def test_read_tensors_own_their_memory(copy: Path) -> None:
+def test_read_owns_its_memory(copy: Path) -> None:
     with open_checkpoint(copy) as checkpoint:
         value = checkpoint.read("embed_tokens.weight", slice(0, 2))
         assert value.untyped_storage().nbytes() == value.nbytes
@@ -122,7 +122,8 @@ def test_read_tensors_own_their_memory(copy: Path) -> None:
         assert checkpoint.fingerprint() == before
 
 
-def test_fingerprint_sees_weights_names_and_configuration(copy: Path) -> None:
+def test_fingerprint_changes_with_content(copy: Path) -> None:
+    """Weights, names and configuration each change it."""
     def of(directory: Path) -> str:
         with open_checkpoint(directory) as checkpoint:
             return checkpoint.fingerprint()
@@ -166,7 +167,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "entry missing in the index": (lambda d: _edit(d, lambda m: m.pop(NORM)),
                                    rf"holds {NORM}, which {INDEX} does not list there: download both again"),
     "entry without a tensor": (lambda d: _edit(d, lambda m: m.update({"model.x": m[NORM]})),
-                               rf"does not hold model.x, which {INDEX} promises there"),
+                               rf"does not hold model.x, which {INDEX} lists there"),
     "shard missing": (lambda d: _first(d).unlink(), r"model-00001-of-\d+.safetensors is missing, .+ names it"),
     "cut off": (lambda d: _cut(d, -7), r"its header describes (\d+) bytes, the file has \d+; download it again"),
     "header cut off": (lambda d: _cut(d, 40), r"its header takes \d+ bytes, the file has 40; download it again"),
@@ -181,7 +182,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults(fault: str, copy: Path) -> None:
+def test_open_refuses_damaged_files(fault: str, copy: Path) -> None:
     damage, message = FAULTS[fault]
     damage(copy)
     with pytest.raises(HerdError, match=message) as caught:
@@ -189,21 +190,21 @@ def test_faults(fault: str, copy: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_same_tensor_under_two_names(copy: Path) -> None:
+def test_open_refuses_tensor_under_two_names(copy: Path) -> None:
     save_file({f"language_model.{NORM}": torch.ones(64)}, copy / "more.safetensors")
     _edit(copy, lambda m: m.update({f"language_model.{NORM}": "more.safetensors"}))
     with pytest.raises(HerdError, match=rf"layers.2.input_layernorm.weight twice, once more as language_model.{NORM}"):
         open_checkpoint(copy)
 
 
-def test_a_file_that_shrinks_after_opening(copy: Path) -> None:
+def test_read_of_shrunk_file(copy: Path) -> None:
     with open_checkpoint(copy) as checkpoint:
         _cut(copy, 2000)
         with pytest.raises(HerdError, match="became shorter while it was read"):
             [checkpoint.read(name) for name in checkpoint.tensors]
 
 
-def test_buffers_and_a_tied_head_are_ignored(tmp_path: Path) -> None:
+def test_open_ignores_buffers_and_tied_head(tmp_path: Path) -> None:
     config = herds.VARIANTS["tied"]
     herds.save(config, tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -220,7 +221,7 @@ def _save(checkpoint: Checkpoint, directory: Path, **options: int) -> None:
     save_checkpoint(directory, checkpoint.config, tensors, **options)
 
 
-def test_writing_holds_one_shard_and_one_tensor(sharded: Path, tmp_path: Path) -> None:
+def test_save_holds_one_shard(sharded: Path, tmp_path: Path) -> None:
     alive, peak = 0, 0
 
     def released(size: int) -> None:
@@ -245,7 +246,7 @@ def test_writing_holds_one_shard_and_one_tensor(sharded: Path, tmp_path: Path) -
     assert alive <= largest
 
 
-def test_views_of_one_tensor_are_written_as_their_own(tmp_path: Path) -> None:
+def test_save_of_views(tmp_path: Path) -> None:
     untied = herds.variant()
     shapes = expected_tensors(untied)
     table = torch.randn(512, 64)
@@ -259,7 +260,7 @@ def test_views_of_one_tensor_are_written_as_their_own(tmp_path: Path) -> None:
             assert torch.equal(checkpoint.read(name), value), name
 
 
-def test_saved_bytes_are_the_same_logits(sharded: Path, tmp_path: Path) -> None:
+def test_save_keeps_logits(sharded: Path, tmp_path: Path) -> None:
     with open_checkpoint(sharded) as checkpoint:
         _save(checkpoint, tmp_path / "single")
         _save(checkpoint, tmp_path / "shards", shard_bytes=50_000)
@@ -270,7 +271,7 @@ def test_saved_bytes_are_the_same_logits(sharded: Path, tmp_path: Path) -> None:
     assert all(torch.equal(first, other) for other in others)
 
 
-def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_save_on_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise SafetensorError("No space left on device")
 
@@ -281,14 +282,14 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not any(tmp_path.iterdir())
 
 
-def test_carried_files_travel(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    out = tmp_path_factory.mktemp("carried") / "out"
+def test_save_copies_processor_files(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    out = tmp_path_factory.mktemp("processor_files") / "out"
     herds.write_processor(copy)
     with open_checkpoint(copy) as checkpoint:
-        carried = {path.name: path for path in checkpoint.processor_files()}
-        assert {"tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"} <= carried.keys()
+        processor_files = {path.name: path for path in checkpoint.processor_files()}
+        assert {"tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"} <= processor_files.keys()
         tensors = [(name, checkpoint.read(name)) for name in checkpoint.tensors]
-        save_checkpoint(out, checkpoint.config, tensors, carried={**carried, "note.txt": b"hello"})
+        save_checkpoint(out, checkpoint.config, tensors, processor_files={**processor_files, "note.txt": b"hello"})
         with pytest.raises(HerdError, match="exists already"):
             save_checkpoint(out, checkpoint.config, tensors)
         save_checkpoint(out, replace(checkpoint.config), tensors, overwrite=True)

@@ -88,7 +88,7 @@ def _unfuse(tensors: dict[str, torch.Tensor], quantise: Callable[[torch.Tensor],
                     tensors[f"{prefix}.{expert}.{kind}_proj.{suffix}"] = tensor
 
 
-def test_experts_one_by_one(directory: Path, reference: dict[str, torch.Tensor]) -> None:
+def test_unfused_experts(directory: Path, reference: dict[str, torch.Tensor]) -> None:
     _rewrite(directory, lambda tensors: _unfuse(tensors, lambda value: {"weight": value}))
     _assert_equal(directory, reference)
     with open_checkpoint(directory) as checkpoint:
@@ -141,12 +141,13 @@ def test_fp8_fused_with_broadcast_scale(directory: Path, reference: dict[str, to
 
 
 @pytest.mark.parametrize("multimodal", [False, True])
-def test_saving_round_trips_through_transformers(multimodal: bool, tmp_path: Path) -> None:
+def test_save_round_trips_through_transformers(multimodal: bool, tmp_path: Path) -> None:
     config = TINY if multimodal else TEXT
     theirs = herds.save(config, tmp_path / "theirs")
     with open_checkpoint(tmp_path / "theirs") as source:
         tensors = ((name, source.read(name)) for name in source.tensors)
-        save_checkpoint(tmp_path / "ours", source.config, tensors, carried={"note.txt": b"x"}, shard_bytes=40_000)
+        files = {"note.txt": b"x"}
+        save_checkpoint(tmp_path / "ours", source.config, tensors, processor_files=files, shard_bytes=40_000)
         first = source.fingerprint()
     assert len(list((tmp_path / "ours").glob("*.safetensors"))) > 1
     kind = Llama4ForConditionalGeneration if multimodal else Llama4ForCausalLM
@@ -168,7 +169,7 @@ def test_stored_names_invert(name: str) -> None:
         assert canonical_name(stored_name(name, config)) == name
 
 
-def test_save_refuses_what_does_not_fit(tmp_path: Path) -> None:
+def test_save_refusals(tmp_path: Path) -> None:
     shapes = expected_tensors(TEXT)
     every = [(name, torch.zeros(shape)) for name, shape in shapes.items()]
     cases = {
@@ -183,7 +184,7 @@ def test_save_refuses_what_does_not_fit(tmp_path: Path) -> None:
         assert not any(tmp_path.iterdir())
 
 
-def test_opening_reads_no_weights(tmp_path: Path) -> None:
+def test_open_reads_no_weights(tmp_path: Path) -> None:
     """A sparse file of 40 GB opens at once."""
     header: dict[str, object] = {}
     end, factor = 0, 40
@@ -242,7 +243,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults(fault: str, directory: Path) -> None:
+def test_open_refuses_broken_layouts(fault: str, directory: Path) -> None:
     damage, message = FAULTS[fault]
     damage(directory)
     with pytest.raises(HerdError, match=message) as caught:
@@ -250,7 +251,7 @@ def test_faults(fault: str, directory: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_an_expert_without_a_matrix(directory: Path) -> None:
+def test_expert_without_a_matrix(directory: Path) -> None:
     def remove(tensors: dict[str, torch.Tensor]) -> None:
         _unfuse(tensors, lambda value: {"weight": value})
         del tensors["model.layers.1.feed_forward.experts.2.up_proj.weight"]

@@ -134,7 +134,7 @@ def _write(directory: Path, weights: Tensors, ranks: int = 1, *, fused: bool = T
 
 
 @pytest.mark.parametrize(("ranks", "fused"), [(1, True), (1, False), (2, True), (2, False)])
-def test_every_tensor(ranks: int, fused: bool, tmp_path: Path) -> None:
+def test_tensors_match_source(ranks: int, fused: bool, tmp_path: Path) -> None:
     _, weights = _canonical()
     _write(tmp_path, weights, ranks, fused=fused)
     with open_checkpoint(tmp_path) as checkpoint:
@@ -147,7 +147,7 @@ def test_every_tensor(ranks: int, fused: bool, tmp_path: Path) -> None:
                 assert torch.equal(checkpoint.read(name, entry), expected[entry]), name
 
 
-def test_same_logits_through_torch_and_bundle(tmp_path: Path) -> None:
+def test_logits_of_torch_and_bundle(tmp_path: Path) -> None:
     model, weights = _canonical()
     _write(tmp_path / "meta", weights, ranks=2)
     ids = herds.tokens(50)
@@ -218,7 +218,7 @@ def _meta_model(meta: SimpleNamespace, stored: Tensors) -> nn.Module:
 
 @pytest.mark.parametrize("fused", [True, False])
 @torch.inference_mode()
-def test_metas_own_model_computes_the_same_of_the_same_files(
+def test_logits_match_llama_models(
     fused: bool, meta: SimpleNamespace, tmp_path: Path
 ) -> None:
     """llama-models' classes and load hooks read the file; text of one attention chunk, and tiles through the tower."""
@@ -238,7 +238,7 @@ def test_metas_own_model_computes_the_same_of_the_same_files(
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_metas_own_resharding_joins_the_ranks_alike(fused: bool, meta: SimpleNamespace) -> None:
+def test_joined_ranks_match_llama_models(fused: bool, meta: SimpleNamespace) -> None:
     """``reshard_mp`` of the two ranks written here is the one rank written here, name by name."""
     _, weights = _canonical()
     ranks = [meta.checkpoint.convert_moe_weights(_rank(weights, rank, 2, fused=fused), 4) for rank in range(2)]
@@ -250,7 +250,7 @@ def test_metas_own_resharding_joins_the_ranks_alike(fused: bool, meta: SimpleNam
 
 
 @pytest.mark.filterwarnings("ignore:Default grid_sample")
-def test_metas_own_hook_resamples_positions_alike(meta: SimpleNamespace, tmp_path: Path) -> None:
+def test_resampled_positions_match_llama_models(meta: SimpleNamespace, tmp_path: Path) -> None:
     _, weights = _canonical()
     _write(tmp_path, weights)
     path = tmp_path / "consolidated.00.pth"
@@ -356,7 +356,7 @@ def test_fp8_faults(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-def test_ranks_are_ordered_by_number_and_complete(tmp_path: Path) -> None:
+def test_rank_files_are_numbered(tmp_path: Path) -> None:
     for rank in range(12):
         (tmp_path / f"fp8_scales_{rank}.pt").touch()
     assert [path.stem for path in numbered(tmp_path, "fp8_scales_*.pt")] == [f"fp8_scales_{i}" for i in range(12)]
@@ -372,7 +372,7 @@ def _mapped_megabytes() -> float:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux")
-def test_reading_leaves_nothing_resident(tmp_path: Path) -> None:
+def test_read_leaves_nothing_resident(tmp_path: Path) -> None:
     torch.save({"x": torch.ones(64, 1 << 18)}, tmp_path / "x.pth")  # 64 MB
     content = load(tmp_path / "x.pth")
     before = _mapped_megabytes()
@@ -388,7 +388,7 @@ class _Evil:
         return os.system, ("touch pwned",)
 
 
-def test_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_refuses_damaged_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     directory = tmp_path / "meta"
     _, weights = _canonical()

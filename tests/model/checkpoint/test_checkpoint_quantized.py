@@ -80,7 +80,7 @@ def test_fused_experts(suffix: str, shape: tuple[int, ...], saved: Path, tmp_pat
             assert torch.equal(checkpoint.read(name, index), part)
 
 
-def test_experts_one_by_one_with_scales_of_their_own(saved: Path, tmp_path: Path) -> None:
+def test_unfused_experts_with_own_scales(saved: Path, tmp_path: Path) -> None:
     """As Meta's FP8 Maverick is published: [out, in] and bf16 [out, 1] for every matrix of every expert."""
     fused = {"gate_up_proj": _full(saved, f"{EXPERTS}.gate_up_proj"), "down_proj": _full(saved, f"{EXPERTS}.down_proj")}
     changed, expected = {}, {}
@@ -103,7 +103,7 @@ def test_experts_one_by_one_with_scales_of_their_own(saved: Path, tmp_path: Path
         assert checkpoint.input_scales[f"{EXPERTS}.2.up_proj.weight"].read() == 0.25
 
 
-def test_scales_of_inputs_and_of_the_cache(saved: Path, tmp_path: Path) -> None:
+def test_input_and_cache_scales(saved: Path, tmp_path: Path) -> None:
     changed = {
         f"{LINEAR}.input_scale": torch.tensor([2.0]), f"{EXPERTS}.gate_up_proj_input_scale": torch.tensor(3.0),
         "layers.0.self_attn.k_proj.k_scale": torch.ones(1), "layers.0.self_attn.v_proj.output_scale": torch.ones(1),
@@ -126,7 +126,7 @@ FAULTS: dict[str, tuple[Tensors, str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults(fault: str, saved: Path, tmp_path: Path) -> None:
+def test_open_refuses_wrong_scales(fault: str, saved: Path, tmp_path: Path) -> None:
     changed, message = FAULTS[fault]
     with pytest.raises(HerdError, match=message) as caught:
         open_checkpoint(_write(saved, tmp_path, changed))

@@ -47,7 +47,7 @@ VIEWS: dict[str, Callable[[Path], LazyTensor]] = {
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_ranges_hold_the_values_of_the_whole(view: str, tmp_path: Path) -> None:
+def test_narrowed_values(view: str, tmp_path: Path) -> None:
     whole = VIEWS[view](tmp_path)
     values = whole.read()
 
@@ -71,14 +71,14 @@ def test_ranges_hold_the_values_of_the_whole(view: str, tmp_path: Path) -> None:
     check()
 
 
-def test_several_ranges_lie_side_by_side(tmp_path: Path) -> None:
+def test_parts_of_several_ranges(tmp_path: Path) -> None:
     whole = _file(tmp_path / "a", (4, 3, 8))
     part = parts_of(whole, {0: (range(1, 3),), 2: (range(2), range(4, 6))})
     assert torch.equal(part.read(), whole.read()[1:3][..., [0, 1, 4, 5]])
     assert torch.equal(part.read(1), whole.read()[2][..., [0, 1, 4, 5]])
 
 
-def test_only_the_bytes_of_a_box_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_box_reads_only_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, read, real = _file(tmp_path / "a", (4, 6, 8)), [], os.preadv
 
     def counted(file: int, buffers: list[Any], offset: int) -> int:
@@ -95,7 +95,7 @@ def test_only_the_bytes_of_a_box_are_read(tmp_path: Path, monkeypatch: pytest.Mo
     assert read == [(at[1], 12), (at[1] + 32, 12)]
 
 
-def test_a_file_that_became_shorter(tmp_path: Path) -> None:
+def test_file_box_of_shortened_file(tmp_path: Path) -> None:
     part = narrowed(_file(tmp_path / "a", (4, 6)), 1, range(2, 4))
     (tmp_path / "a").write_bytes(bytes(30))
     with pytest.raises(HerdError, match="became shorter while it was read"):

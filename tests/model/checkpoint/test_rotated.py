@@ -30,14 +30,14 @@ def test_hadamard() -> None:
     torch.testing.assert_close(hadamard(64) @ hadamard(64), torch.eye(64))
 
 
-def test_an_outlier_is_spread() -> None:
+def test_rotation_spreads_outlier() -> None:
     x = torch.zeros(1, 1024)
     x[0, 7] = 32.0
     assert Rotation(1024)(x).abs().max() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("name", ["moe-every-second-layer", "tied", "top-2", "gqa-5", "vision"])
-def test_the_function_is_kept(name: str, tmp_path: Path) -> None:
+def test_rotation_keeps_logits(name: str, tmp_path: Path) -> None:
     config = TINY if name == "vision" else herds.VARIANTS[name]
     herds.save(config, tmp_path / "checkpoint")
     ids = herds.tokens(20) if name != "vision" else [*herds.tokens(6), *[500] * 4, *herds.tokens(10)]
@@ -55,7 +55,7 @@ def test_the_function_is_kept(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["layers.0.self_attn.o_proj.weight", "layers.1.feed_forward.experts.gate_up_proj",
                                   "embed_tokens.weight",
                                   "layers.2.self_attn.v_proj.weight", "layers.0.feed_forward.down_proj.weight"])
-def test_slices_are_those_of_the_whole(name: str, tmp_path: Path) -> None:
+def test_read_slices(name: str, tmp_path: Path) -> None:
     herds.save(replace(TINY, vision=None), tmp_path / "checkpoint")
     with open_checkpoint(tmp_path / "checkpoint") as checkpoint:
         rotated = RotatedCheckpoint(checkpoint)

@@ -63,18 +63,19 @@ def _vision(**vision: object) -> dict[str, object]:
     return {**PUBLISHED, "vision_config": {**PUBLISHED["vision_config"], **vision}}
 
 
-def test_published_scout_file_is_the_preset() -> None:
+def test_from_hf_published_scout() -> None:
     assert from_hf(PUBLISHED) == SCOUT
 
 
-def test_published_maverick_differences() -> None:
+def test_from_hf_published_maverick() -> None:
     raw = _changed(num_local_experts=128, interleave_moe_layer_step=2, use_qk_norm=False, rope_scaling=None,
                    max_position_embeddings=1048576)
     assert from_hf(raw) == MAVERICK
     assert MAVERICK.text.moe_layers == tuple(range(1, 48, 2))
 
 
-def test_meta_params_file_is_the_same_model() -> None:
+def test_from_meta_scout() -> None:
+    """Meta's and Hugging Face's files describe the same model."""
     text, expected = from_meta(META).text, SCOUT.text
     assert ModelArgs(**META).rope_scaling_factor == text.rope_scaling.factor == 16
     for name in ("hidden_size", "dense_size", "expert_size", "moe_layers", "rope_layers", "chunked_layers",
@@ -83,25 +84,26 @@ def test_meta_params_file_is_the_same_model() -> None:
     assert from_meta(META).vision == SCOUT.vision
 
 
-def test_null_chunk_means_global_attention_everywhere() -> None:
+def test_from_hf_null_chunk() -> None:
+    """No chunk means global attention everywhere; RoPE layers stay."""
     text = from_hf(_changed(attention_chunk_size=None)).text
     assert not any(text.chunked_layers)
     assert not any(text.rope_layers[3::4])
 
 
-def test_text_only_and_missing_vision() -> None:
+def test_from_hf_without_vision() -> None:
     assert from_hf(PUBLISHED["text_config"]).vision is None
     assert from_hf({**PUBLISHED, "vision_config": None}).vision is None
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_round_trips(name: str) -> None:
+def test_preset_round_trips(name: str) -> None:
     config = preset(name)
     assert from_hf(to_hf(config)) == config
     assert HerdConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
-def test_transformers_reads_what_we_write() -> None:
+def test_to_hf_read_by_transformers() -> None:
     theirs = Llama4Config(**{k: v for k, v in to_hf(SCOUT).items() if k != "architectures"}).text_config
     assert theirs.no_rope_layers == [int(flag) for flag in SCOUT.text.rope_layers]
     assert theirs.layer_types.count("full_attention") == 12
@@ -148,7 +150,7 @@ def test_parameter_counts(config: HerdConfig, total: int, active: float) -> None
     ({**PUBLISHED, "vision_config": [1]}, r"vision_config is \[1\], a JSON object is needed"),
     ({**PUBLISHED, "image_token_index": "x"}, "image_token_index is 'x', a whole number or null is needed"),
 ])
-def test_wrong_configurations(raw: dict[str, object], message: str) -> None:
+def test_from_hf_refusals(raw: dict[str, object], message: str) -> None:
     with pytest.raises(HerdError, match=message):
         from_hf(raw)
 
@@ -165,7 +167,7 @@ def test_wrong_configurations(raw: dict[str, object], message: str) -> None:
     ({"attention_chunk_size": -1}, "attention_chunk_size is -1, it must be at least 1"),
     ({"dim": "wide"}, "dim is 'wide', a whole number is needed"),
 ], ids=str)
-def test_wrong_meta_configurations(change: dict[str, object], message: str) -> None:
+def test_from_meta_refusals(change: dict[str, object], message: str) -> None:
     with pytest.raises(HerdError, match=message):
         from_meta({**META, **change})
 
@@ -178,7 +180,7 @@ def test_wrong_meta_configurations(change: dict[str, object], message: str) -> N
      "TextConfig has no field 'top_k'"),
     ({"text": {**TINY.to_json()["text"], "moe_layers": [1, "x"]}}, "moe_layers is .*, a list of whole numbers"),
 ], ids=["vision", "unknown", "type", "missing", "item"])
-def test_wrong_stored_configurations(change: dict[str, object], message: str) -> None:
+def test_from_json_refusals(change: dict[str, object], message: str) -> None:
     with pytest.raises(HerdError, match=message):
         HerdConfig.from_json({**TINY.to_json(), **change})
 
@@ -198,7 +200,7 @@ JUNK = st.sampled_from([None, True, -1, 0, 1, 3, 2.5, 1e300, float("nan"), float
 ], ids=["huggingface", "meta", "stored"])
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_any_file_is_read_or_refused(
+def test_junk_is_read_or_refused(
     raw: dict[str, Any], parse: Callable[[dict[str, Any]], HerdConfig], data: st.DataObject
 ) -> None:
     """Whatever stands in a file, the outcome is a configuration or one line for people."""
@@ -213,18 +215,19 @@ def test_any_file_is_read_or_refused(
         assert isinstance(parse(changed), HerdConfig)
 
 
-def test_integral_floats_are_whole_numbers() -> None:
+def test_from_hf_integral_floats() -> None:
     """JSON has one type of number, and some tools write 8192.0."""
     assert from_hf(_changed(num_hidden_layers=48.0, eos_token_id=[200001.0, 200007, 200008])) == SCOUT
 
 
-def test_null_means_the_default_or_off() -> None:
+def test_from_hf_null_fields() -> None:
+    """Null stands for the default, and for off where a field can be off."""
     text = from_hf(_changed(num_local_experts=None, use_qk_norm=None)).text
     assert text.num_experts == 16
     assert not text.use_qk_norm
 
 
-def test_wrong_directories(tmp_path: Path) -> None:
+def test_read_config_refusals(tmp_path: Path) -> None:
     with pytest.raises(HerdError, match="nothing does not exist: give a checkpoint directory"):
         read_config(tmp_path / "nothing")
     with pytest.raises(HerdError, match=r"neither config\.json nor params\.json"):
@@ -244,6 +247,6 @@ def test_wrong_directories(tmp_path: Path) -> None:
         read_config(tmp_path)
 
 
-def test_unknown_preset() -> None:
+def test_preset_unknown_name() -> None:
     with pytest.raises(HerdError, match="no preset is called 'leviathan'"):
         preset("leviathan")

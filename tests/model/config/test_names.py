@@ -12,7 +12,7 @@ from herdgraph.model.llama4.model import Llama4
 from support import herds
 
 
-def test_names_and_shapes_are_the_modules_own() -> None:
+def test_expected_tensors_match_modules() -> None:
     for config in (TINY, *herds.VARIANTS.values()):
         with torch.device("meta"):
             model = Llama4(config)
@@ -21,7 +21,8 @@ def test_names_and_shapes_are_the_modules_own() -> None:
         assert found == expected_tensors(config)
 
 
-def test_names_are_hugging_faces_without_prefix() -> None:
+def test_expected_tensors_match_transformers() -> None:
+    """Names are Hugging Face's without their prefix."""
     prefixes = ("language_model.model.", "language_model.")
     found = set()
     for name in herds.reference(TINY).state_dict():
@@ -30,6 +31,6 @@ def test_names_are_hugging_faces_without_prefix() -> None:
     assert found == set(expected_tensors(TINY))
 
 
-def test_tied_head_is_absent() -> None:
+def test_expected_tensors_of_tied_head() -> None:
     tied = replace(TINY, text=replace(TINY.text, tie_word_embeddings=True))
     assert set(expected_tensors(TINY)) - set(expected_tensors(tied)) == {"lm_head.weight"}

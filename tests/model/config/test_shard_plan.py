@@ -28,7 +28,7 @@ def test_ranks_and_stages() -> None:
     assert [plan.layers_of(stage, 5) for stage in (0, 1)] == [range(3), range(3, 5)]
 
 
-def test_kv_heads_go_with_the_queries_that_read_them() -> None:
+def test_kv_heads_follow_queries() -> None:
     config = herds.variant(num_heads=8, num_kv_heads=2)
     for width in (1, 2, 4, 8):
         plan = ShardPlan(tensor=width)
@@ -63,7 +63,8 @@ def _splits(draw: st.DrawFn) -> tuple[HerdConfig, ShardPlan]:
 
 @settings(max_examples=60, deadline=None)
 @given(_splits())
-def test_every_element_is_held_and_only_what_is_replicated_is_held_twice(split: tuple[HerdConfig, ShardPlan]) -> None:
+def test_parts_cover_every_element(split: tuple[HerdConfig, ShardPlan]) -> None:
+    """Every element is held, and only what is replicated is held twice."""
     config, plan = split
     plan.check(config)
     text = config.text
@@ -97,7 +98,7 @@ def test_every_element_is_held_and_only_what_is_replicated_is_held_twice(split: 
 
 @pytest.mark.parametrize("config", [SCOUT, MAVERICK, WIDE])
 @pytest.mark.parametrize("plan", [(8, 1, 1), (1, 8, 1), (2, 4, 2), (1, 1, 4), (1, 1, 1)])
-def test_plans_of_the_herd(config: HerdConfig, plan: tuple[int, int, int]) -> None:
+def test_plans_of_released_models(config: HerdConfig, plan: tuple[int, int, int]) -> None:
     ShardPlan(*plan).check(config)
 
 
@@ -111,7 +112,8 @@ def test_plans_of_the_herd(config: HerdConfig, plan: tuple[int, int, int]) -> No
     (herds.variant(expert_size=50), "tp=4", r"the expert feed-forward's width of 50 cannot be split over 4 ranks"),
     (herds.variant(dense_size=98), "tp=4", r"the dense feed-forward's width of 98 cannot be split over 4 ranks"),
 ])
-def test_refusals_name_both_values_and_the_nearest_plan(config: HerdConfig, plan: str, message: str) -> None:
+def test_check_refusals(config: HerdConfig, plan: str, message: str) -> None:
+    """A refusal names both values and the nearest plan."""
     with pytest.raises(HerdError, match=message) as caught:
         ShardPlan.parse(plan).check(config)
     assert "\n" not in str(caught.value)
@@ -119,7 +121,7 @@ def test_refusals_name_both_values_and_the_nearest_plan(config: HerdConfig, plan
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 6))
-def test_the_nearest_plan_is_valid(tensor: int, expert: int, pipeline: int) -> None:
+def test_nearest_plan_is_valid(tensor: int, expert: int, pipeline: int) -> None:
     plan = ShardPlan(tensor, expert, pipeline)
     nearest = plan._nearest(TINY.text)
     nearest.check(TINY)
@@ -128,7 +130,7 @@ def test_the_nearest_plan_is_valid(tensor: int, expert: int, pipeline: int) -> N
         assert nearest == plan
 
 
-def test_text_form() -> None:
+def test_parse() -> None:
     assert ShardPlan.parse("tp=2, ep=4,pp=2") == ShardPlan(2, 4, 2)
     assert ShardPlan.parse("ep=4") == ShardPlan(expert=4)
     assert ShardPlan.parse(str(ShardPlan(2, 4, 2))) == ShardPlan(2, 4, 2)
@@ -141,6 +143,6 @@ def test_text_form() -> None:
     ("tp=-1", "'tp=-1' is not"), ("tp=0", "tp is 0, it must be a whole number within 1 and"),
     ("pp=99999999", "pp is 99999999"), ("tp=٢", "is not understood"),
 ])
-def test_other_forms_are_refused(text: str, message: str) -> None:
+def test_parse_refusals(text: str, message: str) -> None:
     with pytest.raises(HerdError, match=message):
         ShardPlan.parse(text)

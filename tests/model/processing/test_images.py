@@ -33,7 +33,7 @@ def _noise(width: int, height: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_tiles_are_transformers(size: tuple[int, int]) -> None:
+def test_tiles_match_transformers(size: tuple[int, int]) -> None:
     image = _noise(*size)
     found, expected = OURS.process(image), THEIRS.preprocess(image, return_tensors="pt")
     assert [found.rows, found.columns] == expected["aspect_ratios"][0].tolist()
@@ -46,7 +46,7 @@ def test_tiles_are_transformers(size: tuple[int, int]) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(width=st.integers(1, 6000), height=st.integers(1, 6000))
-def test_canvas_is_transformers(width: int, height: int) -> None:
+def test_canvas_matches_transformers(width: int, height: int) -> None:
     import torch
     from transformers.image_utils import SizeDict
     from transformers.models.llama4.image_processing_llama4 import find_supported_resolutions, get_best_fit
@@ -66,7 +66,7 @@ def test_tiles_of_any_size(width: int, height: int) -> None:
     assert tiled.pixels.min() >= -1
 
 
-def test_options_come_from_the_checkpoint(tmp_path: Path) -> None:
+def test_options_of_checkpoint(tmp_path: Path) -> None:
     assert ImageProcessor.from_directory(tmp_path, 336) == ImageProcessor()
     (tmp_path / "processor_config.json").write_text('{"image_processor": {"max_patches": 2, "image_mean": [0, 0, 0]}}')
     assert ImageProcessor.from_directory(tmp_path, 28).max_patches == 2
@@ -93,7 +93,7 @@ def _pixel(data: bytes, at: tuple[int, int] = (0, 0)) -> tuple[int, int, int]:
     return load_image(data).getpixel(at)
 
 
-def test_kinds_of_pictures() -> None:
+def test_load_image_modes() -> None:
     assert _pixel(_encoded(Image.new("L", (4, 4), 77))) == (77, 77, 77)
     assert _pixel(_encoded(Image.new("1", (4, 4), 1))) == (255, 255, 255)
     assert _pixel(_encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 0)))) == (255, 255, 255), "transparent is white"
@@ -108,7 +108,7 @@ def test_kinds_of_pictures() -> None:
     assert _pixel(_encoded(palette, transparency=0)) == (255, 255, 255)
 
 
-def test_orientation_is_applied() -> None:
+def test_load_image_orientation() -> None:
     image = Image.new("RGB", (8, 4), "black")
     image.putpixel((0, 0), (255, 255, 255))
     exif = Image.Exif()
@@ -118,19 +118,19 @@ def test_orientation_is_applied() -> None:
     assert upright.getpixel((3, 0)) == (255, 255, 255)
 
 
-def test_first_frame_of_an_animation() -> None:
+def test_load_image_animation() -> None:
     frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     assert _pixel(_encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])) == (255, 0, 0)
 
 
-def test_sources(tmp_path: Path) -> None:
+def test_load_image_sources(tmp_path: Path) -> None:
     data = _encoded(Image.new("RGB", (2, 2), "lime"))
     (tmp_path / "a.png").write_bytes(data)
     for source in (data, tmp_path / "a.png", str(tmp_path / "a.png"), Image.open(io.BytesIO(data))):
         assert load_image(source).getpixel((1, 1)) == (0, 255, 0)
 
 
-def test_unreadable_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_image_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(HerdError, match=r"text\.png is not an image"):
         load_image(tmp_path / "text.png")
@@ -157,7 +157,7 @@ def test_unreadable_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ({"max_patches": "many"}, "have a value of the wrong kind"), ({"image_mean": 5}, "have a value of the wrong kind"),
     ({"image_mean": [0.5]}, "three numbers each"), ({"image_std": [0, 1, 1]}, "no std of 0"),
 ])
-def test_wrong_options(options: dict[str, object], message: str, tmp_path: Path) -> None:
+def test_option_refusals(options: dict[str, object], message: str, tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(options))
     with pytest.raises(HerdError, match=message):
         ImageProcessor.from_directory(tmp_path, 28)

@@ -48,7 +48,7 @@ def _picture(width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize("sizes", [
     [(28, 28)], [(56, 28)], [(28, 56)], [(50, 60)], [(20, 110)], [(28, 28), (60, 50)], [(56, 28), (28, 28), (9, 9)],
 ], ids=str)
-def test_ids_are_transformers(sizes: list[tuple[int, int]], ours: PromptProcessor, theirs: Llama4Processor) -> None:
+def test_ids_match_transformers(sizes: list[tuple[int, int]], ours: PromptProcessor, theirs: Llama4Processor) -> None:
     pictures = [_picture(*size) for size in sizes]
     text = "Look: " + " and ".join("<|image|>" for _ in pictures) + " What?"
     found = ours.prepare(text, images=pictures)
@@ -65,7 +65,7 @@ def test_length_of_many_tiles(ours: PromptProcessor) -> None:
     assert len(found.token_ids) == (4 + 1) * 4 + 4 + 3
 
 
-def test_messages_bring_their_pictures(ours: PromptProcessor) -> None:
+def test_pictures_in_messages(ours: PromptProcessor) -> None:
     parts = [{"type": "image", "image": _picture(28, 28)}, {"type": "text", "text": "What?"}]
     found = ours.prepare([{"role": "user", "content": parts}])
     assert found.token_ids[:4] == [1, 506, *ours.tokenizer.encode("us")]
@@ -89,13 +89,13 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_prompts(case: str, ours: PromptProcessor) -> None:
+def test_prepare_refusals(case: str, ours: PromptProcessor) -> None:
     prompt, options, message = WRONG[case]
     with pytest.raises(HerdError, match=message):
         ours.prepare(prompt, **options)
 
 
-def test_models_that_lack_something(directory: Path, tmp_path: Path) -> None:
+def test_missing_processor_parts(directory: Path, tmp_path: Path) -> None:
     text_only = PromptProcessor(directory, HerdConfig(text=TINY.text))
     with pytest.raises(HerdError, match="this model reads text only"):
         text_only.prepare("<|image|>", images=[_picture(9, 9)])

@@ -41,7 +41,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return load_tokenizer(directory)
 
 
-def test_vocabulary_is_metas(llama4: Tokenizer, reference: meta.Tokenizer) -> None:
+def test_vocabulary_matches_llama_models(llama4: Tokenizer, reference: meta.Tokenizer) -> None:
     assert llama4.vocab_size == reference.n_words == 202048
     for token, index in reference.special_tokens.items():
         assert llama4.token_to_id(token) == index
@@ -53,7 +53,7 @@ def test_vocabulary_is_metas(llama4: Tokenizer, reference: meta.Tokenizer) -> No
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: repr(text[:12]))
-def test_ids_are_metas(text: str, llama4: Tokenizer, reference: meta.Tokenizer) -> None:
+def test_ids_match_llama_models(text: str, llama4: Tokenizer, reference: meta.Tokenizer) -> None:
     plain = reference.encode(text, bos=False, eos=False) if text else []
     assert llama4.encode(text) == plain
     assert llama4.decode(plain) == text
@@ -78,7 +78,8 @@ def test_streaming_equals_decoding(text: str, llama4: Tokenizer, tiny: Tokenizer
         assert "".join(pieces) + decoder.flush() == text
 
 
-def test_streaming_invalid_bytes_goes_on(tiny: Tokenizer) -> None:
+def test_streaming_invalid_bytes(tiny: Tokenizer) -> None:
+    """Bytes that never become text do not stop the stream."""
     emoji, broken = tiny.encode("🦙"), tiny.encode("é")[:1]
     decoder = StreamDecoder(tiny)
     assert [decoder.feed(token) for token in emoji] == ["", "", "", "🦙"]
@@ -107,7 +108,8 @@ def test_streaming_stays_cheap(tiny: Tokenizer) -> None:
     assert decoded < 10 * 3000
 
 
-def test_typed_special_tokens_are_text(tiny: Tokenizer) -> None:
+def test_encode_typed_special_tokens(tiny: Tokenizer) -> None:
+    """What a user types never becomes a special token."""
     ids = tiny.encode("<|eot|>")
     assert len(ids) == 7
     assert not set(ids) & tiny.special_ids
@@ -116,7 +118,8 @@ def test_typed_special_tokens_are_text(tiny: Tokenizer) -> None:
     assert not tiny.contains_special("<|eo t|>")
 
 
-def test_stops_are_collected_from_everywhere(tmp_path: Path) -> None:
+def test_stop_ids(tmp_path: Path) -> None:
+    """They are collected from all files and from the configuration."""
     herds.write_processor(tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
     assert load_tokenizer(tmp_path, eos_ids=(11,)).stop_ids == {2, 508, 7, 9, 11}
@@ -124,7 +127,7 @@ def test_stops_are_collected_from_everywhere(tmp_path: Path) -> None:
     assert 5 in load_tokenizer(tmp_path).stop_ids
 
 
-def test_begin_of_text_only_where_it_is_wanted(tmp_path: Path, tiny: Tokenizer) -> None:
+def test_encode_completion_begin_of_text(tmp_path: Path, tiny: Tokenizer) -> None:
     assert tiny.encode_completion("a") == tiny.encode("a")
     herds.write_processor(tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
@@ -134,7 +137,7 @@ def test_begin_of_text_only_where_it_is_wanted(tmp_path: Path, tiny: Tokenizer) 
     assert wants.encode_completion("<|begin_of_text|>a") == [1, *tiny.encode("a")]
 
 
-def test_missing_and_broken_files(tmp_path: Path) -> None:
+def test_load_tokenizer_refusals(tmp_path: Path) -> None:
     with pytest.raises(HerdError, match=r"has no tokenizer\.json or tokenizer\.model: .* add it"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_text("not base64 at all\n")

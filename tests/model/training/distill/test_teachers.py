@@ -314,10 +314,13 @@ def test_an_interruption_keeps_what_was_computed(tmp_path: Path) -> None:
 def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
     with CacheWriter(tmp_path, SPEC, TINY):
         pass
-    for name in ("targets-00000.safetensors", "targets-00000.safetensors.partial", "index.json.partial"):
+    gone = 1 << 22  # above every process id
+    left = [f".{name}.{gone}.partial" for name in ("targets-00000.safetensors", "index.json")]
+    for name in ("targets-00000.safetensors", *left):
         (tmp_path / name).write_bytes(b"half")
     _kept(tmp_path)
     _cached(tmp_path).targets(MIXED)
+    assert not any((tmp_path / name).exists() for name in left)
 
 
 def test_a_full_disk_is_told_and_whole_shards_stay(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tensor-parallel ranks of one model, and how their parts join.
+"""The files of a model that was split over tensor-parallel ranks, one file for each, and how their parts join.
 
 The rules are those of llama-models' ``checkpoint.py``: column-parallel weights join along their rows, row-parallel
 ones along their columns, and what is in neither list is equal on all ranks.
@@ -17,11 +17,11 @@ from ..tensors.views import Concat
 
 
 class TensorParallelFiles:
-    """The ranks' tensors under their stored names; remembers which names were asked for.
+    """The tensors of all files under their stored names; remembers which names were asked for.
 
     Args:
         directory: of the checkpoint, for messages.
-        tensors: one dictionary for each rank, in the ranks' order.
+        tensors: the content of each file, in the ranks' order.
     """
 
     def __init__(self, directory: Path, tensors: Sequence[dict[str, Tensor]]) -> None:
@@ -30,26 +30,26 @@ class TensorParallelFiles:
         self._used: set[str] = set()
 
     def has(self, name: str) -> bool:
-        """Whether the first rank has a tensor of this name."""
+        """Whether the first file has a tensor of this name."""
         return name in self._tensors[0]
 
     def parts(self, *names: str) -> list[LazyTensor]:
-        """The ranks' tensors under the first of several names that exists.
+        """The parts of a tensor, one of each file, under the first of several names that exists.
 
         Raises:
-            HerdError: no rank has one of the names, not all have it, or their shapes differ.
+            HerdError: no file has one of the names, not all have it, or their shapes differ.
         """
         name = next((name for name in names if self.has(name)), None)
         if name is None:
             raise HerdError(f"{self.directory} has no tensor {names[0]}: a file is missing or params.json is another's")
-        if any(name not in rank for rank in self._tensors):
+        if any(name not in file for file in self._tensors):
             raise HerdError(f"{self.directory}: {name} is not in every consolidated.*.pth: they do not belong together")
-        shapes = [list(rank[name].shape) for rank in self._tensors]
+        shapes = [list(file[name].shape) for file in self._tensors]
         if any(shape != shapes[0] for shape in shapes):
             raise HerdError(f"{self.directory}: {name} has the shapes {shapes} in its consolidated.*.pth: they do not "
                             "belong together")
         self._used.add(name)
-        return [MappedTensor(rank[name]) for rank in self._tensors]
+        return [MappedTensor(file[name]) for file in self._tensors]
 
     def rows(self, *names: str) -> LazyTensor:
         """A column-parallel weight or its bias, or a vocabulary-parallel embedding: ranks hold ranges of rows."""
@@ -68,8 +68,8 @@ class TensorParallelFiles:
         self._used.add(name)
 
     def unknown(self) -> list[str]:
-        """Names that the files hold and nobody asked for."""
-        return sorted({name for rank in self._tensors for name in rank} - self._used)
+        """Names that the files hold and that were not asked for."""
+        return sorted({name for file in self._tensors for name in file} - self._used)
 
 
 def join(parts: list[LazyTensor], axis: int) -> LazyTensor:
