@@ -3,7 +3,7 @@
     weights of the chosen experts [A, D, 2F]  ->  x [A, 1, D] · them  ->  silu(gate) · up  ->  down [A, F, D]
 
 A decoded token reads the weights of its own experts and no others. They are copied, once per assignment: with many
-tokens the copies cost more than computing every expert (``lower_experts_dense.py``).
+tokens the copies cost more than computing every expert (``dense.py``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An image tower learns to see: pictures drawn to their names, before early fusion (``contrast.py``)."""
+"""An image tower learns to see: pictures drawn to their names, before early fusion (``contrastive.py``)."""
 
 from __future__ import annotations
 
