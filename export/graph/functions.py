@@ -95,7 +95,7 @@ CachedAttention <num_heads, kv_heads, chunk>
 """
 
 COLLECTIVES = {"AllReduce": "<width>", "AllGather": "<width, axis>", "Send": "", "Recv": ""}
-"""Operators in which a rank meets others (``passes/shard/split_width.py``, ``passes/shard/keep_stage.py``), and their attributes.
+"""Operators in which a rank meets others (``passes/shard/``), and their attributes.
 One rank alone has the whole sum, all parts, and nothing to send: their bodies change nothing."""
 
 _COLLECTIVE = """

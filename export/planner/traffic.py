@@ -10,7 +10,8 @@ was touched most. With q = distinct / E a group of G experts has Binomial(G, q) 
     busiest = sum_m 1 - P(Binomial(G, q) <= m)^g         at least ceil(k / g), at least distinct / g
 
 Everything else is read whole, and keys and values as far as they are visible. Collectives are those of
-``model/config/shard_plan.py``: two AllReduces per layer, one for the embedding, an AllGather of logits; Sends between stages.
+``model/config/shard_plan.py``: two AllReduces per layer, one for the embedding, an AllGather of logits; Sends between
+stages.
 """
 
 from __future__ import annotations
