@@ -1,4 +1,4 @@
-"""Tiny herd members for tests: one configuration per odd part, with weights that make the part matter."""
+"""Tiny Llama 4 models for tests: one configuration per odd part, with weights that make the part matter."""
 
 from __future__ import annotations
 
