@@ -95,17 +95,19 @@ def _train(run: Any, options: Any, *, as_json: bool) -> None:
     """Run, with a progress bar on a terminal and a line every ``train.log_every`` steps elsewhere."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     lines = StepLines(options.train.steps, options.train.log_every)
+    speaks = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     with progress(*columns, quiet=as_json) as bar:
         task = bar.add_task("starting", total=options.train.steps)
 
         def on_step(done: Any, record: dict[str, float]) -> None:
             text = f"loss {record['loss']:.3f}, {record['tokens_per_second']:.0f} tokens/s, MFU {record['mfu']:.0%}"
             bar.update(task, completed=done.step, description=text)
-            if not stderr.is_terminal and os.environ.get("RANK", "0") == "0":
+            if speaks and not stderr.is_terminal:
                 lines.show(done.step, record)
 
         found = run(options, on_step)
-    _report(found, options.output / "model", as_json=as_json)
+    if speaks:
+        _report(found, options.output / "model", as_json=as_json)
 
 
 def _report(found: Any, model: Path, *, as_json: bool) -> None:

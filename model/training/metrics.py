@@ -17,8 +17,11 @@ from ...errors import HerdError
 from ..config import HerdConfig
 from ..config.parameter_counts import model_size
 
-_SIZE = 1024
-_TRIALS = 20
+_SMALLEST, _LARGEST = 128, 1024
+"""Rows and columns of the matrices that a peak is measured with."""
+_LONG_ENOUGH = 0.02
+_BUDGET = 0.5
+_TRIALS = 5
 
 
 def flops_per_token(config: HerdConfig, length: int) -> float:
@@ -35,14 +38,24 @@ def flops_per_token(config: HerdConfig, length: int) -> float:
 
 @cache
 def measured_peak(dtype: torch.dtype = torch.float32) -> float:
-    """Floating-point operations per second of a large matrix product on this machine: the best of some."""
-    a, b = (torch.randn(_SIZE, _SIZE).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(_TRIALS):
-        started = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - started)
-    return 2 * _SIZE**3 / best
+    """Floating-point operations per second of a large matrix product on this machine: the best of some.
+
+    Products grow until one takes long enough to be timed: a CPU without instructions for bfloat16 emulates them, and
+    would need a minute for the largest.
+    """
+    size, seconds = _SMALLEST, _product_seconds(_SMALLEST, dtype)
+    while size < _LARGEST and seconds < _LONG_ENOUGH:
+        size *= 2
+        seconds = _product_seconds(size, dtype)
+    trials = 1 + int(_BUDGET / seconds)
+    return 2 * size**3 / min([seconds, *(_product_seconds(size, dtype) for _ in range(min(trials, _TRIALS)))])
+
+
+def _product_seconds(size: int, dtype: torch.dtype) -> float:
+    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+    started = time.perf_counter()
+    a @ b
+    return time.perf_counter() - started
 
 
 class RunLog:

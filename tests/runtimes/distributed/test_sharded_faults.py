@@ -101,8 +101,8 @@ def test_a_rank_that_is_killed_between_calls(engine: Engine) -> None:
 def test_a_stalled_rank_is_named_after_the_timeout(engine: Engine, directory: Path) -> None:
     worker = _worker(engine)
     message, seconds = _fail_while_generating(engine, lambda: os.kill(worker, signal.SIGSTOP))
-    assert 1.5 < seconds < 2.0 + SOON
-    assert f"rank 1 (process {worker}) has kept the others waiting for 2 s" in message
+    assert 4.5 < seconds < 5.0 + SOON
+    assert f"rank 1 (process {worker}) has kept the others waiting for 5 s" in message
     assert not Path(f"/proc/{worker}").exists(), "a stopped process is ended, too"
     _serves(directory / "tp=2")
 
