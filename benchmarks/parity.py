@@ -34,7 +34,7 @@ Case = tuple[list[int], torch.Tensor | None]
 
 def cases(config: HerdConfig) -> Iterator[tuple[str, Case]]:
     """Prompts for one configuration: text alone, or with images of one and of several tiles."""
-    from tests import herds
+    from tests.support import herds
 
     if config.vision is None:
         yield "", (herds.tokens(70), None)
@@ -62,7 +62,7 @@ def differences(ours: Llama4, engine: Engine, reference: torch.Tensor, case: Cas
 
 def measure(name: str, config: HerdConfig) -> Iterator[tuple[str, dict[str, float]]]:
     """Build one configuration and compare it on its prompts."""
-    from tests import herds
+    from tests.support import herds
 
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     let_torchvision_import()
-    from tests import herds
+    from tests.support import herds
 
     results: dict[str, dict[str, float]] = {}
     for name, config in {**herds.VARIANTS, "vision": TINY}.items():

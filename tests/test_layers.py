@@ -143,3 +143,21 @@ def test_torch_free_folders_load_nothing_heavy() -> None:
             f"print(*sorted({HEAVY!r} & set(sys.modules)))")
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert found == []
+
+
+def test_benchmarks_examples_and_tools_import_what_exists() -> None:
+    """They are not run by the suite, so that a move could break them unseen."""
+    listed = subprocess.run(["git", "ls-files", "benchmarks/*.py", "examples/*.py", "tools/*.py"], cwd=ROOT,
+                            capture_output=True, text=True, check=True).stdout.splitlines()
+    missing = []
+    for file in listed:
+        for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+            first = (node.module or "").split(".")[0] if isinstance(node, ast.ImportFrom) and not node.level else ""
+            if first in ("herdgraph", "tests", "benchmarks", "examples"):
+                place = ROOT / str(node.module).removeprefix("herdgraph").strip(".").replace(".", "/")  # type: ignore[attr-defined]
+                names = [place / alias.name for alias in node.names]  # type: ignore[attr-defined]
+                is_there = place.with_suffix(".py").exists() or (place / "__init__.py").exists()
+                if not is_there and not all(name.with_suffix(".py").exists() or name.is_dir() for name in names):
+                    missing.append(f"{file} imports {node.module}")  # type: ignore[attr-defined]
+    assert len(listed) > 30
+    assert missing == []
