@@ -46,7 +46,7 @@ TABLE = {
     "upcycle {dense} -o {out} --experts 2":                  ("build",  "build",   WORKS,     WORKS),
     "upcycle {gguf} -o {out} --experts 2":                   ("build",  "build",   WORKS,     "build"),
     "train pretrain --data {text} --checkpoint {checkpoint} --output {out} --rows 2 --seq-len 32 --train.steps 1":
-                                                             ("train",  "train",   WORKS,     WORKS),
+                                                             ("train",  "train",   "train",   WORKS),
 }  # fmt: skip
 VERBS = sorted({line.split()[0] for line in TABLE})
 
