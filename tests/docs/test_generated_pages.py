@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from support import graphs
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,3 +37,13 @@ def test_links_in_the_readme_exist() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert len(links) > 10
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_example_of_a_pass_works() -> None:
+    """The pass and the test that docs/add-a-pass-or-target.md shows, run as they stand there."""
+    text = (ROOT / "docs" / "add-a-pass-or-target.md").read_text(encoding="utf-8")
+    a_pass, its_test = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    package = {"__package__": "herdgraph.export.passes.layout", "np": np, "graphs": graphs}
+    exec(compile(a_pass, "add-a-pass-or-target.md", "exec"), package)
+    exec(compile(its_test, "add-a-pass-or-target.md", "exec"), package)
+    package["test_squares_become_products"]()
