@@ -1,17 +1,15 @@
-"""Files that are either complete or absent: temporary names, one rename, content hashes, JSON that is an object."""
+"""Files that are either complete or absent: temporary names, one rename, content hashes."""
 
 from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from .errors import HerdError
 
@@ -126,34 +124,6 @@ def free_bytes(target: Path) -> int | None:
     """Free space where ``target`` is or would be, None on file systems that have no size, such as /proc."""
     usage = shutil.disk_usage(next(path for path in target.absolute().parents if path.exists()))
     return usage.free if usage.total else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        HerdError: no file, not JSON, or not an object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise HerdError(f"{path} cannot be read: {error.strerror}") from error
-    except RecursionError as error:
-        raise HerdError(f"{path} cannot be read as JSON, it is nested too deeply: get or write it again") from error
-    except ValueError as error:
-        raise HerdError(f"{path} cannot be read as JSON: {error}; get or write it again") from error
-    if not isinstance(content, dict):
-        raise HerdError(f"{path} holds a {type(content).__name__}, a JSON object is needed: get or write it again")
-    return content
-
-
-def read_optional_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, an empty one when there is no such file.
-
-    Raises:
-        HerdError: not JSON, or not an object.
-    """
-    return read_json(path) if path.is_file() else {}
 
 
 def size(count: float) -> str:

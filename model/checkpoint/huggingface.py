@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...errors import HerdError
-from ...files import read_json
+from ...reading import read_json
 from ..config import HerdConfig
 from .base import Checkpoint, check_tensors
 from .names import canonical_name, is_buffer, stored_name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import HerdError
-from ...files import read_json
+from ...reading import read_json
 from .config import HerdConfig
 from .huggingface import from_hf
 from .meta import from_meta

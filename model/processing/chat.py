@@ -21,7 +21,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ...errors import HerdError
-from ...files import read_optional_json
+from ...reading import read_optional_json
 from .tokenizer import Tokenizer, token_text
 
 Message = Mapping[str, Any]

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ...errors import HerdError
-from ...files import read_optional_json
+from ...reading import read_optional_json
 
 MAX_PIXELS = 178_956_970
 """Pillow's own limit, at which it begins to warn of a decompression bomb; here it is an error."""

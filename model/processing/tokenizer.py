@@ -13,7 +13,7 @@ import tiktoken
 import tokenizers
 
 from ...errors import HerdError
-from ...files import read_optional_json
+from ...reading import read_optional_json
 from .special import PATTERN, SPECIAL_TOKENS
 
 STOP_TOKENS = ("<|end_of_text|>", "<|eom|>", "<|eot|>")

@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...errors import HerdError
-from ...files import read_json
+from ...reading import read_json
 from ..checkpoint import Checkpoint
 from .observers import OBSERVERS
 from .recipes import Recipe

@@ -36,7 +36,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.checkpoint.storage import WriteResult
 
 from ...errors import HerdError
-from ...files import read_json
+from ...reading import read_json
 from .fp8.amax_history import share_histories
 from .state import TrainState
 

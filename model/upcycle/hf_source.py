@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...errors import HerdError
-from ...files import read_json
+from ...reading import read_json
 from ..config import RopeScaling
 from .dense import DenseModel
 

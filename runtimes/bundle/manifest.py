@@ -28,8 +28,9 @@ from typing import Any
 import msgspec
 
 from ...errors import HerdError
-from ...files import read_json, sha256_of
+from ...files import sha256_of
 from ...model.config import HerdConfig
+from ...reading import read_json
 from .decode import decode, decode_values
 from .shards import Shards
 

@@ -32,7 +32,7 @@ from typing import Any
 from torch import Tensor
 
 from ....errors import HerdError
-from ....files import read_json
+from ....reading import read_json
 from ...checkpoint.tensors.header import read_header
 from ...checkpoint.tensors.lazy import FileTensor
 from .sparsify import Sample, Sparsifier, TopK

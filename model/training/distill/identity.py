@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 from ....errors import HerdError
-from ....files import read_json, sha256_of
+from ....files import sha256_of
+from ....reading import read_json
 
 _PASSING = ("padding", "truncation")
 """Parts of ``tokenizer.json`` that say how it was last used, not what ids mean."""
