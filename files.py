@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 from .errors import HerdError
@@ -23,7 +24,8 @@ def atomic_directory(
     """Yield a temporary sibling of ``target`` that becomes ``target`` when the block ends without an error.
 
     On any error, an interrupt included, the temporary directory is removed and ``target`` is left as it was. What a
-    killed process left beside the same target is removed first; its name holds the process id.
+    killed process left beside the same target is healed first. Two processes never write to one target at a time, and
+    what appears there meanwhile is never replaced, unless ``overwrite`` allows it.
 
     Args:
         target: directory to create.
@@ -32,21 +34,22 @@ def atomic_directory(
         inputs: files and directories that are read meanwhile.
 
     Raises:
-        HerdError: ``check_output`` refuses the target, or its parent cannot be written.
+        HerdError: ``check_output`` refuses the target, its parent cannot be written, another process writes to it, or
+            something appeared there.
     """
     check_output(target, overwrite=overwrite, mark=mark, inputs=inputs)
-    target = Path(target).resolve()  # a link stays, and what it leads to is replaced
+    link, target = Path(target), Path(target).resolve()  # a link stays, and what it leads to is replaced
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target)
-        prefix = f".{target.name}.{os.getpid()}."
-        temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=target.parent))
+        temporary, lock = _claim(target)
     except OSError as error:
         raise HerdError(f"cannot write to {target.parent}: {error.strerror}; choose another output") from error
     try:
+        check_output(link, overwrite=overwrite, mark=mark)  # what a killed process had moved away may be back
         yield temporary
         temporary.chmod(0o755)
-        _replace_directory(temporary, target)
+        check_output(link, overwrite=overwrite, mark=mark)
+        _put_in_place(temporary, target, overwrite=overwrite)
     except OSError as error:
         raise HerdError(f"writing {target} failed: {error.strerror or error}; nothing was left behind") from error
     except BaseException as error:
@@ -54,6 +57,7 @@ def atomic_directory(
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
 
 
 @contextmanager
@@ -67,7 +71,10 @@ def atomic_file(target: Path) -> Iterator[Path]:
     Args:
         target: file to create or to replace, in an existing directory.
     """
-    _remove_abandoned(target)
+    for path in _siblings(target, "partial"):
+        process = path.name.removeprefix(f".{target.name}.").split(".")[0]
+        if process.isdigit() and not _is_running(int(process)):
+            path.unlink(missing_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         yield temporary
@@ -82,12 +89,13 @@ def check_output(target: Path, *, overwrite: bool, mark: str, inputs: Iterable[P
     """Refuse an output that would destroy something. Arguments as in ``atomic_directory``.
 
     Raises:
-        HerdError: the target is the current directory, is, holds or lies inside of an input, exists without
-            ``overwrite``, or is not a directory with ``mark``.
+        HerdError: the target is the current or the root directory, is, holds or lies inside of an input, exists
+            without ``overwrite``, or is not a directory with ``mark``.
     """
     target = Path(target)
-    if target == Path():
-        raise HerdError("the output is the current directory: give the name of a directory to create")
+    if target == Path() or not target.resolve().name:
+        which = "root" if target.is_absolute() else "current"
+        raise HerdError(f"the output is the {which} directory: give the name of a directory to create")
     for path in inputs:
         found, wanted = path.resolve(), target.resolve()
         if found.is_relative_to(wanted) or wanted.is_relative_to(found):
@@ -122,7 +130,8 @@ def require_room(target: Path, needed: int, what: str) -> None:
 
 def free_bytes(target: Path) -> int | None:
     """Free space where ``target`` is or would be, None on file systems that have no size, such as /proc."""
-    usage = shutil.disk_usage(next(path for path in target.absolute().parents if path.exists()))
+    above = (target.absolute(), *target.absolute().parents)
+    usage = shutil.disk_usage(next(path for path in above if path.exists()))
     return usage.free if usage.total else None
 
 
@@ -135,15 +144,65 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def _remove_abandoned(target: Path) -> None:
-    for path in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
-        process = path.name.removeprefix(f".{target.name}.").split(".")[0]
-        if not process.isdigit() or _is_running(int(process)):
-            continue
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+def _siblings(target: Path, kind: str) -> list[Path]:
+    """Temporary files or directories of a target: ``partial`` are being written, ``old`` were moved out of the way."""
+    return sorted(target.parent.glob(f".{glob.escape(target.name)}.*.{kind}"))
+
+
+def _claim(target: Path) -> tuple[Path, int]:
+    """A temporary directory for a target, and the lock that says so until its descriptor is closed.
+
+    The lock of the parent directory is held for a moment, so that no other process looks in between.
+    """
+    parent = os.open(target.parent, os.O_RDONLY)
+    try:
+        _lock(parent, wait=True)
+        _heal(target)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        claimed = os.open(temporary, os.O_RDONLY)
+        _lock(claimed, wait=False)
+        return temporary, claimed
+    finally:
+        os.close(parent)
+
+
+def _heal(target: Path) -> None:
+    """Undo what a killed process left: remove what it was writing, put back what it had moved away.
+
+    Raises:
+        HerdError: a process is still at it.
+    """
+    for path in filter(Path.is_dir, _siblings(target, "partial")):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            if not _lock(descriptor, wait=False):
+                raise HerdError(f"another process is writing {target}: wait for it or choose another output")
+        finally:
+            os.close(descriptor)
+        shutil.rmtree(path, ignore_errors=True)
+    for old in _siblings(target, "old"):
+        if os.path.lexists(target):
+            shutil.rmtree(old, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
+            old.rename(target)
+
+
+def _lock(descriptor: int, *, wait: bool) -> bool:
+    """Lock an open file or directory until it is closed, also by the end of the process; False when it is locked.
+
+    Where the system or the file system has no such locks, everything counts as free.
+    """
+    try:
+        fcntl = import_module("fcntl")
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _is_running(process: int) -> bool:
@@ -156,11 +215,16 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _replace_directory(new: Path, target: Path) -> None:
-    if not target.exists():
+def _put_in_place(new: Path, target: Path, *, overwrite: bool) -> None:
+    """Rename a directory to its target. A rename never replaces a file or a directory that holds something.
+
+    To overwrite takes two renames. A process that is killed between them leaves the old directory beside the target,
+    where ``_heal`` finds it.
+    """
+    if not (overwrite and target.exists()):
         new.rename(target)
         return
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    old = new.with_suffix(".old")
     target.rename(old)
     try:
         new.rename(target)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from herdgraph import files
 from herdgraph.errors import HerdError
 from herdgraph.files import atomic_directory, atomic_file, free_bytes, require_room, sha256_of
 
@@ -65,8 +66,9 @@ def test_check_output_refusals(tmp_path: Path) -> None:
     with pytest.raises(HerdError, match=r"home has no manifest\.json"), \
             atomic_directory(tmp_path / "home", overwrite=True):
         pass
-    with pytest.raises(HerdError, match="the output is the current directory"), atomic_directory(Path()):
-        pass
+    for target, which in ((Path(), "current"), (Path("/"), "root")):
+        with pytest.raises(HerdError, match=f"the output is the {which} directory"), atomic_directory(target):
+            pass
     assert _names(tmp_path / "home") == ["input", "letters"]
 
 
@@ -160,6 +162,54 @@ def test_atomic_directory_removes_abandoned(tmp_path: Path) -> None:
     assert len(_names(tmp_path)) == 1
     with atomic_directory(tmp_path / "out") as directory:
         (directory / "file").write_text("y")
+    assert _names(tmp_path) == ["out"]
+
+
+def _appear(path: Path) -> None:
+    path.mkdir(exist_ok=True)
+    (path / "thesis").write_text("precious")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(("appear", "problem"), [(_appear, "exists|has no manifest"), (Path.touch, "is a file")])
+def test_atomic_directory_spares_what_appears_meanwhile(appear, problem: str, overwrite: bool, tmp_path: Path) -> None:
+    with pytest.raises(HerdError, match=problem), atomic_directory(tmp_path / "out", overwrite=overwrite):
+        appear(tmp_path / "out")
+    assert _names(tmp_path) == ["out"]
+    assert (tmp_path / "out").is_file() or _names(tmp_path / "out") == ["thesis"]
+
+
+def test_rename_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even what appears after the last look is safe."""
+    monkeypatch.setattr(files, "check_output", lambda *_, **__: None)
+    with pytest.raises(HerdError, match="not empty"), atomic_directory(tmp_path / "out"):
+        _appear(tmp_path / "out")
+    assert _names(tmp_path / "out") == ["thesis"]
+
+
+def test_atomic_directory_has_one_writer(tmp_path: Path) -> None:
+    with atomic_directory(tmp_path / "out"):
+        for overwrite in (False, True):
+            with pytest.raises(HerdError, match="another process is writing"), \
+                    atomic_directory(tmp_path / "out", overwrite=overwrite):
+                pass
+        with atomic_directory(tmp_path / "other"):
+            pass
+    assert _names(tmp_path) == ["other", "out"]
+
+
+def test_atomic_directory_heals_a_kill_between_two_renames(tmp_path: Path) -> None:
+    """The old directory comes back, and is replaced only by who asks for it."""
+    for name in ("out", ".out.x.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(name)
+    with atomic_directory(tmp_path / "out", overwrite=True) as directory:  # killed after them: only remains are removed
+        (directory / "manifest.json").write_text("new")
+    assert _names(tmp_path) == ["out"]
+    (tmp_path / "out").rename(tmp_path / ".out.x.old")
+    with pytest.raises(HerdError, match="exists already"), atomic_directory(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out" / "manifest.json").read_text() == "new"
     assert _names(tmp_path) == ["out"]
 
 
