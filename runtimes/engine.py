@@ -1,23 +1,28 @@
 """The engine: what applications embed.
 
+>>> from herdgraph import Engine
 >>> engine = Engine.load("bundle")
 >>> print(engine.generate("Once upon a time", max_new_tokens=32).text)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from ..errors import HerdError
+from ..files import size
 from ..model.config import HerdConfig
-from ..model.processing import PromptProcessor
+from ..model.processing import PreparedPrompt, PromptProcessor
+from ..model.processing.images import Source
 from .bundle.manifest import Bundle
 from .distributed.collectives import TIMEOUT
 from .distributed.front_end import load_sharded
@@ -36,8 +41,8 @@ MOST_THREADS = 1024
 Memory = Literal["fast", "low"]
 """``fast``: weights packed for speed; ``low``: weights used as they are mapped. See ``Engine.load``."""
 
-Prompt = str | list[dict[str, Any]]
-"""A raw completion, or chat messages with roles and contents (see ``model.processing.prompt``)."""
+Prompt = str | Items[int] | Items[Mapping[str, Any]]
+"""A raw completion, its token ids, or chat messages with roles and contents (see ``model.processing.prompt``)."""
 
 
 class Engine:
@@ -92,8 +97,14 @@ class Engine:
         """Run a token, so that buffers that a first call allocates are there before somebody waits for it."""
         self._step(self.new_sequence(), 0)
 
+    def __repr__(self) -> str:
+        manifest, text = self.bundle.manifest, self.config.text
+        what = f"{manifest.target} {manifest.recipe}, {text.num_layers} layers, {text.num_experts} experts"
+        state = f", closed: {self.closed}" if self.closed else ""
+        return f"<Engine {str(self.bundle.directory)!r}: {what}, {size(self.bundle.bytes)}{state}>"
+
     def close(self) -> None:
-        """End the other processes of a sharded engine; afterwards it refuses to run."""
+        """Free the weights and end the other processes of a sharded engine; afterwards every call is refused."""
         self._decoder.close()
 
     @property
@@ -119,34 +130,49 @@ class Engine:
 
     # -- text in, text out ---------------------------------------------------------------------------------------
 
-    def generate(self, prompt: Prompt, **options: Any) -> Generation:
-        """Generate to the end. Options as in ``stream``."""
-        stream = self.stream(prompt, **options)
+    def generate(
+        self, prompt: Prompt, *, max_new_tokens: int = 256, stop: str | Items[str] = (),
+        stop_ids: Iterable[int] | None = None, images: Items[Source] | None = None,
+        tools: Items[Mapping[str, Any]] | None = None, sequence: Sequence | None = None,
+        temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
+        min_p: float | None = None, repetition_penalty: float | None = None, seed: int | None = None,
+        logprobs: int | None = None,
+    ) -> Generation:
+        """Generate to the end. Arguments and errors as in ``stream``."""
+        stream = self.stream(
+            prompt, max_new_tokens=max_new_tokens, stop=stop, stop_ids=stop_ids, images=images, tools=tools,
+            sequence=sequence, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty, seed=seed, logprobs=logprobs)
         for _ in stream:
             pass
         return stream.result
 
     def stream(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int = 256,
-        stop: Iterable[str] = (),
-        stop_ids: Iterable[int] | None = None,
-        images: Items[Any] | None = None,
-        sequence: Sequence | None = None,
-        **sampling: Any,
+        self, prompt: Prompt, *, max_new_tokens: int = 256, stop: str | Items[str] = (),
+        stop_ids: Iterable[int] | None = None, images: Items[Source] | None = None,
+        tools: Items[Mapping[str, Any]] | None = None, sequence: Sequence | None = None,
+        temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
+        min_p: float | None = None, repetition_penalty: float | None = None, seed: int | None = None,
+        logprobs: int | None = None,
     ) -> TextStream:
         """Generate, and yield text as soon as it is certain.
 
         Args:
-            prompt: a string (raw completion) or chat messages.
+            prompt: a string or its token ids (raw completion), or chat messages.
             max_new_tokens: length limit; the model's context is another.
-            stop: strings that end the text before them.
+            stop: one string, or several, that end the text before them.
             stop_ids: tokens that end the text, None for the model's own.
             images: pictures for the ``<|image|>`` placeholders of a string prompt; messages carry their own.
+            tools: descriptions of functions for chat templates that offer them to the model.
             sequence: continue this one: the prefix that it shares with the prompt is not computed again.
-            sampling: fields of ``Sampling``: temperature, top_k, top_p, min_p, repetition_penalty, seed, logprobs.
+            temperature: see ``Sampling``. For this and the next four, None takes what the checkpoint's
+                ``generation_config.json`` recommends, and without one the most likely token is chosen.
+            top_k: see ``Sampling``.
+            top_p: see ``Sampling``.
+            min_p: see ``Sampling``.
+            repetition_penalty: see ``Sampling``.
+            seed: of the draws, None for another each time.
+            logprobs: report every token's log-probability and so many alternatives, None for neither.
 
         Returns:
             An iterator of text deltas with a ``result``.
@@ -154,28 +180,28 @@ class Engine:
         Raises:
             HerdError: an impossible prompt or option.
         """
-        prepared = self.processor.prepare(prompt, images=images)
-        room = self.config.text.max_position_embeddings - len(prepared.token_ids)
-        ids = self.processor.tokenizer.stop_ids if stop_ids is None else stop_ids
-        rule = StopRule(max_new_tokens, frozenset(ids), tuple(stop))
-        sequence = self.new_sequence() if sequence is None else sequence
-
-        def prefill() -> tuple[Logits, int]:
-            """Logits after the prompt, and how many of its tokens the sequence held already."""
-            shared = shared_prefix(sequence, prepared, self.config)
-            self.truncate(sequence, shared)
-            pixels = prepared.pixel_values
-            fresh = None if pixels is None else pixels[len(sequence.tile_digests) :]
-            return self.prefill(sequence, prepared.token_ids[shared:], fresh), shared
-
+        options: dict[str, Any] = {
+            "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+            "repetition_penalty": repetition_penalty, "seed": seed, "logprobs": logprobs}
+        sampling = Sampling(**{name: value for name, value in options.items() if value is not None})
+        prepared = self._prepare(prompt, images, tools)
+        tokenizer, config = self.processor.tokenizer, self.config
+        rule = StopRule.of(max_new_tokens, stop, tokenizer.stop_ids if stop_ids is None else stop_ids)
+        steps = _Steps(self, self.new_sequence() if sequence is None else sequence, prepared)
         return TextStream(
-            prefill,
-            lambda token: self._step(sequence, token),
-            tokenizer=self.processor.tokenizer,
-            prompt_ids=prepared.token_ids,
-            sampling=Sampling.of(sampling),
-            stop=rule.within(room),
-        )
+            steps.prefill, steps.decode, tokenizer=tokenizer, prompt_ids=prepared.token_ids, sampling=sampling,
+            stop=rule.within(config.text.max_position_embeddings - len(prepared.token_ids)),
+            never=[config.image_token_id] if config.vision else [])
+
+    def _prepare(
+        self, prompt: Prompt, images: Items[Source] | None, tools: Items[Mapping[str, Any]] | None
+    ) -> PreparedPrompt:
+        is_ids = isinstance(prompt, Items) and len(prompt) > 0 and isinstance(prompt[0], Integral)
+        if not is_ids:
+            return self.processor.prepare(prompt, images=images, tools=tools)
+        if images or tools:
+            raise HerdError("a prompt of token ids takes no images and no tools: give a text or messages")
+        return PreparedPrompt(_whole_numbers(prompt))
 
     # -- tokens in, logits out -----------------------------------------------------------------------------------
 
@@ -202,16 +228,17 @@ class Engine:
             HerdError: no tokens, an id outside of the vocabulary, more tokens than the context holds, or images that
                 do not match the image tokens.
         """
-        token_ids = [int(token) for token in token_ids]
+        token_ids = _whole_numbers(token_ids)
         self._check_tokens(sequence, token_ids)
         tiles = np.zeros(0, np.float32) if pixel_values is None else pixel_values
         self._check_images(token_ids, len(tiles))
         features = np.zeros((0, self.config.text.hidden_size), np.float32)
         if len(tiles) and self._vision is not None:
             features = self._vision.features(tiles)
-        logits = self._decoder.prefill(sequence, token_ids, features, all_positions=all_positions)
-        if len(tiles):
-            sequence.append_images(features, tiles)
+        with sequence.exclusive():
+            logits = self._decoder.prefill(sequence, token_ids, features, all_positions=all_positions)
+            if len(tiles):
+                sequence.append_images(features, tiles)
         return logits
 
     def decode(self, sequence: Sequence, token_id: int) -> Logits:
@@ -222,7 +249,8 @@ class Engine:
     def _step(self, sequence: Sequence, token_id: int) -> Logits:
         """Append one token, chosen by a caller or by the model itself; its logits are valid until the next call."""
         self._check_tokens(sequence, [token_id])
-        return self._decoder.decode(sequence, int(token_id))
+        with sequence.exclusive():
+            return self._decoder.decode(sequence, int(token_id))
 
     def decode_batch(self, sequences: Items[Sequence], token_ids: Items[int]) -> Logits:
         """Append one text token to each of several sequences, of any lengths, in one call.
@@ -244,7 +272,10 @@ class Engine:
         for sequence, token in zip(sequences, token_ids, strict=True):
             self._check_tokens(sequence, [token])
             self._check_images([token])
-        return self._decoder.decode_batch(sequences, token_ids).copy()
+        with ExitStack() as stack:
+            for sequence in sequences:
+                stack.enter_context(sequence.exclusive())
+            return self._decoder.decode_batch(sequences, token_ids).copy()
 
     def truncate(self, sequence: Sequence, length: int) -> None:
         """Forget all but the first ``length`` tokens.
@@ -257,7 +288,9 @@ class Engine:
         """
         if not 0 <= length <= len(sequence):
             raise HerdError(f"cannot truncate a sequence of {len(sequence)} tokens to {length}")
-        self._decoder.truncate(sequence, length)
+        self._require_open()
+        with sequence.exclusive():
+            self._decoder.truncate(sequence, length)
 
     # -- checks --------------------------------------------------------------------------------------------------
 
@@ -270,7 +303,12 @@ class Engine:
         if tiles * per_tile != wanted:
             raise HerdError(f"{tiles} image tiles fill {tiles * per_tile} image tokens, the prompt has {wanted}")
 
+    def _require_open(self) -> None:
+        if self.closed:
+            raise HerdError(f"{self.closed}: load the bundle again")
+
     def _check_tokens(self, sequence: Sequence, token_ids: Items[int]) -> None:
+        self._require_open()
         text = self.config.text
         if not token_ids:
             raise HerdError("no tokens were given, at least one is needed")
@@ -280,6 +318,45 @@ class Engine:
         total = len(sequence) + len(token_ids)
         if total > text.max_position_embeddings:
             raise HerdError(f"{total} tokens are more than the context of {text.max_position_embeddings}")
+
+
+class _Steps:
+    """What a stream runs on its sequence; nobody else may move the sequence between two steps.
+
+    Args:
+        engine: runs them.
+        sequence: grows.
+        prompt: comes first.
+    """
+
+    def __init__(self, engine: Engine, sequence: Sequence, prompt: PreparedPrompt) -> None:
+        self._engine, self._sequence, self._prompt = engine, sequence, prompt
+        self._version = -1
+
+    def prefill(self) -> tuple[Logits, int]:
+        """Logits after the prompt, and how many of its tokens the sequence held already."""
+        engine, sequence, prompt = self._engine, self._sequence, self._prompt
+        shared = shared_prefix(sequence, prompt, engine.config)
+        engine.truncate(sequence, shared)
+        tiles = None if prompt.pixel_values is None else prompt.pixel_values[len(sequence.tile_digests) :]
+        logits = engine.prefill(sequence, prompt.token_ids[shared:], tiles)
+        self._version = sequence.version
+        return logits, shared
+
+    def decode(self, token_id: int) -> Logits:
+        """Append a token that was chosen; its logits are valid until the next call."""
+        if self._sequence.version != self._version:
+            raise HerdError("the sequence was used by somebody else while this stream ran: give each stream its own")
+        logits = self._engine._step(self._sequence, token_id)
+        self._version = self._sequence.version
+        return logits
+
+
+def _whole_numbers(token_ids: Items[Any]) -> list[int]:
+    wrong = next((token for token in token_ids if not isinstance(token, Integral)), None)
+    if wrong is not None:
+        raise HerdError(f"a token id is {wrong!r}, it must be a whole number")
+    return [int(token) for token in token_ids]
 
 
 def _load_verified(bundle: Bundle, options: ExecutorOptions, verify: bool) -> Runners:

@@ -31,7 +31,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "build": ("export", "model", "runtimes", *GROUND),
     "cli": ("cli", "build", "export", "calibration", "runtimes", "model", "", *GROUND),
     "__main__": ("cli",),
-    "": (),
+    "": ("runtimes", "errors"),
 }
 """What each package or top-level module may import: prefixes of modules; "" is the package's own ``__init__``."""
 

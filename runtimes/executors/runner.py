@@ -135,8 +135,9 @@ class Runner(ABC):
     def settle(self) -> None:  # noqa: B027
         """Wait for logits of chunks that are still on their way; here there are none."""
 
-    def close(self) -> None:  # noqa: B027
-        """End what runs elsewhere; here nothing does."""
+    def close(self) -> None:
+        """Free what is held and end what runs elsewhere; the engine then refuses every call."""
+        self.closed = self.closed or "the engine was closed"
 
     def chunk_prompt(self, past: int, token_ids: Items[int]) -> list[list[int]]:
         """Cut a prompt into prefill chunks.

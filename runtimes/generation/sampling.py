@@ -10,8 +10,9 @@ Order, as in transformers: repetition penalty, temperature, top-k, top-p, min-p,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ import numpy as np
 from ...errors import HerdError
 
 Array = np.ndarray[Any, Any]
+
+MOST_LOGPROBS = 100
+"""Alternatives that are reported for one token; other servers stop at 20."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,43 +47,39 @@ class Sampling:
     seed: int | None = None
     logprobs: int | None = None
 
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> Sampling:
-        """Sampling by the names of its fields.
-
-        Raises:
-            HerdError: there is no option of that name, or its value is impossible.
-        """
-        unknown = sorted(set(options) - set(cls.__dataclass_fields__))
-        if unknown:
-            known = ", ".join(cls.__dataclass_fields__)
-            raise HerdError(f"unknown option {unknown[0]!r}: sampling options are {known}")
-        return cls(**options)
-
     def __post_init__(self) -> None:
-        checks = (
-            # Between 0 and the bound float32 cannot divide by it, and nothing else is chosen than at 0.
-            (self.temperature == 0 or 1e-6 <= self.temperature <= 1e6, "temperature", self.temperature,
-             "0, or within 1e-6 and 1e6"),
-            (self.top_k >= 0, "top_k", self.top_k, "0 or more"),
-            (0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1"),
-            (0 <= self.min_p <= 1, "min_p", self.min_p, "within 0 and 1"),
-            (0 < self.repetition_penalty <= 1e6, "repetition_penalty", self.repetition_penalty, "above 0, at most 1e6"),
-            (self.seed is None or self.seed >= 0, "seed", self.seed, "0 or more"),
-            (self.logprobs is None or self.logprobs >= 0, "logprobs", self.logprobs, "0 or more"),
-        )
-        for valid, name, value, wanted in checks:
-            if not valid:
-                raise HerdError(f"{name} is {value}, it must be {wanted}")
+        # Between 0 and the bound float32 cannot divide by it, and nothing else is chosen than at 0.
+        self._require("temperature", Real, lambda t: t == 0 or 1e-6 <= t <= 1e6, "0, or within 1e-6 and 1e6")
+        self._require("top_k", Integral, lambda k: k >= 0, "a whole number, 0 or more")
+        self._require("top_p", Real, lambda p: 0 < p <= 1, "above 0 and at most 1")
+        self._require("min_p", Real, lambda p: 0 <= p <= 1, "within 0 and 1")
+        self._require("repetition_penalty", Real, lambda r: 0 < r <= 1e6, "above 0, at most 1e6")
+        if self.seed is not None:
+            self._require("seed", Integral, lambda seed: seed >= 0, "a whole number, 0 or more")
+        if self.logprobs is not None:
+            self._require("logprobs", Integral, lambda n: 0 <= n <= MOST_LOGPROBS,
+                          f"a whole number within 0 and {MOST_LOGPROBS}")
+
+    def _require(self, name: str, kind: type, valid: Callable[[Any], bool], wanted: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, kind) or not valid(value):
+            raise HerdError(f"{name} is {value!r}, it must be {wanted}")
 
 
 @dataclass(frozen=True)
-class TokenLogprob:
-    """Natural log-probability of a chosen token, and of the most likely alternatives (before any filter)."""
+class Candidate:
+    """A token with its text and its natural log-probability."""
 
     token_id: int
+    text: str
     logprob: float
-    top: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TokenLogprob(Candidate):
+    """The token that was chosen, and ``top``, the most likely ones before any filter, the likeliest first."""
+
+    top: tuple[Candidate, ...] = ()
 
 
 class Sampler:
@@ -95,8 +95,14 @@ class Sampler:
         Args:
             logits_V: float32 [vocabulary]; not modified.
             seen: tokens of the prompt and of the output so far.
+
+        Raises:
+            HerdError: the largest logit is not a finite number.
         """
         options = self.options
+        if not np.isfinite(peak := logits_V.max()):  # NaN anywhere makes the maximum NaN
+            raise HerdError(f"the largest logit is {peak}: the model's weights or its calibration are broken; compare "
+                            "the bundle with its checkpoint by 'herdgraph verify', then build it again")
         if options.repetition_penalty != 1.0:
             logits_V = _penalised(logits_V, seen, options.repetition_penalty)
         if options.temperature == 0:
@@ -110,12 +116,18 @@ class Sampler:
         drawn = np.searchsorted(bounds, self._random.random() * bounds[-1], side="right")
         return int(candidates[kept[min(int(drawn), len(kept) - 1)]])
 
-    def logprob(self, logits_V: Array, token_id: int) -> TokenLogprob:
-        """Log-probability of a token under the unfiltered distribution."""
-        count = self.options.logprobs or 0
+    def logprob(self, logits_V: Array, token_id: int, text_of: Callable[[int], str]) -> TokenLogprob:
+        """Log-probability of a token under the unfiltered distribution, and of the most likely ones.
+
+        Args:
+            logits_V: float32 [vocabulary].
+            token_id: the token that was chosen.
+            text_of: text of a token.
+        """
         logprobs = log_softmax(logits_V)
-        best = _most_likely(logprobs, count)
-        return TokenLogprob(token_id, float(logprobs[token_id]), {int(i): float(logprobs[i]) for i in best})
+        best = map(int, _most_likely(logprobs, self.options.logprobs or 0))
+        top = tuple(Candidate(token, text_of(token), float(logprobs[token])) for token in best)
+        return TokenLogprob(token_id, text_of(token_id), float(logprobs[token_id]), top)
 
 
 def softmax(logits: Array) -> Array:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
+from numbers import Integral
+from typing import TypeVar
 
 from ...errors import HerdError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -16,15 +21,40 @@ class StopRule:
     ids: frozenset[int] = frozenset()
     strings: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, max_new_tokens: int, strings: str | Iterable[str], ids: Iterable[int]) -> StopRule:
+        """A rule from what applications give: one stop string or several.
+
+        Raises:
+            HerdError: a value is of another kind or impossible.
+        """
+        listed = [strings] if isinstance(strings, str) else _listed("stop", strings)
+        return cls(max_new_tokens, frozenset(_listed("stop_ids", ids)), tuple(listed))
+
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise HerdError(f"max_new_tokens is {self.max_new_tokens}, it must be at least 1")
-        if "" in self.strings:
-            raise HerdError("a stop string is empty, give at least one character")
+        if not _is_whole(self.max_new_tokens) or self.max_new_tokens < 1:
+            raise HerdError(f"max_new_tokens is {self.max_new_tokens!r}, it must be a whole number, at least 1")
+        for string in self.strings:
+            if not isinstance(string, str) or not string:
+                raise HerdError(f"a stop string is {string!r}, give a text of at least one character")
+        for token in self.ids:
+            if not _is_whole(token):
+                raise HerdError(f"a stop id is {token!r}, it must be a whole number")
 
     def within(self, context: int) -> StopRule:
         """The same rule where only so many tokens are left of the model's context; one token is always possible."""
         return replace(self, max_new_tokens=max(1, min(self.max_new_tokens, context)))
+
+
+def _listed(name: str, values: Iterable[T]) -> list[T]:
+    try:
+        return list(values)
+    except TypeError as error:
+        raise HerdError(f"{name} is {values!r}, a list is needed") from error
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 class StopStrings:

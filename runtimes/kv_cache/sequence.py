@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Items
+from contextlib import contextmanager
 from typing import Any, Self
 
 import numpy as np
 
+from ...errors import HerdError
 from ...model.config import TextConfig
 from .buffers import KVBuffers
 from .memory import Buffer, CacheMemory
@@ -32,6 +35,7 @@ class Sequence:
         self._tile_digests: list[bytes] = []
         self._buffers = KVBuffers(config, memory)
         self._binding: Any = None
+        self._in_use, self._version = threading.Lock(), 0
 
     def __len__(self) -> int:
         return len(self._token_ids)
@@ -40,6 +44,11 @@ class Sequence:
     def token_ids(self) -> Items[int]:
         """Every token so far, image tokens included."""
         return self._token_ids
+
+    @property
+    def version(self) -> int:
+        """Number of changes so far: who remembers it sees whether somebody else used the sequence."""
+        return self._version
 
     @property
     def features(self) -> Features:
@@ -66,6 +75,7 @@ class Sequence:
     def append(self, token_ids: Iterable[int]) -> None:
         """Count tokens whose keys and values are in the buffers now."""
         self._token_ids.extend(token_ids)
+        self._version += 1
 
     def append_images(self, features: Features, tiles: Iterable[Features]) -> None:
         """Remember the features that filled the image tokens that were appended, and which pixels they came from."""
@@ -75,20 +85,40 @@ class Sequence:
     def truncate(self, length: int) -> None:
         """Forget all but the first tokens. Buffers stay: the next tokens overwrite what was forgotten."""
         del self._token_ids[length:]
+        self._version += 1
 
     def truncate_images(self, image_tokens: int, tiles: int) -> None:
         """Forget the features of all but the first image tokens, and the hashes of all but the first tiles."""
         self._features = self._features[:image_tokens]
         del self._tile_digests[tiles:]
 
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Held while a step runs on the sequence.
+
+        Raises:
+            HerdError: another thread is running one.
+        """
+        if not self._in_use.acquire(blocking=False):
+            raise HerdError("two threads used one sequence at the same time: give each its own, or fork it")
+        try:
+            yield
+        finally:
+            self._in_use.release()
+
     def fork(self) -> Self:
         """An independent sequence with the same past: the shared prefix is copied, not computed again."""
+        with self.exclusive():
+            return self._copy()
+
+    def _copy(self) -> Self:
         twin = type(self).__new__(type(self))
         twin._token_ids = self._token_ids.copy()
         twin._features = self._features
         twin._tile_digests = self._tile_digests.copy()
         twin._buffers = self._buffers.copy()
         twin._binding = None
+        twin._in_use, twin._version = threading.Lock(), 0
         return twin
 
     # -- buffers and who uses them -------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -222,11 +223,13 @@ class Cluster:
     # -- requests ------------------------------------------------------------------------------------------------
 
     def generate(self, prompt: Prompt, **options: Any) -> Generation:
-        """Generate on the least busy replica; on another one when it dies meanwhile.
+        """Generate on the least busy replica; on another one when it dies meanwhile. Options as in ``Engine.generate``.
 
         Raises:
             HerdError: an impossible prompt or option, or no replica comes back.
+            TypeError: there is no such option.
         """
+        signature(Engine.generate).bind(self, prompt, **options)
         for _ in range(2 * len(self.replicas) + 1):
             replica = self._taken()
             try:

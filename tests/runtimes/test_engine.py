@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from itertools import chain
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from herdgraph.errors import HerdError
 from herdgraph.export.pipeline import build_bundle
+from herdgraph.files import size
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes import Engine
@@ -154,7 +156,9 @@ def test_stop_ids_and_strings(engine: Engine) -> None:
 def test_logprobs_are_of_the_chosen_tokens(engine: Engine) -> None:
     result = engine.generate("abc", max_new_tokens=4, logprobs=2, stop_ids=[])
     assert [entry.token_id for entry in result.logprobs] == result.token_ids
-    assert all(next(iter(entry.top)) == entry.token_id and len(entry.top) == 2 for entry in result.logprobs)
+    assert all(entry.top[0].token_id == entry.token_id and len(entry.top) == 2 for entry in result.logprobs)
+    assert all(entry.text == engine.processor.tokenizer.decode([entry.token_id], skip_special=False)
+               for entry in result.logprobs)
 
 
 def test_a_conversation_computes_only_what_is_new(engine: Engine) -> None:
@@ -233,7 +237,8 @@ def test_wrong_images(engine: Engine) -> None:
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"max_new_tokens": 0}, "max_new_tokens is 0"), ({"temperature": -1}, "temperature is -1"),
-    ({"stop": [""]}, "a stop string is empty"), ({"beam": 4}, "unknown option 'beam'"),
+    ({"stop": [""]}, "a stop string is ''"), ({"temperature": "hot"}, "temperature is 'hot'"),
+    ({"stop": 5}, "stop is 5"), ({"images": ["x.png"]}, "image"),
 ])
 def test_wrong_options(options: dict[str, object], message: str, engine: Engine) -> None:
     with pytest.raises(HerdError, match=message):
@@ -245,6 +250,68 @@ def test_empty_prompt_and_threads(engine: Engine, bundle: Path) -> None:
         engine.generate("")
     with pytest.raises(HerdError, match="threads is 0"):
         Engine.load(bundle, threads=0)
+
+
+def test_wrong_names_are_refused_by_python(engine: Engine) -> None:
+    with pytest.raises(TypeError, match="max_new_tokns"):
+        engine.generate("abc", max_new_tokns=3)
+
+
+def test_prompts_of_token_ids(engine: Engine) -> None:
+    text, options = "Once upon", {"max_new_tokens": 4, "stop_ids": []}
+    ids = engine.processor.tokenizer.encode_completion(text)
+    wanted = engine.generate(text, **options)
+    assert engine.generate(ids, **options).token_ids == wanted.token_ids
+    assert engine.generate(tuple(np.array(ids)), **options).token_ids == wanted.token_ids
+    for wrong, problem in (([1, "x"], "a token id is 'x'"), ([], "empty"), ([1, 2.0], "a token id is 2.0"),
+                           ([1, 10**9], "outside of the vocabulary"), ([TINY.image_token_id], "0 image tiles")):
+        with pytest.raises(HerdError, match=problem):
+            engine.generate(wrong)
+    with pytest.raises(HerdError, match="takes no images"):
+        engine.generate([1, 2], images=[_picture("red")])
+
+
+def test_image_tokens_are_never_chosen(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture's token in an answer would stand for no features."""
+    real = engine._decoder.decode
+
+    def prefer_images(sequence, token):
+        logits = real(sequence, token).copy()
+        logits[TINY.image_token_id] = 1e9
+        return logits
+
+    monkeypatch.setattr(engine._decoder, "decode", prefer_images)
+    assert TINY.image_token_id not in engine.generate("abc", max_new_tokens=5, stop_ids=[]).token_ids
+
+
+def test_one_sequence_has_one_user(engine: Engine) -> None:
+    sequence = engine.new_sequence()
+    with sequence.exclusive():
+        for use in (lambda: engine.decode(sequence, 5), lambda: engine.prefill(sequence, [5]), sequence.fork,
+                    lambda: engine.truncate(sequence, 0), lambda: engine.decode_batch([sequence], [5])):
+            with pytest.raises(HerdError, match="two threads used one sequence"):
+                use()
+    streams = [iter(engine.stream(text, sequence=sequence, stop_ids=[])) for text in ("abc", "abd")]
+    for stream in streams:
+        next(stream)
+    with pytest.raises(HerdError, match="used by somebody else"):
+        list(streams[0])
+    assert len(engine.generate("abc", sequence=sequence, max_new_tokens=2, stop_ids=[]).token_ids) == 2
+
+
+def test_a_closed_engine_refuses_and_frees(bundle: Path) -> None:
+    with Engine.load(bundle, threads=1) as engine:
+        sequence = engine.new_sequence()
+        session = weakref.ref(engine._decoder.graph)
+        assert repr(engine) == f"<Engine {str(bundle)!r}: cpu fp32, 4 layers, 4 experts, {size(engine.bundle.bytes)}>"
+    assert repr(engine).endswith(", closed: the engine was closed>")
+    assert session() is None
+    for use in (lambda: engine.generate("abc"), lambda: engine.decode(sequence, 5),
+                lambda: engine.prefill(sequence, [5]), lambda: engine.truncate(sequence, 0),
+                lambda: engine.decode_batch([sequence], [5])):
+        with pytest.raises(HerdError, match="the engine was closed: load the bundle again"):
+            use()
+    engine.close()
 
 
 # -- what is remembered, and what is bounded ---------------------------------------------------------------------------

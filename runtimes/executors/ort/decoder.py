@@ -143,6 +143,13 @@ class DecoderRunner(Runner):
             self._batches.appendleft(batch)
         return batch.run(token_ids)
 
+    def close(self) -> None:
+        """Free the weights; see ``Runner``."""
+        if not self.closed:
+            super().close()
+            self._batches.clear()
+            del self.graph
+
     def prefill_chunk(self, sequence: Sequence, token_ids: list[int], features: Features, rows: Features) -> Logits:
         """Compute a prefill chunk; see ``Runner``."""
         logits = np.empty((1, len(rows), self.config.text.vocab_size), np.float32)

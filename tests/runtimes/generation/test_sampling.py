@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -88,22 +90,37 @@ def test_the_lowest_temperature_is_greedy() -> None:
 
 
 def test_logprobs() -> None:
-    entry = Sampler(Sampling(logprobs=3)).logprob(LOGITS, 7)
+    entry = Sampler(Sampling(logprobs=3)).logprob(LOGITS, 7, str)
     expected = torch.from_numpy(LOGITS).log_softmax(-1).numpy()
     assert entry.logprob == pytest.approx(expected[7], abs=1e-5)
-    assert list(entry.top) == list(np.argsort(-LOGITS)[:3])
+    assert [token.token_id for token in entry.top] == list(np.argsort(-LOGITS)[:3])
+    assert (entry.text, entry.top[0].text) == ("7", str(LOGITS.argmax()))
     np.testing.assert_allclose(log_softmax(LOGITS), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_logits_that_are_not_finite_are_an_error(value: float, temperature: float) -> None:
+    logits = LOGITS.copy()
+    logits[3] = value
+    with pytest.raises(HerdError, match=f"the largest logit is {value}"):
+        Sampler(Sampling(temperature=temperature))(logits, [])
+    logits[3] = -np.inf  # what is masked stays possible
+    assert Sampler(Sampling(temperature=temperature, seed=1))(logits, []) != 3
 
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"temperature": -1}, "temperature is -1"), ({"top_p": 0}, "top_p is 0"), ({"top_p": 1.5}, "top_p is 1.5"),
     ({"top_k": -1}, "top_k is -1"), ({"min_p": 2}, "min_p is 2"),
     ({"repetition_penalty": 0}, "repetition_penalty is 0"),
-    ({"logprobs": -1}, "logprobs is -1"), ({"seed": -1}, "seed is -1, it must be 0 or more"),
+    ({"logprobs": -1}, "logprobs is -1"), ({"seed": -1}, "seed is -1, it must be a whole number, 0 or more"),
     ({"temperature": 1e-320}, "temperature is 1e-320"), ({"temperature": float("inf")}, "temperature is inf"),
     ({"temperature": float("nan")}, "temperature is nan"),
     ({"repetition_penalty": float("inf")}, "repetition_penalty is inf"),
+    ({"temperature": "hot"}, "temperature is 'hot'"), ({"top_k": 1.5}, "top_k is 1.5, it must be a whole number"),
+    ({"seed": "x"}, "seed is 'x'"), ({"logprobs": True}, "logprobs is True"), ({"logprobs": 10**5}, "within 0 and 100"),
+    ({"top_p": None}, "top_p is None"), ({"min_p": []}, r"min_p is \[\]"),
 ])
-def test_wrong_options(options: dict[str, float], message: str) -> None:
+def test_wrong_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(HerdError, match=message):
         Sampling(**options)

@@ -41,5 +41,15 @@ def test_text_is_only_held_while_it_may_begin_a_stop() -> None:
 def test_wrong_rules() -> None:
     with pytest.raises(HerdError, match="max_new_tokens is 0"):
         StopRule(0)
-    with pytest.raises(HerdError, match="a stop string is empty"):
+    with pytest.raises(HerdError, match="a stop string is ''"):
         StopRule(1, strings=("",))
+    for arguments, problem in (((1.5, (), ()), "max_new_tokens is 1.5"), ((1, 5, ()), "stop is 5, a list"),
+                               ((1, [5], ()), "a stop string is 5"), ((1, (), 7), "stop_ids is 7, a list"),
+                               ((1, (), ["a"]), "a stop id is 'a'"), ((True, (), ()), "max_new_tokens is True")):
+        with pytest.raises(HerdError, match=problem):
+            StopRule.of(*arguments)
+
+
+def test_one_string_is_one_stop() -> None:
+    """Not a stop at each of its characters."""
+    assert StopRule.of(4, "xtz", [1]) == StopRule.of(4, ["xtz"], (1,)) == StopRule(4, frozenset({1}), ("xtz",))
