@@ -19,7 +19,16 @@ from ..model.checkpoint import Checkpoint
 from ..model.config.shard_plan import ShardPlan
 from ..model.quantization.calibration_file import calibration_for
 from ..model.quantization.recipes import Recipe
-from ..runtimes.bundle.manifest import MANIFEST, PROCESSOR, Bundle, Manifest, describe_files, write_manifest
+from ..runtimes.bundle.blocks import write_block_hashes
+from ..runtimes.bundle.manifest import (
+    MANIFEST,
+    PROCESSOR,
+    WEIGHTS,
+    Bundle,
+    Manifest,
+    describe_files,
+    write_manifest,
+)
 from .job import BuildProgress, BuildResult, Job, active_bytes, weight_bytes
 from .memory_plan import GRAPH_BYTES, MemoryPlan, memory_plan
 from .sharded_build import check_shards, write_shards
@@ -71,6 +80,8 @@ class BuildPlan:
                 made = write_shards(job, directory, self.output, self.shards)
             _copy_processor_files(job.checkpoint, directory / PROCESSOR)
             job.progress.stage("hashing")
+            for weights in sorted(directory.rglob(f"*{WEIGHTS}")):
+                write_block_hashes(weights)
             write_manifest(directory, _manifest(job, made, directory))
         return Bundle.open(self.output, verify=False)
 

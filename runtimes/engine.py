@@ -64,7 +64,8 @@ class Engine:
         Args:
             path: bundle directory.
             threads: threads of one operator on every rank, None for one per core.
-            verify: compare every file's SHA-256 with the manifest; weights, which are only numbers, while they load.
+            verify: compare every file's SHA-256 with the manifest, weights while they load; with ``memory="low"``
+                every block of the weights when it is first read.
             memory: ``fast`` packs all weights for speed, in memory of their own; ``low`` uses them as they lie in the
                 bundle, and the operating system reads and drops them page by page: a bundle may be larger than the
                 memory, and experts that are never chosen are never read.
@@ -84,12 +85,12 @@ class Engine:
         bundle = Bundle.open(path, verify=False)
         ranks = bundle.manifest.shards.plan.world if bundle.manifest.shards else 1
         places = check_devices(devices, ranks)
+        options = ExecutorOptions(threads, memory == "fast", check_blocks=verify and memory == "low")
         if bundle.manifest.shards:
-            options = ShardOptions(threads_of(threads, ranks), verify, memory == "fast", timeout, places)
-            vision = ExecutorOptions(threads, memory == "fast")
-            engine = cls(bundle, load_sharded(bundle, options), load_vision(bundle, vision))
+            shards = ShardOptions(threads_of(threads, ranks), verify, memory == "fast", timeout, places)
+            engine = cls(bundle, load_sharded(bundle, shards), load_vision(bundle, options))
         else:
-            engine = cls(bundle, *_load_verified(bundle, ExecutorOptions(threads, memory == "fast"), verify))
+            engine = cls(bundle, *_load_verified(bundle, options, verify))
         engine._warm_up()
         return engine
 

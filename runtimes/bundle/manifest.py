@@ -10,6 +10,7 @@ file            content
 manifest.json   this module's ``Manifest``
 decoder.onnx    decoder graph; its weights in ``decoder.data``
 vision.onnx     image graph (multimodal models); its weights in ``vision.data``
+*.data.sha256   SHA-256 of every block of a weight file (``blocks.py``)
 processor/      the checkpoint's tokenizer, chat template, generation and processor files, unchanged
 rank{r}/        of a sharded bundle, in the place of ``decoder.*``: partitions ``decoder.{k}.onnx`` of one rank
                 (``shards.py``), all of whose weights are in ``decoder.data``; or its ``decoder.plan``
@@ -210,6 +211,7 @@ class Bundle:
         for name in graphs:
             if name not in self.manifest.files:
                 raise HerdError(f"{self.directory / MANIFEST} has no hash for graph {name!r}: rebuild the bundle")
+        self._refuse_links_out((MANIFEST, PROCESSOR, *self.manifest.files))
         for path in self.processor.rglob("*"):
             name = path.relative_to(self.directory).as_posix()
             if not path.is_dir() and name not in self.manifest.files:
@@ -222,6 +224,14 @@ class Bundle:
             size = path.stat().st_size
             if size != entry.bytes:
                 raise HerdError(f"{path} has {size} bytes, the manifest says {entry.bytes}: copy or rebuild the bundle")
+
+    def _refuse_links_out(self, names: Iterable[str]) -> None:
+        """What lies elsewhere may be another's, and is not copied with the bundle."""
+        root = self.directory.resolve()
+        for name in names:
+            place = (self.directory / name).resolve()
+            if not place.is_relative_to(root):
+                raise HerdError(f"{self.directory / name} leads out of the bundle, to {place}: copy the file into it")
 
     def _verify(self, name: str) -> None:
         path, entry = self.directory / name, self.manifest.files[name]

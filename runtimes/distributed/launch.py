@@ -73,7 +73,8 @@ def load_shard(bundle: Bundle, link: Collectives, options: ShardOptions) -> Shar
     if options.verify:
         large = bundle.weight_files if not options.prepack else ()
         bundle.verify(name for name in bundle.files_of(link.rank) if name not in large)
-    shard = ShardRunner(bundle, link, ExecutorOptions(options.threads, options.prepack))
+    check_blocks = options.verify and not options.prepack
+    shard = ShardRunner(bundle, link, ExecutorOptions(options.threads, options.prepack, check_blocks))
     link.barrier()
     return shard
 

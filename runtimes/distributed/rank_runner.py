@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle.blocks import block_check
 from ..bundle.manifest import WEIGHTS, Bundle
 from ..bundle.shards import CollectiveOp, PartitionEntry
 from ..executors.options import ExecutorOptions
@@ -183,7 +184,8 @@ class ShardRunner(DecoderRunner):
         plan, config = self.rank_graph.plan, bundle.manifest.config
         # As many batches as stages: large batches run in so many parts.
         super().__init__(self.rank_graph, replace(config, text=plan.local_text(config.text, link.rank)),
-                         batches=plan.pipeline)
+                         batches=plan.pipeline,
+                         check=block_check([_weights_of(self.rank_graph.path)]) if options.check_blocks else None)
 
 
 class CapturedCall:

@@ -64,6 +64,10 @@ class VisionRunner:
         for first in range(0, len(keys), TILES_PER_CALL):
             some = keys[first : first + TILES_PER_CALL]
             rows = self._run(np.stack([tiles[key] for key in some]))
+            wanted = (len(some) * self.config.tokens_per_tile, self.width)
+            if rows.shape != wanted:
+                raise HerdError(f"the image graph gives features {list(rows.shape)} for {len(some)} tiles, "
+                                f"{list(wanted)} is needed: it belongs to another model; rebuild the bundle")
             found |= dict(zip(some, np.split(rows, len(some)), strict=True))
         return found
 

@@ -115,11 +115,14 @@ class DecoderRunner(Runner):
         graph: the decoder.
         config: the model; of a rank, what the rank holds of it.
         batches: batches whose buffers and bindings are kept for their next call.
+        check: called after every call, before its result is used; raises when weights that it read were altered.
     """
 
-    def __init__(self, graph: DecoderGraph, config: HerdConfig, *, batches: int = 1) -> None:
+    def __init__(
+        self, graph: DecoderGraph, config: HerdConfig, *, batches: int = 1, check: Run | None = None
+    ) -> None:
         _check_caches(graph.inputs, config, graph.path)
-        self.graph, self.config = graph, config
+        self.graph, self.config, self._check = graph, config, check
         self.memory = HostMemory(_cache_type(graph.inputs))
         self.takes_features = any(item.name == "image_features" for item in graph.inputs)
         self._batches: deque[DecodeBatch] = deque(maxlen=batches)
@@ -169,7 +172,13 @@ class DecoderRunner(Runner):
         for layer, buffers in enumerate(layers):
             for part, buffer in zip(("key", "value"), buffers, strict=True):
                 inputs[f"past.{layer}.{part}"] = outputs[f"present.{layer}.{part}"] = ort_value(buffer)
-        return self.graph.bind(inputs, outputs)
+        run = self.graph.bind(inputs, outputs)
+        return run if self._check is None else partial(_run_all, (run, self._check))
+
+
+def _run_all(calls: Items[Run]) -> None:
+    for call in calls:
+        call()
 
 
 def _cache_type(inputs: Items[Any]) -> type[np.generic]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...bundle.manifest import Bundle
+from ...bundle.blocks import block_check
+from ...bundle.manifest import WEIGHTS, Bundle
 from ...kv_cache.sequence import Features
 from ..options import ExecutorOptions
 from ..vision import VisionRunner
 from .decoder import DecoderRunner, SessionGraph
-from .session import create_session
+from .session import check_names, create_session
 
 
 def load_graphs(bundle: Bundle, options: ExecutorOptions) -> tuple[DecoderRunner, VisionRunner | None]:
@@ -22,17 +25,32 @@ def load_graphs(bundle: Bundle, options: ExecutorOptions) -> tuple[DecoderRunner
     """
     path = bundle.graph("decoder")
     session = create_session(path, provider=bundle.manifest.provider, options=options)
-    return DecoderRunner(SessionGraph(path, session), bundle.manifest.config), load_vision(bundle, options)
+    config = bundle.manifest.config
+    runner = DecoderRunner(SessionGraph(path, session), config, check=_check_of(path, options))
+    present = {f"present.{layer}.{part}" for layer in range(config.text.num_layers) for part in ("key", "value")}
+    inputs = {"input_ids", "past_lengths", "logit_rows"} | ({"image_features"} if config.vision else set())
+    check_names(session, path, inputs=inputs, outputs={"logits"} | present)
+    return runner, load_vision(bundle, options)
 
 
 def load_vision(bundle: Bundle, options: ExecutorOptions) -> VisionRunner | None:
     """The image tower; None for models that read text only."""
     if not bundle.manifest.config.vision:
         return None
-    session = create_session(bundle.graph("vision"), provider=bundle.manifest.provider, options=options)
+    path = bundle.graph("vision")
+    session = create_session(path, provider=bundle.manifest.provider, options=options)
+    check_names(session, path, inputs={"pixel_values"}, outputs={"image_features"})
+    check = _check_of(path, options)
 
     def run(pixel_values: np.ndarray[Any, Any]) -> Features:
-        features: Features = session.run(None, {"pixel_values": pixel_values})[0]
+        features: Features = session.run(["image_features"], {"pixel_values": pixel_values})[0]
+        if check:
+            check()
         return features
 
     return VisionRunner(run, bundle.manifest.config)
+
+
+def _check_of(graph: Path, options: ExecutorOptions) -> Callable[[], None] | None:
+    """What compares the weights that a call of a graph has read, None when nothing is to be compared."""
+    return block_check([graph.with_suffix(WEIGHTS)]) if options.check_blocks else None

@@ -10,8 +10,14 @@ from typing import Any
 import numpy as np
 
 from ....errors import HerdError
+from ....reading import read_bytes
 from ..options import ExecutorOptions
 from .page_release import drop_page_cache_during_load
+
+_GRAPH_BYTES = 2 << 30
+"""Most bytes of a graph without its weights: the limit of its format."""
+_LOOPS = (b"\x22\x04Loop", b"\x22\x04Scan")
+"""How the operators that repeat a graph are written: field 4 of a node, a text of 4 letters."""
 
 Values = dict[str, Any]
 """``OrtValue`` by name."""
@@ -66,6 +72,20 @@ def create_sessions(paths: Items[Path], data: Path, *, provider: str, options: E
         return [_session(path, provider, shared) for path in paths]
 
 
+def check_names(session: Any, path: Path, *, inputs: set[str], outputs: set[str]) -> None:
+    """Compare what a graph takes, caches left out, and gives with what its callers will bind.
+
+    Raises:
+        HerdError: a name is missing or unknown.
+    """
+    taken = {item.name for item in session.get_inputs() if not item.name.startswith("past.")}
+    given = {item.name for item in session.get_outputs()}
+    for found, wanted, word in ((taken, inputs, "input"), (given, outputs, "output")):
+        for name in sorted(found ^ wanted):
+            problem = "an unknown" if name in found else "no"
+            raise HerdError(f"{path} has {problem} {word} {name!r}: it is another graph; rebuild the bundle")
+
+
 def _session_options(wanted: ExecutorOptions) -> Any:
     options = load_onnxruntime().SessionOptions()
     options.log_severity_level = 3
@@ -109,6 +129,9 @@ def _session(path: Path, provider: str, options: Any) -> Any:
     if provider not in (found := onnxruntime.get_available_providers()):
         raise HerdError(f"{path} is built for {provider}, this onnxruntime {onnxruntime.__version__} has "
                         f"{', '.join(found)}: install the onnxruntime that has it, or build for another target")
+    if any(loop in read_bytes(path, most=_GRAPH_BYTES) for loop in _LOOPS):
+        raise HerdError(f"{path} holds a loop, which no graph of herdgraph does and which may never end: rebuild the "
+                        "bundle")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # onnxruntime raises its own classes, all of them plain Exceptions

@@ -90,8 +90,19 @@ def _flip(bundle: Path) -> None:
     (bundle / "decoder.data").write_bytes(bytes(data))
 
 
+def _link_out(bundle: Path, name: str) -> None:
+    """Move a file or directory out of the bundle and leave a link to it: the hashes still fit."""
+    outside = bundle.parent / "outside"
+    (bundle / name).rename(outside)
+    (bundle / name).symlink_to(outside)
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "one byte altered": (_flip, r"decoder.data was altered: SHA-256 .* copy or rebuild"),
+    "link out": (lambda b: _link_out(b, "decoder.data"), r"decoder.data leads out of the bundle, to .*/outside: copy"),
+    "processor out": (lambda b: _link_out(b, "processor"), r"processor leads out of the bundle"),
+    "manifest out": (lambda b: _link_out(b, MANIFEST), r"manifest.json leads out of the bundle"),
+    "key twice": (lambda b: (b / MANIFEST).write_text('{"format": 2, "format": 2}'), r"'format' is given twice"),
     "file cut": (lambda b: (b / "decoder.data").write_bytes(b"x"), r"has 1 bytes, the manifest says 16384"),
     "file missing": (lambda b: (b / "decoder.data").unlink(), r"decoder.data is missing"),
     "newer format": (lambda b: _edit(b, format=99), r"json: the bundle format is 99, .* reads format 2: update"),
