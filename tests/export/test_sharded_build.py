@@ -205,7 +205,8 @@ def test_two_cuts_per_layer(family: Callable[[str], Family], plan: str, cuts: in
         assert not any(node.domain == "herdgraph" for graph in graphs for node in graph.graph.all_nodes())
 
 
-def test_crossing_values_have_types_and_shapes_in_the_names_of_the_inputs(family: Callable[[str], Family]) -> None:
+def test_types_and_shapes_of_crossing_values(family: Callable[[str], Family]) -> None:
+    """Shapes are in the names of the inputs' sizes."""
     shards = family("seeing").build("tp=2,ep=2,pp=2").manifest.shards
     assert shards is not None
     known = {"batch", "tokens", "rows", "image_tokens"}
