@@ -2,7 +2,7 @@
 
     python -m benchmarks.calf [WORK] [--checkpoint DIR] [--every 1] [--threads 1]
 
-WORK is where ``examples/calf/make_data.py`` put its data (.cache/calf). Judged are, greedy and to the last letter,
+WORK is where ``examples/calf/make_data.py`` put its data (.cache/calf). Measured are, greedy and to the last letter,
 
 * ``as drawn``: trained emoji, the drawing that views were made of;
 * ``other vendor``: trained emoji as Twitter draws them, the honest hard set;
@@ -53,7 +53,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Accuracy:
     """Shares of right answers; by category with the number of questions."""
 
     right: float
@@ -131,7 +131,7 @@ class Greedy:
         return self.processor.tokenizer.decode(said)
 
 
-def judge(say: Say, asked: list[Question], title: str) -> Judgement:
+def evaluate(say: Say, asked: list[Question], title: str) -> Accuracy:
     """Ask all questions."""
     right, alias, kind = 0, 0, 0
     by_category: Counter[str] = Counter()
@@ -143,25 +143,25 @@ def judge(say: Say, asked: list[Question], title: str) -> Judgement:
         kind += say(question, KIND) == f"It belongs to {question.category}."
     count = len(asked)
     sizes = Counter(question.category for question in asked)
-    return Judgement(right / count, (right + alias) / count, kind / count,
-                     {category: (by_category[category] / size, size) for category, size in sizes.items()})
+    return Accuracy(right / count, (right + alias) / count, kind / count,
+                    {category: (by_category[category] / size, size) for category, size in sizes.items()})
 
 
-def report(found: dict[tuple[str, str], Judgement], sizes: dict[str, int]) -> None:
+def report(found: dict[tuple[str, str], Accuracy], sizes: dict[str, int]) -> None:
     """Tables."""
     table = Table(title="right answers of the calf")
     for column in ("", "pictures", "asked", "name", "name or alias", "kind"):
         table.add_column(column)
-    for (speaker, name), judged in found.items():
+    for (speaker, name), accuracy in found.items():
         table.add_row(speaker, SETS[name], str(sizes[name]), *(f"{100 * share:.1f} %" for share in (
-            judged.right, judged.with_aliases, judged.kind)))
+            accuracy.right, accuracy.with_aliases, accuracy.kind)))
     stdout.print(table)
     table = Table(title="names by category, CPU bundle, fp32")
     for column in ("category", *SETS.values()):
         table.add_column(column)
-    judged_sets = {name: found["CPU bundle, fp32", name].by_category for name in SETS}
-    for category in sorted(judged_sets["seen"]):
-        shares = (judged_sets[name].get(category) for name in SETS)
+    by_set = {name: found["CPU bundle, fp32", name].by_category for name in SETS}
+    for category in sorted(by_set["seen"]):
+        shares = (by_set[name].get(category) for name in SETS)
         table.add_row(category, *("" if share is None else f"{100 * share[0]:.0f} % of {share[1]}" for share in shares))
     stdout.print(table)
 
@@ -176,7 +176,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     asked = {name: questions(args.work / "data", name)[:: args.every] for name in SETS}
-    found = {(speaker, name): judge(say, asked[name], f"{speaker}: {SETS[name]}")
+    found = {(speaker, name): evaluate(say, asked[name], f"{speaker}: {SETS[name]}")
              for speaker, say in speakers(args.checkpoint, args.work, args.threads) for name in SETS}
     report(found, {name: len(rows) for name, rows in asked.items()})
 

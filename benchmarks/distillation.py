@@ -5,7 +5,7 @@
 CALF is what ``examples/calf/train.py`` works in, with data, tower and teacher. So that a short run learns something,
 students learn to name food and drink only, some 130 things. They share the aligned image tower, start from the same
 random decoder for a seed and see the same batches; from scratch means labels only. The teacher is the calf's, trained
-on a little on food; its targets are computed once (64 best ids and the rest) and read by all. Judged by
+on a little on food; its targets are computed once (64 best ids and the rest) and read by all. Measured are
 
 * held-out loss: cross-entropy on samples that none was trained on, nats per token;
 * right names, greedy and to the last letter: trained emoji in another vendor's drawing, and as drawn.
@@ -72,11 +72,11 @@ WEIGHTINGS: Mapping[str, Callable[[int], Weighting] | None] = {
     "fading certainty": lambda steps: Combined((TeacherCertainty(), Schedule(0.9, 0.0, steps))),
 }
 CATEGORIES = ("food and drink",)
-JUDGED = {"other_vendor": "other drawing", "seen": "as drawn"}
+EVALUATED = {"other_vendor": "other drawing", "seen": "as drawn"}
 
 
 def compared_data(calf: Path) -> dict[str, Path]:
-    """Files to train on and to judge by, of the chosen categories, beside the pictures: a picture, then its name."""
+    """Files to train and to evaluate on, of the chosen categories, beside the pictures: a picture, then its name."""
     data, rows = calf / "data", {}
     for name in ("seen", "other_vendor", "pairs", "text"):
         rows[name] = [json.loads(line) for line in (data / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -95,7 +95,7 @@ def _code(row: dict[str, Any]) -> str:
 
 
 def _named(row: dict[str, Any]) -> dict[str, Any]:
-    """A row to judge by as those that are trained on: a picture, then its name."""
+    """A row to evaluate on as those that are trained on: a picture, then its name."""
     if "messages" not in row:
         return row
     return {"key": row["key"], "content": [row["messages"][0]["content"][0], row["name"]]}
@@ -149,7 +149,7 @@ def cached_targets(calf: Path, options: RunOptions) -> Path:
 
 
 def run(calf: Path, name: str, options: RunOptions) -> dict[str, float]:
-    """Train one student and judge it."""
+    """Train one student and evaluate it."""
     files, weighting, objective = calf / "student", WEIGHTINGS[name], None
     if weighting is not None:
         cache = TargetCache(cached_targets(calf, options), tokenizer=tokenizer_hash(files))
@@ -166,7 +166,7 @@ def accuracies(calf: Path, checkpoint: Path) -> dict[str, float]:
     model, encoder = open_model(checkpoint), Encoder(checkpoint, read_config(checkpoint), max_tokens=256)
     found = {}
     files = compared_data(calf)
-    for name in JUDGED:
+    for name in EVALUATED:
         samples = JsonLines(files[name])
         right = exact_matches(model, [encoder(samples[index]) for index in range(len(samples))])
         found[name] = sum(right) / len(right)
@@ -188,11 +188,11 @@ def measured(calf: Path, name: str, steps: int, seed: int) -> dict[str, float]:
 def report(rows: dict[str, list[dict[str, float]]], steps: int) -> Table:
     """Means over seeds and their spread."""
     table = Table(title=f"the calf after {steps} steps of 2048 tokens, mean and standard deviation over seeds")
-    for column in ("weighting", "seeds", "held-out loss", *JUDGED.values()):
+    for column in ("weighting", "seeds", "held-out loss", *EVALUATED.values()):
         table.add_column(column)
     for name, found in rows.items():
         cells = []
-        for figure in ("held_out", *JUDGED):
+        for figure in ("held_out", *EVALUATED):
             values, scale = [row[figure] for row in found], 1 if figure == "held_out" else 100
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             cells.append(f"{scale * statistics.mean(values):.{3 if scale == 1 else 1}f} ± "

@@ -43,7 +43,7 @@ PAGE = 1200
 
 
 @dataclass
-class Judgement:
+class Evaluation:
     """Figures of a mixture on held-out pages.
 
     Attributes:
@@ -58,7 +58,7 @@ class Judgement:
 
 
 def pages() -> tuple[list[str], list[str]]:
-    """Pages to train on and to judge by."""
+    """Pages to train and to evaluate on."""
     from pydoc_data.topics import topics
 
     text = "\n".join([DEFAULT_TEXT.read_text(encoding="utf-8"), *(topics[name] for name in sorted(topics))])
@@ -74,7 +74,7 @@ def logits_of(model: Llama4, ids_T: list[int]) -> Tensor:
 
 
 @torch.no_grad()
-def judge(dense: Llama4, mixture: Llama4, encoded: list[list[int]]) -> Judgement:
+def evaluate(dense: Llama4, mixture: Llama4, encoded: list[list[int]]) -> Evaluation:
     """Compare a mixture with the dense model."""
     layers = [module for module in mixture.modules() if isinstance(module, Experts)]
     load_LE = torch.zeros(len(layers), layers[0].gate_up_proj.shape[0])
@@ -97,7 +97,7 @@ def judge(dense: Llama4, mixture: Llama4, encoded: list[list[int]]) -> Judgement
         totals[1] += kl(reference_TV, logits_of(mixture, ids_T))
         for hook in hooks:
             hook.remove()
-    return Judgement(totals[0] / tokens, totals[1] / tokens, load_LE / load_LE.sum(1, keepdim=True))
+    return Evaluation(totals[0] / tokens, totals[1] / tokens, load_LE / load_LE.sum(1, keepdim=True))
 
 
 def exchange(_module, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -132,34 +132,34 @@ def train(gguf: Path, output: Path, train_pages: list[str], steps: int) -> None:
 
 
 def main() -> None:
-    """Parse the command line, train, judge, report."""
+    """Parse the command line, train, evaluate, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gguf", type=Path, nargs="?", default=Path(".cache/demo/SmolLM2-135M-Instruct.gguf"))
     parser.add_argument("--output", type=Path, default=Path(".cache/upcycle-distil"))
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--pages", type=int, default=20, help="held-out pages that are judged on")
+    parser.add_argument("--pages", type=int, default=20, help="held-out pages to evaluate on")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    train_pages, judged = pages()
+    train_pages, held_out = pages()
     train(args.gguf, args.output, train_pages, args.steps)
-    stderr.print(f"judging on {args.pages} held-out pages")
+    stderr.print(f"evaluating on {args.pages} held-out pages")
     processor = PromptProcessor(args.output / "dense", open_model(args.output / "dense").config)
-    encoded = [processor.tokenizer.encode(page)[:256] for page in judged[: args.pages]]
+    encoded = [processor.tokenizer.encode(page)[:256] for page in held_out[: args.pages]]
     dense = open_model(args.output / "dense")
-    found = {name: judge(dense, open_model(args.output / part), encoded)
+    found = {name: evaluate(dense, open_model(args.output / part), encoded)
              for name, part in (("before", "upcycled"), ("after", "model"))}
     table = Table(title=f"{args.steps} steps of 512 tokens, held out {sum(map(len, encoded))} tokens")
     for column in ("", "KL to dense", "KL, experts exchanged", "largest load", "smallest load"):
         table.add_column(column)
-    for name, judged_ in found.items():
-        table.add_row(name, f"{judged_.kl:.2e}", f"{judged_.exchanged_kl:.2e}",
-                      f"{float(judged_.load_LE.amax(1).mean()):.3f}", f"{float(judged_.load_LE.amin(1).mean()):.3f}")
+    for name, each in found.items():
+        table.add_row(name, f"{each.kl:.2e}", f"{each.exchanged_kl:.2e}",
+                      f"{float(each.load_LE.amax(1).mean()):.3f}", f"{float(each.load_LE.amin(1).mean()):.3f}")
     stdout.print(table)
     if args.plot:
         heat_maps(args.plot, "share of a layer's tokens", "expert", "layer",
-                  {name: judged_.load_LE.numpy() for name, judged_ in found.items()})
+                  {name: each.load_LE.numpy() for name, each in found.items()})
 
 
 if __name__ == "__main__":

@@ -12,10 +12,9 @@ import click
 from ..console import HerdCommand, emit_json, quantity, size, table
 
 if TYPE_CHECKING:
-    from ..export.targets.tensorrt import Plan
+    from ..export.inspection import BundleDescription, CheckpointDescription, PipelineDescription, PlanDescription
     from ..model.config import HerdConfig
-
-PLAN = ".plan"
+    from ..model.config.parameter_counts import ModelSize
 
 
 @click.command(cls=HerdCommand)
@@ -30,98 +29,57 @@ def inspect(path: Path, products: bool, passes: bool, as_json: bool) -> None:
     Parameters, layers, experts, cache sizes, files and hashes; of a plan its GPUs, inputs, outputs and the types that
     its matrix products really have.
     """
-    from ..runtimes.bundle.manifest import MANIFEST
+    from ..export import inspection
 
-    if passes:
-        _show_passes(path, as_json)
-    elif path.suffix == PLAN and path.is_file():
-        _show_plan(path, products, as_json)
-    elif (path / MANIFEST).is_file():
-        _show_bundle(path, products, as_json)
-    else:
-        _show_checkpoint(path, as_json)
-
-
-def _show_passes(path: Path, as_json: bool) -> None:
-    """Show the pipeline of a bundle's target and recipe, or of those that were named."""
-    from ..export.targets.describe import described_passes
-    from ..export.targets.registry import TARGETS, target_of
-    from ..runtimes.bundle.manifest import Bundle
-
-    name, _, recipe = str(path).partition(":")
-    if name not in TARGETS or path.exists():
-        manifest = Bundle.open(path, verify=False).manifest
-        name, recipe = manifest.target, manifest.recipe
-    target, precision = target_of(name, recipe or TARGETS[name].recipes[0])
-    rows = described_passes(target, precision)
+    found = inspection.describe_pipeline(str(path)) if passes else inspection.describe(path)
     if as_json:
-        emit_json({"target": name, "recipe": precision.name,
-                   "passes": [{"name": each, "purpose": purpose} for each, purpose in rows]})
+        emit_json(found.to_json())
         return
-    table(f"passes of target {name}, recipe {precision.name}",
-          [(f"{number}. {each}", purpose) for number, (each, purpose) in enumerate(rows, 1)])
+    match found:
+        case inspection.PipelineDescription():
+            _show_pipeline(found)
+        case inspection.PlanDescription():
+            _show_plan(found, products)
+        case inspection.BundleDescription():
+            _show_bundle(found)
+            for plan in found.plan_files:
+                _show_plan(inspection.describe_plan(plan), products)
+        case _:
+            _show_checkpoint(found)
 
 
-def _show_bundle(path: Path, products: bool, as_json: bool) -> None:
-    from ..runtimes.bundle.manifest import Bundle
-
-    bundle = Bundle.open(path)
-    manifest = bundle.manifest
-    about = {"bundle": str(path), "format": manifest.format, "target": manifest.target, "recipe": manifest.recipe,
-             "graphs": manifest.graphs, **({"shards": str(manifest.shards.plan)} if manifest.shards else {}),
-             **manifest.source, "toolchain": manifest.toolchain}
-    files = {name: (entry.bytes, entry.sha256) for name, entry in manifest.files.items()}
-    _show(str(path), about | ({"plans": manifest.plans} if as_json and manifest.plans else {}), manifest.config, files,
-          as_json)
-    if not as_json and manifest.target == "tensorrt-rtx":
-        for role in manifest.plans:
-            _show_plan(bundle.directory / f"{role}{PLAN}", products, as_json)
+def _show_pipeline(pipeline: PipelineDescription) -> None:
+    table(f"passes of target {pipeline.target}, recipe {pipeline.recipe}",
+          [(f"{number}. {name}", purpose) for number, (name, purpose) in enumerate(pipeline.passes, 1)])
 
 
-def _show_checkpoint(path: Path, as_json: bool) -> None:
-    from ..model.checkpoint import open_checkpoint
-
-    with open_checkpoint(path) as checkpoint:
-        about = {"checkpoint": str(path), "fingerprint": checkpoint.fingerprint()}
-        files = {file.name: (file.stat().st_size, "") for file in checkpoint.weight_files}
-        _show(str(path), about, checkpoint.config, files, as_json)
+def _show_bundle(bundle: BundleDescription) -> None:
+    origin = {name: _short(value) for name, value in bundle.origin().items()}
+    table(str(bundle.path), origin | _described(bundle.manifest.config, bundle.size))
+    table("files", [(name, f"{size(entry.bytes)}  {entry.sha256[:16]}")
+                    for name, entry in bundle.manifest.files.items()])
 
 
-def _show(
-    title: str, about: dict[str, Any], config: HerdConfig, files: dict[str, tuple[int, str]], as_json: bool
-) -> None:
-    if as_json:
-        emit_json({**about, "facts": _facts(config), "config": config.to_json(), "files": files})
-        return
-    table(title, {name: _short(value) for name, value in about.items()} | _described(config))
-    table("files", [(name, f"{size(count)}  {digest[:16]}".rstrip()) for name, (count, digest) in files.items()])
+def _show_checkpoint(checkpoint: CheckpointDescription) -> None:
+    origin = {"checkpoint": str(checkpoint.path), "fingerprint": checkpoint.fingerprint}
+    table(str(checkpoint.path), origin | _described(checkpoint.config, checkpoint.size))
+    table("files", [(name, size(count)) for name, count in checkpoint.files.items()])
 
 
-def _show_plan(path: Path, products: bool, as_json: bool) -> None:
-    from ..export.targets.tensorrt import Plan
-    from ..export.targets.tensorrt.plan import VERSION
-
-    plan = Plan.read(path)
-    rows = [{"layers": list(gemm.layers), "profile": gemm.profile, "left": _tensor(gemm.a), "right": _tensor(gemm.b),
-             "result": _tensor(gemm.output), "alpha": gemm.alpha} for gemm in plan.gemms]
-    if as_json:
-        emit_json({
-            "plan": str(path), "tensorrt": VERSION, "bytes": plan.bytes, "sm": list(plan.targets),
-            "constants": dict(plan.constant_bytes()), "products": rows,
-            "inputs": {name: _tensor(tensor) for name, tensor in plan.inputs.items()},
-            "outputs": {name: _tensor(tensor) for name, tensor in plan.outputs.items()},
-        })
-        return
-    table(str(path), {
-        "TensorRT-RTX": VERSION, "SM": ", ".join(plan.targets), "size": size(plan.bytes),
-        "constants": ", ".join(f"{size(count)} {dtype}" for dtype, count in plan.constant_bytes().most_common()),
-        "profiles": len(plan.profiles), "matrix products": _counts(plan),
+def _show_plan(plan: PlanDescription, products: bool) -> None:
+    table(str(plan.path), {
+        "TensorRT-RTX": plan.tensorrt, "SM": ", ".join(plan.sm), "size": size(plan.bytes),
+        "constants": ", ".join(f"{size(count)} {dtype}" for dtype, count in plan.constants.most_common()),
+        "profiles": plan.profiles, "matrix products": _counts(plan),
     })
     for title, tensors in (("inputs", plan.inputs), ("outputs", plan.outputs)):
-        table(title, _grouped({name: _tensor(tensor) for name, tensor in tensors.items()}))
+        table(title, _grouped(tensors))
     if products:
-        table("matrix products", [(next(iter(gemm.layers), "(fused)"), f"{_tensor(gemm.a)} x {_tensor(gemm.b)} -> "
-                                   f"{_tensor(gemm.output)}, profile {gemm.profile}") for gemm in plan.gemms])
+        table("matrix products", [
+            (next(iter(product.layers), "(fused)"),
+             f"{product.left} x {product.right} -> {product.result}, profile {product.profile}")
+            for product in plan.products
+        ])
 
 
 def _grouped(rows: dict[str, str]) -> list[tuple[str, str]]:
@@ -133,39 +91,27 @@ def _grouped(rows: dict[str, str]) -> list[tuple[str, str]]:
             for (pattern, text), names in groups.items()]
 
 
-def _counts(plan: Plan) -> str:
+def _counts(plan: PlanDescription) -> str:
     """How many products there are of each pair of types, in all profiles together."""
-    found = Counter(f"{gemm.a.dtype} x {gemm.b.dtype}" for gemm in plan.gemms)
+    found = Counter(" x ".join(operand.partition("[")[0] for operand in (product.left, product.right))
+                    for product in plan.products)
     return ", ".join(f"{count} {kind}" for kind, count in found.most_common())
-
-
-def _tensor(tensor: Any) -> str:
-    """Type and shape; sizes that are known when it runs are ``?``."""
-    return f"{tensor.dtype}[{', '.join(dim if dim.isdigit() else '?' for dim in tensor.dims)}]"
-
-
-def _facts(config: HerdConfig) -> dict[str, int]:
-    from ..model.config.parameter_counts import model_size
-
-    return model_size(config).to_json()
 
 
 def _short(value: Any) -> str:
     return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
-def _described(config: HerdConfig) -> dict[str, str]:
-    from ..model.config.parameter_counts import model_size
-
-    facts, text, vision = model_size(config), config.text, config.vision
+def _described(config: HerdConfig, parameters: ModelSize) -> dict[str, str]:
+    text, vision = config.text, config.vision
     local = sum(1 for layer in range(text.num_layers) if text.chunk_of(layer))
     moe = f"{len(text.moe_layers)} layers x {text.num_experts}, top-{text.top_k}, plus a shared one"
     kinds = f"{text.num_layers - local} global, {local} in chunks of {text.attention_chunk_size}" if local else "global"
-    cache = f"{size(facts.kv_global_bytes)} per token"
+    cache = f"{size(parameters.kv_global_bytes)} per token"
     if local:
-        cache += f" global, {size(facts.kv_local_bytes)} local up to {size(facts.kv_local_cap_bytes)}"
+        cache += f" global, {size(parameters.kv_local_bytes)} local up to {size(parameters.kv_local_cap_bytes)}"
     return {
-        "parameters": f"{quantity(facts.total)} total, {quantity(facts.active)} active per text token",
+        "parameters": f"{quantity(parameters.total)} total, {quantity(parameters.active)} active per text token",
         "layers": f"{text.num_layers} ({kinds}), width {text.hidden_size}",
         "experts": moe if text.moe_layers else "none",
         "attention": f"{text.num_heads} heads, {text.num_kv_heads} key/value heads of {text.head_dim}",

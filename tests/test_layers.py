@@ -48,7 +48,7 @@ INSIDE_MODEL: dict[str, tuple[str, ...]] = {
 }
 """What each folder of ``model/`` may import of the others."""
 
-TORCH_FREE = (*GROUND, "cli", "build", "runtimes", *MODEL_WITHOUT_TORCH)
+TORCH_FREE = (*GROUND, "cli", "build", "export.inspection", "runtimes", *MODEL_WITHOUT_TORCH)
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "transformers", "safetensors", "torchao", "gguf"}
 
 

@@ -3,11 +3,11 @@
 ``train.jsonl``         captions, conversations and pairs of pictures, from several views of every trained emoji
 ``pairs.jsonl``         the same pictures, each with its name alone, for aligning the image tower
 ``text.jsonl``          what all emoji are called and belong to, those without pictures included, and pages of prose
-``seen.jsonl``          to judge by: trained emoji, as drawn
-``held_out.jsonl``      to judge by: emoji of which no picture was trained, though their names occur in the text
-``other_vendor.jsonl``  to judge by: trained emoji in another vendor's drawing, the honest hard set
+``seen.jsonl``          to evaluate on: trained emoji, as drawn
+``held_out.jsonl``      to evaluate on: emoji of which no picture was trained, though their names occur in the text
+``other_vendor.jsonl``  to evaluate on: trained emoji in another vendor's drawing, the honest hard set
 
-A row to judge by is a conversation with the expected answer as its last message, and the ``name``, ``aliases`` and
+A row to evaluate on is a conversation with the expected answer as its last message, and the ``name``, ``aliases`` and
 ``category`` beside it. A view is the drawing turned, shrunk, moved, tinted and on a ground of another colour: never
 mirrored, for arrows and hands would change their names.
 """
@@ -45,7 +45,7 @@ QUESTIONS = (
     ("Is this {b}?", "No, it is {a}."),
 )
 FACTS = ("{A} belongs to {category}.", "{A} is a kind of {kind}.")
-_JUDGED = QUESTIONS[0]
+_EVALUATED = QUESTIONS[0]
 
 
 def write_calf_data(
@@ -70,7 +70,7 @@ def write_calf_data(
         How many emoji and rows there are; ``counts.json`` holds the same.
 
     Raises:
-        HerdError: nothing is left to train on or to judge by, or the directory cannot be written.
+        HerdError: nothing is left to train on or to evaluate on, or the directory cannot be written.
     """
     trained = [emoji for emoji in drawn if not emoji.is_held_out(held_out)]
     unseen = [emoji for emoji in drawn if emoji.is_held_out(held_out)]
@@ -85,9 +85,9 @@ def write_calf_data(
         written: dict[str, Iterable[Row]] = {
             "train": rows, "pairs": _pairs(rows, trained),
             "text": (*_facts(drawn), *_pages(prose or {})),
-            "seen": _judged(trained, "drawn", temporary),
-            "held_out": _judged(unseen, "drawn", temporary),
-            "other_vendor": _judged(hard, other_vendor, temporary),
+            "seen": _evaluated(trained, "drawn", temporary),
+            "held_out": _evaluated(unseen, "drawn", temporary),
+            "other_vendor": _evaluated(hard, other_vendor, temporary),
         }
         counts = {"emoji_trained": len(trained), "emoji_held_out": len(unseen)}
         for name, made in written.items():
@@ -156,8 +156,8 @@ def _side_by_side(random: Random, key: str, image: Image.Image, shown: Emoji, an
     return _conversation(_saved(both, f"{key}-both", directory), "What is on the left, and what on the right?", answer)
 
 
-def _judged(emoji: Iterable[Emoji], vendor: str, directory: Path) -> Iterator[Row]:
-    question, answer = _JUDGED
+def _evaluated(emoji: Iterable[Emoji], vendor: str, directory: Path) -> Iterator[Row]:
+    question, answer = _EVALUATED
     for shown in emoji:
         picture = _saved(view(shown.picture), f"{shown.code}-{vendor}", directory, suffix=".png")
         yield {

@@ -2,7 +2,7 @@
 
     python -m examples.calf.make_data [--output .cache/calf] [--views 16] [--text FILE ...]
 
-1. fetch emoji drawn by Google (to train on) and by Twitter (to judge by) from npm;
+1. fetch emoji drawn by Google (to train on) and by Twitter (to evaluate on) from npm;
 2. write captions, questions and answers (``model/training/data/captions.py`` says what is in which file), with prose
    from Python's own language reference and a few pages of the Jargon File;
 3. train a byte-level BPE on all of it that is trained on.

@@ -159,17 +159,17 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def cpu_device(threads: int | None = None, ceilings: HardwarePeaks | None = None) -> Device:
+def cpu_device(threads: int | None = None, peaks: HardwarePeaks | None = None) -> Device:
     """This machine as a device, its rates measured now (about three seconds).
 
     Args:
         threads: as for ``Engine.load``.
-        ceilings: rates that were measured already.
+        peaks: rates, where they were measured already.
     """
-    found = ceilings or measure_peaks(threads)
+    peaks = peaks or measure_peaks(threads)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Device(
-        "cpu", memory, bandwidth=found.read_bandwidth, flops={"fp32": found.fp32_gemm, "int8": found.int8_gemm},
+        "cpu", memory, bandwidth=peaks.read_bandwidth, flops={"fp32": peaks.fp32_gemm, "int8": peaks.int8_gemm},
         per_machine=1, source="measured by runtimes/benchmark/peaks.py", efficiency=ON_CPU,
     )
 

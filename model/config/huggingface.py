@@ -143,7 +143,7 @@ def _text_from_hf(raw: Mapping[str, Any], place: str = "") -> TextConfig:
     rope = tuple(bool(flag) for flag in flags[:layers])
     types = text.layer_types or ["chunked_attention" if flag else "full_attention" for flag in rope]
     chunk = text.attention_chunk_size
-    theta, scaling = _rope_from_hf(text)
+    theta, scaling = rope_from_hf(text.rope_theta, text.rope_scaling, text.rope_parameters)
     return TextConfig(
         vocab_size=text.vocab_size,
         hidden_size=text.hidden_size,
@@ -174,12 +174,23 @@ def _text_from_hf(raw: Mapping[str, Any], place: str = "") -> TextConfig:
     )
 
 
-def _rope_from_hf(text: _Text) -> tuple[float, RopeScaling | None]:
-    """RoPE theta and scaling: transformers 5 keeps both in ``rope_parameters``, earlier files in two fields."""
-    merged = {**text.rope_scaling, **text.rope_parameters}
-    place = "rope_parameters" if text.rope_parameters else "rope_scaling"
+def rope_from_hf(
+    rope_theta: float, rope_scaling: Mapping[str, Any], rope_parameters: Mapping[str, Any]
+) -> tuple[float, RopeScaling | None]:
+    """RoPE theta and scaling: transformers 5 keeps both in ``rope_parameters``, earlier files in two fields.
+
+    Args:
+        rope_theta: where neither of the objects has it.
+        rope_scaling: the object of that name, empty if there is none.
+        rope_parameters: the object of that name, empty if there is none; goes before the other.
+
+    Raises:
+        HerdError: another kind of scaling than llama3, or a value is missing or of the wrong type.
+    """
+    merged = {**rope_scaling, **rope_parameters}
+    place = "rope_parameters" if rope_parameters else "rope_scaling"
     rope = read_section(merged, _Rope, place)
-    theta, kind = _first(rope.rope_theta, text.rope_theta), _first(rope.rope_type, rope.type)
+    theta, kind = _first(rope.rope_theta, rope_theta), _first(rope.rope_type, rope.type)
     if kind == "default":
         return theta, None
     if kind != "llama3":

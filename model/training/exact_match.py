@@ -25,7 +25,7 @@ def exact_matches(model: nn.Module, samples: Sequence[Encoded]) -> list[bool]:
     """Whether greedy decoding would give all learned tokens of each sample, in order.
 
     Args:
-        model: gives logits of a batch; put into evaluation mode while it is judged.
+        model: gives logits of a batch; put into evaluation mode while it is evaluated.
         samples: conversations that end with the answer.
     """
     was_training, found = model.training, [False] * len(samples)
@@ -36,7 +36,8 @@ def exact_matches(model: nn.Module, samples: Sequence[Encoded]) -> list[bool]:
     for length, places in by_length.items():
         for start in range(0, len(places), BATCH):
             group = places[start : start + BATCH]
-            for place, right in zip(group, _judged(model, _rows([samples[p] for p in group], length)), strict=True):
+            right_answers = _right_answers(model, _rows([samples[p] for p in group], length))
+            for place, right in zip(group, right_answers, strict=True):
                 found[place] = right
     model.train(was_training)
     return found
@@ -50,7 +51,7 @@ def _rows(samples: Sequence[Encoded], length: int) -> Batch:
     return rows.batch(0)
 
 
-def _judged(model: nn.Module, batch: Batch) -> list[bool]:
+def _right_answers(model: nn.Module, batch: Batch) -> list[bool]:
     right_BT = logits_of(model, batch).argmax(-1) == batch.labels_BT
     answers: list[bool] = (right_BT | (batch.labels_BT == IGNORED)).all(-1).tolist()
     return answers

@@ -7,17 +7,20 @@ Llama 4 turns neighbours. The rows are reordered on reading: row i of the first 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
 from ...errors import HerdError
 from ...reading import read_json
 from ..config import RopeScaling
+from ..config.huggingface import rope_from_hf
+from ..config.validate import read_section, require_count
 from .dense import DenseModel
 
 _PROCESSOR_FILES = (
@@ -26,45 +29,81 @@ _PROCESSOR_FILES = (
 )
 
 
+class _Generation(msgspec.Struct, kw_only=True):
+    """What is read of ``generation_config.json``."""
+
+    eos_token_id: int | list[int] = []
+
+
+class _Llama(_Generation, kw_only=True):
+    """A dense decoder; defaults are those of transformers' ``LlamaConfig``."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    attention_bias: bool | int = False
+    mlp_bias: bool | int = False
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] = {}
+    rope_parameters: dict[str, Any] = {}
+    tie_word_embeddings: bool | int = False
+    max_position_embeddings: int = 2048
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+    quantization_config: dict[str, Any] = {}
+
+
 def open_hf(directory: Path) -> DenseModel:
     """Open a Hugging Face directory of ``LlamaForCausalLM``; tensors are read when asked for.
 
     Raises:
         HerdError: not a dense Llama, a feature that Llama 4 cannot express, or weights that cannot be read.
     """
-    if not (directory / "config.json").is_file():
+    path = directory / "config.json"
+    if not path.is_file():
         raise HerdError(f"{directory} has no config.json: give a GGUF file or a Hugging Face model directory")
-    raw = read_json(directory / "config.json")
-    _require_plain_llama(raw)
+    raw = read_json(path)
+    with _errors_name(path):
+        llama = _plain_llama(raw)
+        require_count("num_attention_heads", llama.num_attention_heads)
+        theta, scaling = rope_from_hf(llama.rope_theta, llama.rope_scaling, llama.rope_parameters)
+    return _model_of(directory, llama, theta, scaling)
+
+
+@contextmanager
+def _errors_name(path: Path) -> Iterator[None]:
+    """Put a file's path in front of what is wrong in it."""
     try:
-        return _model_of(directory, raw)
-    except KeyError as error:
-        raise HerdError(f"{directory}/config.json has no value for {error.args[0]!r}: it is incomplete") from error
-    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise HerdError(f"{directory}/config.json has a value of the wrong kind: "
-                        "compare it with the original") from error
+        yield
+    except HerdError as error:
+        raise HerdError(f"{path}: {error}") from error
 
 
-def _model_of(directory: Path, raw: Mapping[str, Any]) -> DenseModel:
-    heads, tied = int(raw["num_attention_heads"]), bool(raw.get("tie_word_embeddings", False))
-    head_dim = int(raw.get("head_dim") or raw["hidden_size"] // heads)
-    theta, scaling = _rope(raw)
+def _model_of(directory: Path, llama: _Llama, theta: float, scaling: RopeScaling | None) -> DenseModel:
+    heads, tied = llama.num_attention_heads, bool(llama.tie_word_embeddings)
+    head_dim = llama.hidden_size // heads if llama.head_dim is None else llama.head_dim
     return DenseModel(
-        vocab_size=int(raw["vocab_size"]),
-        hidden_size=int(raw["hidden_size"]),
-        num_layers=int(raw["num_hidden_layers"]),
+        vocab_size=llama.vocab_size,
+        hidden_size=llama.hidden_size,
+        num_layers=llama.num_hidden_layers,
         num_heads=heads,
-        num_kv_heads=int(raw.get("num_key_value_heads") or heads),
+        num_kv_heads=heads if llama.num_key_value_heads is None else llama.num_key_value_heads,
         head_dim=head_dim,
-        ffn_size=int(raw["intermediate_size"]),
+        ffn_size=llama.intermediate_size,
         rope_theta=theta,
         rope_scaling=scaling,
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        rms_norm_eps=llama.rms_norm_eps,
         tied=tied,
-        context=int(raw.get("max_position_embeddings", 2048)),
-        bos_token_id=raw.get("bos_token_id"),
-        eos_token_ids=_eos_ids(directory, raw),
-        pad_token_id=raw.get("pad_token_id"),
+        context=llama.max_position_embeddings,
+        bos_token_id=llama.bos_token_id,
+        eos_token_ids=_eos_ids(directory, llama),
+        pad_token_id=llama.pad_token_id,
         tensors=HfTensors(directory, head_dim=head_dim, tied=tied),
         processor_files={
             name: (directory / name).read_bytes() for name in _PROCESSOR_FILES if (directory / name).is_file()
@@ -140,36 +179,30 @@ def _open(path: Path) -> Any:
         raise HerdError(f"{path} cannot be read as safetensors, it is damaged or cut off: {error}") from error
 
 
-def _require_plain_llama(raw: Mapping[str, Any]) -> None:
+def _plain_llama(raw: Mapping[str, Any]) -> _Llama:
+    """The configuration, refused where it has what Llama 4 has not."""
     if raw.get("model_type") != "llama":
         raise HerdError(f"model_type is {raw.get('model_type')!r}, llama is what can be upcycled")
+    llama = read_section(raw, _Llama)
     for name in ("attention_bias", "mlp_bias"):
-        if raw.get(name):
+        if getattr(llama, name):
             raise HerdError(f"{name} is set: Llama 4's decoder has no biases, this model cannot be upcycled")
-    if raw.get("hidden_act", "silu") != "silu":
-        raise HerdError(f"hidden_act is {raw['hidden_act']!r}, Llama 4's experts use silu")
-    if raw.get("quantization_config"):
+    if llama.hidden_act != "silu":
+        raise HerdError(f"hidden_act is {llama.hidden_act!r}, Llama 4's experts use silu")
+    if llama.quantization_config:
         raise HerdError("the checkpoint is quantised: give the original, or a GGUF file")
+    return llama
 
 
-def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Theta and scaling: transformers 5 keeps both in ``rope_parameters``, earlier files in two fields."""
-    merged = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
-    theta = float(merged.get("rope_theta") or raw.get("rope_theta") or 10000.0)
-    kind = merged.get("rope_type") or merged.get("type") or "default"
-    if kind == "default":
-        return theta, None
-    if kind != "llama3":
-        raise HerdError(f"rope_scaling is of type {kind!r}, which Llama 4 cannot express: default and llama3 are")
-    return theta, RopeScaling(**{item.name: merged[item.name] for item in fields(RopeScaling)})
-
-
-def _eos_ids(directory: Path, raw: Mapping[str, Any]) -> tuple[int, ...]:
+def _eos_ids(directory: Path, llama: _Llama) -> tuple[int, ...]:
     """Ids of the configuration, then those that only the generation defaults name, such as the end of a turn."""
+    sources: list[_Generation] = [llama]
     path = directory / "generation_config.json"
-    sources = [raw, read_json(path)] if path.is_file() else [raw]
+    if path.is_file():
+        raw = read_json(path)
+        with _errors_name(path):
+            sources.append(read_section(raw, _Generation))
     found: list[int] = []
     for source in sources:
-        ids = source.get("eos_token_id")
-        found += ids if isinstance(ids, list) else [] if ids is None else [ids]
+        found += source.eos_token_id if isinstance(source.eos_token_id, list) else [source.eos_token_id]
     return tuple(dict.fromkeys(found))

@@ -64,7 +64,8 @@ def test_refusals_are_one_line_before_anything_is_done(
     assert not (tmp_path / "b").exists()
 
 
-def test_memory_of_ranks_adds_up_to_the_whole_and_what_is_replicated(tmp_path: Path) -> None:
+def test_memory_of_ranks(tmp_path: Path) -> None:
+    """Ranks add up to the whole and what is replicated."""
     whole = memory_plan(MAVERICK, tmp_path / "b", RECIPES["fp32"])
     split = memory_plan(MAVERICK, tmp_path / "b", RECIPES["fp32"], ShardPlan(2, 4))
     text = MAVERICK.text

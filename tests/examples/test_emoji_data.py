@@ -103,7 +103,7 @@ def test_held_out_emoji_are_never_shown(made: tuple[Path, dict[str, int]], drawi
     assert not {row["key"].split("-")[0] for row in rows(directory, "other_vendor")} & set(held)
 
 
-def test_rows_to_judge_by(made: tuple[Path, dict[str, int]], drawings: dict[str, list[Emoji]]) -> None:
+def test_rows_to_evaluate_on(made: tuple[Path, dict[str, int]], drawings: dict[str, list[Emoji]]) -> None:
     directory, _ = made
     twitter = {emoji.code: emoji for emoji in drawings["twitter"]}
     for row in rows(directory, "other_vendor"):

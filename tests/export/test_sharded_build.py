@@ -198,19 +198,20 @@ def test_two_cuts_per_layer(family: Callable[[str], Family], plan: str, cuts: in
     for rank, entry in enumerate(shards.ranks):
         files = {path.name for path in (bundle.directory / f"rank{rank}").iterdir()}
         assert files == {"decoder.data", *(f"decoder.{index:02}.onnx" for index in range(len(entry.partitions)))}
-        sums = [e for piece in entry.partitions for e in piece.after if e.op == "all_reduce"]
+        sums = [e for partition in entry.partitions for e in partition.after if e.op == "all_reduce"]
         layers = entry.layers[1] - entry.layers[0]
         assert len(sums) == (0 if shards.plan.width == 1 else 2 * layers + (entry.layers[0] == 0))
-        graphs = [ir.load(bundle.directory / piece.graph) for piece in entry.partitions]
+        graphs = [ir.load(bundle.directory / partition.graph) for partition in entry.partitions]
         assert not any(node.domain == "herdgraph" for graph in graphs for node in graph.graph.all_nodes())
 
 
-def test_crossing_values_have_types_and_shapes_in_the_names_of_the_inputs(family: Callable[[str], Family]) -> None:
+def test_types_and_shapes_of_crossing_values(family: Callable[[str], Family]) -> None:
+    """Shapes are in the names of the inputs' sizes."""
     shards = family("seeing").build("tp=2,ep=2,pp=2").manifest.shards
     assert shards is not None
     known = {"batch", "tokens", "rows", "image_tokens"}
-    for piece in (piece for entry in shards.ranks for piece in entry.partitions):
-        graph = ir.load(family("seeing").build("tp=2,ep=2,pp=2").directory / piece.graph).graph
+    for partition in (partition for entry in shards.ranks for partition in entry.partitions):
+        graph = ir.load(family("seeing").build("tp=2,ep=2,pp=2").directory / partition.graph).graph
         for value in (*graph.inputs, *graph.outputs):
             assert value.dtype is not None
             names = {part for dim in value.shape if not isinstance(dim, int) for part in str(dim.value).split("*")}

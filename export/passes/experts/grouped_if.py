@@ -26,7 +26,7 @@ from ...graph.builder import Builder
 from ...weights.stream import expert_of
 from ._routing import ExpertsLowering, ExpertsPass, feed_forward
 
-Piece = tuple[int, int, Callable[..., ir.Value]]
+ExpertRange = tuple[int, int, Callable[..., ir.Value]]
 """First expert, end, and what builds their rows inside a branch."""
 
 
@@ -57,28 +57,28 @@ class _Grouped(ExpertsLowering):
 
     def _all_groups(self, build: Builder, x_AD: ir.Value) -> ir.Value:
         size = math.ceil(math.sqrt(self.experts))
-        return self._pieces(build, [
+        return self._ranges(build, [
             (first, min(first + size, self.experts), partial(self._group, x_AD=x_AD))
             for first in range(0, self.experts, size)
         ])
 
     def _group(self, build: Builder, first: int, last: int, x_AD: ir.Value) -> ir.Value:
-        return self._pieces(build, [
+        return self._ranges(build, [
             (expert, expert + 1, partial(self._expert, x_AD=x_AD)) for expert in range(first, last)
         ])
 
-    def _pieces(self, build: Builder, pieces: list[Piece]) -> ir.Value:
+    def _ranges(self, build: Builder, ranges: list[ExpertRange]) -> ir.Value:
         """Rows of consecutive ranges of experts; a range without rows costs a branch not taken."""
-        begins, ends = [first for first, _, _ in pieces], [last for _, last, _ in pieces]
+        begins, ends = [first for first, _, _ in ranges], [last for _, last, _ in ranges]
         bounds = [build("Gather", self.bounds_X, build.constant(ids)) for ids in (begins, ends)]
         conditions = build("Less", *bounds)
-        if len(pieces) > 1:
-            conditions = build("Split", conditions, outputs=len(pieces), axis=0, num_outputs=len(pieces))
+        if len(ranges) > 1:
+            conditions = build("Split", conditions, outputs=len(ranges), axis=0, num_outputs=len(ranges))
         else:
             conditions = [conditions]
         parts = [
             build.branch(condition, partial(run, first=first, last=last), self._no_rows)
-            for condition, (first, last, run) in zip(conditions, pieces, strict=True)
+            for condition, (first, last, run) in zip(conditions, ranges, strict=True)
         ]
         return build("Concat", *parts, axis=0) if len(parts) > 1 else parts[0]
 

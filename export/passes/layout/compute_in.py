@@ -31,7 +31,7 @@ _TYPED_BY = {"Where": 1, "DequantizeLinear": 1}
 """The input whose type an operator's output has, where it is not the first."""
 
 
-PARAMETERS = (".lift", ".ratios", ".input_shift", ".shift_offsets")
+PARAMETERS = (".input_multiplier", ".ratios", ".input_shift", ".shift_offsets")
 """Ends of the names of inputs that prepare the operand of an FP8 product, or finish its result."""
 
 

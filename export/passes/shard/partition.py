@@ -1,11 +1,13 @@
-"""A lowered decoder cut where ranks meet: pieces that run from one collective to the next.
+"""A lowered decoder cut where ranks meet: partitions that run from one collective to the next.
 
 The level of a node is the number of collectives on the longest path that leads to it, or the lowest of its readers'
-levels where that is higher, so that little crosses cuts; piece k holds the nodes of level k. What a collective reads
-leaves piece k under its name, what it gives enters later pieces under another. Collectives of one level share a cut.
+levels where that is higher, so that little crosses cuts; partition k holds the nodes of level k. What a collective
+reads leaves partition k under its name, what it gives enters later partitions under another. Collectives of one level
+share a cut.
 
-Constants and sizes are repeated in every piece that uses them. Every other value is computed once, and crosses cuts
-under its own name, in a shape that the graph says in the names of its inputs' sizes, such as [``batch*tokens``, 5120].
+Constants and sizes are repeated in every partition that uses them. Every other value is computed once, and crosses
+cuts under its own name, in a shape that the graph says in the names of its inputs' sizes, such as [``batch*tokens``,
+5120].
 """
 
 from __future__ import annotations
@@ -38,12 +40,12 @@ class Partition:
 
 
 def partition_at_collectives(model: ir.Model) -> list[Partition]:
-    """Cut a lowered model, which is changed, at its collectives; without any it is one piece."""
+    """Cut a lowered model, which is changed, at its collectives; without any it is one partition."""
     received, sent = remove_ends(model.graph)
     levels = _Levels(model.graph)
     return [
-        Partition(_piece(model, levels, level), () if level else received,
-              (*levels.exchanges(level), *(sent if level == levels.last else ())))
+        Partition(_partition(model, levels, level), () if level else received,
+                  (*levels.exchanges(level), *(sent if level == levels.last else ())))
         for level in range(levels.last + 1)
     ]
 
@@ -105,7 +107,7 @@ class _Levels:
         return found
 
     def _lower(self) -> None:
-        """Let every node run in the piece that needs it first."""
+        """Let every node run in the partition that needs it first."""
         for node in reversed(self.of):
             handed_out = any(value.is_graph_output() for value in node.outputs)
             readers = [self.of[reader] for value in node.outputs for reader in self._readers.get(value, ())]
@@ -113,25 +115,25 @@ class _Levels:
                 self.of[node] = max(self.of[node], min(readers))
 
     def nodes(self, level: int) -> list[ir.Node]:
-        """What runs in a piece."""
+        """What runs in a partition."""
         return [node for node, at in self.of.items() if at == level and not is_collective(node)]
 
     def leaving(self, level: int) -> list[ir.Value]:
-        """Values of a piece that are needed outside of it."""
+        """Values of a partition that are needed outside of it."""
         made = (value for node in self.nodes(level) for value in node.outputs)
         return [value for value in made if value.is_graph_output() or any(
             is_collective(reader) or self.of[reader] > level for reader in self._readers.get(value, ())
         )]
 
     def exchanges(self, level: int) -> Iterator[CollectiveOp]:
-        """The collectives behind a piece."""
+        """The collectives behind a partition."""
         for node in (node for node, at in self.of.items() if at == level and is_collective(node)):
             axis = node.attributes["axis"].as_int() if "axis" in node.attributes else None
             (part,), (whole,) = self.read[node], node.outputs
             yield CollectiveOp(_SUMS[node.op_type], str(part.name), str(whole.name), axis)
 
     def with_repeated(self, own: list[ir.Node]) -> tuple[list[ir.Node], list[ir.Value]]:
-        """A piece's nodes with those that are repeated in it, in order, and what it reads from outside."""
+        """A partition's nodes with those that are repeated in it, in order, and what it reads from outside."""
         nodes, stack = set(own), list(own)
         while stack:
             for value in self.read[stack.pop()]:
@@ -157,7 +159,7 @@ def _read_by(node: ir.Node) -> list[ir.Value]:
     return read
 
 
-def _piece(model: ir.Model, levels: _Levels, level: int) -> ir.Model:
+def _partition(model: ir.Model, levels: _Levels, level: int) -> ir.Model:
     nodes, inputs = levels.with_repeated(levels.nodes(level))
     leaving = levels.leaving(level)
     for value in (*inputs, *leaving):

@@ -65,7 +65,7 @@ class RunOptions:
 
 
 def loaders(options: RunOptions, config: HerdConfig, files: Path, ranks: Ranks) -> tuple[Loader, list[Batch]]:
-    """The batches of a rank, and those that judge.
+    """The batches that a rank trains on, and those that it is evaluated on.
 
     Args:
         options: of the run.
@@ -78,16 +78,16 @@ def loaders(options: RunOptions, config: HerdConfig, files: Path, ranks: Ranks) 
     """
     if not options.data:
         raise HerdError("no data was given: name files or directories (--data)")
-    train, judged = hold_out(open_samples(list(options.data)), options.held_out)
+    train, held_out = hold_out(open_samples(list(options.data)), options.held_out)
     encoder = Encoder(files, config, max_tokens=options.seq_len, too_long="cut")
     pad = config.text.pad_token_id or 0
     loader = Loader(train, encoder, rows=options.rows, seq_len=options.seq_len, pad_id=pad, seed=options.train.seed,
                     rank=ranks.data_rank, world=ranks.data_ranks, broken=options.broken)
-    if not len(judged):
+    if not len(held_out):
         return loader, []
-    judge = Loader(judged, encoder, rows=options.rows, seq_len=options.seq_len, pad_id=pad, epochs=1, shuffle=False,
-                   broken="skip")
-    return loader, [batch for _, batch in zip(range(options.held_out_batches), judge, strict=False)]
+    evaluation = Loader(held_out, encoder, rows=options.rows, seq_len=options.seq_len, pad_id=pad, epochs=1,
+                        shuffle=False, broken="skip")
+    return loader, [batch for _, batch in zip(range(options.held_out_batches), evaluation, strict=False)]
 
 
 def train_model(
@@ -111,11 +111,11 @@ def train_model(
     prepare_for_training(model, options.experts)
     if options.train.precision == "fp8":
         prepare_for_fp8(model)
-    loader, judged = loaders(options, model.config, files, ranks)
+    loader, held_out = loaders(options, model.config, files, ranks)
     if ranks.mesh is not None:
         shard(model, ranks)
     trainer = Trainer(
-        model, loader, options.train, options.optimizer, objective=objective and objective(ranks), held_out=judged,
+        model, loader, options.train, options.optimizer, objective=objective and objective(ranks), held_out=held_out,
         directory=options.output, ranks=ranks, autocast=lambda: fp8_autocast(options.fp8),
         on_step=on_step or (lambda _p, _r: None),
     )

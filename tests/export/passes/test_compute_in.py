@@ -71,12 +71,12 @@ def test_numbers_in_float16() -> None:
 def test_what_an_expert_multiplies_before_quantizing_stays_apart() -> None:
     model = graphs.parse("""
     moe (float[2, T, 4] x) => (float[2, T, 4] y) {
-        lift = Constant <value = float[2, 1, 1] {4.0, 1.0}> ()
+        multiplier = Constant <value = float[2, 1, 1] {4.0, 1.0}> ()
         one = Constant <value = float {0.5}> ()
         zero = Constant <value_int = 0> ()
         code = Cast <to = 17> (zero)
-        lifted = Mul (x, lift)
-        q = QuantizeLinear (lifted, one, code)
+        multiplied = Mul (x, multiplier)
+        q = QuantizeLinear (multiplied, one, code)
         y = DequantizeLinear (q, one, code)
     }""")
     for index, node in enumerate(model.graph):

@@ -54,7 +54,7 @@ class Source:
         return value if index is None else value[index]
 
 
-def test_streamed_pieces_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streamed_parts_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "INLINE_BYTES", 0)
     a, b = Weight(Source(), "a", (3, 4)), Weight(Source(), "b", (5, 4))
     joined = Joined([a.transposed(), b.transposed(), ir.Tensor(C)])

@@ -41,14 +41,14 @@ def _typed(text: str) -> ir.Model:
     return model
 
 
-def _run(pieces: list[Partition], ranks: int, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+def _run(partitions: list[Partition], ranks: int, **inputs: np.ndarray) -> dict[str, np.ndarray]:
     """Equal ranks: a sum is one's part times their number."""
     values = dict(inputs)
-    for piece in pieces:
-        given = {value.name: values[value.name] for value in piece.model.graph.inputs}
-        names = [value.name for value in piece.model.graph.outputs]
-        values |= dict(zip(names, graphs.run(piece.model, **given), strict=True))
-        values |= {exchange.result: ranks * values[exchange.value] for exchange in piece.after}
+    for partition in partitions:
+        given = {value.name: values[value.name] for value in partition.model.graph.inputs}
+        names = [value.name for value in partition.model.graph.outputs]
+        values |= dict(zip(names, graphs.run(partition.model, **given), strict=True))
+        values |= {exchange.result: ranks * values[exchange.value] for exchange in partition.after}
     return values
 
 
@@ -66,13 +66,13 @@ def test_numbers(condition: bool) -> None:
 
 
 def test_collectives_of_one_level_share_a_cut() -> None:
-    pieces = partition_at_collectives(_typed(CHAIN))
-    assert [[exchange.value for exchange in piece.after] for piece in pieces] == [["a", "b"], ["f"], []]
-    assert [[value.name for value in piece.model.graph.inputs] for piece in pieces[1:]] == [
+    partitions = partition_at_collectives(_typed(CHAIN))
+    assert [[exchange.value for exchange in partition.after] for partition in partitions] == [["a", "b"], ["f"], []]
+    assert [[value.name for value in partition.model.graph.inputs] for partition in partitions[1:]] == [
         ["x", "left", "right", "c", "a", "b"], ["whole", "sum"]], "what only a branch reads is handed in too"
-    constants = [sum(node.op_type == "Constant" for node in piece.model.graph) for piece in pieces]
+    constants = [sum(node.op_type == "Constant" for node in partition.model.graph) for partition in partitions]
     assert constants == [1, 1, 0], "a constant lives where it is used"
-    assert sum(node.op_type == "Shape" for piece in pieces for node in piece.model.graph) == 1
+    assert sum(node.op_type == "Shape" for partition in partitions for node in partition.model.graph) == 1
 
 
 def test_what_crosses_without_a_type_is_a_defect() -> None:
@@ -81,7 +81,7 @@ def test_what_crosses_without_a_type_is_a_defect() -> None:
         partition_at_collectives(model)
 
 
-def test_without_collectives_there_is_one_piece() -> None:
-    (piece,) = partition_at_collectives(graphs.parse("g (float[2] x) => (float[2] y) { y = Neg (x) }"))
-    assert (piece.before, piece.after) == ((), ())
-    np.testing.assert_array_equal(graphs.run(piece.model, x=np.ones(2, np.float32))[0], [-1, -1])
+def test_without_collectives_there_is_one_partition() -> None:
+    (partition,) = partition_at_collectives(graphs.parse("g (float[2] x) => (float[2] y) { y = Neg (x) }"))
+    assert (partition.before, partition.after) == ((), ())
+    np.testing.assert_array_equal(graphs.run(partition.model, x=np.ones(2, np.float32))[0], [-1, -1])

@@ -97,7 +97,8 @@ def experts_model(weights: tuple[Tensor, Tensor]) -> ir.Model:
 
 @pytest.mark.parametrize(
     "lowering", [LowerExpertsDense, LowerExpertsGathered, LowerExpertsUnrolled, LowerRoutedExperts])
-def test_experts_give_the_codes_of_fake_quantisation_in_every_form(tmp_path: Path, lowering: type) -> None:
+def test_experts_match_fake_quantization(tmp_path: Path, lowering: type) -> None:
+    """Every lowering of experts gives the codes of fake quantisation."""
     x, logits = torch.randn(T, D), torch.randn(T, E)
     gate_up, down = torch.randn(E, D, 2 * F), torch.randn(E, F, D)
     chosen = logits.argmax(-1)
@@ -131,7 +132,7 @@ def test_experts_give_the_codes_of_fake_quantisation_in_every_form(tmp_path: Pat
     np.testing.assert_allclose(run(model, x=x.numpy(), logits=logits.numpy())[0], wanted, rtol=1e-4, atol=2e-3)
 
 
-def test_expert_input_multipliers_use_the_range_and_never_leave_it() -> None:
+def test_range_of_expert_input_multipliers() -> None:
     amax = torch.tensor([1.0, 0.4, 100.0, 7e-6])
     found = torch.from_numpy(expert_input_multipliers(amax))
     assert torch.equal(torch.log2(found), torch.log2(found).round())

@@ -137,8 +137,8 @@ def mini() -> HerdConfig:
 
 def test_decoding_on_this_cpu_is_the_formula() -> None:
     """A token reads its weights and caches once at shares of the bandwidth, and pays for its layers."""
-    config, ceilings = mini(), HardwarePeaks(1, 15e9, 165e9, 600e9)
-    fleet = Fleet(cpu_device(ceilings=ceilings), 1, 1)
+    config, peaks = mini(), HardwarePeaks(1, 15e9, 165e9, 600e9)
+    fleet = Fleet(cpu_device(peaks=peaks), 1, 1)
     rate = decode_rate(config, ONE, FP32, fleet, Workload(512, 1))
     weights, keys = 4 * (model_size(config).active - 32768 * 1024), kv_bytes(config.text, 511, 4)
     seconds = weights / (ON_CPU.weights * 15e9) + keys / (ON_CPU.caches * 15e9) + 16 * ON_CPU.layer_seconds
@@ -148,7 +148,7 @@ def test_decoding_on_this_cpu_is_the_formula() -> None:
 
 
 def test_a_prompt_on_this_cpu_is_limited_by_arithmetic() -> None:
-    fleet = Fleet(cpu_device(ceilings=HardwarePeaks(1, 15e9, 165e9, 600e9)), 1, 1)
+    fleet = Fleet(cpu_device(peaks=HardwarePeaks(1, 15e9, 165e9, 600e9)), 1, 1)
     rate = prefill_rate(mini(), ONE, FP32, fleet, 512)
     assert rate.limit == "compute"
     assert rate.tokens_per_second == pytest.approx(

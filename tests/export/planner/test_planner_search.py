@@ -47,7 +47,7 @@ def test_candidates_are_ordered_and_complete() -> None:
 
 
 def test_equal_rates_are_told_apart_by_collectives() -> None:
-    """Bytes are all that a memory-only fleet is judged by: stages in a row read what one device would."""
+    """Bytes are all that a memory-only fleet is measured by: stages in a row read what one device would."""
     found = candidates(spec(), parse_fleet("2x200GB"))
     one, staged = (next(each for each in found if each.plan == plan) for plan in (ShardPlan(), ShardPlan(pipeline=2)))
     assert one.decode.tokens_per_second == staged.decode.tokens_per_second

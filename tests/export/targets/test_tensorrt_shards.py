@@ -49,10 +49,10 @@ def test_each_rank_has_a_plan_with_its_collectives(checkpoint: Path, tmp_path: P
     bundle = _build(checkpoint, tmp_path / "b", plan)
     assert bundle.manifest.shards is not None
     for rank, entry in enumerate(bundle.manifest.shards.ranks):
-        (piece,) = entry.partitions
-        assert (piece.graph, piece.before, piece.after) == (f"rank{rank}/decoder.plan", (), ())
+        (partition,) = entry.partitions
+        assert (partition.graph, partition.before, partition.after) == (f"rank{rank}/decoder.plan", (), ())
         assert bundle.manifest.plans[f"rank{rank}/decoder"]["collectives"] == 6
-        read = Plan.read(bundle.directory / piece.graph)
+        read = Plan.read(bundle.directory / partition.graph)
         for profile in read.profiles:
             met = read.meeting(profile)
             assert len(met) == 6, "the embedding, two per layer, the logits"
@@ -63,7 +63,7 @@ def test_each_rank_has_a_plan_with_its_collectives(checkpoint: Path, tmp_path: P
 
 
 def test_fp8_products_of_a_range_of_experts(checkpoint: Path, tmp_path: Path) -> None:
-    """Each rank's lifts are those of its own experts; what TensorRT compiled is what was meant, on every rank."""
+    """Each rank has its own experts' input multipliers; what TensorRT compiled is what was meant, on every rank."""
     pytest.importorskip("tensorrt_rtx")
     data = Data([Window(herds.tokens(40, seed)) for seed in range(2)], [])
     with open_checkpoint(checkpoint) as source:
@@ -80,7 +80,7 @@ def test_stages_hand_over_hidden_states(checkpoint: Path, tmp_path: Path) -> Non
     assert bundle.manifest.shards is not None
     first, last = (entry.partitions[0] for entry in bundle.manifest.shards.ranks)
     assert [(e.op, e.value) for e in (*first.after, *last.before)] == [("send", "hidden.1"), ("recv", "hidden.1")]
-    plans = [Plan.read(bundle.directory / piece.graph) for piece in (first, last)]
+    plans = [Plan.read(bundle.directory / partition.graph) for partition in (first, last)]
     assert plans[0].outputs["hidden.1"].dtype == plans[1].inputs["hidden.1"].dtype == "bf16"
     assert "logits" in plans[1].outputs
     assert "logits" not in plans[0].outputs

@@ -46,7 +46,8 @@ def interesting() -> np.ndarray:
     return np.concatenate([values, middles, *beside, [2**-10, 2**-11, 2**-10 * 1.001, 449, 464, 465, 1e6, 3e38]])
 
 
-def test_all_values_ties_subnormals_and_saturation_agree_with_onnx_runtime() -> None:
+def test_rounding_agrees_with_onnx_runtime() -> None:
+    """All values, ties, subnormals and saturation."""
     x = np.concatenate([interesting(), -interesting()]).astype(np.float32)
     np.testing.assert_array_equal(to_e4m3(torch.from_numpy(x)).float().numpy(), quantize_linear(x))
 
@@ -105,7 +106,8 @@ def test_a_channel_of_zeros_neither_fails_nor_spoils_the_others() -> None:
     assert np.isfinite(ChannelRatios(nothing).numpy()).all()
 
 
-def test_experts_share_the_global_scale_and_keep_their_own_channels() -> None:
+def test_scales_of_experts() -> None:
+    """Experts share the global scale and keep their own channels."""
     magnitudes = np.array([1, 10, 0.01])[:, None, None]
     weight_EKN = (np.random.default_rng(0).normal(size=(3, 8, 5)) * magnitudes).astype(np.float32)
     codes = Fp8Codes(ir.Tensor(weight_EKN))

@@ -156,7 +156,7 @@ def test_shared_mode_keeps_the_function(tmp_path: Path, changes: dict[str, Any],
     assert torch.allclose(logits_of(model), logits_of(dense), atol=1e-4)
 
 
-def test_the_configuration_is_a_llama_4_without_its_own_attention(tmp_path: Path) -> None:
+def test_upcycled_config_has_plain_attention(tmp_path: Path) -> None:
     dense_llama(tied=True).save_pretrained(tmp_path / "dense")
     report = upcycle(tmp_path / "dense", tmp_path / "out", experts=4, mode="split", moe_every=2)
     config = read_config(tmp_path / "out")
@@ -322,20 +322,20 @@ def test_overwriting_the_dense_model_is_refused(dense_directory: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "qwen2"}, "model_type is 'qwen2', llama is what"),
+        ({"model_type": "qwen2"}, "config.json: model_type is 'qwen2', llama is what"),
         ({"attention_bias": True}, "attention_bias is set"),
         ({"mlp_bias": True}, "mlp_bias is set"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "the checkpoint is quantised"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_scaling is of type 'yarn'"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "config.json: rope_type is 'yarn'"),
         ({"num_hidden_layers": 4}, r"has no tensor layers\.3\."),
         ({"num_hidden_layers": 2}, r"tensors that a dense Llama has not, such as layers\.2\."),
         ({"intermediate_size": 97}, r"mlp.gate_proj.weight has shape \[96, 64\], its configuration gives \[97, 64\]"),
-        ({"hidden_size": None}, "config.json has no value for 'hidden_size'"),
-        ({"hidden_size": "wide"}, "config.json has a value of the wrong kind"),
-        ({"num_attention_heads": 0}, "num_heads is 0, it must be at least 1"),
+        ({"hidden_size": None}, "config.json: there is no value for 'hidden_size'"),
+        ({"hidden_size": "wide"}, "config.json: hidden_size is 'wide', a whole number is needed"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0, it must be within 1 and"),
         ({"num_hidden_layers": 10**9}, "has 1000000000 layers, 1 to 10000 are read"),
-        ({"rope_parameters": [1]}, "config.json has a value of the wrong kind"),
+        ({"rope_parameters": [1]}, r"config.json: rope_parameters is \[1\], a JSON object is needed"),
     ],
 )
 def test_directories_that_cannot_be_upcycled(dense_directory: Path, changes: dict[str, Any], message: str) -> None:

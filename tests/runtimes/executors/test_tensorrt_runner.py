@@ -72,7 +72,8 @@ def test_images(tmp_path: Path) -> None:
     assert [len(call.inputs["image_features"]) for call in twin.calls] == [4, 4, 0]
 
 
-def test_pieces_end_at_chunks_and_limits_and_tokens_take_the_decode_profile(tiny: tuple[Engine, Engine, Twin]) -> None:
+def test_prefill_chunks_and_profiles(tiny: tuple[Engine, Engine, Twin]) -> None:
+    """Prefill chunks end at attention chunks and limits; single tokens take the decode profile."""
     _, plan, twin = tiny
     twin.calls.clear()
     sequence = plan.new_sequence()

@@ -1,0 +1,231 @@
+"""What a checkpoint, a bundle, a TensorRT plan or a pipeline holds, found out without printing anything.
+
+``describe`` opens whatever a path is; each description knows its JSON. What needs torch or ONNX is imported where it is
+needed, so that a bundle is described in the base install.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..model.config import HerdConfig
+from ..model.config.parameter_counts import ModelSize, model_size
+from ..runtimes.bundle.manifest import MANIFEST, Bundle, Manifest
+
+if TYPE_CHECKING:
+    from .targets.tensorrt import Gemm, PlanTensor
+
+PLAN = ".plan"
+"""How the names of TensorRT plans end."""
+
+
+@dataclass(frozen=True)
+class CheckpointDescription:
+    """A checkpoint.
+
+    Attributes:
+        path: its directory.
+        fingerprint: SHA-256 of what it holds.
+        config: the model.
+        files: bytes of each file with weights, by name.
+    """
+
+    path: Path
+    fingerprint: str
+    config: HerdConfig
+    files: dict[str, int]
+
+    @property
+    def size(self) -> ModelSize:
+        """Parameters, and bytes of keys and values."""
+        return model_size(self.config)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary."""
+        return {"checkpoint": str(self.path), "fingerprint": self.fingerprint, "facts": self.size.to_json(),
+                "config": self.config.to_json(), "files": {name: (count, "") for name, count in self.files.items()}}
+
+
+@dataclass(frozen=True)
+class BundleDescription:
+    """A bundle whose files were verified.
+
+    Attributes:
+        path: its directory, as it was given.
+        manifest: what it declares about itself.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def size(self) -> ModelSize:
+        """Parameters, and bytes of keys and values."""
+        return model_size(self.manifest.config)
+
+    @property
+    def plan_files(self) -> list[Path]:
+        """TensorRT plans that ``describe`` can read."""
+        is_readable = self.manifest.target == "tensorrt-rtx"
+        return [self.path / f"{role}{PLAN}" for role in self.manifest.plans] if is_readable else []
+
+    def origin(self) -> dict[str, Any]:
+        """What it was built from, for what and with what."""
+        manifest = self.manifest
+        return {"bundle": str(self.path), "format": manifest.format, "target": manifest.target,
+                "recipe": manifest.recipe, "graphs": manifest.graphs,
+                **({"shards": str(manifest.shards.plan)} if manifest.shards else {}),
+                **manifest.source, "toolchain": manifest.toolchain}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary."""
+        plans = {"plans": self.manifest.plans} if self.manifest.plans else {}
+        files = {name: (entry.bytes, entry.sha256) for name, entry in self.manifest.files.items()}
+        return {**self.origin(), **plans, "facts": self.size.to_json(), "config": self.manifest.config.to_json(),
+                "files": files}
+
+
+@dataclass(frozen=True)
+class ProductDescription:
+    """A matrix product of a plan; operands are a type and a shape, such as ``bf16[?, 64]``.
+
+    Attributes:
+        layers: names of the ONNX nodes that it computes.
+        profile: index of the optimisation profile.
+        left: operand.
+        right: operand.
+        result: of the product.
+        alpha: factor of the result.
+    """
+
+    layers: list[str]
+    profile: int
+    left: str
+    right: str
+    result: str
+    alpha: float
+
+
+@dataclass(frozen=True)
+class PlanDescription:
+    """A TensorRT plan.
+
+    Attributes:
+        path: the file.
+        tensorrt: version that built it.
+        bytes: its size.
+        sm: compute capabilities that it runs on.
+        profiles: number of optimisation profiles.
+        constants: bytes by type.
+        products: every matrix product, in all profiles.
+        inputs: type and shape by name.
+        outputs: type and shape by name.
+    """
+
+    path: Path
+    tensorrt: str
+    bytes: int
+    sm: list[str]
+    profiles: int
+    constants: Counter[str]
+    products: list[ProductDescription]
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary."""
+        return {"plan": str(self.path), "tensorrt": self.tensorrt, "bytes": self.bytes, "sm": self.sm,
+                "constants": dict(self.constants), "products": [asdict(product) for product in self.products],
+                "inputs": self.inputs, "outputs": self.outputs}
+
+
+@dataclass(frozen=True)
+class PipelineDescription:
+    """The passes of a target and a recipe, in order: name and purpose."""
+
+    target: str
+    recipe: str
+    passes: list[tuple[str, str]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary."""
+        return {"target": self.target, "recipe": self.recipe,
+                "passes": [{"name": name, "purpose": purpose} for name, purpose in self.passes]}
+
+
+Description = CheckpointDescription | BundleDescription | PlanDescription
+
+
+def describe(path: Path) -> Description:
+    """Find out what a checkpoint, a bundle or a TensorRT plan holds.
+
+    Args:
+        path: a directory, or a file that ends in ``.plan``.
+
+    Raises:
+        HerdError: nothing of the three, damaged, or of another version.
+    """
+    if path.suffix == PLAN and path.is_file():
+        return describe_plan(path)
+    if (path / MANIFEST).is_file():
+        return BundleDescription(path, Bundle.open(path).manifest)
+    return _describe_checkpoint(path)
+
+
+def describe_plan(path: Path) -> PlanDescription:
+    """Find out what a TensorRT plan holds.
+
+    Raises:
+        HerdError: no such file, not a plan, one that was cut, or another version's.
+    """
+    from .targets.tensorrt import Plan
+    from .targets.tensorrt.plan import VERSION
+
+    plan = Plan.read(path)
+    return PlanDescription(
+        path, VERSION, plan.bytes, list(plan.targets), len(plan.profiles), plan.constant_bytes(),
+        [_product(gemm) for gemm in plan.gemms],
+        {name: _tensor(tensor) for name, tensor in plan.inputs.items()},
+        {name: _tensor(tensor) for name, tensor in plan.outputs.items()},
+    )
+
+
+def describe_pipeline(name: str) -> PipelineDescription:
+    """Find out the passes that made a bundle, or that a target runs.
+
+    Args:
+        name: a bundle's path, ``TARGET`` or ``TARGET:RECIPE``.
+
+    Raises:
+        HerdError: no such bundle, or a recipe that the target does not know.
+    """
+    from .targets.describe import described_passes
+    from .targets.registry import TARGETS, target_of
+
+    target_name, _, recipe = name.partition(":")
+    if target_name not in TARGETS or Path(name).exists():
+        manifest = Bundle.open(Path(name), verify=False).manifest
+        target_name, recipe = manifest.target, manifest.recipe
+    target, precision = target_of(target_name, recipe or TARGETS[target_name].recipes[0])
+    return PipelineDescription(target_name, precision.name, described_passes(target, precision))
+
+
+def _describe_checkpoint(path: Path) -> CheckpointDescription:
+    from ..model.checkpoint import open_checkpoint
+
+    with open_checkpoint(path) as checkpoint:
+        files = {file.name: file.stat().st_size for file in checkpoint.weight_files}
+        return CheckpointDescription(path, checkpoint.fingerprint(), checkpoint.config, files)
+
+
+def _product(gemm: Gemm) -> ProductDescription:
+    return ProductDescription(list(gemm.layers), gemm.profile, _tensor(gemm.a), _tensor(gemm.b), _tensor(gemm.output),
+                              gemm.alpha)
+
+
+def _tensor(tensor: PlanTensor) -> str:
+    """Type and shape; sizes that are known when it runs are ``?``."""
+    return f"{tensor.dtype}[{', '.join(dim if dim.isdigit() else '?' for dim in tensor.dims)}]"
