@@ -85,7 +85,7 @@ class _BlockCheck:
         Raises:
             HerdError: a block was altered.
         """
-        for block in np.flatnonzero(self._unchecked & self._resident()):
+        for block in map(int, np.flatnonzero(self._unchecked & self._resident())):
             self._file.seek(block * BLOCK)
             found = hashlib.sha256(self._file.read(BLOCK)).hexdigest()
             wanted = self._hashes[block]
@@ -111,8 +111,7 @@ class _BlockCheck:
             pages[-(-(end - begin) // mmap.PAGESIZE) :] = 0
             mincore(ctypes.c_void_p(self._pages.ctypes.data + begin), ctypes.c_size_t(end - begin),
                     ctypes.c_void_p(pages.ctypes.data))
-        resident: Flags = (pages.reshape(last - first, -1) & 1).any(axis=1)
-        return resident
+        return np.bitwise_or.reduce(pages.reshape(last - first, -1), axis=1) % 2 == 1
 
 
 def _page_faults() -> Callable[[], int] | None:
