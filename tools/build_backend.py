@@ -1,8 +1,8 @@
 """Build backend: setuptools', but an editable install is a path that type checkers and editors can follow.
 
 Setuptools would install an import hook, because the package ``herdgraph`` is the root of the checkout, and mypy,
-pyright and editors do not run hooks. Here the checkout gets a link ``.editable/herdgraph`` to itself, and the environment a
-``.pth`` file that names the link's directory.
+pyright and editors do not run hooks. Here the checkout gets a link ``.editable/herdgraph`` to itself, and the
+environment a ``.pth`` file that names the directory of the link.
 """
 
 from __future__ import annotations
