@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from herdgraph.errors import HerdError
 from herdgraph.model.processing import ChatTemplate, Tokenizer, load_tokenizer
-from herdgraph.model.processing.chat import checked_messages
+from herdgraph.model.processing.messages import checked_messages
 from support import herds
 
 CHATML = (
@@ -148,7 +148,7 @@ def test_template_of_wrong_type(directory: Path) -> None:
     with pytest.raises(HerdError, match="has a int as chat template, a text is needed"):
         ChatTemplate.from_directory(directory, tokenizer)
     (directory / "chat_template.jinja").write_bytes(b"\xff")
-    with pytest.raises(HerdError, match=r"chat_template\.jinja is not UTF-8 text"):
+    with pytest.raises(HerdError, match=r"chat_template\.jinja cannot be read as UTF-8 text"):
         ChatTemplate.from_directory(directory, tokenizer)
 
 
