@@ -25,7 +25,7 @@ TEXT = 4 << 20
 NUMBER_BITS = 4096
 """Bits of a whole number: 1,234 digits."""
 
-_SHARE = 64
+_SHARE = 256
 _NODE = 128  # bytes that a value costs beside its text, about
 
 
@@ -100,7 +100,7 @@ class Budget:
 
 def _parts(value: Any) -> Iterable[Any] | None:
     if isinstance(value, Namespace):
-        attributes: dict[str, Any] = value._Namespace__attrs  # type: ignore[attr-defined]
+        attributes: dict[str, Any] = value._Namespace__attrs
         return attributes.values()
     if isinstance(value, Mapping):
         return [part for pair in value.items() for part in pair]

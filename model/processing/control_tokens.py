@@ -9,6 +9,7 @@ Literals that are only compared or searched for are not marked: ``'<think>' in m
 typed. A token that a template puts together of pieces, or of a role's name, stays ordinary text.
 """
 
+# ruff: noqa: N802  (jinja2 calls visitors by the names of its nodes)
 from __future__ import annotations
 
 import re

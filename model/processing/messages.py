@@ -1,4 +1,4 @@
-"""Chat messages as people and tools give them, checked and copied: nothing but text, numbers, lists and dictionaries."""
+"""Chat messages as people and tools give them, checked and copied: text, numbers, lists and dictionaries only."""
 
 from __future__ import annotations
 

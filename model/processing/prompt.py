@@ -23,8 +23,9 @@ import numpy as np
 from ...errors import HerdError
 from ..config import HerdConfig
 from .chat import ChatTemplate
-from .images import ImageProcessor, Source, TiledImage
+from .images import ImageProcessor, TiledImage
 from .messages import checked_messages
+from .pictures import Source
 from .tokenizer import Tokenizer, load_tokenizer
 
 
@@ -63,16 +64,28 @@ class PromptProcessor:
         return load_tokenizer(self._directory, eos_ids=self._config.text.eos_token_ids)
 
     @cached_property
+    def _template(self) -> ChatTemplate | None:
+        return ChatTemplate.from_directory(self._directory, self.tokenizer)
+
+    @property
+    def has_template(self) -> bool:
+        """Whether messages can be given.
+
+        Raises:
+            HerdError: there is a template that cannot be used.
+        """
+        return self._template is not None
+
+    @property
     def template(self) -> ChatTemplate:
         """The chat template.
 
         Raises:
             HerdError: the model has none.
         """
-        template = ChatTemplate.from_directory(self._directory, self.tokenizer)
-        if template is None:
+        if self._template is None:
             raise HerdError("this model has no chat template: give the prompt as a plain string (--raw)")
-        return template
+        return self._template
 
     @cached_property
     def image_processor(self) -> ImageProcessor:
@@ -120,6 +133,8 @@ class PromptProcessor:
         return PreparedPrompt(ids, np.concatenate([image.pixels for image in tiled]) if tiled else None)
 
     def _require_placeholders(self, ids: list[int], images: int) -> None:
+        if images:
+            assert self.image_processor, "a model without images refuses them here"
         placeholder = self.tokenizer.token_to_id("<|image|>") if self._config.vision else None
         found = ids.count(placeholder) if placeholder is not None else 0
         if found != images:

@@ -5,6 +5,7 @@ is changed so that each of its loops, comparisons, literals and joined texts rep
 that can make much of little are measured before they run. Filters that no chat needs are left out.
 """
 
+# ruff: noqa: N802  (jinja2 calls visitors by the names of its nodes)
 from __future__ import annotations
 
 import json
@@ -131,10 +132,12 @@ class _Bounding(NodeTransformer):
         return _call("concatenated", *node.nodes)
 
     def visit_List(self, node: nodes.List) -> nodes.Node:
-        return _call("charged", self.generic_visit(node))
+        self.generic_visit(node)
+        return _call("charged", node)
 
     def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
-        return _call("charged", self.generic_visit(node))
+        self.generic_visit(node)
+        return _call("charged", node)
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
         self.generic_visit(node)
