@@ -33,11 +33,13 @@ class Codec(Protocol):
         vocab_size: number of ids.
         longest_token: bytes of the longest token, so that n bytes have at least n / that many tokens; None where a
             text may lose some of its bytes on the way.
+        unknown_token: stands for any character that the vocabulary lacks, None where it lacks none.
     """
 
     special_tokens: dict[str, int]
     vocab_size: int
     longest_token: int | None
+    unknown_token: str | None
 
     def encode(self, text: str, *, allow_special: bool) -> list[int]:
         """Ids of a text, special tokens in it recognised or taken as ordinary characters."""
@@ -68,6 +70,7 @@ class JsonCodec:
         added = self._special.get_added_tokens_decoder()
         self.special_tokens = {token.content: index for index, token in added.items() if token.special}
         self.vocab_size = self._special.get_vocab_size(with_added_tokens=True)
+        self.unknown_token: str | None = getattr(self._special.model, "unk_token", None)
         strips = any(token.lstrip or token.rstrip for token in added.values())
         self.longest_token = None if strips else _longest_token(self._special)
 
@@ -88,6 +91,8 @@ class JsonCodec:
 
 class MetaCodec:
     """Meta's ``tokenizer.model`` (base64 tokens with ranks) through tiktoken."""
+
+    unknown_token: str | None = None
 
     def __init__(self, path: Path) -> None:
         try:

@@ -28,9 +28,8 @@ class Tokenizer:
     def __init__(self, codec: Codec, *, settings: dict[str, Any], add_bos: bool, stop_ids: Iterable[int] = ()) -> None:
         self._codec, self.settings = codec, settings
         self.bos_id = codec.special_tokens.get(token_text(settings, "bos_token") or "<|begin_of_text|>")
-        # The unknown token stands for any character that the vocabulary lacks: it controls nothing.
-        unknown = token_text(settings, "unk_token")
-        self._control = {token: index for token, index in codec.special_tokens.items() if token != unknown}
+        unknown = (token_text(settings, "unk_token"), codec.unknown_token)  # it controls nothing
+        self._control = {token: index for token, index in codec.special_tokens.items() if token not in unknown}
         self._control_ids = frozenset(self._control.values())
         self._add_bos = add_bos and self.bos_id is not None
         known = [codec.special_tokens[token] for token in STOP_TOKENS if token in codec.special_tokens]

