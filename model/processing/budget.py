@@ -20,7 +20,7 @@ SECONDS = 1.0
 """Processor time of a template, to which a second is added for each megabyte of messages."""
 BYTES = 64 << 20
 """Bytes of all values that a template makes, to which ``_SHARE`` times the messages' are added."""
-TEXT = 4 << 20
+TEXT = 1 << 20
 """Characters of one text that a template makes, to which four times the messages' are added."""
 NUMBER_BITS = 4096
 """Bits of a whole number: 1,234 digits."""

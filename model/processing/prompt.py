@@ -145,8 +145,9 @@ class PromptProcessor:
         tiled: list[TiledImage] = []
         for number, source in enumerate(sources):
             if room < 0:
-                raise HerdError(f"the text and the first {number} pictures are more than the model's context of "
-                                f"{self._config.text.max_position_embeddings} tokens: shorten it")
+                limit = self._config.text.max_position_embeddings
+                raise HerdError(f"the prompt has {limit - room} tokens with {number} of its {len(sources)} pictures, "
+                                f"the model's context is {limit}: shorten it")
             tiled.append(self.image_processor.process(source))
             room -= len(self._image_tokens(tiled[-1])) - 1
         return tiled
