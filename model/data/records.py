@@ -27,7 +27,7 @@ from typing import Any
 from PIL import Image
 
 from ...errors import HerdError
-from ..processing.images import Source
+from ..processing.pictures import Source
 
 IMAGE = "<|image|>"
 PICTURE_EXTENSIONS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif"})

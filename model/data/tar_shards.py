@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import HerdError
-from ..processing.images import Source
+from ..processing.pictures import Source
 from .records import PICTURE_EXTENSIONS, Record, parsed, record_of, stored
 
 

@@ -18,7 +18,7 @@ from ....errors import HerdError
 from ...config import HerdConfig
 from ...data.records import IMAGE, Part, Picture, Record
 from ...processing import PromptProcessor
-from ...processing.chat import checked_messages
+from ...processing.messages import checked_messages
 
 Array = np.ndarray[Any, Any]
 
