@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -22,7 +23,7 @@ from ..errors import HerdError
 from ..files import size
 from ..model.config import HerdConfig
 from ..model.processing import PreparedPrompt, PromptProcessor
-from ..model.processing.images import Source
+from ..model.processing.pictures import Source
 from .bundle.manifest import Bundle
 from .distributed.collectives import TIMEOUT
 from .distributed.front_end import load_sharded
@@ -184,7 +185,9 @@ class Engine:
         options: dict[str, Any] = {
             "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
             "repetition_penalty": repetition_penalty, "seed": seed, "logprobs": logprobs}
-        sampling = Sampling(**{name: value for name, value in options.items() if value is not None})
+        recommended = asdict(self.processor.generation_defaults)
+        given = {name: recommended.get(name) if value is None else value for name, value in options.items()}
+        sampling = Sampling(**{name: value for name, value in given.items() if value is not None})
         prepared = self._prepare(prompt, images, tools)
         tokenizer, config = self.processor.tokenizer, self.config
         rule = StopRule.of(max_new_tokens, stop, tokenizer.stop_ids if stop_ids is None else stop_ids)

@@ -23,6 +23,7 @@ import numpy as np
 from ...errors import HerdError
 from ..config import HerdConfig
 from .chat import ChatTemplate
+from .generation_defaults import GenerationDefaults
 from .images import ImageProcessor, TiledImage
 from .messages import checked_messages
 from .pictures import Source
@@ -62,6 +63,15 @@ class PromptProcessor:
             HerdError: the directory has none.
         """
         return load_tokenizer(self._directory, eos_ids=self._config.text.eos_token_ids)
+
+    @cached_property
+    def generation_defaults(self) -> GenerationDefaults:
+        """How the checkpoint's authors want it sampled.
+
+        Raises:
+            HerdError: ``generation_config.json`` has a value of the wrong kind.
+        """
+        return GenerationDefaults.from_directory(self._directory)
 
     @cached_property
     def _template(self) -> ChatTemplate | None:

@@ -15,7 +15,8 @@ from herdgraph.export.pipeline import build_bundle
 from herdgraph.files import size
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY
-from herdgraph.runtimes import Engine
+from herdgraph.model.processing import GenerationDefaults
+from herdgraph.runtimes import Engine, Sampling
 from herdgraph.runtimes.executors.runner import PREFILL_CHUNK, SCORES_BYTES, SHORTEST_CHUNK
 from support import herds
 
@@ -255,6 +256,14 @@ def test_empty_prompt_and_threads(engine: Engine, bundle: Path) -> None:
 def test_wrong_names_are_refused_by_python(engine: Engine) -> None:
     with pytest.raises(TypeError, match="max_new_tokns"):
         engine.generate("abc", max_new_tokns=3)
+
+
+def test_sampling_defaults_are_the_checkpoints(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``generation_config.json`` recommends holds until a caller says otherwise."""
+    recommended = GenerationDefaults(temperature=0.7, top_k=5)
+    monkeypatch.setitem(engine.processor.__dict__, "generation_defaults", recommended)
+    assert engine.stream("abc")._sampler.options == Sampling(temperature=0.7, top_k=5)
+    assert engine.stream("abc", temperature=0, seed=3)._sampler.options == Sampling(temperature=0, top_k=5, seed=3)
 
 
 def test_prompts_of_token_ids(engine: Engine) -> None:
