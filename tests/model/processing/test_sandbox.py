@@ -59,7 +59,7 @@ HOSTILE = {
     "sums of lists": "{{ ([range(9999)|list] * 9999)|sum(start=[]) }}",
     "to_bytes": "{{ (5).to_bytes(1000000000, 'big') }}",
     "urlize": "{{ ('http://a.' * 400000)|urlize }}", "long date": "{{ strftime_now('%Y' * 100000) }}",
-    "lists of pieces": "{% set a = '- ' * 500000 %}{% for i in range(99) %}{% set b = a.split() + a|list %}{% endfor %}",
+    "pieces": "{% set a = '- ' * 500000 %}{% for i in range(99) %}{% set b = a.split() + a|list %}{% endfor %}",
     "searches": "{% set a = 'ab' * 500000 %}{% for i in range(99999) %}{% set b = 'zz' in a %}{% endfor %}",
     "variables": "".join(f"{{% set a{i} = 'x' * 1000000 %}}" for i in range(300)),
     "block of a filter": "{% filter upper %}{% for i in range(99999) %}" + "x" * 5000 + "{% endfor %}{% endfilter %}",
