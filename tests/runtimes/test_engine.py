@@ -273,7 +273,8 @@ def test_prompts_of_token_ids(engine: Engine) -> None:
     wanted = engine.generate(text, **options)
     assert engine.generate(ids, **options).token_ids == wanted.token_ids
     assert engine.generate(tuple(np.array(ids)), **options).token_ids == wanted.token_ids
-    for wrong, problem in (([1, "x"], "a token id is 'x'"), ([1, None], "a token id is None"), ([], "empty"), ([1, 2.0], "a token id is 2.0"),
+    for wrong, problem in (([1, "x"], "a token id is 'x'"), ([1, None], "a token id is None"), ([], "empty"),
+                           ([1, 2.0], "a token id is 2.0"),
                            ([1, 10**9], "outside of the vocabulary"), ([TINY.image_token_id], "0 image tiles")):
         with pytest.raises(HerdError, match=problem):
             engine.generate(wrong)
