@@ -109,7 +109,7 @@ def plan_build(
     measured = calibration_for(precision, calibration, checkpoint)
     if measured is not None:
         precision = precision.with_high_precision(measured.high_precision_parts)
-    if precision.uses_hessians and (measured is None or not measured.has_hessians):
+    if precision.uses_hessians and measured is None:
         logger.warning("%s without Hessians costs perplexity (+22 %% instead of +3 %% on a small model): write them "
                        "with `herdgraph calibrate --recipe %s` and pass --calibration", precision.name, precision.name)
     if shards is not None:

@@ -88,7 +88,8 @@ def _load(path: Path) -> dict[str, Tensor]:
         raise HerdError(f"{path} holds something under {shortened(repr(key))}, names of tensors are texts: "
                         "download it again")
     # The reference's quantisation script stores parameters; detached, their copies carry no gradient graph.
-    return {name: _plain(path, name, value) for name, value in content.items()
+    mapped = _mapped(path)
+    return {name: _plain(path, name, value, mapped) for name, value in content.items()
             if isinstance(value, Tensor) and not is_buffer(name)}
 
 
@@ -105,8 +106,19 @@ def _check_archive(path: Path) -> None:
                         "download it again")
 
 
-def _plain(path: Path, name: str, value: Tensor) -> Tensor:
-    """A tensor whose numbers lie in the file, one after another; torch stores other kinds, too."""
+def _mapped(path: Path) -> list[range] | None:
+    """Addresses at which a file is mapped; None where the system does not tell."""
+    maps, inode = Path("/proc/self/maps"), str(path.stat().st_ino)
+    if not maps.exists():
+        return None
+    lines = [line.split(maxsplit=5) for line in maps.read_text(encoding="utf-8", errors="replace").splitlines()]
+    return [range(*(int(address, 16) for address in line[0].split("-"))) for line in lines if line[4] == inode]
+
+
+def _plain(path: Path, name: str, value: Tensor, mapped: list[range] | None) -> Tensor:
+    """A tensor whose numbers lie in the file, one after another; torch stores other kinds, too, and can be told to
+    allocate some, whose memory must not be given back as that of the file is (``MappedTensor``).
+    """
     problem = ""
     if value.layout is not torch.strided or value.is_nested:
         problem = "is sparse or nested"
@@ -116,6 +128,8 @@ def _plain(path: Path, name: str, value: Tensor) -> Tensor:
         problem = f"is stored as {str(value.dtype).removeprefix('torch.')}"
     elif value.numel() * value.itemsize > value.untyped_storage().nbytes():
         problem = "is larger than what is stored of it"
+    elif mapped is not None and value.numel() and not any(value.data_ptr() in part for part in mapped):
+        problem = "does not lie in the file"
     if problem:
         raise HerdError(f"{path}: {shortened(name)} {problem}; dense floats and FP8 are supported: "
                         "use such a checkpoint")
