@@ -50,8 +50,8 @@ def _require_measured(calibration: CalibrationFile, recipe: Recipe, config: Herd
         observer = "max" if recipe.caches == "int8" else calibration.observer
         wanted |= {f"layers.{layer}.self_attn.{KV_AMAX}": observer for layer in range(config.text.num_layers)}
     if recipe.uses_hessians and not calibration.has_hessians:
-        raise HerdError(f"{calibration.path} has no Hessians, by which weights of 4 bits are rounded: write it again "
-                        f"with `herdgraph calibrate --recipe {recipe.name}`")
+        raise HerdError(f"{calibration.path} says nothing of weights of 4 bits, which are rounded by Hessians: write "
+                        f"it again with `herdgraph calibrate --recipe {recipe.name}`")
     absent = next((name for name, observer in wanted.items() if f"{observer}/{name}" not in measured), None)
     if absent is not None:
         raise HerdError(f"{calibration.path} says nothing of {absent} by observer {wanted[absent]!r}: write it again "

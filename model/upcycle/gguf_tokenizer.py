@@ -136,7 +136,7 @@ class GgufTokenizer:
         except HerdError:
             raise
         except Exception as error:  # the library raises plain Exception
-            raise HerdError(f"the GGUF merges or special tokens do not fit its vocabulary: {error}") from error
+            raise HerdError(f"the GGUF merges or special tokens do not fit its vocabulary: {_line(error)}") from error
 
     def _assembled(self, vocabulary: dict[str, int], merges: list[Any]) -> Tokenizer:
         # Llama 3 looks a whole word up before it merges: some of its words cannot be reached by merges.
@@ -161,6 +161,10 @@ class GgufTokenizer:
         template = processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A {bos} $B",
                                                  special_tokens=[(bos, self.bos_token_id)])
         return processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _json(content: dict[str, Any]) -> bytes:
