@@ -191,13 +191,19 @@ def stream(model: ir.Model, directory: Path, data_name: str, on_bytes: Callable[
         directory: where the file is created.
         data_name: the file's name, as the ONNX file will refer to it.
         on_bytes: called with the number of bytes after each tensor, for progress.
+
+    Raises:
+        HerdError: a weight holds what its format cannot, or cannot be read.
     """
     written: dict[int, ir.ExternalTensor] = {}
     end = 0
     with (directory / data_name).open("wb") as file:
         for value in initializers(model):
             tensor = value.const_value
-            if tensor is None or tensor.nbytes <= INLINE_BYTES:
+            if tensor is None:
+                continue
+            if tensor.nbytes <= INLINE_BYTES:
+                tensor.tobytes()  # read once here, where an error is told as it is; saving wraps it in its own
                 continue
             if id(tensor) not in written:
                 offset = -(-end // ALIGNMENT) * ALIGNMENT

@@ -14,8 +14,9 @@ from herdgraph.errors import HerdError
 from herdgraph.export.weights.block import BlockCodes, BlockRounder
 from herdgraph.export.weights.channel import channel_scales
 from herdgraph.export.weights.rounded import Rounded
-from herdgraph.export.weights.stream import Weight
+from herdgraph.export.weights.stream import Weight, stream
 from herdgraph.model.quantization.formats import BlockFormat
+from support import graphs
 
 
 class Source:
@@ -49,6 +50,14 @@ def test_a_weight_is_finite_when_it_is_written(value: float, tmp_path: Path) -> 
         written(weight(value), tmp_path / "data")
     with pytest.raises(HerdError, match=r"layers\.0\.w \[1\] holds an? \w+ at \[2, 5\]"):
         written(weight(value, experts=True), tmp_path / "data")
+
+
+def test_small_weights_are_refused_as_large_ones_are(tmp_path: Path) -> None:
+    """They are written with the graph, by a library that puts errors of its own around ours."""
+    model = graphs.parse("g (float[1] x) => (float[1] y) { y = Identity (x) }")
+    model.graph.register_initializer(ir.Value(name="w", const_value=weight(torch.nan)))
+    with pytest.raises(HerdError, match=r"layers\.0\.w holds a NaN at \[2, 5\]"):
+        stream(model, tmp_path, "data")
 
 
 @pytest.mark.parametrize(("dtype", "value"), [
