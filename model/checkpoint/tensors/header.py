@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,7 @@ def read_header(path: Path) -> dict[str, FileTensor]:
 def _content(path: Path) -> tuple[dict[str, Any], int, int]:
     """The header, the file position from which its offsets count, and the file's size."""
     with open_file(path) as file:
-        size = file.seek(0, 2)
-        file.seek(0)
+        size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
             raise HerdError(f"{path} is damaged or cut off: its header takes {length} bytes, the file has {size}; "
