@@ -15,12 +15,19 @@ from typing import Any, Literal
 import numpy as np
 
 from ....errors import HerdError
+from ....reading import open_file, panics_refused
 from ...config import HerdConfig
 from ...data.records import IMAGE, Part, Picture, Record
 from ...processing import PromptProcessor
 from ...processing.chat import checked_messages
 
 Array = np.ndarray[Any, Any]
+
+_MEASURED = 1 << 16
+"""Bytes of a text by which its tokens are estimated."""
+_FILLED = 0.8
+"""How full a row is meant to get: text differs, and what is longer than the row is cut."""
+_SHORTEST = 64
 
 
 @dataclass(frozen=True)
@@ -92,11 +99,22 @@ class Encoder:
                 learn; the message begins with the sample's origin.
         """
         try:
-            pieces = list(self._conversation(record) if record.turns else self._document(record.document))
+            with panics_refused("encoding the text"):
+                pieces = list(self._conversation(record) if record.turns else self._document(record.document))
             fitted = self._fitted(pieces)
             return _joined(record.key, fitted, is_cut=fitted is not pieces)
         except HerdError as error:
             raise HerdError(f"{record.origin}: {error}") from error
+        except UnicodeEncodeError as error:
+            raise HerdError(f"{record.origin}: the text holds half a character, U+{ord(error.object[error.start]):04X}"
+                            ) from error
+
+    def page_bytes(self, path: Path) -> int:
+        """Bytes of a plain text that just fit into a sample, measured at its beginning."""
+        with open_file(path) as file:
+            start = file.read(_MEASURED)
+        ids = self._document([start.decode(errors="ignore")])
+        return max(_SHORTEST, int(_FILLED * self.max_tokens * len(start) / max(1, sum(map(len, ids)))))
 
     def _document(self, parts: Sequence[Part]) -> Iterator[_Piece]:
         tokenizer = self.processor.tokenizer

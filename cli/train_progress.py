@@ -1,0 +1,88 @@
+"""How a training run says where it stands: lines for files and pipes, and what it is about to do."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import click
+
+from ..console import print_warning
+
+PATIENCE = 10.0
+"""Seconds without a line, after which a step gets one though it is not its turn."""
+
+
+@dataclass
+class StepLines:
+    """Progress as lines, for output that is not a terminal.
+
+    Attributes:
+        steps: of the whole run.
+        every: steps between lines; the first and the last step get one as well, and steps that take long.
+        started: when this process made its first step, in seconds of ``time.monotonic``.
+    """
+
+    steps: int
+    every: int
+    started: float = field(default_factory=time.monotonic)
+    _first: int = 0
+    _shown: float = 0.0
+
+    def show(self, step: int, record: dict[str, float]) -> None:
+        """Print the line of a step, if it is one that gets a line."""
+        now = time.monotonic()
+        self._first = self._first or step
+        if step % self.every and step not in (self._first, self.steps) and now - self._shown < PATIENCE:
+            return
+        self._shown = now
+        done = step - self._first + 1
+        left = (now - self.started) / done * (self.steps - step)
+        end = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
+        click.echo(f"step {step}/{self.steps}  loss {record['loss']:.4f}  {record['tokens_per_second']:.0f} tokens/s  "
+                   f"ends {end}, in {left:.0f} s", err=True)
+
+
+class _Told(logging.Handler):
+    """What the package logs, as lines for people."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record; also from the handler of a signal, which may come while another line is printed."""
+        try:
+            if record.levelno >= logging.WARNING:
+                print_warning(record.getMessage())
+            else:
+                click.echo(record.getMessage(), err=True)
+        except Exception:
+            self.handleError(record)
+
+
+def _not_ours(record: logging.LogRecord) -> bool:
+    return not record.name.startswith("herdgraph")
+
+
+@contextmanager
+def told(*, quiet: bool) -> Iterator[None]:
+    """Print on standard error what the package logs about the run, not only its warnings.
+
+    Args:
+        quiet: print warnings only, as on the ranks that do not speak.
+    """
+    logger, handler = logging.getLogger("herdgraph"), _Told()
+    # Handlers of the root would say the same again; subclasses are not for people.
+    others = [other for other in logging.getLogger().handlers if type(other) is logging.StreamHandler]
+    before = logger.level
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    logger.addHandler(handler)
+    for other in others:
+        other.addFilter(_not_ours)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
+        for other in others:
+            other.removeFilter(_not_ours)
