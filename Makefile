@@ -7,7 +7,7 @@ PIP := $(PY) -m pip --quiet --disable-pip-version-check
 
 # mypy finds the package through a link named herdgraph, so that the checkout may have any name.
 PACKAGES := model export runtimes calibration cli
-TYPED := $(addprefix .venv/types/herdgraph/,$(PACKAGES) $(wildcard *.py))
+TYPED := $(addprefix .editable/herdgraph/,$(PACKAGES) $(wildcard *.py))
 
 .PHONY: demo test test-slow test-packaging coverage docs lint clean
 
@@ -36,11 +36,11 @@ test-packaging: .venv/.dev
 
 lint: .venv/.dev
 	$(PY) -m ruff check .
-	@mkdir -p .venv/types && ln -sfn ../.. .venv/types/herdgraph
-	MYPYPATH=.venv/types $(PY) -m mypy $(TYPED)
+	@mkdir -p .editable && ln -sfn .. .editable/herdgraph
+	MYPYPATH=.editable $(PY) -m mypy $(TYPED)
 
 clean:
-	rm -rf .venv .cache .coverage htmlcov build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .cache .editable .coverage htmlcov build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # torch first and pinned: the newest build that a range admits may bring gigabytes of CUDA packages.
 .venv/bin/python:

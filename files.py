@@ -38,7 +38,7 @@ def atomic_directory(
             something appeared there.
     """
     check_output(target, overwrite=overwrite, mark=mark, inputs=inputs)
-    link, target = Path(target), Path(target).resolve()  # a link stays, and what it leads to is replaced
+    link, target = Path(target), Path(os.path.realpath(target))  # a link stays, and what it leads to is replaced
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary, lock = _claim(target)
@@ -93,11 +93,11 @@ def check_output(target: Path, *, overwrite: bool, mark: str, inputs: Iterable[P
             without ``overwrite``, or is not a directory with ``mark``.
     """
     target = Path(target)
-    if target == Path() or not target.resolve().name:
+    if target == Path() or not Path(os.path.realpath(target)).name:
         which = "root" if target.is_absolute() else "current"
         raise HerdError(f"the output is the {which} directory: give the name of a directory to create")
     for path in inputs:
-        found, wanted = path.resolve(), target.resolve()
+        found, wanted = Path(os.path.realpath(path)), Path(os.path.realpath(target))
         if found.is_relative_to(wanted) or wanted.is_relative_to(found):
             raise HerdError(f"the output {target} overlaps the input {path}: choose another output")
     if not os.path.lexists(target):

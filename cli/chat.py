@@ -81,7 +81,7 @@ class ChatSession:
         self._images: list[Any] = []
 
     def _attach(self, name: str) -> None:
-        from ..model.processing.images import load_image
+        from ..model.processing.pictures import load_image
 
         if not name:
             raise HerdError("/image needs the name of a file: /image FILE")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import click
 
-from ..console import print_warning
+from ..console import stderr
 
 PATIENCE = 10.0
 """Seconds without a line, after which a step gets one though it is not its turn."""
@@ -52,10 +52,9 @@ class _Told(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record; also from the handler of a signal, which may come while another line is printed."""
         try:
-            if record.levelno >= logging.WARNING:
-                print_warning(record.getMessage())
-            else:
-                click.echo(record.getMessage(), err=True)
+            warns = record.levelno >= logging.WARNING
+            stderr.print(f"{'warning: ' * warns}{' '.join(record.getMessage().split())}",  # above a progress bar
+                         style="yellow" if warns else None, soft_wrap=True, markup=False, highlight=False)
         except Exception:
             self.handleError(record)
 

@@ -25,7 +25,7 @@ from PIL import Image, ImageEnhance
 
 from herdgraph.errors import HerdError
 from herdgraph.files import atomic_directory
-from herdgraph.model.processing.images import load_image
+from herdgraph.model.processing.pictures import load_image
 
 from .emoji import LICENCES, SIDE, Emoji
 

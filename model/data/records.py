@@ -27,7 +27,7 @@ from PIL import Image
 
 from ...errors import HerdError
 from ...reading import LINE_BYTES, open_file
-from ..processing.images import Source
+from ..processing.pictures import Source
 
 IMAGE = "<|image|>"
 PICTURE_EXTENSIONS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif"})

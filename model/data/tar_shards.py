@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from ...errors import HerdError
 from ...reading import LINE_BYTES, open_file, parse_json, require_within
-from ..processing.images import MAX_BYTES, Source
+from ..processing.pictures import MAX_BYTES, Source
 from .records import PICTURE_EXTENSIONS, Record, record_of, stored
 
 _MEMBERS = 1_000_000

@@ -1,11 +1,14 @@
 """Text and pictures to token ids and tiles, and token ids back to text. Torch-free."""
 
 from .chat import ChatTemplate
-from .images import ImageProcessor, TiledImage, load_image
+from .check import check_processor
+from .generation_defaults import GenerationDefaults
+from .images import ImageProcessor, TiledImage
+from .pictures import load_image
 from .prompt import PreparedPrompt, PromptProcessor
 from .tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 
 __all__ = [
-    "ChatTemplate", "ImageProcessor", "PreparedPrompt", "PromptProcessor", "StreamDecoder", "TiledImage", "Tokenizer",
-    "load_image", "load_tokenizer",
+    "ChatTemplate", "GenerationDefaults", "ImageProcessor", "PreparedPrompt", "PromptProcessor", "StreamDecoder",
+    "TiledImage", "Tokenizer", "check_processor", "load_image", "load_tokenizer",
 ]

@@ -1,32 +1,25 @@
 """Chat messages to a prompt, by the checkpoint's own template or by Meta's format.
 
-Templates come with checkpoints, so they run in a sandbox. The text of messages cannot forge special tokens: when one
-occurs in it, the message is rendered with a placeholder and its text is encoded by itself, as ordinary characters. In
-that case, and only then, whatever the template does to the text (trimming, say) is not done.
+A template comes with a checkpoint: it runs in ``sandbox``, within a ``budget``. What people and tools say comes from
+strangers too: it never becomes a control token, whatever the template does with it (``control_tokens``).
 """
 
 from __future__ import annotations
 
 import datetime
-import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Node
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ...errors import HerdError
-from ...reading import read_optional_json
+from ...reading import read_optional_json, read_text
+from .budget import bounded
+from .control_tokens import ControlTokens
+from .messages import Message, plain_copy, size_of, without_pictures
+from .sandbox import BoundedEnvironment
 from .tokenizer import Tokenizer, token_text
-
-Message = Mapping[str, Any]
-
-ROLES = ("system", "user", "assistant", "tool", "ipython")
 
 META_FORMAT = (
     "{{ bos_token }}{% for message in messages %}"
@@ -38,18 +31,9 @@ META_FORMAT = (
 )
 """Meta's prompt format (llama-models ``chat_format.py``) as a template."""
 
-# Private-use characters that no tokenizer, template or sensible text contains.
-_OPEN, _CLOSE = "\ue0f0", "\ue0f1"
-
-
-class _Generation(Extension):
-    """Accepts ``{% generation %}``, with which some templates mark what was generated; it changes nothing here."""
-
-    tags = {"generation"}  # noqa: RUF012  (jinja2 declares it so)
-
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+MOST_CHARACTERS = 128 << 10
+"""Longest template; the longest of released models has 20,000 characters."""
+_LONGEST_DATE = 100
 
 
 class ChatTemplate:
@@ -57,23 +41,29 @@ class ChatTemplate:
 
     Args:
         source: jinja2 text.
-        variables: values such as ``bos_token`` that the template may use.
+        variables: texts such as ``bos_token`` that the template may use.
+        special_tokens: those of the vocabulary; in the template and its variables they are control tokens.
 
     Raises:
         HerdError: on construction, when the template cannot be parsed.
     """
 
-    def __init__(self, source: str, variables: Mapping[str, Any]) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-        )
-        environment.filters["tojson"] = _to_json
+    def __init__(self, source: str, variables: Mapping[str, str], special_tokens: Sequence[str] = ()) -> None:
+        if len(source) > MOST_CHARACTERS:
+            raise HerdError(f"the checkpoint's chat template has {len(source)} characters, at most {MOST_CHARACTERS} "
+                            "are read")
+        self._controls = ControlTokens(special_tokens)
+        self._variables = {name: self._controls.mark(text) for name, text in variables.items()}
+        environment = BoundedEnvironment()
         environment.globals.update(raise_exception=_raise, strftime_now=_now)
         try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise HerdError(f"the checkpoint's chat template cannot be parsed: {error}") from error
-        self._variables = dict(variables)
+            with bounded():
+                tree = environment.parse(source)
+                self._controls.mark_literals(tree)
+                self._template = environment.compile_bounded(tree)
+        except (jinja2.TemplateError, SyntaxError, RecursionError, MemoryError, ValueError, TypeError) as error:
+            reason = _one_line(error)
+            raise HerdError(f"the checkpoint's chat template cannot be parsed: {reason}") from error
 
     @classmethod
     def from_directory(cls, directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
@@ -90,129 +80,94 @@ class ChatTemplate:
         if source is None:
             return None
         names = ("bos_token", "eos_token", "pad_token", "unk_token")
-        return cls(source, {name: token_text(settings.get(name)) or "" for name in names})
+        template = cls(source, {name: token_text(settings, name) or "" for name in names}, tokenizer.control_tokens)
+        template._require_whole_tokens(tokenizer)
+        return template
 
     def render(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None) -> str:
         """The prompt text, ending where the assistant's answer begins.
 
         Raises:
-            HerdError: the template refuses the messages.
+            HerdError: the template refuses the messages, or costs too much.
         """
-        try:
-            return self._template.render(
-                messages=messages, tools=tools, add_generation_prompt=True, **self._variables
-            )
-        except Exception as error:  # a template is a program of the checkpoint: it may fail in any way
-            raise HerdError(f"the chat template refuses these messages: {error}") from error
+        return self._controls.unmark(self._rendered(messages, tools))
 
     def encode(
-        self, messages: Sequence[Message], tokenizer: Tokenizer, *, tools: Sequence[Any] | None = None
+        self, messages: Sequence[Message], tokenizer: Tokenizer, *, tools: Sequence[Any] | None = None,
+        most_tokens: int | None = None,
     ) -> list[int]:
-        """Token ids of the rendered messages, special tokens from the template only."""
-        texts: list[str] = []
+        """Token ids of the rendered messages; control tokens are the template's own.
 
-        def protect(text: str) -> str:
-            if not tokenizer.contains_special(text):
-                return text
-            texts.append(text)
-            return f"{_OPEN}{len(texts) - 1}{_CLOSE}"
+        Args:
+            messages: checked ones.
+            tokenizer: that of the template's checkpoint.
+            tools: descriptions for templates that offer tools.
+            most_tokens: a text that must have more is refused before the work is done.
 
-        rendered = self.render([_map_text(message, protect) for message in messages], tools=tools)
-        ids: list[int] = []
-        # Of a split by one group, every second part is what the group matched: the number of a protected text.
-        for index, part in enumerate(re.split(f"{_OPEN}(\\d+){_CLOSE}", rendered)):
-            if index % 2:
-                ids += tokenizer.encode(texts[int(part)])
-            elif part:
-                ids += tokenizer.encode(part, allow_special=True)
-        return ids
+        Raises:
+            HerdError: see ``render``; or the text is too long.
+        """
+        rendered = self._rendered(messages, tools)
+        parts = list(self._controls.split(rendered))
+        text = "".join(token or text for token, text in parts)
+        tokenizer.require_room(text, most_tokens)
+        ids = tokenizer.encode(text, allow_special=True)
+        written = [tokenizer.token_to_id(token) for token, _ in parts if token]
+        if tokenizer.control_ids(ids) == written:
+            return ids
+        # Somebody typed a special token: the texts between the template's own are encoded by themselves.
+        return [index for token, text in parts for index in tokenizer.encode(token or text, allow_special=bool(token))]
 
+    def _require_whole_tokens(self, tokenizer: Tokenizer) -> None:
+        """A control token put together of pieces cannot be told from one that somebody typed in pieces."""
+        try:
+            rendered = self._rendered([{"role": "user", "content": "x"}], None)
+        except HerdError:
+            return  # it wants other messages
+        parts = list(self._controls.split(rendered))
+        whole = {token for token, _ in parts if token}
+        text = "".join(token or text for token, text in parts)
+        found = set(tokenizer.control_ids(tokenizer.encode(text, allow_special=True)))
+        if found - {tokenizer.token_to_id(token) for token in whole}:
+            raise HerdError("the checkpoint's chat template puts special tokens together of pieces, which cannot be "
+                            "told from what is typed: write each as one literal")
 
-def checked_messages(messages: Any) -> list[dict[str, Any]]:
-    """Messages in the form templates expect: contents are strings, or lists of text and image parts.
-
-    Lists without an image become strings, since templates of text models print nothing else.
-
-    Raises:
-        HerdError: what is wrong, with the index of the message.
-    """
-    if not messages:
-        raise HerdError("the prompt is empty: give a text or at least one message")
-    if not isinstance(messages, Sequence):
-        raise HerdError(f"a prompt is a string or a list of messages, found {type(messages).__name__}")
-    checked = [_checked(index, message) for index, message in enumerate(messages)]
-    last = checked[-1]
-    if last["role"] == "user" and isinstance(last["content"], str) and not last["content"].strip():
-        raise HerdError("the prompt is empty: give a text or a picture")
-    return checked
-
-
-def _checked(index: int, message: Any) -> dict[str, Any]:
-    where = f"message {index}"
-    if not isinstance(message, Mapping):
-        raise HerdError(f"{where} is a {type(message).__name__}, a dictionary with role and content is needed")
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise HerdError(f"{where} has role {role!r}, known are {', '.join(ROLES)}")
-    if isinstance(content, str):
-        return dict(message)
-    if not isinstance(content, list) or not content:
-        raise HerdError(f"{where} has no content: give a string or a list of parts")
-    parts = [_checked_part(f"{where}, part {number}", part) for number, part in enumerate(content)]
-    if all(part["type"] == "text" for part in parts):
-        return {**message, "content": "".join(part["text"] for part in parts)}
-    return {**message, "content": parts}
-
-
-def _checked_part(where: str, part: Any) -> dict[str, Any]:
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind == "text":
-        if not isinstance(part.get("text"), str):
-            raise HerdError(f"{where} is text without a 'text' string")
-        return {"type": "text", "text": part["text"]}
-    if kind == "image":
-        source = next((part[name] for name in ("path", "image", "data") if part.get(name) is not None), None)
-        if source is None:
-            raise HerdError(f"{where} is an image without 'path', 'image' or 'data'")
-        return {"type": "image", "source": source}
-    raise HerdError(f"{where} has type {kind!r}, known are text and image")
-
-
-def _map_text(message: Message, change: Any) -> dict[str, Any]:
-    """A copy of a message with every text of its content changed; images become bare placeholders."""
-    content = message["content"]
-    if isinstance(content, str):
-        return {**message, "content": change(content)}
-    parts = [
-        {"type": "text", "text": change(part["text"])} if part["type"] == "text" else {"type": "image"}
-        for part in content
-    ]
-    return {**message, "content": parts}
+    def _rendered(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> str:
+        """The rendered text with marks in the place of control tokens."""
+        given = {
+            "messages": [plain_copy(without_pictures(message), f"message {index}")
+                         for index, message in enumerate(messages)],
+            "tools": None if tools is None else plain_copy(list(tools), "tools"),
+        }
+        try:
+            with bounded(size_of(given)):
+                return self._template.render(**given, add_generation_prompt=True, **self._variables)
+        except Exception as error:  # a template is a program of the checkpoint: it may fail in any way
+            raise HerdError(f"the chat template refuses these messages: {_one_line(error)}") from error
 
 
 def _template_source(directory: Path, configured: Any) -> str | None:
-    if (path := directory / "chat_template.jinja").is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except ValueError as error:
-            raise HerdError(f"{path} is not UTF-8 text: get it again") from error
+    if (path := directory / "chat_template.jinja").exists():
+        return read_text(path, most=8 * MOST_CHARACTERS)
     configured = read_optional_json(directory / "chat_template.json").get("chat_template", configured)
     if isinstance(configured, list):  # several named templates
-        named = {entry.get("name"): entry.get("template") for entry in configured if isinstance(entry, Mapping)}
-        configured = named.get("default", next(iter(named.values()), None))
+        entries = [entry for entry in configured if isinstance(entry, Mapping)]
+        named = [entry.get("template") for entry in entries if entry.get("name") == "default"]
+        configured = next(iter([*named, *(entry.get("template") for entry in entries)]), None)
     if configured is not None and not isinstance(configured, str):
         raise HerdError(f"{directory} has a {type(configured).__name__} as chat template, a text is needed")
     return configured
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    """``json.dumps`` without HTML escapes, as transformers' templates expect."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
+def _raise(message: Any) -> None:
+    raise jinja2.TemplateError(str(message))
 
 
 def _now(pattern: str) -> str:
+    if len(pattern) > _LONGEST_DATE:
+        raise ValueError(f"a date's format has more than {_LONGEST_DATE} characters")
     return datetime.datetime.now().astimezone().strftime(pattern)

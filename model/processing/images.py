@@ -14,28 +14,20 @@ pixels and normalisation in float32; transformers normalises in bfloat16, a diff
 
 from __future__ import annotations
 
-import io
-import stat
-import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from ...errors import HerdError
 from ...reading import read_optional_json
+from .pictures import Source, load_image
 
-MAX_PIXELS = 178_956_970
-"""Pillow's own limit, at which it begins to warn of a decompression bomb; here it is an error."""
-MAX_BYTES = 256 << 20
-"""Largest encoded picture that is read."""
-
-_MOST_TILES = 1024
-
-Source = str | Path | bytes | Image.Image
+MOST_TILES = 64
+"""Tiles of a picture, four times those of the released models: at 336 pixels they take 87 MB."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +64,8 @@ class ImageProcessor:
     resize_to_max_canvas: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_patches <= _MOST_TILES:
-            raise HerdError(f"max_patches is {self.max_patches}, it must be within 1 and {_MOST_TILES}")
+        if not 1 <= self.max_patches <= MOST_TILES:
+            raise HerdError(f"max_patches is {self.max_patches}, it must be within 1 and {MOST_TILES}")
         if not len(self.mean) == len(self.std) == 3 or not all(self.std):
             raise HerdError(f"images are normalised by mean {self.mean} and std {self.std}, three numbers each and no "
                             "std of 0 are needed")
@@ -116,12 +108,14 @@ class ImageProcessor:
         fitted = self._fit(image, height, width)
         padded[: fitted.height, : fitted.width] = np.asarray(fitted)
         rows, columns = height // self.side, width // self.side
-        grid = padded.reshape(rows, self.side, columns, self.side, 3).swapaxes(1, 2)
-        tiles = grid.reshape(rows * columns, self.side, self.side, 3)
+        tiles = list(padded.reshape(rows, self.side, columns, self.side, 3).swapaxes(1, 2).reshape(
+            rows * columns, self.side, self.side, 3))
         if rows * columns > 1:
-            whole = image.resize((self.side, self.side), Image.Resampling.BILINEAR)
-            tiles = np.concatenate((tiles, np.asarray(whole)[None]))
-        return TiledImage(self._normalised(tiles), rows, columns)
+            tiles.append(np.asarray(image.resize((self.side, self.side), Image.Resampling.BILINEAR)))
+        pixels = np.empty((len(tiles), 3, self.side, self.side), np.float32)
+        for index, tile in enumerate(tiles):
+            pixels[index] = self._normalised(tile)
+        return TiledImage(pixels, rows, columns)
 
     def canvas(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the canvas for a picture, in pixels."""
@@ -148,10 +142,10 @@ class ImageProcessor:
             size = (min(int(image.width * by_height), width), height)
         return image.resize((max(size[0], 1), max(size[1], 1)), Image.Resampling.BILINEAR)
 
-    def _normalised(self, tiles_NHWC: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        scaled = tiles_NHWC.astype(np.float32) / 255
+    def _normalised(self, tile_HWC: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        scaled = tile_HWC.astype(np.float32) / 255
         normal = (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return np.ascontiguousarray(normal.transpose(0, 3, 1, 2), np.float32)
+        return normal.transpose(2, 0, 1)
 
 
 @cache
@@ -162,65 +156,3 @@ def _grids(tiles: int) -> tuple[tuple[int, int], ...]:
         for rows in (rows for rows in range(1, count + 1) if count % rows == 0):
             by_ratio.setdefault(rows / (count // rows), []).append((rows, count // rows))
     return tuple(grid for grids in by_ratio.values() for grid in grids)
-
-
-def load_image(source: Source) -> Image.Image:
-    """A picture as upright 8-bit RGB.
-
-    EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bit, of an animation the
-    first frame is taken.
-
-    Args:
-        source: a path, the bytes of an encoded picture, or a Pillow image.
-
-    Raises:
-        HerdError: no such file, not a picture, broken, or larger than ``MAX_BYTES`` or ``MAX_PIXELS``.
-    """
-    if isinstance(source, Image.Image):
-        return _upright_rgb(source, "the image")
-    name = "the image data" if isinstance(source, bytes) else str(source)
-    data = source if isinstance(source, bytes) else _read(Path(source))
-    if len(data) > MAX_BYTES:
-        raise HerdError(f"{name} has {len(data)} bytes, at most {MAX_BYTES} are read: make it smaller")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                return _upright_rgb(image, name)
-    except UnidentifiedImageError as error:
-        raise HerdError(f"{name} is not an image in a format that Pillow reads") from error
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise HerdError(f"{name} is a broken or unsafe image: {error}") from error
-
-
-def _read(path: Path) -> bytes:
-    try:
-        found = path.stat()
-        if found.st_size > MAX_BYTES:
-            raise HerdError(f"{path} has {found.st_size} bytes, at most {MAX_BYTES} are read: make it smaller")
-        if not stat.S_ISREG(found.st_mode):  # a pipe or a device may never end
-            raise HerdError(f"image {path} is not a regular file: give the path of a picture")
-        return path.read_bytes()
-    except OSError as error:
-        raise HerdError(f"image {path} cannot be read ({error.strerror}): give the path of a picture") from error
-
-
-def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.width * image.height > MAX_PIXELS:
-        raise HerdError(f"{name} has {image.width} x {image.height} pixels, at most {MAX_PIXELS} are accepted")
-    image.seek(0)
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _eight_bit(image)
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(background, image)
-    return image.convert("RGB")
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Grey of 16 bit (which Pillow would clip at 255) or of float in 0..1 scaled to 8 bit."""
-    values = np.asarray(image, np.float64)
-    values = values * 255 if image.mode == "F" else values / 257
-    return Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))

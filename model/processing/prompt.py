@@ -22,8 +22,10 @@ import numpy as np
 
 from ...errors import HerdError
 from ..config import HerdConfig
-from .chat import ChatTemplate, checked_messages
-from .images import ImageProcessor, Source, TiledImage
+from .chat import ChatTemplate
+from .images import ImageProcessor, TiledImage
+from .messages import checked_messages
+from .pictures import Source
 from .tokenizer import Tokenizer, load_tokenizer
 
 
@@ -62,16 +64,28 @@ class PromptProcessor:
         return load_tokenizer(self._directory, eos_ids=self._config.text.eos_token_ids)
 
     @cached_property
+    def _template(self) -> ChatTemplate | None:
+        return ChatTemplate.from_directory(self._directory, self.tokenizer)
+
+    @property
+    def has_template(self) -> bool:
+        """Whether messages can be given.
+
+        Raises:
+            HerdError: there is a template that cannot be used.
+        """
+        return self._template is not None
+
+    @property
     def template(self) -> ChatTemplate:
         """The chat template.
 
         Raises:
             HerdError: the model has none.
         """
-        template = ChatTemplate.from_directory(self._directory, self.tokenizer)
-        if template is None:
+        if self._template is None:
             raise HerdError("this model has no chat template: give the prompt as a plain string (--raw)")
-        return template
+        return self._template
 
     @cached_property
     def image_processor(self) -> ImageProcessor:
@@ -98,9 +112,11 @@ class PromptProcessor:
             HerdError: an empty prompt, an unknown role, pictures and placeholders that do not match, a picture that
                 cannot be read, or more tokens than the model's context.
         """
+        limit = self._config.text.max_position_embeddings
         if isinstance(prompt, str):
             if not prompt:
                 raise HerdError("the prompt is empty: give a text or at least one message")
+            self.tokenizer.require_room(prompt, limit)
             ids, sources = self.tokenizer.encode_completion(prompt), list(images or ())
         else:
             messages = checked_messages(prompt)
@@ -108,22 +124,39 @@ class PromptProcessor:
                 raise HerdError("images= belongs to a string prompt: put the pictures into the messages")
             mixed = [message["content"] for message in messages if isinstance(message["content"], list)]
             sources = [part["source"] for parts in mixed for part in parts if part["type"] == "image"]
-            ids = self.template.encode(messages, self.tokenizer, tools=tools)
-        tiled = [self.image_processor.process(source) for source in sources]
+            ids = self.template.encode(messages, self.tokenizer, tools=tools, most_tokens=limit)
+        self._require_placeholders(ids, len(sources))
+        tiled = self._tiled(sources, limit - len(ids))
         ids = self._with_images(ids, tiled)
-        limit = self._config.text.max_position_embeddings
         if len(ids) > limit:
             raise HerdError(f"the prompt has {len(ids)} tokens, the model's context is {limit}: shorten it")
         return PreparedPrompt(ids, np.concatenate([image.pixels for image in tiled]) if tiled else None)
 
-    def _with_images(self, ids: list[int], images: list[TiledImage]) -> list[int]:
-        """Replace every placeholder by its picture's tokens."""
+    def _require_placeholders(self, ids: list[int], images: int) -> None:
+        if images:
+            assert self.image_processor, "a model without images refuses them here"
         placeholder = self.tokenizer.token_to_id("<|image|>") if self._config.vision else None
         found = ids.count(placeholder) if placeholder is not None else 0
-        if found != len(images):
-            raise HerdError(f"the prompt has {found} image placeholders and {len(images)} images: they must match")
+        if found != images:
+            raise HerdError(f"the prompt has {found} image placeholders and {images} images: they must match")
+
+    def _tiled(self, sources: Sequence[Source], room: int) -> list[TiledImage]:
+        """The pictures' tiles; those that the context has no room for are not even opened."""
+        tiled: list[TiledImage] = []
+        for number, source in enumerate(sources):
+            if room < 0:
+                limit = self._config.text.max_position_embeddings
+                raise HerdError(f"the prompt has {limit - room} tokens with {number} of its {len(sources)} pictures, "
+                                f"the model's context is {limit}: shorten it")
+            tiled.append(self.image_processor.process(source))
+            room -= len(self._image_tokens(tiled[-1])) - 1
+        return tiled
+
+    def _with_images(self, ids: list[int], images: list[TiledImage]) -> list[int]:
+        """Replace every placeholder by its picture's tokens."""
         if not images:
             return ids
+        placeholder = self.tokenizer.token_to_id("<|image|>")
         remaining, expanded = iter(images), []
         for token in ids:
             expanded += self._image_tokens(next(remaining)) if token == placeholder else [token]

@@ -2,107 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import re
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
-
-import tiktoken
-import tokenizers
+from typing import Any
 
 from ...errors import HerdError
-from ...reading import read_optional_json
-from .special import PATTERN, SPECIAL_TOKENS
+from ...reading import panics_refused, read_optional_json
+from .codecs import Codec, JsonCodec, MetaCodec
+from .generation_defaults import GenerationDefaults
+from .messages import require_unicode
 
 STOP_TOKENS = ("<|end_of_text|>", "<|eom|>", "<|eot|>")
-_LONG_RUN = re.compile(r"\S{25000}|\s{25000}")
-"""tiktoken's recursion overflows on longer runs without a break (openai/tiktoken#195)."""
-
-
-class Codec(Protocol):
-    """What the two tokenizer libraries have in common."""
-
-    special_tokens: dict[str, int]
-    vocab_size: int
-
-    def encode(self, text: str, *, allow_special: bool) -> list[int]:
-        """Ids of a text, special tokens in it recognised or taken as ordinary characters."""
-
-    def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
-        """Text of ids, with U+FFFD for incomplete characters."""
-
-    def token_to_id(self, token: str) -> int | None:
-        """Id of a token given by its exact text."""
-
-
-class JsonCodec:
-    """``tokenizer.json`` through the ``tokenizers`` library."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._plain = tokenizers.Tokenizer.from_file(str(path))
-            self._special = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise HerdError(f"{path} is not a tokenizer.json: {error}") from error
-        self._plain.encode_special_tokens = True  # that is, as ordinary text
-        added = self._special.get_added_tokens_decoder()
-        self.special_tokens = {token.content: index for index, token in added.items() if token.special}
-        self.vocab_size = self._special.get_vocab_size(with_added_tokens=True)
-        # Whether the file's own post-processor adds begin-of-text: it does so even to an empty text.
-        self.puts_tokens_in_front = bool(self._special.encode("").ids)
-
-    def encode(self, text: str, *, allow_special: bool) -> list[int]:
-        """See ``Codec``."""
-        codec = self._special if allow_special else self._plain
-        return list(codec.encode(text, add_special_tokens=False).ids)
-
-    def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
-        """See ``Codec``."""
-        return str(self._special.decode(list(ids), skip_special_tokens=skip_special))
-
-    def token_to_id(self, token: str) -> int | None:
-        """See ``Codec``."""
-        return self._special.token_to_id(token)
-
-
-class MetaCodec:
-    """Meta's ``tokenizer.model`` (base64 tokens with ranks) through tiktoken."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            lines = path.read_bytes().split(b"\n")
-            ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines if line)}
-        except ValueError as error:
-            raise HerdError(f"{path} is not a tiktoken vocabulary: {error}") from error
-        self.special_tokens = {token: len(ranks) + index for index, token in enumerate(SPECIAL_TOKENS)}
-        self.vocab_size = len(ranks) + len(SPECIAL_TOKENS)
-        self._special_ids = frozenset(self.special_tokens.values())
-        self._encoding = tiktoken.Encoding(
-            path.name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=self.special_tokens
-        )
-
-    def encode(self, text: str, *, allow_special: bool) -> list[int]:
-        """See ``Codec``."""
-        allowed: Any = "all" if allow_special else set()
-        ids: list[int] = []
-        for part in _split_long_runs(text):
-            ids += self._encoding.encode(part, allowed_special=allowed, disallowed_special=())
-        return ids
-
-    def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
-        """See ``Codec``."""
-        return self._encoding.decode([token for token in ids if not (skip_special and token in self._special_ids)])
-
-    def token_to_id(self, token: str) -> int | None:
-        """See ``Codec``."""
-        if token in self.special_tokens:
-            return self.special_tokens[token]
-        try:
-            return self._encoding.encode_single_token(token)
-        except KeyError:
-            return None
 
 
 class Tokenizer:
@@ -117,8 +27,10 @@ class Tokenizer:
 
     def __init__(self, codec: Codec, *, settings: dict[str, Any], add_bos: bool, stop_ids: Iterable[int] = ()) -> None:
         self._codec, self.settings = codec, settings
-        bos = token_text(settings.get("bos_token")) or "<|begin_of_text|>"
-        self.bos_id = codec.special_tokens.get(bos)
+        self.bos_id = codec.special_tokens.get(token_text(settings, "bos_token") or "<|begin_of_text|>")
+        unknown = (token_text(settings, "unk_token"), codec.unknown_token)  # it controls nothing
+        self._control = {token: index for token, index in codec.special_tokens.items() if token not in unknown}
+        self._control_ids = frozenset(self._control.values())
         self._add_bos = add_bos and self.bos_id is not None
         known = [codec.special_tokens[token] for token in STOP_TOKENS if token in codec.special_tokens]
         self.stop_ids = frozenset((*stop_ids, *known))
@@ -133,6 +45,20 @@ class Tokenizer:
         """Ids of special tokens."""
         return frozenset(self._codec.special_tokens.values())
 
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """Texts of all special tokens but the unknown one."""
+        return tuple(self._control)
+
+    def control_ids(self, ids: Sequence[int]) -> list[int]:
+        """Those of ``ids`` that are control tokens, in their order."""
+        return [token for token in ids if token in self._control_ids]
+
+    @property
+    def longest_token(self) -> int | None:
+        """Characters of the longest token, None when a token may stand for any number of them."""
+        return self._codec.longest_token
+
     def token_to_id(self, token: str) -> int | None:
         """Id of a token given by its exact text, None when it is not in the vocabulary."""
         return self._codec.token_to_id(token)
@@ -146,10 +72,27 @@ class Tokenizer:
                 user types can never end a turn or begin another.
 
         Raises:
-            HerdError: the text holds half a character, as bytes that are not UTF-8 become in Python.
+            HerdError: the text holds half a character, as bytes that are not UTF-8 become in Python; or the library
+                fails.
         """
-        _require_unicode(text)
-        return self._codec.encode(text, allow_special=allow_special)
+        require_unicode(text)
+        with panics_refused("reading the text into tokens"):
+            ids = self._codec.encode(text, allow_special=allow_special)
+        if not allow_special and not self._control_ids.isdisjoint(ids):
+            raise HerdError("the text holds a special token, which this vocabulary cannot spell: leave it out")
+        return ids
+
+    def require_room(self, text: str, most_tokens: int | None) -> None:
+        """Refuse a text that cannot have as few tokens, before the work is done.
+
+        Raises:
+            HerdError: so many characters do not fit into ``most_tokens``.
+        """
+        longest = self._codec.longest_token
+        if most_tokens is None or longest is None or len(text) <= most_tokens * longest:
+            return
+        raise HerdError(f"the prompt has {len(text)} characters, which are more than {len(text) // longest} tokens, "
+                        f"the model's context is {most_tokens}: shorten it")
 
     def encode_completion(self, text: str) -> list[int]:
         """Ids of a raw prompt: special tokens recognised, begin-of-text in front when this tokenizer wants it."""
@@ -160,16 +103,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of ids."""
-        return self._codec.decode(ids, skip_special=skip_special)
-
-    def contains_special(self, text: str) -> bool:
-        """Whether a special token's text occurs in ``text``."""
-        return self._special_pattern.search(text) is not None
-
-    @cached_property
-    def _special_pattern(self) -> re.Pattern[str]:
-        tokens = sorted(self._codec.special_tokens, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+        with panics_refused("turning tokens into text"):
+            return self._codec.decode(ids, skip_special=skip_special)
 
 
 class StreamDecoder:
@@ -220,14 +155,12 @@ def load_tokenizer(directory: Path, *, eos_ids: Iterable[int] = ()) -> Tokenizer
         HerdError: neither file is there, or it cannot be read.
     """
     settings = read_optional_json(directory / "tokenizer_config.json")
-    generation = read_optional_json(directory / "generation_config.json").get("eos_token_id")
-    listed = generation if isinstance(generation, list) else [] if generation is None else [generation]
-    stops = {*eos_ids, *listed}
-    if (path := directory / "tokenizer.json").is_file():
+    stops = {*eos_ids, *GenerationDefaults.from_directory(directory).eos_ids}
+    if (path := directory / "tokenizer.json").exists():
         codec = JsonCodec(path)
         add_bos = settings.get("add_bos_token", codec.puts_tokens_in_front)
         return Tokenizer(codec, settings=settings, add_bos=bool(add_bos), stop_ids=stops)
-    if (path := directory / "tokenizer.model").is_file():
+    if (path := directory / "tokenizer.model").exists():
         return Tokenizer(MetaCodec(path), settings=settings, add_bos=True, stop_ids=stops)
     raise HerdError(
         f"{directory} has no tokenizer.json or tokenizer.model: text needs one; add it to the checkpoint and rebuild, "
@@ -235,19 +168,14 @@ def load_tokenizer(directory: Path, *, eos_ids: Iterable[int] = ()) -> Tokenizer
     )
 
 
-def token_text(value: Any) -> str | None:
-    """A token in ``tokenizer_config.json`` is a string or a dictionary with its content."""
-    return value.get("content") if isinstance(value, dict) else value
+def token_text(settings: Mapping[str, Any], name: str) -> str | None:
+    """A token in ``tokenizer_config.json``: a string, or a dictionary with its content.
 
-
-def _require_unicode(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        found = text[error.start]
-        raise HerdError(f"the text holds {found!r}, which is no Unicode character: give it in UTF-8") from error
-
-
-def _split_long_runs(text: str) -> list[str]:
-    cuts = [match.end() for match in _LONG_RUN.finditer(text)]
-    return [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    Raises:
+        HerdError: it is something else.
+    """
+    value = settings.get(name)
+    found = value.get("content") if isinstance(value, dict) else value
+    if found is not None and not isinstance(found, str):
+        raise HerdError(f"tokenizer_config.json has {name} {value!r:.80}, a text is needed: get it again")
+    return found

@@ -13,6 +13,8 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import mmap
+import os
+import weakref
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from itertools import groupby
@@ -71,9 +73,11 @@ class _BlockCheck:
         if not hashes.is_file():
             raise HerdError(f"{path} has no block hashes beside it, which memory='low' needs: rebuild the bundle")
         self._path, self._hashes = path, read_text(hashes).split()
-        self._file = open_file(path)
-        # Mapped to ask about its pages only; blocks are read, since mapped pages would count as this process's memory.
-        self._pages: Bytes = np.frombuffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        with open_file(path) as file:
+            self._file = os.dup(file.fileno())
+            weakref.finalize(self, os.close, self._file)
+            # Mapped to ask about its pages; blocks are read, since mapped pages would count as this process's memory.
+            self._pages: Bytes = np.frombuffer(mmap.mmap(self._file, 0, access=mmap.ACCESS_READ), np.uint8)
         blocks = -(-len(self._pages) // BLOCK)
         if len(self._hashes) != blocks:
             raise HerdError(f"{hashes} has {len(self._hashes)} hashes for {blocks} blocks: rebuild the bundle")
@@ -85,9 +89,8 @@ class _BlockCheck:
         Raises:
             HerdError: a block was altered.
         """
-        for block in np.flatnonzero(self._unchecked & self._resident()):
-            self._file.seek(block * BLOCK)
-            found = hashlib.sha256(self._file.read(BLOCK)).hexdigest()
+        for block in map(int, np.flatnonzero(self._unchecked & self._resident())):
+            found = hashlib.sha256(os.pread(self._file, BLOCK, block * BLOCK)).hexdigest()
             wanted = self._hashes[block]
             if found != wanted:
                 raise HerdError(f"{self._path} was altered: SHA-256 of block {block} is {found[:12]}…, the bundle says "
@@ -111,8 +114,7 @@ class _BlockCheck:
             pages[-(-(end - begin) // mmap.PAGESIZE) :] = 0
             mincore(ctypes.c_void_p(self._pages.ctypes.data + begin), ctypes.c_size_t(end - begin),
                     ctypes.c_void_p(pages.ctypes.data))
-        resident: Flags = (pages.reshape(last - first, -1) & 1).any(axis=1)
-        return resident
+        return np.bitwise_or.reduce(pages.reshape(last - first, -1), axis=1) % 2 == 1
 
 
 def _page_faults() -> Callable[[], int] | None:

@@ -20,6 +20,7 @@ rank{r}/        of a sharded bundle, in the place of ``decoder.*``: partitions `
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -227,10 +228,10 @@ class Bundle:
 
     def _refuse_links_out(self, names: Iterable[str]) -> None:
         """What lies elsewhere may be another's, and is not copied with the bundle."""
-        root = self.directory.resolve()
+        root = os.path.realpath(self.directory)
         for name in names:
-            place = (self.directory / name).resolve()
-            if not place.is_relative_to(root):
+            place = os.path.realpath(self.directory / name)
+            if os.path.commonpath((root, place)) != root:
                 raise HerdError(f"{self.directory / name} leads out of the bundle, to {place}: copy the file into it")
 
     def _verify(self, name: str) -> None:

@@ -19,7 +19,7 @@ from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.data import IMAGE, Picture, Record
 from herdgraph.model.processing import PreparedPrompt
-from herdgraph.model.processing.chat import checked_messages
+from herdgraph.model.processing.messages import checked_messages
 from support import herds
 
 TEXT = "A herd of words that is long enough to be a window. "

@@ -66,7 +66,7 @@ def test_chat(paths: tuple[Path, Path], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     errors = done.stderr.splitlines()[1:]
     for error, found in zip(errors, (
-        f"error: image {missing} cannot be read (No such file or directory)", "error: /image needs the name of a file",
+        f"error: {missing} cannot be read: No such file or directory", "error: /image needs the name of a file",
         "error: there is no command /foo: use /image FILE, /reset or /quit", "the model's context is 4096",
         "no Unicode character",
     ), strict=True):

@@ -15,11 +15,11 @@ from typing import Any, Literal
 import numpy as np
 
 from ....errors import HerdError
-from ....reading import open_file, panics_refused
+from ....reading import open_file
 from ...config import HerdConfig
 from ...data.records import IMAGE, Part, Picture, Record
 from ...processing import PromptProcessor
-from ...processing.chat import checked_messages
+from ...processing.messages import checked_messages
 
 Array = np.ndarray[Any, Any]
 
@@ -99,15 +99,11 @@ class Encoder:
                 learn; the message begins with the sample's origin.
         """
         try:
-            with panics_refused("encoding the text"):
-                pieces = list(self._conversation(record) if record.turns else self._document(record.document))
+            pieces = list(self._conversation(record) if record.turns else self._document(record.document))
             fitted = self._fitted(pieces)
             return _joined(record.key, fitted, is_cut=fitted is not pieces)
         except HerdError as error:
             raise HerdError(f"{record.origin}: {error}") from error
-        except UnicodeEncodeError as error:
-            raise HerdError(f"{record.origin}: the text holds half a character, U+{ord(error.object[error.start]):04X}"
-                            ) from error
 
     def page_bytes(self, path: Path) -> int:
         """Bytes of a plain text that just fit into a sample, measured at its beginning."""
@@ -121,10 +117,15 @@ class Encoder:
         if tokenizer.bos_id is not None:
             yield _Piece([tokenizer.bos_id], [False])
         for part in parts:
-            yield self._picture(part) if isinstance(part, Picture) else _learned(tokenizer.encode(part))
+            yield self._picture(part) if isinstance(part, Picture) else _learned(tokenizer.encode(self._start(part)))
         end = tokenizer.token_to_id("<|end_of_text|>")
         if end is not None:
             yield _learned([end])
+
+    def _start(self, text: str) -> str:
+        """As much of a text as may count: what lies behind is cut, and need not become tokens first."""
+        longest = self.processor.tokenizer.longest_token
+        return text if self._too_long == "refuse" or longest is None else text[: (self.max_tokens + 1) * longest]
 
     def _conversation(self, record: Record) -> Iterator[_Piece]:
         """The rendered messages, with a picture's tokens in place of each placeholder."""

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from herdgraph.errors import HerdError
 from herdgraph.model.processing import ChatTemplate, Tokenizer, load_tokenizer
-from herdgraph.model.processing.chat import checked_messages
+from herdgraph.model.processing.messages import checked_messages
 from support import herds
 
 CHATML = (
@@ -148,7 +148,7 @@ def test_template_of_wrong_type(directory: Path) -> None:
     with pytest.raises(HerdError, match="has a int as chat template, a text is needed"):
         ChatTemplate.from_directory(directory, tokenizer)
     (directory / "chat_template.jinja").write_bytes(b"\xff")
-    with pytest.raises(HerdError, match=r"chat_template\.jinja is not UTF-8 text"):
+    with pytest.raises(HerdError, match=r"chat_template\.jinja cannot be read as UTF-8 text"):
         ChatTemplate.from_directory(directory, tokenizer)
 
 
@@ -162,6 +162,13 @@ def test_text_parts_become_a_string() -> None:
     assert checked_messages([{"role": "user", "content": parts}]) == [{"role": "user", "content": "ab"}]
 
 
+def test_data_urls() -> None:
+    for given in ({"url": "data:image/png;base64,aGk="}, "data:image/png;base64,aGk="):
+        part = {"type": "image_url", "image_url": given}
+        checked = checked_messages([{"role": "user", "content": [part]}])
+        assert checked[0]["content"] == [{"type": "image", "source": b"hi"}]
+
+
 @pytest.mark.parametrize(("messages", "message"), [
     ([], "the prompt is empty"), (None, "the prompt is empty"), (7, "found int"),
     (["hi"], "message 0 is a str"), ([{"role": "boss", "content": "x"}], "message 0 has role 'boss', known are"),
@@ -170,6 +177,13 @@ def test_text_parts_become_a_string() -> None:
     ([{"role": "user", "content": [{"type": "text"}]}], "message 0, part 0 is text without"),
     ([{"role": "user", "content": [{"type": "image"}]}], "message 0, part 0 is an image without"),
     ([{"role": "user", "content": ["x"]}], "message 0, part 0 has type None"),
+    ([{"role": "user", "content": [{"type": "image", "image": 7}]}], "message 0, part 0 is an image given as int"),
+    ([{"role": "user", "content": [{"type": "image", "data": [7]}]}], "message 0, part 0 is an image given as list"),
+    ([{"role": "user", "content": [{"type": "image_url"}]}], "image_url that is no data:"),
+    ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x.y"}}]}], "nothing is fet"),
+    ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///a"}}]}], "nothing is fetch"),
+    ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:;base64,?"}}]}], "is broken"),
+    ([{"role": "user", "content": "x"}] * 100_001, "the prompt has 100001 messages, at most 100000"),
     ([{"role": "user", "content": " \n"}], "the prompt is empty: give a text or a picture"),
 ])
 def test_wrong_messages(messages: Any, message: str) -> None:

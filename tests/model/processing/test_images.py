@@ -1,10 +1,8 @@
-"""Tiles against transformers' image processor, and every odd kind of picture file."""
+"""Tiles against transformers' image processor."""
 
 from __future__ import annotations
 
-import io
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ from PIL import Image
 from transformers.models.llama4.image_processing_llama4 import Llama4ImageProcessor
 
 from herdgraph.errors import HerdError
-from herdgraph.model.processing import ImageProcessor, images, load_image
+from herdgraph.model.processing import ImageProcessor
 
 OURS, THEIRS = ImageProcessor(), Llama4ImageProcessor()
 # One 8-bit level of resizing is 2/255 = 0.008 after normalisation; transformers rounds to bfloat16 twice: below 0.01.
@@ -83,77 +81,8 @@ def test_resize_to_max_canvas() -> None:
     assert np.abs(found.pixels - expected["pixel_values"].float().numpy()).max() <= TOLERANCE
 
 
-def _encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def _pixel(data: bytes, at: tuple[int, int] = (0, 0)) -> tuple[int, int, int]:
-    return load_image(data).getpixel(at)
-
-
-def test_load_image_modes() -> None:
-    assert _pixel(_encoded(Image.new("L", (4, 4), 77))) == (77, 77, 77)
-    assert _pixel(_encoded(Image.new("1", (4, 4), 1))) == (255, 255, 255)
-    assert _pixel(_encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 0)))) == (255, 255, 255), "transparent is white"
-    assert _pixel(_encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 255)))) == (255, 0, 0)
-    assert _pixel(_encoded(Image.new("LA", (4, 4), (0, 128)))) == (127, 127, 127)
-    assert _pixel(_encoded(Image.new("P", (4, 4), 3))) == Image.new("P", (4, 4), 3).convert("RGB").getpixel((0, 0))
-    assert max(_pixel(_encoded(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "TIFF"))[1:]) < 40
-    deep = Image.fromarray(np.full((4, 4), 257 * 200, np.uint16))
-    assert _pixel(_encoded(deep)) == (200, 200, 200), "16 bit is scaled, not clipped"
-    palette = Image.new("P", (4, 4), 0)
-    palette.putpalette([9, 9, 9] * 256)
-    assert _pixel(_encoded(palette, transparency=0)) == (255, 255, 255)
-
-
-def test_load_image_orientation() -> None:
-    image = Image.new("RGB", (8, 4), "black")
-    image.putpixel((0, 0), (255, 255, 255))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90 degrees to show
-    upright = load_image(_encoded(image, exif=exif))
-    assert upright.size == (4, 8)
-    assert upright.getpixel((3, 0)) == (255, 255, 255)
-
-
-def test_load_image_animation() -> None:
-    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
-    assert _pixel(_encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])) == (255, 0, 0)
-
-
-def test_load_image_sources(tmp_path: Path) -> None:
-    data = _encoded(Image.new("RGB", (2, 2), "lime"))
-    (tmp_path / "a.png").write_bytes(data)
-    for source in (data, tmp_path / "a.png", str(tmp_path / "a.png"), Image.open(io.BytesIO(data))):
-        assert load_image(source).getpixel((1, 1)) == (0, 255, 0)
-
-
-def test_load_image_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "text.png").write_text("hello")
-    with pytest.raises(HerdError, match=r"text\.png is not an image"):
-        load_image(tmp_path / "text.png")
-    with pytest.raises(HerdError, match=r"none\.png cannot be read \(No such file or directory\): give"):
-        load_image(tmp_path / "none.png")
-    os.mkfifo(tmp_path / "fifo.png")
-    for endless in (tmp_path, tmp_path / "fifo.png", Path("/dev/zero")):
-        with pytest.raises(HerdError, match="is not a regular file: give the path of a picture"):
-            load_image(endless)
-    with pytest.raises(HerdError, match="the image data is a broken or unsafe image"):
-        load_image(_encoded(_noise(64, 64))[:2000])
-    with pytest.raises(HerdError, match="the image data is not an image"):
-        load_image(b"")
-    monkeypatch.setattr(images, "MAX_BYTES", 1000)
-    with pytest.raises(HerdError, match="at most 1000 are read"):
-        load_image(_encoded(_noise(64, 64)))
-    (tmp_path / "big.png").write_bytes(b"x" * 2000)
-    with pytest.raises(HerdError, match=r"big\.png has 2000 bytes"):
-        load_image(tmp_path / "big.png")
-
-
 @pytest.mark.parametrize(("options", "message"), [
-    ({"max_patches": 10**9}, "max_patches is 1000000000, it must be within 1 and 1024"),
+    ({"max_patches": 10**9}, "max_patches is 1000000000, it must be within 1 and 64"),
     ({"max_patches": "many"}, "have a value of the wrong kind"), ({"image_mean": 5}, "have a value of the wrong kind"),
     ({"image_mean": [0.5]}, "three numbers each"), ({"image_std": [0, 1, 1]}, "no std of 0"),
 ])
@@ -161,15 +90,3 @@ def test_option_refusals(options: dict[str, object], message: str, tmp_path: Pat
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(options))
     with pytest.raises(HerdError, match=message):
         ImageProcessor.from_directory(tmp_path, 28)
-
-
-def test_decompression_bombs() -> None:
-    bomb = _encoded(Image.new("1", (20_000, 10_000)))
-    assert len(bomb) < 100_000
-    with pytest.raises(HerdError, match=r"178956970"):
-        load_image(bomb)
-    with pytest.raises(HerdError, match="20000 x 10000 pixels, at most 178956970 are accepted"):
-        load_image(Image.new("1", (20_000, 10_000)))
-    huge = _encoded(Image.new("1", (40_000, 20_000)))
-    with pytest.raises(HerdError, match="the image data is a broken or unsafe image: Image size"):
-        load_image(huge)

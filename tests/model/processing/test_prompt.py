@@ -95,6 +95,17 @@ def test_prepare_refusals(case: str, ours: PromptProcessor) -> None:
         ours.prepare(prompt, **options)
 
 
+def test_prompts_that_cannot_fit(ours: PromptProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are refused before the text is read into tokens, and before a picture too many is opened."""
+    many = [{"role": "user", "content": [{"type": "image", "image": b"unread"}] * 5000}]
+    with pytest.raises(HerdError, match=r"the prompt has 50.. tokens with 0 of its 5000 pictures, the model's context"):
+        ours.prepare(many)
+    monkeypatch.setattr(ours.tokenizer, "encode", None)
+    for prompt in (" " * 10_000_000, [{"role": "user", "content": "x" * 1_000_000}]):
+        with pytest.raises(HerdError, match=r"characters, which are more than \d+ tokens, the model's context is 4096"):
+            ours.prepare(prompt)
+
+
 def test_missing_processor_parts(directory: Path, tmp_path: Path) -> None:
     text_only = PromptProcessor(directory, HerdConfig(text=TINY.text))
     with pytest.raises(HerdError, match="this model reads text only"):

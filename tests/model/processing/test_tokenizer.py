@@ -114,8 +114,6 @@ def test_encode_typed_special_tokens(tiny: Tokenizer) -> None:
     assert len(ids) == 7
     assert not set(ids) & tiny.special_ids
     assert tiny.encode("<|eot|>", allow_special=True) == [508]
-    assert tiny.contains_special("x<|eot|>")
-    assert not tiny.contains_special("<|eo t|>")
 
 
 def test_stop_ids(tmp_path: Path) -> None:
@@ -149,3 +147,65 @@ def test_load_tokenizer_refusals(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(HerdError, match="cannot be read as JSON"):
         load_tokenizer(tmp_path)
+
+
+def test_panics_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Tokenizer) -> None:
+    """A panic of Rust is no ``Exception``: it would pass a server's handlers."""
+    panic = type("PanicException", (BaseException,), {})
+
+    def fail(*_: object, **__: object) -> None:
+        raise panic("Onig: retry-limit-in-match over")
+
+    monkeypatch.setattr(tiny._codec, "encode", fail)
+    with pytest.raises(HerdError, match="reading the text into tokens failed inside of a library: Onig"):
+        tiny.encode("x")
+    monkeypatch.setattr(tiny._codec, "decode", fail)
+    with pytest.raises(HerdError, match="turning tokens into text failed"):
+        tiny.decode([1])
+
+
+@pytest.mark.parametrize("character", [" ", "x", "\n"])
+def test_long_runs_are_cut(character: str, calf: Tokenizer) -> None:
+    """The regular expression of a ``tokenizer.json`` gives up on some million blanks."""
+    text = "a" + character * 250_000 + "b"
+    assert calf.decode(calf.encode(text)) == text
+
+
+@pytest.fixture(scope="module")
+def calf() -> Tokenizer:
+    return load_tokenizer(Path(__file__).parents[3] / "examples" / "calf" / "checkpoint")
+
+
+@settings(max_examples=40, deadline=None)
+@given(text=st.text(max_size=80) | st.sampled_from(["<|eot|>" * 9, " " * 500, "é" * 90]))
+def test_least_number_of_tokens(text: str, llama4: Tokenizer, calf: Tokenizer) -> None:
+    """A text is refused before it is read into tokens only when it cannot have as few."""
+    for tokenizer in (llama4, calf):
+        ids = tokenizer.encode(text, allow_special=True)
+        tokenizer.require_room(text, len(ids))
+        assert tokenizer._codec.longest_token is not None
+    with pytest.raises(HerdError, match="the prompt has 100000 characters, which are more than"):
+        calf.require_room("x" * 100_000, 100)
+
+
+def test_vocabularies_that_lose_bytes(tmp_path: Path) -> None:
+    """Of them nothing is said beforehand."""
+    herds.write_processor(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    for change in ({"normalizer": {"type": "NFC"}}, {"pre_tokenizer": {"type": "Whitespace"}}):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content | change))
+        tokenizer = load_tokenizer(tmp_path)
+        assert tokenizer._codec.longest_token is None
+        tokenizer.require_room("x" * 100_000, 1)
+
+
+def test_texts_that_only_control_tokens_spell(tmp_path: Path) -> None:
+    """A vocabulary whose ordinary words include a control token cannot keep what is typed apart from it."""
+    herds.write_processor(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    content["model"] = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<pad>"}
+    content["pre_tokenizer"] = {"type": "WhitespaceSplit"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(HerdError, match="holds a special token, which this vocabulary cannot spell"):
+        load_tokenizer(tmp_path).encode("a <|eot|>")

@@ -75,9 +75,9 @@ def broken_pictures(directory: Path) -> list[dict[str, Any]]:
 
 
 SKIP = "; correct it, or choose to skip broken samples"
-PICTURES = ["none.png is not an image in a format that Pillow reads",
+PICTURES = ["none.png is not an image in a format that is read here: PNG, JPEG, WEBP, GIF, BMP, TIFF, PPM, ICO",
             "cut.png is a broken or unsafe image: image file is truncated",
-            "missing.png cannot be read (No such file or directory): give the path of a picture"]
+            "missing.png cannot be read: No such file or directory"]
 
 
 @pytest.mark.parametrize("number", range(3))
