@@ -56,7 +56,7 @@ class Tokenizer:
 
     @property
     def longest_token(self) -> int | None:
-        """Characters of the longest token, None when a token may stand for any number of them."""
+        """Bytes of the longest token, None where a text may lose some of its bytes; see ``Codec``."""
         return self._codec.longest_token
 
     def token_to_id(self, token: str) -> int | None:

@@ -100,6 +100,14 @@ class CheckpointStore:
         except (OSError, RuntimeError, CheckpointException) as error:
             raise self._unwritten(target, error) from error
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the save under way is known to have failed; ``wait`` tells why."""
+        if self._under_way is None:
+            return False
+        future = self._under_way[1]
+        return future.done() and future.exception() is not None
+
     def restore(self, state: TrainState) -> Path | None:
         """Continue from the newest checkpoint, if there is one, and say which.
 

@@ -145,11 +145,14 @@ class Trainer:
                     self._between_steps(stop)
 
     def _between_steps(self, stop: StopRequest) -> None:
-        """Save when it is time, and end when a rank was asked to; all ranks decide alike."""
+        """Save when it is time, end when a rank was asked to or a save has failed; all ranks decide alike."""
         assert self.store is not None, "there is nothing to end for without it"
         options, step = self.options, self.state.progress.step
         late = 0 < options.save_minutes * 60 <= time.monotonic() - self._saved
-        asked, late = self.state.ranks.maximum(torch.tensor([stop.number, int(late)])).tolist()
+        own = torch.tensor([stop.number, int(late), int(self.store.has_failed)])
+        asked, late, failed = self.state.ranks.maximum(own).tolist()
+        if failed:  # going on would be for nothing
+            self.store.wait()
         if asked:
             self.store.finish(self.state)
             stop.act(asked, f"step {step} of {options.steps} is saved in {self.store.directory}, the same command goes "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,13 @@ class DistilOptions(RunOptions):
     weighting: Literal["dynamic", "fixed", "schedule", "confidence", "certainty", "soft_labels", "balance"] = "schedule"
     soft: float = 0.9
     temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.soft <= 1:
+            raise HerdError(f"soft is {self.soft}, it must be within 0 and 1")
+        if not 0 < self.temperature < math.inf:
+            raise HerdError(f"temperature is {self.temperature}, it must be above 0")
 
 
 def weighting_of(options: DistilOptions, total: Callable[[Tensor], Tensor]) -> Weighting:

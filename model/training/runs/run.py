@@ -41,7 +41,7 @@ class RunOptions:
     Attributes:
         data: files and directories of samples: .txt, .jsonl, .tar, pictures, saved datasets.
         output: directory of the run, which continues from the last checkpoint in it: records, checkpoints/, and at the
-            end model/ in Hugging Face layout; after FP8 training also calibration/, for herdgraph build --calibration.
+            end model/ in Hugging Face layout; after FP8 training also calibration/, which herdgraph build takes.
         rows: rows of a batch.
         seq_len: tokens of a row; longer samples are cut, text files are read in pages that fit.
         held_out: share of the samples that is kept for the held-out loss, 0 to 1.
@@ -114,6 +114,8 @@ def _announce(options: RunOptions, data: DataSummary, ranks: Ranks) -> None:
                 train.precision)
     logger.info("checkpoints: %s, in %s; the model at the end: %s", " and ".join([*saves, "at the end"]),
                 options.output / "checkpoints", options.output / "model")
+    if options.fp8 != Fp8Options() and train.precision != "fp8":
+        logger.warning("--fp8.name counts for --train.precision fp8 only, this run computes in %s", train.precision)
     if train.evaluate_every and not data.held_out:
         logger.warning("nothing is held out, so there is no held-out loss every %d steps", train.evaluate_every)
 

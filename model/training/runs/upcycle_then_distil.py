@@ -27,6 +27,7 @@ class UpcycleOptions(DistilOptions):
 
     Attributes:
         checkpoint: the dense model: a GGUF file or a Hugging Face directory.
+        teacher: directory of another teacher than the dense model, or of a cache of its targets.
         num_experts: routed experts of a layer.
         mode: shared: routed experts start silent; split: they carry half of the feed-forward.
         sharpness: of the routers of ``split``: they begin less decided than those of a model that only serves, and can
