@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import click
 
@@ -23,27 +23,31 @@ class StepLines:
     Attributes:
         steps: of the whole run.
         every: steps between lines; the first and the last step get one as well, and steps that take long.
-        started: when this process made its first step, in seconds of ``time.monotonic``.
     """
 
     steps: int
     every: int
-    started: float = field(default_factory=time.monotonic)
     _first: int = 0
+    _started: float = 0.0
     _shown: float = 0.0
 
     def show(self, step: int, record: dict[str, float]) -> None:
         """Print the line of a step, if it is one that gets a line."""
         now = time.monotonic()
-        self._first = self._first or step
+        if not self._first:
+            self._first, self._started = step, now
         if step % self.every and step not in (self._first, self.steps) and now - self._shown < PATIENCE:
             return
         self._shown = now
-        done = step - self._first + 1
-        left = (now - self.started) / done * (self.steps - step)
-        end = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
-        click.echo(f"step {step}/{self.steps}  loss {record['loss']:.4f}  {record['tokens_per_second']:.0f} tokens/s  "
-                   f"ends {end}, in {left:.0f} s", err=True)
+        click.echo(f"step {step}/{self.steps}  loss {record['loss']:.4f}  {record['tokens_per_second']:.0f} tokens/s"
+                   f"{self._end(step, now)}", err=True)
+
+    def _end(self, step: int, now: float) -> str:
+        """When the last step will be made, as far as the steps after the first one tell."""
+        if step == self._first:
+            return ""
+        left = (now - self._started) / (step - self._first) * (self.steps - step)
+        return f"  ends {time.strftime('%H:%M:%S', time.localtime(time.time() + left))}, in {left:.0f} s"
 
 
 class _Told(logging.Handler):

@@ -25,9 +25,10 @@ Array = np.ndarray[Any, Any]
 
 _MEASURED = 1 << 16
 """Bytes of a text by which its tokens are estimated."""
-_FILLED = 0.8
-"""How full a row is meant to get: text differs, and what is longer than the row is cut."""
-_SHORTEST = 64
+_FILLED = 0.95
+"""How full a row may get by a page: what is longer than the row is cut."""
+_SHORTEST, _LONGEST = 64, 64
+"""Bytes of a page at least, and by token at most."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,14 @@ class Encoder:
             raise HerdError(f"{record.origin}: {error}") from error
 
     def page_bytes(self, path: Path) -> int:
-        """Bytes of a plain text that just fit into a sample, measured at its beginning."""
+        """Bytes of a plain text that fit into a sample also where it has many tokens, measured at its beginning."""
         with open_file(path) as file:
             start = file.read(_MEASURED)
-        ids = self._document([start.decode(errors="ignore")])
-        return max(_SHORTEST, int(_FILLED * self.max_tokens * len(start) / max(1, sum(map(len, ids)))))
+        step = 2 * self.max_tokens
+        pieces = [start[at : at + step] for at in range(0, max(1, len(start) - step // 2), step)]
+        encode = self.processor.tokenizer.encode
+        densest = max(len(encode(piece.decode(errors="ignore"))) / max(1, len(piece)) for piece in pieces)
+        return max(_SHORTEST, int(_FILLED * self.max_tokens / max(densest, 1 / _LONGEST)))
 
     def _document(self, parts: Sequence[Part]) -> Iterator[_Piece]:
         tokenizer = self.processor.tokenizer
