@@ -79,7 +79,7 @@ def parse_options(kind: type, arguments: tuple[str, ...], command: str, purpose:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=arguments, prog=command, description=f"{purpose} {_JSON}")
+            return tyro.cli(kind, args=arguments, prog=command, description=f"{purpose}\n{_JSON}")
     except SystemExit as ended:
         if not ended.code:
             raise
