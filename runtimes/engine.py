@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -18,11 +19,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ..errors import HerdError
+from ..errors import HerdError, shown
 from ..files import size
 from ..model.config import HerdConfig
 from ..model.processing import PreparedPrompt, PromptProcessor
-from ..model.processing.images import Source
+from ..model.processing.pictures import Source
 from .bundle.manifest import Bundle
 from .distributed.collectives import TIMEOUT
 from .distributed.front_end import load_sharded
@@ -184,10 +185,14 @@ class Engine:
         options: dict[str, Any] = {
             "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
             "repetition_penalty": repetition_penalty, "seed": seed, "logprobs": logprobs}
-        sampling = Sampling(**{name: value for name, value in options.items() if value is not None})
+        recommended = asdict(self.processor.generation_defaults)
+        given = {name: recommended.get(name) if value is None else value for name, value in options.items()}
+        sampling = Sampling(**{name: value for name, value in given.items() if value is not None})
         prepared = self._prepare(prompt, images, tools)
         tokenizer, config = self.processor.tokenizer, self.config
         rule = StopRule.of(max_new_tokens, stop, tokenizer.stop_ids if stop_ids is None else stop_ids)
+        if sequence is not None and not isinstance(sequence, Sequence):
+            raise HerdError(f"sequence is {shown(sequence)}, one made by engine.new_sequence() is needed")
         steps = _Steps(self, self.new_sequence() if sequence is None else sequence, prepared)
         return TextStream(
             steps.prefill, steps.decode, tokenizer=tokenizer, prompt_ids=prepared.token_ids, sampling=sampling,
@@ -354,9 +359,9 @@ class _Steps:
 
 
 def _whole_numbers(token_ids: Items[Any]) -> list[int]:
-    wrong = next((token for token in token_ids if not isinstance(token, Integral)), None)
-    if wrong is not None:
-        raise HerdError(f"a token id is {wrong!r}, it must be a whole number")
+    for token in token_ids:
+        if not isinstance(token, Integral):
+            raise HerdError(f"a token id is {shown(token)}, it must be a whole number")
     return [int(token) for token in token_ids]
 
 

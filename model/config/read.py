@@ -19,6 +19,8 @@ def read_config(directory: Path) -> HerdConfig:
     """
     directory = Path(directory)
     if not directory.is_dir():
+        if directory.suffix.lower() == ".gguf":
+            raise HerdError(f"{directory} is not a directory: make a checkpoint of it with `herdgraph upcycle`")
         problem = "is not a directory" if directory.exists() else "does not exist"
         raise HerdError(f"{directory} {problem}: give a checkpoint directory with config.json or params.json")
     for name, parse in (("config.json", from_hf), ("params.json", from_meta)):

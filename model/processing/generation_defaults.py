@@ -15,10 +15,11 @@ _MOST_STOPS = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationDefaults:
-    """Values of ``generation_config.json``, None where it says nothing; None of all temperatures is greedy.
+    """Values of ``generation_config.json``, None where it says nothing.
 
     Attributes:
-        temperature: divides the logits; None also where the file says ``do_sample: false``.
+        temperature: divides the logits; None, which is greedy, also where the file says ``do_sample: false``; 1 where
+            it says ``do_sample: true`` and no temperature.
         top_p: share of the probability that is kept.
         top_k: tokens that are kept.
         min_p: tokens below this share of the likeliest are dropped.
@@ -42,12 +43,8 @@ class GenerationDefaults:
         """
         path = directory / "generation_config.json"
         found = _Values(path, read_optional_json(path))
-        samples = found.raw.get("do_sample", True)
-        if not isinstance(samples, bool):
-            found.refuse("do_sample", "true or false")
-        temperature = found.number("temperature", 0, math.inf)
         return cls(
-            temperature=temperature if samples else None,
+            temperature=found.temperature(),
             top_p=found.number("top_p", 0, 1),
             top_k=found.whole("top_k"),
             min_p=found.number("min_p", 0, 1),
@@ -61,6 +58,14 @@ class _Values:
 
     def __init__(self, path: Path, raw: dict[str, Any]) -> None:
         self.path, self.raw = path, raw
+
+    def temperature(self) -> float | None:
+        samples, value = self.raw.get("do_sample"), self.number("temperature", 0, math.inf)
+        if samples is not None and not isinstance(samples, bool):
+            self.refuse("do_sample", "true or false")
+        if samples is False:
+            return None
+        return 1.0 if samples and value is None else value
 
     def number(self, name: str, least: float, most: float) -> float | None:
         value = self.raw.get(name)

@@ -15,7 +15,8 @@ from herdgraph.export.pipeline import build_bundle
 from herdgraph.files import size
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY
-from herdgraph.runtimes import Engine
+from herdgraph.model.processing import GenerationDefaults
+from herdgraph.runtimes import Engine, Sampling
 from herdgraph.runtimes.executors.runner import PREFILL_CHUNK, SCORES_BYTES, SHORTEST_CHUNK
 from support import herds
 
@@ -238,7 +239,8 @@ def test_wrong_images(engine: Engine) -> None:
 @pytest.mark.parametrize(("options", "message"), [
     ({"max_new_tokens": 0}, "max_new_tokens is 0"), ({"temperature": -1}, "temperature is -1"),
     ({"stop": [""]}, "a stop string is ''"), ({"temperature": "hot"}, "temperature is 'hot'"),
-    ({"stop": 5}, "stop is 5"), ({"images": ["x.png"]}, "image"),
+    ({"stop": 5}, "stop is 5"), ({"sequence": "x"}, "sequence is 'x'"), ({"images": 1.5}, "images is 1.5"),
+    ({"images": ["x.png"]}, "image"),
 ])
 def test_wrong_options(options: dict[str, object], message: str, engine: Engine) -> None:
     with pytest.raises(HerdError, match=message):
@@ -257,13 +259,22 @@ def test_wrong_names_are_refused_by_python(engine: Engine) -> None:
         engine.generate("abc", max_new_tokns=3)
 
 
+def test_sampling_defaults_are_the_checkpoints(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``generation_config.json`` recommends holds until a caller says otherwise."""
+    recommended = GenerationDefaults(temperature=0.7, top_k=5)
+    monkeypatch.setitem(engine.processor.__dict__, "generation_defaults", recommended)
+    assert engine.stream("abc")._sampler.options == Sampling(temperature=0.7, top_k=5)
+    assert engine.stream("abc", temperature=0, seed=3)._sampler.options == Sampling(temperature=0, top_k=5, seed=3)
+
+
 def test_prompts_of_token_ids(engine: Engine) -> None:
     text, options = "Once upon", {"max_new_tokens": 4, "stop_ids": []}
     ids = engine.processor.tokenizer.encode_completion(text)
     wanted = engine.generate(text, **options)
     assert engine.generate(ids, **options).token_ids == wanted.token_ids
     assert engine.generate(tuple(np.array(ids)), **options).token_ids == wanted.token_ids
-    for wrong, problem in (([1, "x"], "a token id is 'x'"), ([], "empty"), ([1, 2.0], "a token id is 2.0"),
+    for wrong, problem in (([1, "x"], "a token id is 'x'"), ([1, None], "a token id is None"), ([], "empty"),
+                           ([1, 2.0], "a token id is 2.0"),
                            ([1, 10**9], "outside of the vocabulary"), ([TINY.image_token_id], "0 image tiles")):
         with pytest.raises(HerdError, match=problem):
             engine.generate(wrong)

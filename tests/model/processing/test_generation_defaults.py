@@ -25,6 +25,7 @@ def test_values(tmp_path: Path) -> None:
                              "repetition_penalty": 1, "eos_token_id": [1, 5], "transformers_version": "4"})
     assert found == GenerationDefaults(temperature=0.6, top_p=0.9, top_k=40, min_p=0.05, repetition_penalty=1.0,
                                        eos_ids=(1, 5))
+    assert _read(tmp_path, {"do_sample": True}).temperature == 1
     assert _read(tmp_path, {"do_sample": False, "temperature": 0.6, "eos_token_id": 3}) == GenerationDefaults(
         eos_ids=(3,))
 

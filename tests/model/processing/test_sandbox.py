@@ -59,6 +59,12 @@ HOSTILE = {
     "sums of lists": "{{ ([range(9999)|list] * 9999)|sum(start=[]) }}",
     "to_bytes": "{{ (5).to_bytes(1000000000, 'big') }}",
     "urlize": "{{ ('http://a.' * 400000)|urlize }}", "long date": "{{ strftime_now('%Y' * 100000) }}",
+    "pieces": "{% set a = '- ' * 500000 %}{% for i in range(99) %}{% set b = a.split() + a|list %}{% endfor %}",
+    "searches": "{% set a = 'ab' * 500000 %}{% for i in range(99999) %}{% set b = 'zz' in a %}{% endfor %}",
+    "variables": "".join(f"{{% set a{i} = 'x' * 1000000 %}}" for i in range(300)),
+    "block of a filter": "{% filter upper %}{% for i in range(99999) %}" + "x" * 5000 + "{% endfor %}{% endfilter %}",
+    "condition of a loop": "{% for x in range(99999) if range(99999)|list|length == 3 %}{% endfor %}",
+    "attribute filter": "{{ ('a'|attr('center'))(1000000000) }}", "subscript": "{{ 'a'['center'](1000000000) }}",
     "escapes": "{% autoescape true %}{% set ns = namespace(t='<&' * 900000) %}{% for i in range(20) %}"
                "{% set ns.t = ns.t|string|escape %}{% endfor %}{% endautoescape %}",
 }
