@@ -11,25 +11,35 @@ from .huggingface import open_huggingface
 from .meta.checkpoint import open_meta
 from .save import save_checkpoint
 
-__all__ = ["Checkpoint", "TensorInfo", "expected_tensors", "open_checkpoint", "save_checkpoint"]
+__all__ = [
+    "CALF", "Checkpoint", "TensorInfo", "checkpoint_directory", "expected_tensors", "open_checkpoint",
+    "save_checkpoint",
+]
 
 CALF = Path(__file__).parents[2] / "examples" / "calf" / "checkpoint"
 """A small model that the repository carries, and the wheel does not."""
 
 
+def checkpoint_directory(name: str | Path) -> Path:
+    """The directory that a checkpoint's name means: its own, or for ``calf``, where no directory is called so, that of
+    the model which the repository carries.
+    """
+    directory = Path(name)
+    return CALF if directory == Path("calf") and CALF.exists() and not directory.exists() else directory
+
+
 def open_checkpoint(directory: str | Path) -> Checkpoint:
     """Open a checkpoint directory: ``config.json`` with safetensors, or ``params.json`` with ``consolidated.*.pth``.
 
-    The name ``calf``, where no directory is called so, opens the model that the repository carries.
-
     Names and shapes of all tensors are checked against the configuration; no weights are read.
+
+    Args:
+        directory: or the name of one, see ``checkpoint_directory``.
 
     Raises:
         HerdError: what is missing, damaged or does not fit, in one line.
     """
-    directory = Path(directory)
-    if directory == Path("calf") and CALF.exists() and not directory.exists():
-        directory = CALF
+    directory = checkpoint_directory(directory)
     config = read_config(directory)
     opener = open_huggingface if (directory / "config.json").is_file() else open_meta
     return opener(directory, config)
