@@ -150,12 +150,10 @@ def test_the_same_data_gives_the_same_bytes(
 KILLED = """
 import os, pickle, signal, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import conftest
 from herdgraph.calibration.calibrate import Options, CalibrationProgress, calibrate
 from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.checkpoint import open_checkpoint
-checkpoint, output, data, recipe = sys.argv[2:]
+checkpoint, output, data, recipe = sys.argv[1:]
 parts = []
 def part():
     parts.append(1)
@@ -173,8 +171,8 @@ def killed(directory: Path, output: Path, data: Data, recipe: str) -> None:
 
     stored = output.with_name("data.pickle")
     stored.write_bytes(pickle.dumps(data))
-    done = subprocess.run([sys.executable, "-c", KILLED, Path(__file__).parents[1], directory, output, stored, recipe],
-                          check=False, env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())})
+    done = subprocess.run([sys.executable, "-c", KILLED, directory, output, stored, recipe], check=False,
+                          env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())})
     assert done.returncode == -signal.SIGKILL
     assert not output.exists()
     stored.unlink()

@@ -33,6 +33,14 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return checkpoint, bundle
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that a process of its own builds quickly."""
+    directory = tmp_path_factory.mktemp("small") / "checkpoint"
+    herds.save(herds.variant(**herds.TWO_LAYERS), directory)
+    return directory
+
+
 COMMANDS = ("build", "calibrate", "train", "generate", "chat", "inspect", "verify", "upcycle")
 
 
@@ -247,9 +255,9 @@ def test_dry_run(paths: tuple[Path, Path], tmp_path: Path) -> None:
     assert warned.stderr == f"warning: {paths[1]} exists already: choose another output or pass --overwrite\n"
 
 
-def test_a_plan_does_not_need_a_reader(paths: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_plan_does_not_need_a_reader(small: Path, tmp_path: Path) -> None:
     output = tmp_path / "[red]out[/red]"
-    done = run_process("build", paths[0], "-o", output)
+    done = run_process("build", small, "-o", output)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     lines = done.stderr.splitlines()
@@ -331,8 +339,8 @@ def test_an_interrupted_reader_promises_nothing(paths: tuple[Path, Path]) -> Non
     assert process.returncode == 143
 
 
-def test_what_the_caller_ignores_stays_ignored(paths: tuple[Path, Path], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "herdgraph", "build", paths[0], "-o", tmp_path / "out"]
+def test_what_the_caller_ignores_stays_ignored(small: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "herdgraph", "build", small, "-o", tmp_path / "out"]
     process = subprocess.Popen(["nohup", *command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)
     while not any(tmp_path.iterdir()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,15 @@ import torch
 
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.checkpoint import open_checkpoint
+from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.runtimes import Engine
 from support import herds
 
 BOUND = 1e-4
+LAYERS = ("moe_layers", "rope_layers", "chunked_layers")
+DEEP = "moe-every-second-layer"
 TOKENS = 70  # more than four chunks of 16, far beyond the temperature floor of 8
 
 
@@ -25,9 +29,16 @@ def _build(directory: Path, target: str = "cpu") -> Engine:
     return Engine.load(directory / target, threads=1)
 
 
+def _shallow(name: str) -> HerdConfig:
+    """A variant with two layers, unless its layers are what it is about."""
+    config = herds.VARIANTS[name]
+    alike = all(getattr(config.text, field) == getattr(TINY.text, field) for field in LAYERS)
+    return replace(config, text=replace(config.text, **herds.TWO_LAYERS)) if alike and name != DEEP else config
+
+
 @pytest.mark.parametrize("name", herds.VARIANTS)
 def test_text_matches_transformers(name: str, tmp_path: Path) -> None:
-    config = herds.VARIANTS[name]
+    config = _shallow(name)
     model, ids = herds.save(config, tmp_path / "checkpoint"), herds.tokens(TOKENS)
     expected = herds.logits(model, ids)
     assert 0.3 < expected.std() < 3, "logits of order one are what the bound is for"

@@ -18,6 +18,7 @@ from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes.bundle.manifest import Bundle
 from support import herds
+from support.processes import worker_environment
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +84,9 @@ def test_disk_full_while_writing(checkpoint: Path, tmp_path: Path, monkeypatch: 
 KILLED = """
 import sys, time
 from pathlib import Path
+from support import capture_cache
+capture_cache.install()
 from herdgraph.export.pipeline import BuildProgress, build_bundle
-from herdgraph.export.targets.registry import target_of
 from herdgraph.model.checkpoint import open_checkpoint
 
 def stage(name):
@@ -99,7 +101,8 @@ with open_checkpoint(Path(sys.argv[1])) as source:
 
 def test_a_kill_leaves_no_bundle_and_a_rerun_succeeds(checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "bundle"
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(checkpoint), str(output)], stdout=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(checkpoint), str(output)], stdout=subprocess.PIPE,
+                               env=worker_environment())
     assert process.stdout is not None
     assert process.stdout.readline().startswith(b"writing")
     process.send_signal(signal.SIGKILL)

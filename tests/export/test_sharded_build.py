@@ -35,6 +35,7 @@ from herdgraph.runtimes import Engine
 from herdgraph.runtimes.bundle.manifest import Bundle
 from support import herds
 from support.lockstep import Lockstep
+from support.processes import worker_environment
 
 BOUND = 1e-4
 PLANS = ["tp=2", "tp=4", "ep=2", "ep=4", "pp=2", "pp=4", "tp=2,ep=2", "tp=2,pp=2", "ep=2,pp=2", "tp=2,ep=2,pp=2"]
@@ -279,6 +280,8 @@ def _held(checkpoint: Any, config: HerdConfig, plan: ShardPlan, rank: int, size:
 KILLED = """
 import sys, time
 from pathlib import Path
+from support import capture_cache
+capture_cache.install()
 from herdgraph.export.pipeline import BuildProgress, build_bundle
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.shard_plan import ShardPlan
@@ -295,7 +298,8 @@ with open_checkpoint(Path(sys.argv[1])) as source:
 
 def test_a_kill_leaves_nothing(family: Callable[[str], Family], tmp_path: Path) -> None:
     checkpoint, output = family("plain").directory / "checkpoint", tmp_path / "bundle"
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(checkpoint), str(output)], stdout=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(checkpoint), str(output)], stdout=subprocess.PIPE,
+                               env=worker_environment())
     assert process.stdout is not None
     assert process.stdout.readline().startswith(b"writing weights of rank 1")
     process.send_signal(signal.SIGKILL)

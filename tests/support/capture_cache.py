@@ -15,6 +15,7 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from herdgraph.export.graph import capture
 from herdgraph.model.config import HerdConfig
@@ -29,11 +30,17 @@ def install() -> None:
     os.environ.setdefault(FOLDER, tempfile.mkdtemp(prefix="herdgraph-captures-"))
     for name in ("capture_decoder", "capture_vision"):
         setattr(capture, name, _cached(getattr(capture, name)))
+    _keep_registry()
 
 
 def uncached(function: Capture) -> Capture:
     """The capture itself."""
     return function.__wrapped__  # type: ignore[attr-defined, no-any-return]
+
+
+def _keep_registry() -> None:
+    """Let exporters share torch's table of operators, which none of them changes: each would make it in a second."""
+    ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))
 
 
 def _cached(function: Capture) -> Capture:

@@ -26,6 +26,10 @@ def _nope_every(interval: int) -> dict[str, Any]:
     return {"rope_layers": rope, "chunked_layers": rope}
 
 
+TWO_LAYERS: dict[str, Any] = {
+    "num_layers": 2, "moe_layers": (1,), "rope_layers": (True, False), "chunked_layers": (True, False)}
+"""A dense layer that rotates and a routed one that does not: enough, where a test is not about the order of layers."""
+
 VARIANTS: dict[str, HerdConfig] = {
     "moe-every-second-layer": variant(),
     "moe-every-layer": variant(moe_layers=(0, 1, 2, 3)),

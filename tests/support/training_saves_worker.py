@@ -1,4 +1,4 @@
-"""A run whose disk is full, or which is killed, while it saves (``test_training_checkpoints.py``); prints losses."""
+"""A run whose disk is full, or which is killed, while it saves (``test_checkpoints.py``); prints losses."""
 
 from __future__ import annotations
 
@@ -21,10 +21,8 @@ from support.small_runs import OPTIMIZER, Fixture, model
 ROOM = 100_000
 
 
-def main() -> None:
-    """Arguments: directory; ``full`` or ``killed`` after step 3 on the last rank, or ``-``."""
-    directory, event = Path(sys.argv[1]), sys.argv[2]
-    ranks = Ranks.from_environment()
+def train(directory: Path, event: str, ranks: Ranks) -> list[float]:
+    """Losses of a run, which ends ``full`` or ``killed`` after step 3 on the last rank, or goes on with ``-``."""
     trained = model()
     if ranks.mesh is not None:
         shard(trained, ranks)
@@ -43,8 +41,14 @@ def main() -> None:
             checkpoint._Writer.finish = killed  # all is written, and nothing is complete yet
 
     run.on_step = on_step
+    return run.fit().losses
+
+
+def main() -> None:
+    """Arguments: directory and event."""
+    ranks = Ranks.from_environment()
     try:
-        print(json.dumps(run.fit().losses), flush=True)
+        print(json.dumps(train(Path(sys.argv[1]), sys.argv[2], ranks)), flush=True)
     except HerdError as error:
         print(f"rank {ranks.rank}: {error}", flush=True)
         raise SystemExit(1) from error

@@ -1,4 +1,4 @@
-"""One rank of the tests over real processes, started by torchrun: trains case after case, prints results as rank 0."""
+"""One rank of the tests over real processes: trains case after case, writes results as rank 0."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Case:
     precision: Literal["fp32", "fp8"] = "fp32"
     recipe: Fp8Scaling = "tensorwise"
     recompute: bool = False
-    steps: int = 6
+    steps: int = 4
     directory: str = ""
     kill_at: int = 0
 
@@ -67,10 +67,16 @@ class Case:
 
     @property
     def config(self) -> HerdConfig:
-        """TINY with as many heads as four ranks can share."""
-        text = replace(TINY.text, num_kv_heads=4, num_experts=8, top_k=self.top_k)
+        """TINY with as many heads as four ranks can share, and one layer of each of its kinds.
+
+        Dense and rotating, routed and rotating, routed and without positions.
+        """
+        rotates = (True, True, False)
+        text = replace(TINY.text, num_kv_heads=4, num_experts=8, top_k=self.top_k, num_layers=3, moe_layers=(1, 2),
+                       rope_layers=rotates, chunked_layers=rotates)
         assert TINY.vision is not None
-        return replace(TINY, text=text, vision=replace(TINY.vision, num_heads=4) if self.pictures else None)
+        vision = replace(TINY.vision, num_heads=4, num_layers=1)
+        return replace(TINY, text=text, vision=vision if self.pictures else None)
 
 
 class Dealt(Fixture):

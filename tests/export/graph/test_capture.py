@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from herdgraph.export.graph import capture
@@ -60,12 +58,13 @@ def test_no_exporter_bookkeeping_is_left(decoder) -> None:
 
 def test_experts_do_not_grow_the_graph() -> None:
     sizes = {
-        experts: len(capture_decoder(herds.variant(num_experts=experts)).graph) for experts in (1, 4, 128)
+        experts: len(capture_decoder(herds.variant(**herds.TWO_LAYERS, num_experts=experts)).graph)
+        for experts in (1, 4, 128)
     }
     assert len(set(sizes.values())) == 1, sizes
 
 
 def test_text_only_models_take_no_features() -> None:
-    model = capture_decoder(replace(TINY, vision=None))
+    model = capture_decoder(herds.variant(**herds.TWO_LAYERS))
     assert "image_features" not in {value.name for value in model.graph.inputs}
     assert not any(node.op_type == "CumSum" for node in model.graph)

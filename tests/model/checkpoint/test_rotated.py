@@ -20,7 +20,8 @@ from support import herds
 def test_rotations_are_orthogonal(width: int) -> None:
     rotation = Rotation(width)
     matrix = rotation(torch.eye(width))
-    torch.testing.assert_close(matrix @ matrix.T, torch.eye(width), atol=2e-5, rtol=0)
+    rows = torch.randperm(width)[:1024]  # of the widest one only a part, against all its rows
+    torch.testing.assert_close(matrix[rows] @ matrix.T, torch.eye(width)[rows], atol=2e-5, rtol=0)
     x = torch.randn(3, 2, width, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(rotation(x), x @ matrix, atol=1e-4, rtol=1e-4)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -16,11 +17,13 @@ import torch
 
 from herdgraph.errors import HerdError
 from herdgraph.model.training import checkpoint as checkpoint_module
+from herdgraph.model.training.parallel.ranks import Ranks
 from herdgraph.model.training.trainer import Trainer, TrainOptions
-from support.processes import worker_environment
+from support import training_saves_worker
+from support.forked_ranks import run_ranks
 from support.small_runs import OPTIMIZER, Fixture, model
 
-WORKER = Path(__file__).parents[2] / "support" / "training_saves_worker.py"
+WORKER = "support.training_saves_worker"
 
 
 def trainer(directory: Path | None = None, *, steps: int = 8, save_every: int = 3) -> Trainer:
@@ -148,26 +151,29 @@ def test_what_a_killed_process_left_is_ignored_and_removed(wanted: list[float], 
     assert saved(tmp_path) == ["step-00000003"]
 
 
-def start(directory: Path, event: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    begin = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    return subprocess.run([sys.executable, *begin, str(WORKER), str(directory), event], capture_output=True, text=True,
-                          check=False, env=worker_environment(), timeout=240)
+def start(directory: Path, event: str, ranks: int) -> subprocess.CompletedProcess[str]:
+    """The run as processes of its own."""
+    return run_ranks(ranks, WORKER, str(directory), event)
 
 
-def losses(done: subprocess.CompletedProcess[str]) -> list[float]:
+def losses(directory: Path, ranks: int) -> list[float]:
+    """Of the run to its end: a process alone need not be another one for that."""
+    if ranks == 1:
+        return training_saves_worker.train(directory, "-", Ranks.alone())
+    done = start(directory, "-", ranks)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[float]]:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[float]]:
     """Losses by the number of ranks."""
-    return {ranks: losses(start(tmp_path_factory.mktemp("whole"), "-", ranks)) for ranks in (1, 2)}
+    return cache(lambda ranks: losses(tmp_path_factory.mktemp("whole"), ranks))
 
 
 @pytest.mark.parametrize(("event", "ranks"), [("full", 1), ("full", 2), ("killed", 1)])
 def test_a_full_disk_or_a_kill_while_saving_keeps_what_was_there(
-    event: str, ranks: int, uninterrupted: dict[int, list[float]], tmp_path: Path
+    event: str, ranks: int, uninterrupted: Callable[[int], list[float]], tmp_path: Path
 ) -> None:
     broken = start(tmp_path, event, ranks)
     assert broken.returncode != 0
@@ -179,5 +185,5 @@ def test_a_full_disk_or_a_kill_while_saving_keeps_what_was_there(
                     f"the last one is {tmp_path}/checkpoints/step-00000002; make room and start again") in broken.stdout
     else:
         assert saved(tmp_path) == ["step-00000002", "step-00000004.partial"]
-    assert losses(start(tmp_path, "-", ranks)) == uninterrupted[ranks]
+    assert losses(tmp_path, ranks) == uninterrupted(ranks)
     assert saved(tmp_path) == ["step-00000004", "step-00000006"]

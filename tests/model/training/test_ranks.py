@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cache
@@ -23,10 +22,8 @@ from herdgraph.model.config.presets import MAVERICK, SCOUT, TINY
 from herdgraph.model.training.parallel.expert_parallel import by_expert
 from herdgraph.model.training.parallel.ranks import ParallelOptions, Ranks
 from herdgraph.model.training.parallel.sharding import require_divisible
-from support.processes import worker_environment
+from support.forked_ranks import run_ranks
 from support.training_worker import Case, train
-
-WORKER = Path(__file__).parents[2] / "support" / "training_worker.py"
 
 ON_TWO = [
     Case(), Case(expert=2), Case(tensor=2),
@@ -36,21 +33,16 @@ ON_TWO = [
 BEGUN = Case(expert=2, tensor=2, pictures=True, recompute=True)
 RESUMED = [replace(BEGUN, directory="same"), Case(expert=4, pictures=True, directory="other"),
            replace(BEGUN, directory="from-alone")]
+SKEWED = Case(expert=2, tensor=2, pictures=True, skew=True)
 ON_FOUR = [
-    Case(pictures=True), Case(expert=2, pictures=True, top_k=2), Case(expert=4), Case(tensor=2, pictures=True), BEGUN,
-    Case(tensor=4), Case(expert=2, tensor=2, skew=True), *RESUMED, Case(expert=2, tensor=2, pictures=True, broken=True),
+    Case(pictures=True), Case(expert=2, pictures=True, top_k=2), Case(expert=4, pictures=True),
+    Case(tensor=2, pictures=True), BEGUN, Case(tensor=4), SKEWED, *RESUMED, replace(SKEWED, skew=False, broken=True),
 ]
 CASES = {2: ON_TWO, 4: ON_FOUR}
 
 
-def torchrun(ranks: int, *command: str) -> subprocess.CompletedProcess[str]:
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return subprocess.run([*start, *command], capture_output=True, text=True, check=False, timeout=1200,
-                          env=worker_environment())
-
-
 def run(ranks: int, cases: list[Case], folder: Path) -> subprocess.CompletedProcess[str]:
-    return torchrun(ranks, str(WORKER), json.dumps([asdict(case) for case in cases]), str(folder))
+    return run_ranks(ranks, "support.training_worker", json.dumps([asdict(case) for case in cases]), str(folder))
 
 
 @cache
@@ -60,9 +52,9 @@ def alone(case: Case) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a run on expert x tensor ranks, one of which died after step 5."""
+    """The directory of a run on expert x tensor ranks, one of which died after step 3."""
     folder = tmp_path_factory.mktemp("killed")
-    assert run(4, [replace(BEGUN, directory="run", kill_at=5)], folder).returncode != 0
+    assert run(4, [replace(BEGUN, directory="run", kill_at=3)], folder).returncode != 0
     return folder / "run"
 
 
@@ -76,7 +68,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
             for name in ("same", "other"):
                 shutil.copytree(request.getfixturevalue("killed"), folder / name)
             with pytest.raises(KeyboardInterrupt):
-                train(replace(RESUMED[2], expert=1, tensor=1, kill_at=5).among(folder), Ranks.alone())
+                train(replace(RESUMED[2], expert=1, tensor=1, kill_at=3).among(folder), Ranks.alone())
         done = run(ranks, CASES[ranks], folder)
         assert done.returncode == 0, done.stderr[-3000:]
         return folder
@@ -122,7 +114,7 @@ def test_ranks_learn_what_one_process_learns(ranks: int, case: Case, found: Call
 
 
 def test_all_tokens_at_one_expert_is_the_worst_load(found: Callable[[int, Case], Any]) -> None:
-    assert found(4, Case(expert=2, tensor=2, skew=True))["loads"] == [[8.0, 8.0]] * 6
+    assert found(4, SKEWED)["loads"] == [[8.0, 8.0]] * 4
 
 
 @pytest.mark.parametrize("case", FP8, ids=named)
@@ -153,7 +145,7 @@ def test_a_loss_that_is_no_number_on_one_rank_stops_all(found: Callable[[int, Ca
 
 
 def test_a_killed_rank_ends_the_run_after_its_last_checkpoint(killed: Path) -> None:
-    assert sorted(path.name for path in (killed / "checkpoints").glob("step-*[0-9]"))[-1] == "step-00000004"
+    assert sorted(path.name for path in (killed / "checkpoints").glob("step-*[0-9]"))[-1] == "step-00000002"
 
 
 @pytest.mark.parametrize("case", RESUMED, ids=named)
@@ -179,8 +171,8 @@ def test_the_train_command_on_four_ranks_writes_a_whole_model(tmp_path: Path) ->
     rows = [{"text": f"The herd of {number} grazes on the green hill. "} for number in range(40)]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     run_ = tmp_path / "run"
-    done = torchrun(
-        4, "-m", "herdgraph", "train", "pretrain", "--checkpoint", str(tmp_path / "checkpoint"),
+    done = run_ranks(
+        4, "support.train_command_worker", "train", "pretrain", "--checkpoint", str(tmp_path / "checkpoint"),
         "--data", str(tmp_path / "data.jsonl"), "--output", str(run_), "--rows", "1", "--seq-len", "64",
         "--train.steps", "3", "--optimizer.ema", "0.5", "--held-out", "0.2", "--train.precision", "fp8",
         "--parallel.expert", "2", "--parallel.tensor", "2")

@@ -21,6 +21,7 @@ from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.runtimes import Engine, Sequence
 from herdgraph.runtimes.executors.runner import SCORES_BYTES, prefill_chunk_len
 from support import herds
+from support.forked_ranks import run_ranks
 
 CHUNK = TINY.text.attention_chunk_size
 PLANS = ["tp=2", "ep=2", "pp=2", "tp=2,pp=2"]
@@ -212,15 +213,20 @@ with r.Engine.load(sys.argv[1], threads=1, timeout=20) as engine:
 """
 
 
-@pytest.mark.parametrize(("start", "transport"), [("torchrun", "SharedMemory"), ("gloo", "Gloo")])
-def test_torchrun(start: str, transport: str, directory: Path, whole: Engine, tmp_path: Path) -> None:
+def test_torchrun(directory: Path, whole: Engine, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    hide = "import herdgraph.runtimes.distributed.launch as z\nz.supported = lambda: False\n" if start == "gloo" else ""
-    script.write_text(hide + CODE)
+    script.write_text(CODE)
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", str(script),
          str(directory / "tp=2,pp=2")], capture_output=True, text=True, check=False, timeout=240,
         env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     wanted = whole.generate("Once upon", max_new_tokens=8).token_ids
-    assert done.stdout.strip() == f"{transport} {wanted}"
+    assert done.stdout.strip() == f"SharedMemory {wanted}"
+
+
+def test_ranks_without_shared_memory_exchange_through_gloo(directory: Path, whole: Engine) -> None:
+    done = run_ranks(4, "support.engine_worker", str(directory / "tp=2,pp=2"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    wanted = whole.generate("Once upon", max_new_tokens=8).token_ids
+    assert done.stdout.strip() == f"Gloo {wanted}"
