@@ -11,9 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import HerdError
 from ..model.config import HerdConfig
 from ..model.config.parameter_counts import ModelSize, model_size
-from ..runtimes.bundle.manifest import MANIFEST, Bundle, Manifest
+from ..model.config.presets import is_preset, preset
+from ..model.processing.generation_defaults import GenerationDefaults
+from ..model.quantization.formats import CACHE_BYTES
+from ..runtimes.bundle.manifest import MANIFEST, PROCESSOR, Bundle, Manifest
+from .cache_type import cache_type
 
 if TYPE_CHECKING:
     from .targets.tensorrt import Gemm, PlanTensor
@@ -23,20 +28,44 @@ PLAN = ".plan"
 
 
 @dataclass(frozen=True)
+class PresetDescription:
+    """A model of which the configuration alone is known.
+
+    Attributes:
+        name: as it was given.
+        config: the model.
+    """
+
+    name: str
+    config: HerdConfig
+
+    @property
+    def size(self) -> ModelSize:
+        """Parameters, and bytes of keys and values."""
+        return model_size(self.config)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary."""
+        return {"preset": self.name, "facts": self.size.to_json(), "config": self.config.to_json()}
+
+
+@dataclass(frozen=True)
 class CheckpointDescription:
     """A checkpoint.
 
     Attributes:
-        path: its directory.
+        path: its directory, as it was given.
         fingerprint: SHA-256 of what it holds.
         config: the model.
         files: bytes of each file with weights, by name.
+        sampling: how its authors want it sampled, in words.
     """
 
     path: Path
     fingerprint: str
     config: HerdConfig
     files: dict[str, int]
+    sampling: str
 
     @property
     def size(self) -> ModelSize:
@@ -56,15 +85,19 @@ class BundleDescription:
     Attributes:
         path: its directory, as it was given.
         manifest: what it declares about itself.
+        caches: type of keys and values, None where its graph does not say it.
+        sampling: how the model's authors want it sampled, in words.
     """
 
     path: Path
     manifest: Manifest
+    caches: str | None
+    sampling: str
 
     @property
     def size(self) -> ModelSize:
-        """Parameters, and bytes of keys and values."""
-        return model_size(self.manifest.config)
+        """Parameters, and bytes of keys and values as they are stored; at 16 bit where that is not known."""
+        return model_size(self.manifest.config, kv_element_bytes=CACHE_BYTES.get(self.caches or "", 2))
 
     @property
     def plan_files(self) -> list[Path]:
@@ -156,22 +189,25 @@ class PipelineDescription:
                 "passes": [{"name": name, "purpose": purpose} for name, purpose in self.passes]}
 
 
-Description = CheckpointDescription | BundleDescription | PlanDescription
+Description = PresetDescription | CheckpointDescription | BundleDescription | PlanDescription
 
 
 def describe(path: Path) -> Description:
-    """Find out what a checkpoint, a bundle or a TensorRT plan holds.
+    """Find out what a checkpoint, a bundle or a TensorRT plan holds, or what a preset is.
 
     Args:
-        path: a directory, or a file that ends in ``.plan``.
+        path: a directory, a file that ends in ``.plan``, or the name of a preset where nothing is called so.
 
     Raises:
-        HerdError: nothing of the three, damaged, or of another version.
+        HerdError: nothing of these, damaged, or of another version.
     """
+    if is_preset(str(path)) and not path.exists():
+        return PresetDescription(str(path), preset(str(path)))
     if path.suffix == PLAN and path.is_file():
         return describe_plan(path)
     if (path / MANIFEST).is_file():
-        return BundleDescription(path, Bundle.open(path).manifest)
+        bundle = Bundle.open(path)
+        return BundleDescription(path, bundle.manifest, cache_type(bundle), _sampling(path / PROCESSOR))
     return _describe_checkpoint(path)
 
 
@@ -218,7 +254,19 @@ def _describe_checkpoint(path: Path) -> CheckpointDescription:
 
     with open_checkpoint(path) as checkpoint:
         files = {file.name: file.stat().st_size for file in checkpoint.weight_files}
-        return CheckpointDescription(path, checkpoint.fingerprint(), checkpoint.config, files)
+        sampling = _sampling(checkpoint.directory)
+        return CheckpointDescription(path, checkpoint.fingerprint(), checkpoint.config, files, sampling)
+
+
+def _sampling(directory: Path) -> str:
+    """What ``generation_config.json`` recommends, in words; the end of a text is no part of it."""
+    try:
+        found = asdict(GenerationDefaults.from_directory(directory))
+    except HerdError as error:  # inspecting is how one finds out
+        return f"unknown: {error}"
+    given = {name: value for name, value in found.items() if name != "eos_ids" and value is not None}
+    words = ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in given.items())
+    return words if found["temperature"] else ", ".join(filter(None, ("greedy", words)))
 
 
 def _product(gemm: Gemm) -> ProductDescription:

@@ -6,16 +6,13 @@ from pathlib import Path
 
 from ..config import read_config
 from ..config.names import expected_tensors
+from ..config.read import located
 from .base import Checkpoint, TensorInfo
 from .huggingface import open_huggingface
 from .meta.checkpoint import open_meta
 from .save import save_checkpoint
 
 __all__ = ["Checkpoint", "TensorInfo", "expected_tensors", "open_checkpoint", "save_checkpoint"]
-
-CALF = Path(__file__).parents[2] / "examples" / "calf" / "checkpoint"
-"""A small model that the repository carries, and the wheel does not."""
-
 
 def open_checkpoint(directory: str | Path) -> Checkpoint:
     """Open a checkpoint directory: ``config.json`` with safetensors, or ``params.json`` with ``consolidated.*.pth``.
@@ -27,9 +24,7 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
     Raises:
         HerdError: what is missing, damaged or does not fit, in one line.
     """
-    directory = Path(directory)
-    if directory == Path("calf") and CALF.exists() and not directory.exists():
-        directory = CALF
+    directory = located(directory)
     config = read_config(directory)
     opener = open_huggingface if (directory / "config.json").is_file() else open_meta
     return opener(directory, config)

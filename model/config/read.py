@@ -10,14 +10,26 @@ from .config import HerdConfig
 from .huggingface import from_hf
 from .meta import from_meta
 
+CALF = Path(__file__).parents[2] / "examples" / "calf" / "checkpoint"
+"""A small model that the repository carries, and the wheel does not."""
+
+
+def located(directory: str | Path) -> Path:
+    """A checkpoint's directory; ``calf``, where nothing is called so, is the model that the repository carries."""
+    path = Path(directory)
+    return CALF if path == Path("calf") and CALF.exists() and not path.exists() else path
+
 
 def read_config(directory: Path) -> HerdConfig:
-    """Read ``config.json`` (Hugging Face) or ``params.json`` (Meta) of a checkpoint directory.
+    """Read ``config.json`` (Hugging Face) or ``params.json`` (Meta) of a checkpoint directory, or of ``calf``.
 
     Raises:
         HerdError: no such directory or file, not JSON, or not a Llama 4 configuration.
     """
-    directory = Path(directory)
+    directory = located(directory)
+    if directory.suffix.lower() == ".gguf" and directory.is_file():
+        raise HerdError(f"{directory} is a GGUF file: make a checkpoint of it by "
+                        f"`herdgraph upcycle {directory} -o CHECKPOINT`")
     if not directory.is_dir():
         problem = "is not a directory" if directory.exists() else "does not exist"
         raise HerdError(f"{directory} {problem}: give a checkpoint directory with config.json or params.json")
