@@ -112,9 +112,9 @@ def _missing_extra(error: ModuleNotFoundError, command: str) -> HerdError | None
 
 def run_cli(run: Callable[[], Any]) -> Any:
     """Call ``run``; what is wrong with an input, the environment or the usage ends the process with one line."""
-    logging.basicConfig(level=logging.WARNING)
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(_PrintableLines("%(levelname)s %(name)s: %(message)s"))
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableLines("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         with signals_unwind():
             result = run()
@@ -128,10 +128,11 @@ def run_cli(run: Callable[[], Any]) -> Any:
         _fail(error)
 
 
-class _PrintableLines(logging.Formatter):
+class PrintableLines(logging.Formatter):
     """Log lines, which quote what others wrote."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """The lines of a record; what a terminal would act on is escaped."""
         return "\n".join(map(printable, super().format(record).split("\n")))
 
 

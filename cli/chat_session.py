@@ -124,7 +124,7 @@ class ChatSession:
                 file.write(self._conversation.document())
         except (OSError, ValueError) as error:
             raise HerdError(f"{name} cannot be written: {getattr(error, 'strerror', None) or error}") from error
-        _note(f"saved {len(self._conversation.turns)} answers to {path}")
+        _note(f"saved as {path}")
 
     def _set(self, rest: str) -> None:
         name, _, text = rest.partition(" ")
@@ -138,10 +138,9 @@ class ChatSession:
         _note(f"{_spelled(key)} is {self._shown(key)}")
 
     def _reset(self, _: str) -> None:
-        count = len(self._conversation.turns)
         self._conversation.turns.clear()
         self._pictures = ()
-        _note(f"forgot {count} answers")
+        _note("forgot all that was said")
 
     def _value(self, key: str, text: str) -> Any:
         """A value as the command line would take it; without a text the default."""
