@@ -1,6 +1,8 @@
 """Build engines: a Llama 4 checkpoint directory becomes a bundle.
 
-python build.py CHECKPOINT -o BUNDLE [--target cpu] [--recipe fp32] [--shards tp=2,ep=4] [--dry-run] [--json]
+herdgraph build CHECKPOINT -o BUNDLE [--target cpu] [--recipe fp32] [--shards tp=2,ep=4] [--dry-run] [--json]
+
+``python build.py`` is the same command.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ def main(
 ) -> None:
     """Build a bundle from a checkpoint.
 
-    CHECKPOINT is a directory with a Llama 4 model in Hugging Face or Meta layout. Weights are streamed tensor by
+    CHECKPOINT is a directory with a Llama 4 model in Hugging Face or Meta layout, or calf, the small model of the
+    repository. Weights are streamed tensor by
     tensor: the memory needed does not grow with the model.
     """
     from herdgraph.export.pipeline import PlanOptions, plan_build
