@@ -13,7 +13,8 @@ from ..console import HerdCommand, emit_json, quantity, size, table
 from ..options import PATH, json_option
 
 if TYPE_CHECKING:
-    from ..export.inspection import BundleDescription, CheckpointDescription, PipelineDescription, PlanDescription
+    from ..export.inspection import BundleDescription, CheckpointDescription, PipelineDescription
+    from ..export.plan_description import PlanDescription
     from ..model.config import HerdConfig
     from ..model.config.parameter_counts import ModelSize
 
@@ -31,7 +32,7 @@ def inspect(path: Path, products: bool, passes: bool, as_json: bool) -> None:
     and the types that its matrix products really have. A preset such as scout or maverick, or the name of a released
     model, shows the configuration.
     """
-    from ..export import inspection
+    from ..export import inspection, plan_description
 
     found = inspection.describe_pipeline(str(path)) if passes else inspection.describe(path)
     if as_json:
@@ -40,12 +41,12 @@ def inspect(path: Path, products: bool, passes: bool, as_json: bool) -> None:
     match found:
         case inspection.PipelineDescription():
             _show_pipeline(found)
-        case inspection.PlanDescription():
+        case plan_description.PlanDescription():
             _show_plan(found, products)
         case inspection.BundleDescription():
             _show_bundle(found)
             for plan in found.plan_files:
-                _show_plan(inspection.describe_plan(plan), products)
+                _show_plan(plan_description.describe_plan(plan), products)
         case inspection.PresetDescription():
             table(f"{found.name} (a configuration, no weights)", _described(found.config, found.size))
         case _:

@@ -1,4 +1,4 @@
-"""The type of keys and values that a bundle's graph takes, read from the ONNX file without ONNX.
+"""The type of keys and values that a bundle's graph or plan takes, read from the ONNX file without ONNX.
 
 An ONNX file is a protocol buffer: fields of a number and a wire type, messages within messages. The way to an input's
 type is ``ModelProto.graph`` (7), ``GraphProto.input`` (11), ``ValueInfoProto.name`` (1) and ``.type`` (2),
@@ -10,24 +10,40 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..errors import HerdError
 from ..runtimes.bundle.manifest import Bundle
+from .plan_description import PLAN, describe_plan
 
 _NAMES = {1: "float32", 3: "int8", 10: "float16", 16: "bf16", 17: "fp8"}
 """Numbers of ``TensorProto.DataType``, by the names that the planner uses."""
+
+_PLAN_NAMES = {"fp8_e4m3": "fp8", "float": "float32", "half": "float16"}
+"""What plans call types, by the same names."""
 
 _FIXED = {1: 8, 5: 4}
 """Bytes of a field by its wire type."""
 
 
 def cache_type(bundle: Bundle) -> str | None:
-    """How a bundle stores keys and values: ``float32``, ``int8``, ``bf16`` or ``fp8``; None where no graph says it."""
+    """How a bundle stores keys and values: ``float32``, ``int8``, ``bf16`` or ``fp8``; None where nothing says it."""
     manifest = bundle.manifest
     names = manifest.shards.graphs() if manifest.shards else [manifest.graphs["decoder"]]
-    found = (_cache_type(bundle.directory / name) for name in names if name.endswith(".onnx"))
-    return next(filter(None, found), None)
+    readers = {".onnx": _type_in_graph, PLAN: _type_in_plan}
+    paths = [bundle.directory / name for name in names]
+    return next(filter(None, (readers[path.suffix](path) for path in paths if path.suffix in readers)), None)
 
 
-def _cache_type(path: Path) -> str | None:
+def _type_in_plan(path: Path) -> str | None:
+    """Element type of the first key of a plan, None if it takes none or is another version's."""
+    try:
+        inputs = describe_plan(path).inputs
+    except HerdError:
+        return None
+    kind = next((text for name, text in inputs.items() if name.startswith("past.")), "").partition("[")[0]
+    return _PLAN_NAMES.get(kind, kind) or None
+
+
+def _type_in_graph(path: Path) -> str | None:
     """Element type of the first key of a graph, None if it takes none."""
     try:
         for graph in _messages(path.read_bytes(), 7):

@@ -9,6 +9,7 @@ from ...reading import read_json
 from .config import HerdConfig
 from .huggingface import from_hf
 from .meta import from_meta
+from .presets import is_preset
 
 CALF = Path(__file__).parents[2] / "examples" / "calf" / "checkpoint"
 """A small model that the repository carries, and the wheel does not."""
@@ -30,6 +31,8 @@ def read_config(directory: Path) -> HerdConfig:
     if directory.suffix.lower() == ".gguf" and directory.is_file():
         raise HerdError(f"{directory} is a GGUF file: make a checkpoint of it by "
                         f"`herdgraph upcycle {directory} -o CHECKPOINT`")
+    if is_preset(str(directory)) and not directory.exists():
+        raise HerdError(f"{directory} is a configuration without weights: give a checkpoint directory")
     if not directory.is_dir():
         problem = "is not a directory" if directory.exists() else "does not exist"
         raise HerdError(f"{directory} {problem}: give a checkpoint directory with config.json or params.json")

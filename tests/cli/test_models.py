@@ -27,6 +27,10 @@ def test_the_calf_is_planned_and_inspected() -> None:
     assert json.loads(run("inspect", "calf", "--json").stdout)["files"]
 
 
+def test_a_preset_has_no_weights() -> None:
+    assert "scout is a configuration without weights" in run("build", "scout", "-o", "x").stderr
+
+
 def test_a_directory_comes_before_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny").mkdir()
