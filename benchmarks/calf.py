@@ -32,7 +32,7 @@ from rich.table import Table
 from examples.calf import CALF
 from herdgraph.console import stderr, stdout
 from herdgraph.model.processing import PromptProcessor
-from herdgraph.model.training.runs.run import open_model
+from herdgraph.model.training.runs.start import open_model
 from herdgraph.runtimes import Engine
 
 SETS = {"seen": "as drawn", "other_vendor": "other vendor", "held_out": "held out"}

@@ -55,7 +55,8 @@ from herdgraph.model.training.moe.experts import ExpertOptions, prepare_for_trai
 from herdgraph.model.training.objective import Distil, logits_of
 from herdgraph.model.training.optim import OptimizerOptions
 from herdgraph.model.training.runs import PretrainOptions, pretrain
-from herdgraph.model.training.runs.run import RunOptions, new_model, open_model, train_model
+from herdgraph.model.training.runs.run import RunOptions, train_model
+from herdgraph.model.training.runs.start import new_model, open_model
 from herdgraph.model.training.trainer import TrainOptions
 
 from .figures import bars

@@ -34,7 +34,7 @@ from herdgraph.model.processing import PromptProcessor
 from herdgraph.model.training.moe.experts import ExpertOptions
 from herdgraph.model.training.optim import OptimizerOptions
 from herdgraph.model.training.runs import UpcycleOptions, upcycle_then_distil
-from herdgraph.model.training.runs.run import open_model
+from herdgraph.model.training.runs.start import open_model
 from herdgraph.model.training.trainer import TrainOptions
 
 from .figures import heat_maps

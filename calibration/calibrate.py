@@ -16,7 +16,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import __version__
@@ -25,12 +24,13 @@ from ..files import atomic_directory, check_output
 from ..model.checkpoint import Checkpoint
 from ..model.checkpoint.reader import TensorReader
 from ..model.checkpoint.rotated import RotatedCheckpoint
+from ..model.checkpoint.tensors.write import write_tensors
 from ..model.quantization.calibration_file import DESCRIPTION, FORMAT, HESSIANS, INPUT_SHIFT, KV_AMAX, SCALES
 from ..model.quantization.observers import OBSERVERS
 from ..model.quantization.recipes import Recipe
 from .evaluate import Evaluation, Quality, evaluate
 from .matmul_backends import Quantized
-from .measure import Measured, measure
+from .measure import Measured, kept_for_later, measure, parts_to_measure
 from .report import write_report
 from .search import parts_of, search
 from .windows import Data, Window
@@ -114,13 +114,17 @@ def calibrate(
         make_backend = backend_factory(measured.amaxes, options.observer)
         _search_and_evaluate(source, options, make_backend, data.held_out, found, progress)
     # 3. Write all of it, or nothing.
-    description = _description(checkpoint, data, options, measured, found)
+    description, parts = _description(checkpoint, data, options, measured, found), parts_to_measure(source, data)
     with atomic_directory(output, overwrite=overwrite, mark=DESCRIPTION, inputs=[checkpoint.directory]) as directory:
-        if (work / HESSIANS).is_dir():  # linked, not moved: until the output is there, the work must stay whole
-            shutil.copytree(work / HESSIANS, directory / HESSIANS, copy_function=_link)
-        save_file(measured.amaxes, directory / SCALES)
-        (directory / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
-        write_report(directory / "report.html", description)
+        try:
+            if (work / HESSIANS).is_dir():  # linked, not moved: until the output is there, the work must stay whole
+                shutil.copytree(work / HESSIANS, directory / HESSIANS, copy_function=_link)
+            write_tensors(measured.amaxes, directory / SCALES)
+            (directory / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
+            write_report(directory / "report.html", description)
+        except OSError as error:
+            raise HerdError(f"writing {output} failed: {error.strerror or error}; "
+                            f"{kept_for_later(work, parts)}") from error
     shutil.rmtree(work, ignore_errors=True)
     return description
 

@@ -9,18 +9,21 @@ because their maker left them alone, stay in high precision.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import HerdError
 from ..files import atomic_directory
 from ..model.checkpoint import Checkpoint
+from ..model.checkpoint.finite import require_magnitudes
+from ..model.checkpoint.tensors.lazy import LazyTensor
+from ..model.checkpoint.tensors.write import write_tensors
 from ..model.config import HerdConfig
 from ..model.config.names import expected_tensors
 from ..model.quantization.calibration_file import DESCRIPTION, KV_AMAX, SCALES, description_without_data
@@ -30,8 +33,10 @@ from ..model.quantization.recipes import RECIPES
 from .recording import without_zeros
 from .report import write_report
 
-_EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
+_EXPERT = re.compile(r"(.*\.experts)\.([0-9]{1,9})\.(gate|up|down)_proj\.weight")
 OBSERVER = "imported"
+_MOST_SCALES = 1 << 16
+"""Scales of one input: no model has as many experts."""
 
 
 def import_scales(checkpoint: Checkpoint, output: Path, *, overwrite: bool = False) -> dict[str, Any]:
@@ -46,36 +51,50 @@ def import_scales(checkpoint: Checkpoint, output: Path, *, overwrite: bool = Fal
         The content of ``calibration.json``.
 
     Raises:
-        HerdError: it has none.
+        HerdError: it has none, or nonsense.
     """
-    amaxes = amaxes_of({name: scale.read().float() * E4M3_MAX for name, scale in checkpoint.input_scales.items()},
+    amaxes = amaxes_of({name: _amax(name, scale) for name, scale in checkpoint.input_scales.items()},
                        checkpoint.config.text.num_experts)
     if not amaxes:
         raise HerdError(f"{checkpoint.directory} carries no scales of inputs (its activations are quantised while it "
                         "runs, or not at all): calibrate it with data instead")
-    caches = {name: scale.read().float().reshape(()) * E4M3_MAX for name, scale in checkpoint.cache_scales.items()}
+    caches = {name: _amax(name, scale).max() for name, scale in checkpoint.cache_scales.items()}
     for name in {name.rsplit(".", 1)[0] for name in caches}:
         if all(f"{name}.{part}" in caches for part in ("k", "v")):
             amaxes[f"{name}.{KV_AMAX}"] = torch.stack([caches[f"{name}.{part}"] for part in ("k", "v")])
     parts = without_scales(checkpoint.config, amaxes)
     description = description_without_data(checkpoint, OBSERVER, amaxes, parts)
     with atomic_directory(output, overwrite=overwrite, mark=DESCRIPTION, inputs=[checkpoint.directory]) as directory:
-        save_file({f"{OBSERVER}/{name}": without_zeros(amax) for name, amax in amaxes.items()}, directory / SCALES)
+        write_tensors({f"{OBSERVER}/{name}": without_zeros(amax) for name, amax in amaxes.items()}, directory / SCALES)
         (directory / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
         write_report(directory / "report.html", description)
     return description
+
+
+def _amax(name: str, scale: LazyTensor) -> Tensor:
+    """The largest magnitudes that stored scales stand for, 0 for an expert that saw nothing: one, or one for each."""
+    if not 1 <= math.prod(scale.shape) <= _MOST_SCALES:
+        raise HerdError(f"{name} has input or cache scales of shape {list(scale.shape)}: one, or one for each "
+                        "expert, is read")
+    amax = scale.read().float() * E4M3_MAX
+    require_magnitudes(amax[amax != 0] if ".experts." in name else amax, f"the magnitude of the stored scale of {name}")
+    return amax
 
 
 def amaxes_of(found: Mapping[str, Tensor], experts: int) -> dict[str, Tensor]:
     """Largest magnitudes by the names of our weights: scalars, and [E] for experts, stored one by one or fused.
 
     Raises:
-        HerdError: a number of scales that is neither one nor that of the experts.
+        HerdError: a number of scales that is neither one nor that of the experts, or one of an expert that is not
+            there.
     """
     amaxes: dict[str, Tensor] = {}
     for name, amax in found.items():
         if match := _EXPERT.fullmatch(name):
             ours = f"{match[1]}.{'down_proj' if match[3] == 'down' else 'gate_up_proj'}"
+            if int(match[2]) >= experts:
+                raise HerdError(f"{name} has a scale of its input, but the model has {experts} experts: the checkpoint "
+                                "is damaged")
             stacked = amaxes.setdefault(ours, torch.zeros(experts))
             stacked[int(match[2])] = torch.maximum(stacked[int(match[2])], amax.max())
         elif ".experts." in name:

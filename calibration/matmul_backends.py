@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
-from ..errors import HerdError
 from ..model.quantization.e4m3 import channel_scales, expert_input_multipliers, input_scale, to_e4m3
 from ..model.quantization.formats import Fp8Format
 from ..model.quantization.recipes import Recipe
@@ -93,17 +91,6 @@ class Quantized:
     def forget(self) -> None:
         """Drop the weights of a layer that is done."""
         self._weights.clear()
-
-
-def require_finite(x: Tensor, what: str) -> None:
-    """Refuse values that are not finite; makes no copy of x.
-
-    Raises:
-        HerdError: says what holds them.
-    """
-    if x.numel() and not torch.isfinite(bounds := torch.stack(x.aminmax())).all():
-        kind = "a NaN" if bounds.isnan().any() else "an infinity"
-        raise HerdError(f"{what} holds {kind}: the checkpoint is damaged, or its weights overflow")
 
 
 def rounded(x: Tensor, scale: float) -> Tensor:

@@ -16,17 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import HerdError
 from ..files import atomic_file
+from ..model.checkpoint.finite import require_finite
 from ..model.checkpoint.reader import TensorReader
+from ..model.checkpoint.tensors.header import read_header
+from ..model.checkpoint.tensors.write import write_tensors
 from ..model.quantization.calibration_file import HESSIANS, KV_AMAX
 from ..model.quantization.observers import OBSERVERS
 from ..model.quantization.recipes import Recipe
+from ..reading import read_json, read_text
 from .coverage import Coverage
-from .matmul_backends import require_finite
 from .recording import CalibrationObserver
 from .stream import DecoderStream, Run, States
 from .vision_stream import VisionStream
@@ -68,7 +70,7 @@ def measure(
     Raises:
         HerdError: a product's input is not finite.
     """
-    store = _Store.open(work, hashlib.sha256(key.encode()).hexdigest())
+    store = _Store.open(work, hashlib.sha256(key.encode()).hexdigest(), parts_to_measure(source, data))
     result = Measured(Coverage(min_tokens_shown))
     experts = source.config.text.num_experts
     with torch.inference_mode():
@@ -109,23 +111,41 @@ def _features(source: TensorReader, recipe: Recipe, windows: list[Window], store
     return [None if window.pixels is None else next(pieces) for window in windows]
 
 
+def kept_for_later(work: Path, parts: int) -> str:
+    """What unfinished work is worth, for the end of a message.
+
+    Args:
+        work: its directory.
+        parts: of the whole measurement, ``parts_to_measure``.
+    """
+    done = sum(1 for _ in work.glob("*.json"))
+    return f"{work} keeps {done} of {parts} parts: make room and run the same command again to go on"
+
+
+def parts_to_measure(source: TensorReader, data: Data) -> int:
+    """Layers, and the image tower when pictures are measured."""
+    sees = source.config.vision is not None and any(window.pixels is not None for window in data.measured)
+    return source.config.text.num_layers + sees
+
+
 @dataclass(frozen=True)
 class _Store:
     """Unfinished work on disk. Files appear whole; the states and the layer that they come after appear together."""
 
     directory: Path
+    parts: int
 
     @classmethod
-    def open(cls, directory: Path, key: str) -> _Store:
+    def open(cls, directory: Path, key: str, parts: int) -> _Store:
         mark = directory / "key"
         try:
-            if not mark.is_file() or mark.read_text(encoding="utf-8") != key:
+            if not mark.is_file() or read_text(mark) != key:
                 shutil.rmtree(directory, ignore_errors=True)
                 directory.mkdir(parents=True)
                 mark.write_text(key, encoding="utf-8")
         except OSError as error:
             raise HerdError(f"cannot write to {directory}: {error.strerror}; choose another output") from error
-        return cls(directory)
+        return cls(directory, parts)
 
     def has(self, part: str) -> bool:
         return (self.directory / f"{part}.json").exists()
@@ -133,19 +153,31 @@ class _Store:
     def states(self) -> Tensor | None:
         """Hidden states after the last layer that is done, None when none is."""
         done = sum(1 for _ in self.directory.glob("layers.*.json"))
-        return load_file(self.directory / f"after.{done - 1}.safetensors")["x"] if done else None
+        return read_header(self.directory / f"after.{done - 1}.safetensors")["x"].read() if done else None
 
     def save(self, part: str, observed: CalibrationObserver, coverage: Coverage, states: Tensor | None) -> None:
-        """Write what a part gave. The description is renamed last: it says that everything else is there."""
+        """Write what a part gave, which the next run need not measure again.
+
+        Raises:
+            HerdError: it cannot be written, for instance on a full disk.
+        """
+        try:
+            self._write(part, observed, coverage, states)
+        except OSError as error:
+            raise HerdError(f"writing {self.directory} failed: {error.strerror or error}; "
+                            f"{kept_for_later(self.directory, self.parts)}") from error
+
+    def _write(self, part: str, observed: CalibrationObserver, coverage: Coverage, states: Tensor | None) -> None:
+        """The description is renamed last: it says that everything else is there."""
         amaxes = observed.amaxes()
-        save_file(amaxes, self.directory / f"{part}.safetensors")
+        write_tensors(amaxes, self.directory / f"{part}.safetensors")
         if hessians := observed.hessians.tensors():
             (self.directory / HESSIANS).mkdir(exist_ok=True)
             with atomic_file(self.directory / HESSIANS / f"{part}.safetensors") as path:
-                save_file(hessians, path)
+                write_tensors(hessians, path)
         if states is not None:
             index = int(part.rsplit(".", 1)[1])
-            save_file({"x": states.clone()}, self.directory / f"after.{index}.safetensors")
+            write_tensors({"x": states.clone()}, self.directory / f"after.{index}.safetensors")
         description = {
             "inputs": described(observed, amaxes),
             "own": {str(layer): own.tolist() for layer, own in coverage.own.items()},
@@ -158,8 +190,9 @@ class _Store:
 
     def load(self, part: str, result: Measured) -> None:
         """Add what a part gave."""
-        description = json.loads((self.directory / f"{part}.json").read_text(encoding="utf-8"))
-        result.amaxes |= load_file(self.directory / f"{part}.safetensors")
+        description = read_json(self.directory / f"{part}.json")
+        stored = read_header(self.directory / f"{part}.safetensors")
+        result.amaxes |= {name: tensor.read() for name, tensor in stored.items()}
         result.inputs |= description["inputs"]
         for name, found in (("own", result.coverage.own), ("shown", result.coverage.shown)):
             found |= {int(layer): torch.tensor(counts) for layer, counts in description[name].items()}

@@ -7,17 +7,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ..model.checkpoint.finite import SMALLEST_AMAX, require_finite
 from ..model.quantization.calibration_file import INPUT_SHIFT, KV_AMAX
 from ..model.quantization.formats import Fp8Format
 from ..model.quantization.observers import OBSERVERS, Observer
 from ..model.quantization.recipes import Recipe
 from .hessian import HessianSums
 from .histogram import Histogram
-from .matmul_backends import require_finite
 from .observers import ESTIMATORS
-
-SMALLEST = 2.0**-48
-"""Magnitudes up to here are as good as zero: the lowest that a histogram tells apart."""
 
 
 class CalibrationObserver:
@@ -93,6 +90,9 @@ class CalibrationObserver:
 
 
 def without_zeros(amax: Tensor) -> Tensor:
-    """Replace what cannot be divided by: an expert that saw only zeros takes the largest of its layer, or 1."""
-    usable = amax > SMALLEST
+    """Replace what cannot be divided by: an expert that saw only zeros takes the largest of its layer, or 1.
+
+    Magnitudes up to 2^-48 are as good as zero: the lowest that a histogram tells apart.
+    """
+    usable = amax > SMALLEST_AMAX
     return torch.where(usable, amax, amax.max() if usable.any() else 1.0)

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..model.checkpoint.finite import require_finite
 from ..model.checkpoint.reader import TensorReader
 from ..model.llama4.decoder import Attention, Decoder, DecoderLayer, MixtureOfExperts, Positions
 from ..model.llama4.model import constants
 from ..model.llama4.operators import full_sequence_attention
-from .matmul_backends import MatmulBackend, name_linears, require_finite, set_backend
+from .matmul_backends import MatmulBackend, name_linears, set_backend
 
 BLOCK = 4096
 """Rows of one product."""

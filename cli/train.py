@@ -6,25 +6,31 @@ import contextlib
 import io
 import os
 import re
-import time
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from ..console import HerdCommand, HerdGroup, emit_json, progress, stderr, succeed
+from .train_progress import StepLines, told
 
 RUNS = {
-    "align": "Draw an image tower's features to the names of pictures, before early fusion.",
-    "pretrain": "Train on next tokens, text and pictures fused from the first layer.",
-    "distil": "Learn from a teacher's distribution and from the text at once.",
-    "upcycle-then-distil": "Turn a dense model into a mixture of experts, and distil it from its former self.",
+    "align": "Teach an image tower to see, before early fusion.",
+    "pretrain": "Learn the next tokens of text and pictures.",
+    "distil": "Learn from a teacher and from the text at once.",
+    "upcycle-then-distil": "Make experts of a dense model, and distil it.",
     "long-context": "Raise the context of a model.",
 }
 """Kinds of runs by their name on the command line; ``model/training/runs`` has a module for each."""
 
+_OF_OTHERS = {
+    "lr": "--optimizer.learning-rate", "epochs": "--train.steps", "max-steps": "--train.steps", "batch-size": "--rows",
+    "model": "--checkpoint", "preset": "--checkpoint", "block-size": "--seq-len", "warmup-steps": "--optimizer.warmup",
+    "save-steps": "--train.save-every", "gradient-accumulation-steps": "--train.accumulate",
+}
+"""Options of other trainers that are called otherwise here."""
+
+_JSON = "--json prints one JSON document at the end and nothing before it."
 _BORDER = "│╭╮╰╯─ "
 
 
@@ -32,9 +38,10 @@ _BORDER = "│╭╮╰╯─ "
 def train() -> None:
     """Train a model.
 
-    Options are given as --output run --data corpus/ --checkpoint calf --train.steps 2000 --optimizer.learning-rate
-    1e-3; `herdgraph train RUN --help` lists all. Started by torchrun it uses all processes. A run continues from the
-    last checkpoint in its output.
+    For instance `herdgraph train pretrain --checkpoint calf --data my.txt --output run --train.steps 100`;
+    `herdgraph train pretrain --help` lists all options with their defaults. Started by torchrun it uses all processes.
+
+    The same command continues a run that was ended or killed, from the last checkpoint in its output.
     """
 
 
@@ -48,20 +55,21 @@ def _add_run(name: str, purpose: str) -> None:
         from ..model.training.runs import TRAINING_RUNS
 
         run, kind = TRAINING_RUNS[name.replace("-", "_")]
-        _train(run, parse_options(kind, arguments, f"herdgraph train {name}"), as_json=as_json)
+        _train(run, parse_options(kind, arguments, f"herdgraph train {name}", purpose), as_json=as_json)
 
 
 for _name, _purpose in RUNS.items():
     _add_run(_name, _purpose)
 
 
-def parse_options(kind: type, arguments: tuple[str, ...], command: str) -> Any:
+def parse_options(kind: type, arguments: tuple[str, ...], command: str, purpose: str = "") -> Any:
     """Options of a run from the command line; ``--help`` prints them and ends the process.
 
     Args:
         kind: dataclass of the options.
         arguments: of the command line.
         command: as it was typed, for help and messages.
+        purpose: for help.
 
     Raises:
         click.UsageError: an unknown option, a value of another kind, or an option that has to be given and is not.
@@ -71,7 +79,7 @@ def parse_options(kind: type, arguments: tuple[str, ...], command: str) -> Any:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=arguments, prog=command)
+            return tyro.cli(kind, args=arguments, prog=command, description=f"{purpose}\n{_JSON}")
     except SystemExit as ended:
         if not ended.code:
             raise
@@ -86,6 +94,9 @@ def one_line(box: str) -> str:
     if message.startswith("Missing from"):
         names = re.findall(r"(?:^|\s)(--[\w.-]+)(?= [\[{A-Z])", message)
         return f"{', '.join(dict.fromkeys(names))} must be given."
+    wrong = re.search(r"^Unrecognized options: --([\w-]+)", message)
+    if wrong and wrong[1].replace("_", "-") in _OF_OTHERS:
+        return f"{message.rstrip('.')}: did you mean {_OF_OTHERS[wrong[1].replace('_', '-')]}?"
     meant = next((line for part in paragraphs[1:] for line in part if line.startswith("--")), "")
     hint = f": did you mean {meant.split()[0].rstrip(',')}?" if "Perhaps you meant" in box and meant else "."
     return message.rstrip(".") + hint
@@ -96,10 +107,13 @@ def _train(run: Any, options: Any, *, as_json: bool) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     lines = StepLines(options.train.steps, options.train.log_every)
     speaks = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
-    with progress(*columns, quiet=as_json) as bar:
+    made = 0
+    with told(quiet=as_json or not speaks), progress(*columns, quiet=as_json) as bar:
         task = bar.add_task("starting", total=options.train.steps)
 
         def on_step(done: Any, record: dict[str, float]) -> None:
+            nonlocal made
+            made += 1
             text = f"loss {record['loss']:.3f}, {record['tokens_per_second']:.0f} tokens/s, MFU {record['mfu']:.0%}"
             bar.update(task, completed=done.step, description=text)
             if speaks and not stderr.is_terminal:
@@ -107,41 +121,19 @@ def _train(run: Any, options: Any, *, as_json: bool) -> None:
 
         found = run(options, on_step)
     if speaks:
-        _report(found, options.output / "model", as_json=as_json)
+        _report(found, made, options, as_json=as_json)
 
 
-def _report(found: Any, model: Path, *, as_json: bool) -> None:
-    held_out = found.held_out.get(found.step)
+def _report(found: Any, made: int, options: Any, *, as_json: bool) -> None:
+    """Say what came out, or that there was nothing left to do."""
+    model, held_out = options.output / "model", found.held_out.get(found.step)
     if as_json:
-        emit_json({"steps": found.step, "tokens": found.tokens, "loss": found.losses[-1] if found.losses else None,
-                   "held_out": held_out, "model": str(model)})
-    else:
+        emit_json({"steps": found.step, "steps_now": made, "tokens": found.tokens, "held_out": held_out,
+                   "loss": found.losses[-1] if found.losses else None, "model": str(model)})
+    elif made or not found.step:
         evaluated = "" if held_out is None else f", held-out loss {held_out:.4f}"
-        succeed("trained", f"{model}: {found.step} steps, {found.tokens} tokens{evaluated}")
-
-
-@dataclass
-class StepLines:
-    """Progress as lines, for output that is not a terminal.
-
-    Attributes:
-        steps: of the whole run.
-        every: steps between lines; the first and the last step get one as well.
-        started: when this process made its first step, in seconds of ``time.monotonic``.
-    """
-
-    steps: int
-    every: int
-    started: float = field(default_factory=time.monotonic)
-    _first: int = 0
-
-    def show(self, step: int, record: dict[str, float]) -> None:
-        """Print the line of a step, if it is one that gets a line."""
-        self._first = self._first or step
-        if step % self.every and step not in (self._first, self.steps):
-            return
-        done = step - self._first + 1
-        left = (time.monotonic() - self.started) / done * (self.steps - step)
-        end = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
-        click.echo(f"step {step}/{self.steps}  loss {record['loss']:.4f}  {record['tokens_per_second']:.0f} tokens/s  "
-                   f"ends {end}, in {left:.0f} s", err=True)
+        succeed("trained", f"{model}: {found.step} steps, {found.tokens} tokens{evaluated}; next: herdgraph build "
+                           f"{model} -o BUNDLE")
+    else:
+        succeed("finished", f"before: {model} has its {found.step} steps, nothing was trained now; for more give "
+                            f"--train.steps above {found.step}, for a new run another --output")

@@ -8,8 +8,9 @@ from typing import Any
 import click
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from ..console import HerdCommand, emit_json, progress, quantity, succeed
+from ..console import HerdCommand, emit_json, progress, quantity, stderr, succeed
 from ..options import COUNT, PATH, json_option
+from .train_progress import told
 
 
 @click.command(cls=HerdCommand)
@@ -31,13 +32,19 @@ def upcycle(source: Path, output: Path, as_json: bool, **options: Any) -> None:
     SOURCE is a dense Llama-family model: a GGUF file or a Hugging Face directory. Its function is kept; training then
     lets the experts specialise.
     """
+    from ..model.data.heartbeat import Heartbeat
     from ..model.upcycle import upcycle as convert
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with progress(*columns, quiet=as_json) as bar:
-        task = bar.add_task("reading the dense model", total=None)
-        report = convert(source, output, on_tensor=lambda done, total: bar.update(
-            task, description="writing experts and the rest", completed=done, total=total), **options)
+    with told(quiet=as_json), progress(*columns, quiet=as_json) as bar:
+        task, beat = bar.add_task("reading the dense model", total=None), Heartbeat(f"writing {output}, tensor")
+
+        def on_tensor(done: int, total: int) -> None:
+            bar.update(task, description="writing experts and the rest", completed=done, total=total)
+            if not stderr.is_terminal:
+                beat.tick(done, total)
+
+        report = convert(source, output, on_tensor=on_tensor, **options)
     if as_json:
         emit_json(report.to_json())
     else:

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ..errors import HerdError
+from ..errors import HerdError, shown
 from ..files import size
 from ..model.config import HerdConfig
 from ..model.processing import PreparedPrompt, PromptProcessor
@@ -191,6 +191,8 @@ class Engine:
         prepared = self._prepare(prompt, images, tools)
         tokenizer, config = self.processor.tokenizer, self.config
         rule = StopRule.of(max_new_tokens, stop, tokenizer.stop_ids if stop_ids is None else stop_ids)
+        if sequence is not None and not isinstance(sequence, Sequence):
+            raise HerdError(f"sequence is {shown(sequence)}, one made by engine.new_sequence() is needed")
         steps = _Steps(self, self.new_sequence() if sequence is None else sequence, prepared)
         return TextStream(
             steps.prefill, steps.decode, tokenizer=tokenizer, prompt_ids=prepared.token_ids, sampling=sampling,
@@ -357,9 +359,9 @@ class _Steps:
 
 
 def _whole_numbers(token_ids: Items[Any]) -> list[int]:
-    wrong = next((token for token in token_ids if not isinstance(token, Integral)), None)
-    if wrong is not None:
-        raise HerdError(f"a token id is {wrong!r}, it must be a whole number")
+    for token in token_ids:
+        if not isinstance(token, Integral):
+            raise HerdError(f"a token id is {shown(token)}, it must be a whole number")
     return [int(token) for token in token_ids]
 
 

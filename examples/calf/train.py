@@ -37,7 +37,8 @@ from herdgraph.model.training.runs import (
     distil,
     pretrain,
 )
-from herdgraph.model.training.runs.run import open_model, save_model
+from herdgraph.model.training.runs.run import save_model
+from herdgraph.model.training.runs.start import open_model
 from herdgraph.model.training.state import TrainProgress
 from herdgraph.model.training.trainer import TrainOptions
 

@@ -22,14 +22,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...errors import HerdError
 from ...model.quantization.formats import BlockFormat
 from .gptq import gptq_quantize, inverse_hessian_cholesky
+from .origin import origin_of
 from .stream import channels_of, write_all
 
 Array = np.ndarray[Any, Any]
 
 SHRINKS = (1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 """Candidates for f: a 4-bit block is fitted to this share of its range."""
+LARGEST = 2.0**60
+"""The largest weight that is rounded in blocks: squares of errors, which choose a scale, are finite in float32."""
+_TINY = torch.finfo(torch.float32).tiny
+"""Smaller scales lose their own precision, and dividing by them overflows: such blocks are rounded to zeros."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,7 @@ class BlockCodes(ir.LazyTensor):
         zeros = np.empty((self.channels, self.blocks), np.uint8)
         first, factor_KK, rounder = 0, self._factor(), BlockRounder(self.layout)
         for rows_NK in channels_of(self.source):
+            self._check(rows_NK)
             found = rounder.quantize(in_blocks(rows_NK, self.layout.block), factor_KK)
             part = slice(first, first + len(rows_NK))
             scales[part], zeros[part] = found.scales, found.zeros
@@ -136,12 +143,21 @@ class BlockCodes(ir.LazyTensor):
             first += len(rows_NK)
         self._found = scales, zeros
 
+    def _check(self, rows_NK: Array) -> None:
+        if rows_NK.size and (largest := max(float(rows_NK.max()), -float(rows_NK.min()))) > LARGEST:
+            raise HerdError(f"{origin_of(self.source).name} holds {largest:g}, weights of {self.layout.bits} bits end "
+                            f"at {LARGEST:.3g}: the checkpoint is damaged, or build it with another recipe")
+
     def _factor(self) -> Tensor | None:
         """What GPTQ rounds by; inputs that fill up the last block count as never seen."""
         if self._hessian_KK is None:
             return None
         rest = self.blocks * self.layout.block - len(self._hessian_KK)
-        return inverse_hessian_cholesky(functional.pad(self._hessian_KK, (0, rest, 0, rest)))
+        try:
+            return inverse_hessian_cholesky(functional.pad(self._hessian_KK, (0, rest, 0, rest)))
+        except RuntimeError as error:  # LinAlgError, which torch does not export
+            raise HerdError(f"the Hessian of {origin_of(self.source).name} is no sum of squares: write the calibration "
+                            "again with `herdgraph calibrate`") from error
 
 
 class BlockScales(ir.LazyTensor):
@@ -176,8 +192,8 @@ def packed(nibbles: Array) -> Array:
 
 def _symmetric(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """The scale that maps a block's largest magnitude to 127 (1 for a block of zeros), and zero points of 128."""
-    amax = blocks.abs().amax(dim=-1)
-    return torch.where(amax > 0, amax / 127, 1.0), torch.full(amax.shape, 128.0)
+    scale = blocks.abs().amax(dim=-1) / 127
+    return torch.where(scale >= _TINY, scale, 1.0), torch.full(scale.shape, 128.0)
 
 
 def _fitted(blocks: Tensor, weight: Tensor | None, shrinks: tuple[float, ...]) -> tuple[Tensor, Tensor]:
@@ -186,7 +202,8 @@ def _fitted(blocks: Tensor, weight: Tensor | None, shrinks: tuple[float, ...]) -
     least = torch.full(low.shape, torch.inf)
     scales, zeros = torch.ones(low.shape), torch.zeros(low.shape)
     for shrink in shrinks:
-        scale = torch.where(high > low, (high - low) * shrink / 15, 1.0)
+        scale = (high - low) * shrink / 15
+        scale = torch.where(scale >= _TINY, scale, 1.0)
         zero = (-low / scale + 7.5 * (shrink - 1) / shrink).round_().clamp_(0, 15)
         codes = (blocks / scale[..., None]).round_().add_(zero[..., None]).clamp_(0, 15)
         errors = codes.sub_(zero[..., None]).mul_(scale[..., None]).sub_(blocks).square_()

@@ -70,6 +70,8 @@ class ChannelScales(ir.LazyTensor):
 
 
 def channel_scales(rows_NK: Array) -> Array:
-    """The scale that maps a channel's largest magnitude to 127; 1 for a channel of zeros."""
-    amax_N = np.abs(rows_NK).max(axis=1)
-    return np.where(amax_N > 0, amax_N / 127, 1.0).astype(np.float32)
+    """The scale that maps a channel's largest magnitude to 127; 1 for a channel of zeros, or of numbers so small that
+    the scale would lose its own precision.
+    """
+    scale_N = np.abs(rows_NK).max(axis=1) / 127
+    return np.where(scale_N >= np.finfo(np.float32).tiny, scale_N, 1.0).astype(np.float32)

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from ...errors import HerdError
 from .origin import origin_of, with_origin
 from .stream import ChannelIterable, Weight, write_all, write_channels
 
@@ -29,21 +30,34 @@ class Rounded(ir.LazyTensor):
         self.source = source
         shape = ir.Shape(source.shape.numpy())
         super().__init__(
-            lambda: ir.Tensor(rounded(source.numpy(), dtype).view(dtype.numpy()), dtype=dtype),
+            lambda: ir.Tensor(self._rounded(source.numpy()).view(dtype.numpy()), dtype=dtype),
             dtype=dtype, shape=shape, name=source.name,
         )
         with_origin(self, origin_of(source))
 
     def write_to(self, file: int, offset: int) -> None:
-        """Write little-endian values at ``offset`` of an open file descriptor."""
+        """Write little-endian values at ``offset`` of an open file descriptor.
+
+        Raises:
+            HerdError: a value is larger than any of the type.
+        """
         if isinstance(self.source, Weight) and not self.source.is_transposed:
             for start, block in self.source.blocks():
-                write_all(file, rounded(block, self.dtype), offset + start * block[0].nbytes // 2)
+                write_all(file, self._rounded(block), offset + start * block[0].nbytes // 2)
         elif isinstance(self.source, ChannelIterable):
-            rows = (rounded(rows_NK, self.dtype) for rows_NK in self.source.channels())
+            rows = (self._rounded(rows_NK) for rows_NK in self.source.channels())
             write_channels(file, rows, offset, width=int(self.shape.numpy()[1]))
         else:
-            write_all(file, rounded(self.source.numpy(), self.dtype), offset)
+            write_all(file, self._rounded(self.source.numpy()), offset)
+
+    def _rounded(self, values: Array) -> Array:
+        """The bits of values that all have a place in the type: larger ones would become infinities."""
+        most = torch.finfo(TYPES[self.dtype]).max
+        largest = max(float(values.max()), -float(values.min())) if values.size else 0.0
+        if largest > most:
+            raise HerdError(f"{origin_of(self).name} holds {largest:g}, {self.dtype.name.lower()} ends at {most:g}: "
+                            "build for a target or with a recipe that keeps it in float32")
+        return rounded(values, self.dtype)
 
 
 def rounded(values: Array, dtype: ir.DataType) -> Array:

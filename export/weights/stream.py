@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from ...model.checkpoint.finite import require_finite
 from ...model.checkpoint.reader import TensorReader
 from .origin import Origin, joined_origin, origin_of, with_origin
 
@@ -71,7 +72,10 @@ class Weight(ir.LazyTensor):
             values = self.source.read(self.stored, slice(start, stop))
         else:
             values = self.source.read(self.stored, self.expert)[start:stop]
-        return values.to(torch.float32).contiguous().numpy()
+        found = values.to(torch.float32).contiguous()
+        # Whatever is stored was finite when it was read; what it is multiplied with on the way may be too large.
+        require_finite(found, self.stored if self.expert is None else f"{self.stored} [{self.expert}]", first=start)
+        return found.numpy()
 
     def _whole(self) -> np.ndarray[Any, Any]:
         values = self._read(0, self.stored_shape[0])
@@ -187,13 +191,19 @@ def stream(model: ir.Model, directory: Path, data_name: str, on_bytes: Callable[
         directory: where the file is created.
         data_name: the file's name, as the ONNX file will refer to it.
         on_bytes: called with the number of bytes after each tensor, for progress.
+
+    Raises:
+        HerdError: a weight holds what its format cannot, or cannot be read.
     """
     written: dict[int, ir.ExternalTensor] = {}
     end = 0
     with (directory / data_name).open("wb") as file:
         for value in initializers(model):
             tensor = value.const_value
-            if tensor is None or tensor.nbytes <= INLINE_BYTES:
+            if tensor is None:
+                continue
+            if tensor.nbytes <= INLINE_BYTES:
+                tensor.tobytes()  # read once here, where an error is told as it is; saving wraps it in its own
                 continue
             if id(tensor) not in written:
                 offset = -(-end // ALIGNMENT) * ALIGNMENT

@@ -6,25 +6,30 @@ from pathlib import Path
 
 from ..config import read_config
 from ..config.names import expected_tensors
-from ..config.read import located
+from ..config.read import CALF, checkpoint_directory
 from .base import Checkpoint, TensorInfo
 from .huggingface import open_huggingface
 from .meta.checkpoint import open_meta
 from .save import save_checkpoint
 
-__all__ = ["Checkpoint", "TensorInfo", "expected_tensors", "open_checkpoint", "save_checkpoint"]
+__all__ = [
+    "CALF", "Checkpoint", "TensorInfo", "checkpoint_directory", "expected_tensors", "open_checkpoint",
+    "save_checkpoint",
+]
+
 
 def open_checkpoint(directory: str | Path) -> Checkpoint:
     """Open a checkpoint directory: ``config.json`` with safetensors, or ``params.json`` with ``consolidated.*.pth``.
 
-    The name ``calf``, where no directory is called so, opens the model that the repository carries.
-
     Names and shapes of all tensors are checked against the configuration; no weights are read.
+
+    Args:
+        directory: or the name of one, see ``checkpoint_directory``.
 
     Raises:
         HerdError: what is missing, damaged or does not fit, in one line.
     """
-    directory = located(directory)
+    directory = checkpoint_directory(directory)
     config = read_config(directory)
     opener = open_huggingface if (directory / "config.json").is_file() else open_meta
     return opener(directory, config)

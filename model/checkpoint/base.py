@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from ...errors import HerdError
+from ...reading import JSON_BYTES, TEXT_BYTES, open_file
 from ..config import HerdConfig
 from ..config.names import expected_tensors
+from .finite import require_finite
 from .tensors.lazy import Index, LazyTensor
 
 PROCESSOR_FILES = (
@@ -25,6 +28,7 @@ PROCESSOR_FILES = (
 
 _SAMPLE = 1 << 16
 _SAMPLES = 16
+_SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -79,15 +83,26 @@ class Checkpoint:
             A tensor of its own memory, in the stored type; quantised weights are dequantised to float32.
 
         Raises:
-            HerdError: the checkpoint has no such tensor, or its file changed since it was opened.
+            HerdError: the checkpoint has no such tensor, it holds a NaN or an infinity, or its file changed since it
+                was opened.
         """
         if name not in self.sources:
             raise HerdError(f"{self.directory} has no tensor {name}: names are those of expected_tensors")
-        return self.sources[name].read(index)
+        values = self.sources[name].read(index)
+        first = (index.start or 0) if isinstance(index, slice) else 0
+        require_finite(values, f"{name} [{index}]" if isinstance(index, int) else name, first=first)
+        return values
 
     def processor_files(self) -> list[Path]:
-        """Tokenizer, template, generation and processor files that are there."""
-        return [self.directory / name for name in PROCESSOR_FILES if (self.directory / name).is_file()]
+        """Tokenizer, template, generation and processor files that are there, none of them read.
+
+        Raises:
+            HerdError: one of their names is no regular file, or it is larger than any of its kind.
+        """
+        found = [self.directory / name for name in PROCESSOR_FILES if os.path.lexists(self.directory / name)]
+        for path in found:
+            open_file(path, most=JSON_BYTES if path.suffix == ".json" else TEXT_BYTES).close()
+        return found
 
     def fingerprint(self) -> str:
         """A hash that tells checkpoints apart without reading hundreds of gigabytes.
@@ -102,7 +117,7 @@ class Checkpoint:
         for path in sorted(self.weight_files):
             size = path.stat().st_size
             digest.update(f"{path.name} {size}".encode())
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 for sample in range(_SAMPLES):
                     file.seek(max(0, size - _SAMPLE) * sample // (_SAMPLES - 1))
                     digest.update(file.read(_SAMPLE))
@@ -141,4 +156,10 @@ def check_tensors(directory: Path, config: HerdConfig, found: Mapping[str, LazyT
 
 def _some(names: Sequence[str]) -> str:
     more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    return ", ".join(shortened(name) for name in names[:3]) + more
+
+
+def shortened(name: str) -> str:
+    """A name that somebody else chose, for one line of a message."""
+    shown = name if name.isprintable() else ascii(name)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"

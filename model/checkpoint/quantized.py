@@ -20,11 +20,15 @@ import torch
 from torch import Tensor
 
 from ...errors import HerdError
+from .base import shortened
+from .finite import require_scales
 from .tensors.lazy import Index, LazyTensor
 from .tensors.views import Reshaped
 
-_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+"""Types that mean nothing without a scale."""
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Types whose numbers are the weights themselves."""
 _CACHE_SCALE = re.compile(r"(.*?)\.(?:[kv]_proj\.)?([kv])_scale|(.*)\.([kv])_proj\.output_scale")
 _OTHER_SCALE = re.compile(r".*\.(?:q|output)_scale")
 _INPUT_SCALE = re.compile(r"(.*)(?:(?P<fused>_proj_)|\.)input_(?:scale|amax)")
@@ -66,6 +70,39 @@ class Scaled:
         return values[0] if isinstance(index, int) else values
 
 
+@dataclass(frozen=True)
+class CheckedScale:
+    """Scales of a weight that are looked at when they are read.
+
+    Attributes:
+        source: what is stored.
+        name: of the weight.
+    """
+
+    source: LazyTensor
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As stored."""
+        return self.source.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As stored."""
+        return self.source.dtype
+
+    def read(self, index: Index = None) -> Tensor:
+        """Read and check.
+
+        Raises:
+            HerdError: a scale is not a positive number.
+        """
+        scale = self.source.read(index)
+        require_scales(scale.float(), f"a scale of {self.name}")
+        return scale
+
+
 def split_scales(stored: Mapping[str, LazyTensor]) -> tuple[LazyTensors, LazyTensors, LazyTensors, LazyTensors]:
     """Separate what lies beside each other in a checkpoint.
 
@@ -102,14 +139,14 @@ def with_scales(directory: Path, weights: Mapping[str, LazyTensor], scales: Mapp
     """
     orphan = next((name for name in scales if name not in weights), None)
     if orphan is not None:
-        raise HerdError(f"{directory} has a scale for {orphan}, but not the tensor: a shard is missing")
+        raise HerdError(f"{directory} has a scale for {shortened(orphan)}, but not the tensor: a shard is missing")
     return {name: _dequantised(directory, name, tensor, scales.get(name)) for name, tensor in weights.items()}
 
 
 def _dequantised(directory: Path, name: str, tensor: LazyTensor, scale: LazyTensor | None) -> LazyTensor:
     if is_float8(tensor) and scale is None:
         raise HerdError(f"{directory}: {name} is FP8 and has no scale beside it: the checkpoint is incomplete")
-    if not is_float8(tensor) and tensor.dtype not in _FLOATS:
+    if not is_float8(tensor) and tensor.dtype not in FLOATS:
         kind = str(tensor.dtype).removeprefix("torch.")
         raise HerdError(f"{directory}: {name} is stored as {kind}; floats and FP8 are supported: use such a checkpoint")
     return tensor if scale is None else scaled(directory, name, tensor, scale)
@@ -117,7 +154,7 @@ def _dequantised(directory: Path, name: str, tensor: LazyTensor, scale: LazyTens
 
 def is_float8(tensor: LazyTensor) -> bool:
     """Whether a tensor is stored in FP8 and means nothing without a scale."""
-    return tensor.dtype in _FLOAT8
+    return tensor.dtype in FLOAT8
 
 
 def scaled(directory: Path, name: str, tensor: LazyTensor, scale: LazyTensor) -> LazyTensor:
@@ -132,7 +169,7 @@ def scaled(directory: Path, name: str, tensor: LazyTensor, scale: LazyTensor) ->
             f"{directory}: the scale of {name} has shape {list(scale.shape)}, which does not fit {list(tensor.shape)}: "
             "one scale per tensor or per output channel is supported"
         )
-    return Scaled(tensor, Reshaped(scale, shape))
+    return Scaled(tensor, Reshaped(CheckedScale(scale, name), shape))
 
 
 def _aligned(scale: tuple[int, ...], tensor: tuple[int, ...]) -> tuple[int, ...] | None:

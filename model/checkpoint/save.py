@@ -7,8 +7,6 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ...errors import HerdError
@@ -17,6 +15,7 @@ from ..config import HerdConfig, to_hf
 from ..config.names import expected_tensors
 from .huggingface import INDEX, SINGLE
 from .names import stored_name
+from .tensors.write import write_tensors
 
 CONFIG = "config.json"
 
@@ -99,10 +98,7 @@ class _ShardWriter:
         (self.directory / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def _flush(self) -> None:
-        try:
-            save_file(self.pending, self._path(len(self.shards)), metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(str(error)) from error  # told by atomic_directory, which knows the final name
+        write_tensors(self.pending, self._path(len(self.shards)), {"format": "pt"})
         self.shards.append(list(self.pending))
         self.total_bytes += self.pending_bytes
         self.pending, self.pending_bytes = {}, 0

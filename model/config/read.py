@@ -15,10 +15,12 @@ CALF = Path(__file__).parents[2] / "examples" / "calf" / "checkpoint"
 """A small model that the repository carries, and the wheel does not."""
 
 
-def located(directory: str | Path) -> Path:
-    """A checkpoint's directory; ``calf``, where nothing is called so, is the model that the repository carries."""
-    path = Path(directory)
-    return CALF if path == Path("calf") and CALF.exists() and not path.exists() else path
+def checkpoint_directory(name: str | Path) -> Path:
+    """The directory that a checkpoint's name means: its own, or for ``calf``, where no directory is called so, that of
+    the model which the repository carries.
+    """
+    directory = Path(name)
+    return CALF if directory == Path("calf") and CALF.exists() and not directory.exists() else directory
 
 
 def read_config(directory: Path) -> HerdConfig:
@@ -27,13 +29,12 @@ def read_config(directory: Path) -> HerdConfig:
     Raises:
         HerdError: no such directory or file, not JSON, or not a Llama 4 configuration.
     """
-    directory = located(directory)
-    if directory.suffix.lower() == ".gguf" and directory.is_file():
-        raise HerdError(f"{directory} is a GGUF file: make a checkpoint of it by "
-                        f"`herdgraph upcycle {directory} -o CHECKPOINT`")
+    directory = checkpoint_directory(directory)
     if is_preset(str(directory)) and not directory.exists():
         raise HerdError(f"{directory} is a configuration without weights: give a checkpoint directory")
     if not directory.is_dir():
+        if directory.suffix.lower() == ".gguf":
+            raise HerdError(f"{directory} is not a directory: make a checkpoint of it with `herdgraph upcycle`")
         problem = "is not a directory" if directory.exists() else "does not exist"
         raise HerdError(f"{directory} {problem}: give a checkpoint directory with config.json or params.json")
     for name, parse in (("config.json", from_hf), ("params.json", from_meta)):

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from ...errors import HerdError
+from ...errors import HerdError, shown
 
 LARGEST = 1 << 40
 """Limit of every whole number: above anything real, below what overflows."""
@@ -64,7 +64,7 @@ def check_fields(config: Any, *, positive: Collection[str] = ()) -> None:
     for name, hint in _hints(kind).items():
         value = getattr(config, name)
         if problem := _problem(value, hint, positive=name in positive):
-            require(False, f"{name} is {_shown(value)}, {problem}")
+            require(False, f"{name} is {shown(value)}, {problem}")
 
 
 def _problem(value: Any, hint: Any, *, positive: bool) -> str:
@@ -84,7 +84,7 @@ def exact_fields(kind: type, raw: object) -> dict[str, Any]:
     Raises:
         HerdError: not an object, or a field is unknown or missing, even one that has a default.
     """
-    require(isinstance(raw, Mapping), f"{kind.__name__} is {_shown(raw)}, a JSON object is needed")
+    require(isinstance(raw, Mapping), f"{kind.__name__} is {shown(raw)}, a JSON object is needed")
     assert isinstance(raw, Mapping)
     for name in sorted({field.name for field in fields(kind)} ^ raw.keys()):
         require(False, f"{kind.__name__} has {'an unknown' if name in raw else 'no'} field {name!r}")
@@ -106,7 +106,7 @@ def read_section(raw: Mapping[str, Any], kind: type[Section], place: str = "") -
     given = {name: _with_integers(raw[name]) for name in hints if raw.get(name) is not None}
     for name, value in given.items():
         if not _has_type(value, hints[name]):
-            raise HerdError(f"{prefix}{name} is {_shown(raw[name])}, {_words(hints[name])} is needed: correct it")
+            raise HerdError(f"{prefix}{name} is {shown(raw[name])}, {_words(hints[name])} is needed: correct it")
         if isinstance(value, float) and not math.isfinite(value):
             raise HerdError(f"{prefix}{name} is {value}, a finite number is needed: correct it")
     try:
@@ -162,8 +162,3 @@ def _words(hint: Any) -> str:
     if get_origin(hint) is None or get_origin(hint) is dict:
         return "a JSON object"
     return " or ".join(_words(item) for item in get_args(hint))
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) < 60 else f"{text[:60]}…"

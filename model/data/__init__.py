@@ -8,5 +8,8 @@
 from .held_out import hold_out
 from .records import IMAGE, Picture, Record, Turn
 from .sources import JsonLines, Samples, TextFile, open_samples
+from .text_pages import TextPages
 
-__all__ = ["IMAGE", "JsonLines", "Picture", "Record", "Samples", "TextFile", "Turn", "hold_out", "open_samples"]
+__all__ = [
+    "IMAGE", "JsonLines", "Picture", "Record", "Samples", "TextFile", "TextPages", "Turn", "hold_out", "open_samples",
+]

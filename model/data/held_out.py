@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...errors import HerdError
+from .heartbeat import Heartbeat
 from .records import Record
 from .sources import Samples
 
@@ -44,7 +45,11 @@ def hold_out(samples: Samples, fraction: float) -> tuple[Samples, Samples]:
     """
     if not 0 <= fraction <= 1:
         raise HerdError(f"held_out is {fraction}, it must be within 0 and 1")
-    held = np.array([_unit_interval(samples.key(index)) < fraction for index in range(len(samples))], bool)
+    beat = Heartbeat(f"holding out {fraction:.1%} of the samples")
+    held = np.zeros(len(samples), bool)
+    for index in range(len(samples) if fraction else 0):
+        held[index] = _unit_interval(samples.key(index)) < fraction
+        beat.tick(index, len(samples))
     if held.all():
         raise HerdError(f"all {len(samples)} samples are held out, none is left to train on: give more data, or less "
                         f"than held_out={fraction}")
@@ -52,4 +57,4 @@ def hold_out(samples: Samples, fraction: float) -> tuple[Samples, Samples]:
 
 
 def _unit_interval(key: str) -> float:
-    return float(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64)
+    return float(int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64)

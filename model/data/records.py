@@ -18,7 +18,6 @@ models have no tokens for video, and this costs them none (``reference/llama4.md
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Any
 from PIL import Image
 
 from ...errors import HerdError
+from ...reading import LINE_BYTES, open_file
 from ..processing.pictures import Source
 
 IMAGE = "<|image|>"
@@ -164,24 +164,12 @@ def stored(path: Path, offset: int, size: int | None = None) -> bytes:
     Raises:
         HerdError: the file is gone or cannot be read.
     """
-    try:
-        with path.open("rb") as file:
+    with open_file(path) as file:
+        try:
             file.seek(offset)
-            return file.readline() if size is None else file.read(size)
-    except OSError as error:
-        raise HerdError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def parsed(data: bytes, origin: str) -> Any:
-    """The JSON in a line or file.
-
-    Raises:
-        HerdError: it is none.
-    """
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise HerdError(f"{origin} is not JSON: {error}") from error
+            return file.readline(LINE_BYTES) if size is None else file.read(size)
+        except OSError as error:
+            raise HerdError(f"{path} cannot be read: {error.strerror}") from error
 
 
 @dataclass(frozen=True)
@@ -243,7 +231,17 @@ class _Reader:
         if isinstance(value, Mapping):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str) and value:
-            value = self.resolve(value)
+            value = self.resolve(self.name(value))
         if not isinstance(value, bytes | Path | Image.Image):
             raise HerdError(f"{self.origin}: a picture is of type {type(value).__name__}, a path is needed")
         return Picture(value, is_frame)
+
+    def name(self, name: str) -> str:
+        """The name of a picture, as a file may be called."""
+        try:
+            unfit = "\0" in name or not name.encode()
+        except UnicodeEncodeError:  # half a character, which JSON can write
+            unfit = True
+        if unfit:
+            raise HerdError(f"{self.origin}: the picture's name {name!r} is no name of a file: correct it")
+        return name

@@ -4,10 +4,11 @@
 ``*.jsonl``                     a row per line (``records``), pictures relative to the file
 ``*.tar``                       WebDataset: members that share a name up to its first dot are one sample: pictures,
                                 ``.txt``, and ``.json`` with a row that may name those pictures
-``*.txt``, ``*.md``, no suffix  the whole text is one document
+``*.txt``, ``*.md``, no suffix  the whole text is one document, or pages of it (``text_pages``)
 a picture                       a document of that picture alone
 directory of a saved dataset    Hugging Face ``datasets`` (``save_to_disk``); of several splits ``train``
-any other directory             its ``*.jsonl`` and ``*.tar`` in order of name, or else its pictures
+any other directory             its ``*.jsonl`` and ``*.tar`` in order of name, or else its pictures, or else its
+                                ``*.txt`` and ``*.md``
 ==============================  =====================================================================================
 
 Only offsets are held in memory, so a shuffle of everything costs one seek per sample.
@@ -16,9 +17,9 @@ Only offsets are held in memory, so a shuffle of everything costs one seek per s
 from __future__ import annotations
 
 import hashlib
-import json
+from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from itertools import accumulate
 from pathlib import Path
@@ -27,7 +28,9 @@ from typing import Protocol
 import numpy as np
 
 from ...errors import HerdError
-from .records import PICTURE_EXTENSIONS, Picture, Record, parsed, record_of, stored
+from ...reading import LINE_BYTES, TEXT_BYTES, open_file, parse_json, read_text
+from .heartbeat import Heartbeat
+from .records import PICTURE_EXTENSIONS, Picture, Record, record_of, stored
 from .tar_shards import TarShard
 
 _TEXT_SUFFIXES = frozenset({".txt", ".md", ""})
@@ -56,12 +59,13 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        offsets, numbers, position = [], [], 0
+        offsets, numbers, position, beat = array("q"), array("q"), 0, Heartbeat(f"reading {path}, line")
         for number, line in enumerate(_lines(path), 1):
             if line.strip():
                 offsets.append(position)
                 numbers.append(number)
             position += len(line)
+            beat.tick(number)
         self._offsets, self._numbers = np.array(offsets, np.int64), np.array(numbers, np.int64)
 
     def __len__(self) -> int:
@@ -69,15 +73,15 @@ class JsonLines:
 
     def __getitem__(self, index: int) -> Record:
         line, origin = self._line(index), f"{self._path} line {self._numbers[index]}"
-        row = parsed(line, origin)
+        row = parse_json(line, origin, "each line has to be one JSON object")
         return record_of(row, key=_digest(line), origin=origin, resolve=lambda name: self._path.parent / name)
 
     def key(self, index: int) -> str:
         """See ``Samples``."""
         line = self._line(index)
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):  # reading it will tell
+            row = parse_json(line, "")
+        except HerdError:  # reading it will tell
             row = None
         return str((isinstance(row, dict) and row.get("key")) or _digest(line))
 
@@ -90,21 +94,19 @@ class TextFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        with open_file(path, most=TEXT_BYTES) as file:
+            self._count = int(bool(file.read(1)))
 
     def __len__(self) -> int:
-        return int(self._path.stat().st_size > 0)
+        return self._count
 
     def __getitem__(self, index: int) -> Record:
-        try:
-            text = self._path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise HerdError(f"{self._path} cannot be read as text: {getattr(error, 'strerror', None) or error}"
-                            ) from error
-        return Record(self.key(index), str(self._path), document=(text,))
+        text = read_text(self._path)
+        return Record(_digest(text.encode()), str(self._path), document=(text,))
 
     def key(self, index: int) -> str:
         """See ``Samples``."""
-        return _digest(b"".join(_lines(self._path)))
+        return self[index].key
 
 
 class PictureFiles:
@@ -183,27 +185,31 @@ class Joined:
         return self._sources[number], index - (self._ends[number - 1] if number else 0)
 
 
-def open_samples(paths: Iterable[Path]) -> Samples:
+def open_samples(paths: Iterable[Path], open_text: Callable[[Path], Samples] = TextFile) -> Samples:
     """All samples of files and directories.
 
     Args:
         paths: as in the table above.
+        open_text: what a plain text is read as: one document, or pages (``text_pages``).
 
     Raises:
         HerdError: nothing there, a file of an unknown kind, or one without samples.
     """
-    sources = [source for path in paths for source in _open(Path(path))]
+    sources = [source for path in paths for source in _open(Path(path), open_text)]
     if not sources:
         raise HerdError(f"there is no data: give {_READABLE}")
     return sources[0] if len(sources) == 1 else Joined(sources)
 
 
-def _open(path: Path) -> list[Samples]:
+def _open(path: Path, open_text: Callable[[Path], Samples]) -> list[Samples]:
     suffix = path.suffix.lower()
-    if not path.exists():
-        raise HerdError(f"{path} does not exist: give {_READABLE}")
+    try:
+        if not path.exists():
+            raise HerdError(f"{path} does not exist: give {_READABLE}")
+    except ValueError as error:
+        raise HerdError(f"{str(path)!r} is no name of a file: give {_READABLE}") from error
     if path.is_dir():
-        return _open_directory(path)
+        return _open_directory(path, open_text)
     if not path.is_file():  # a pipe or a device may never end
         raise HerdError(f"{path} is not a regular file: give {_READABLE}")
     if suffix == ".jsonl":
@@ -211,22 +217,27 @@ def _open(path: Path) -> list[Samples]:
     if suffix == ".tar":
         return [_with_samples(TarShard(path), path)]
     if suffix in _TEXT_SUFFIXES:
-        return [_with_samples(TextFile(path), path)]
+        return [_with_samples(open_text(path), path)]
     if _is_picture(path):
         return [PictureFiles([path])]
     raise HerdError(f"{path} is a {path.suffix} file: .txt, .jsonl, uncompressed .tar, pictures and directories are "
                     "read")
 
 
-def _open_directory(directory: Path) -> list[Samples]:
+def _open_directory(directory: Path, open_text: Callable[[Path], Samples]) -> list[Samples]:
     if any((directory / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
         return [_with_samples(SavedDataset(directory), directory)]
-    children = sorted(directory.iterdir())
+    try:
+        children = sorted(directory.iterdir())
+    except OSError as error:
+        raise HerdError(f"{directory} cannot be read: {error.strerror}") from error
     if shards := [child for child in children if child.suffix.lower() in (".jsonl", ".tar")]:
-        return [source for shard in shards for source in _open(shard)]
+        return [source for shard in shards for source in _open(shard, open_text)]
     if pictures := [child for child in children if _is_picture(child)]:
         return [PictureFiles(pictures)]
-    raise HerdError(f"{directory} holds no .jsonl or .tar files, no pictures and no saved dataset: give another "
+    if texts := [child for child in children if child.suffix.lower() in (".txt", ".md")]:
+        return [source for text in texts for source in _open(text, open_text)]
+    raise HerdError(f"{directory} holds no .jsonl, .tar or .txt files, no pictures and no saved dataset: give another "
                     "directory")
 
 
@@ -240,12 +251,17 @@ def _with_samples(source: Samples, path: Path) -> Samples:
     return source
 
 
-def _lines(path: Path) -> Iterable[bytes]:
-    try:
-        with path.open("rb") as file:
-            yield from file
-    except OSError as error:
-        raise HerdError(f"{path} cannot be read: {error.strerror}") from error
+def _lines(path: Path) -> Iterator[bytes]:
+    with open_file(path) as file:
+        try:
+            number = 0
+            while line := file.readline(LINE_BYTES + 1):
+                number += 1
+                if len(line) > LINE_BYTES:
+                    raise HerdError(f"{path} line {number} has more than {LINE_BYTES} bytes: split it into several")
+                yield line
+        except OSError as error:
+            raise HerdError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _digest(line: bytes) -> str:

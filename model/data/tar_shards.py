@@ -11,12 +11,17 @@ file names that begin with ``pipe:`` in a shell.
 from __future__ import annotations
 
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from ...errors import HerdError
-from ..processing.pictures import Source
-from .records import PICTURE_EXTENSIONS, Record, parsed, record_of, stored
+from ...reading import LINE_BYTES, open_file, parse_json, require_within
+from ..processing.pictures import MAX_BYTES, Source
+from .records import PICTURE_EXTENSIONS, Record, record_of, stored
+
+_MEMBERS = 1_000_000
+"""Most members of a shard, whose names are held in memory; usual ones have some ten thousand."""
 
 
 class _Member(NamedTuple):
@@ -48,7 +53,7 @@ class TarShard:
         if "txt" in group:
             row["text"] = _text(self._read(group["txt"]), origin)
         if "json" in group:
-            described = parsed(self._read(group["json"]), origin)
+            described = parse_json(self._read(group["json"]), origin, "get it again")
             row |= described if isinstance(described, dict) else {"content": described}
         if not _names_pictures(row):
             row["images"] = pictures
@@ -66,22 +71,46 @@ class TarShard:
         return self._keys[index]
 
     def _read(self, member: _Member) -> bytes:
+        most = MAX_BYTES if member.name.rpartition(".")[2].lower() in PICTURE_EXTENSIONS else LINE_BYTES
+        require_within(f"{self._path} member {member.name}: its size in bytes", member.size, most)
         return stored(self._path, member.offset, member.size)
 
 
+class _Headers:
+    """A tar file of which headers are read only: their size, too, is what a stranger wrote."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, size: int) -> bytes:
+        return self._read(require_within("the size of a header in bytes", size, LINE_BYTES))
+
+
 def _members(path: Path) -> list[_Member]:
-    size = path.stat().st_size
-    try:
-        with tarfile.open(path, "r:") as archive:
-            found = [_Member(m.name.removeprefix("./"), m.offset_data, m.size) for m in archive if m.isfile()]
-    except (OSError, tarfile.TarError) as error:
-        if not size:
-            return []
-        raise HerdError(f"{path} cannot be read as an uncompressed tar file: {error}") from error
-    cut = next((member for member in found if member.offset + member.size > size), None)
-    if cut:
-        raise HerdError(f"{path} ends inside of its member {cut.name}: get it again")
-    return found
+    with open_file(path) as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        try:
+            return list(_indexed(file, size)) if size else []
+        except (HerdError, OSError, tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+            raise HerdError(f"{path} cannot be read as an uncompressed tar file: {error}; get it again") from error
+
+
+def _indexed(file: BinaryIO, size: int) -> Iterator[_Member]:
+    """The files of an archive, each one behind the one before it: a size may be negative, or lead back."""
+    end = 0
+    with cast("Any", tarfile.open(fileobj=cast("Any", _Headers(file)), mode="r:")) as archive:
+        for _ in range(_MEMBERS + 1):
+            if (found := archive.next()) is None:
+                return
+            archive.members.clear()  # it would keep all of them
+            taken = found.size if found.isfile() else 0
+            if found.offset < end or not 0 <= taken <= size - found.offset_data or found.issparse():
+                raise HerdError(f"its member {found.name!r} has {found.size} bytes, which are not there")
+            end = found.offset_data + taken
+            if found.isfile():
+                yield _Member(found.name.removeprefix("./"), found.offset_data, found.size)
+    raise HerdError(f"it has more than {_MEMBERS} members, split it into several shards")
 
 
 def _names_pictures(row: dict[str, Any]) -> bool:

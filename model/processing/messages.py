@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...errors import HerdError
+from ...errors import HerdError, shown
 
 Message = Mapping[str, Any]
 
@@ -111,8 +111,8 @@ def _checked(index: int, message: Any) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise HerdError(f"{where} is a {type(message).__name__}, a dictionary with role and content is needed")
     role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise HerdError(f"{where} has role {role!r}, known are {', '.join(ROLES)}")
+    if not isinstance(role, str) or role not in ROLES:
+        raise HerdError(f"{where} has role {shown(role)}, known are {', '.join(ROLES)}")
     if isinstance(content, str):
         return dict(message)
     if not isinstance(content, list) or not content:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import HerdError
+from ...errors import HerdError, shown
 from ..config import HerdConfig
 from .chat import ChatTemplate
 from .generation_defaults import GenerationDefaults
@@ -127,7 +127,7 @@ class PromptProcessor:
             if not prompt:
                 raise HerdError("the prompt is empty: give a text or at least one message")
             self.tokenizer.require_room(prompt, limit)
-            ids, sources = self.tokenizer.encode_completion(prompt), list(images or ())
+            ids, sources = self.tokenizer.encode_completion(prompt), _listed(images)
         else:
             messages = checked_messages(prompt)
             if images:
@@ -188,3 +188,11 @@ class PromptProcessor:
         if found is None:
             raise HerdError(f"the tokenizer has no {token} token, which images need: is it this model's tokenizer?")
         return found
+
+
+def _listed(images: object) -> list[Source]:
+    if images is None:
+        return []
+    if not isinstance(images, Sequence) or isinstance(images, str | bytes):
+        raise HerdError(f"images is {shown(images)}, a list of pictures is needed")
+    return list(images)

@@ -54,6 +54,11 @@ class Tokenizer:
         """Those of ``ids`` that are control tokens, in their order."""
         return [token for token in ids if token in self._control_ids]
 
+    @property
+    def longest_token(self) -> int | None:
+        """Bytes of the longest token, None where a text may lose some of its bytes; see ``Codec``."""
+        return self._codec.longest_token
+
     def token_to_id(self, token: str) -> int | None:
         """Id of a token given by its exact text, None when it is not in the vocabulary."""
         return self._codec.token_to_id(token)

@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...errors import HerdError
 from ...reading import read_json
 from ..checkpoint import Checkpoint
+from ..checkpoint.finite import require_finite
+from ..checkpoint.tensors.header import read_header
 from .observers import OBSERVERS
-from .recipes import Recipe
 
 DESCRIPTION = "calibration.json"
 SCALES = "scales.safetensors"
@@ -79,6 +79,7 @@ class CalibrationFile:
         if (found := description.get("fingerprint")) != fingerprint:
             raise HerdError(f"{path} was measured on another checkpoint (its fingerprint is {str(found)[:12]}…, this "
                             f"one's {fingerprint[:12]}…): {_ADVICE}")
+        _check_description(path, description)
         chosen = str(description.get("observer"))
         if observer not in (None, chosen, *OBSERVERS):
             raise HerdError(f"{path} knows no observer {observer!r}: choose one of {', '.join(OBSERVERS)}")
@@ -87,19 +88,18 @@ class CalibrationFile:
     def _read(self, file: str, name: str, index: int | None = None) -> Tensor | None:
         if not (self.path / file).exists():
             return None
-        try:
-            with safe_open(self.path / file, "pt") as tensors:
-                if name not in tensors.keys():  # noqa: SIM118 - the handle is no mapping
-                    return None
-                tensor: Tensor = tensors.get_tensor(name) if index is None else tensors.get_slice(name)[index]
-                return tensor.to(torch.float32)
-        except (OSError, SafetensorError) as error:
-            raise HerdError(f"{self.path / file} cannot be read ({error}): {_ADVICE}") from error
+        found = read_header(self.path / file).get(name)
+        return None if found is None else found.read(index).to(torch.float32)
 
     @property
     def high_precision_parts(self) -> list[str]:
         """Parts of the model that calibration found must stay in floating point, as a recipe's rules call them."""
-        return [str(part) for part in self.description.get("high_precision_parts", [])]
+        return list(self.description.get("high_precision_parts", []))
+
+    @property
+    def has_hessians(self) -> bool:
+        """Whether it was measured for weights of 4 bits."""
+        return any(self.path.glob(f"{HESSIANS}/*.safetensors"))
 
     def kv_amax(self, layer: int, *, observer: str | None = None) -> tuple[float, float] | None:
         """Largest magnitudes of a layer's keys, as they enter the cache, and values; None when not measured."""
@@ -144,9 +144,29 @@ class CalibrationFile:
 
         Returns:
             [K, K], or [E, K, K] for all experts.
+
+        Raises:
+            HerdError: it is no sum of squares.
         """
         layer = ".".join(name.split(".")[:2])
-        return self._read(f"{HESSIANS}/{layer}.safetensors", name, expert)
+        found = self._read(f"{HESSIANS}/{layer}.safetensors", name, expert)
+        if found is not None:
+            what = f"the Hessian of {name} in {self.path}"
+            require_finite(found, what)
+            if (found.diagonal(dim1=-2, dim2=-1) < 0).any():
+                raise HerdError(f"{what} has a negative diagonal, which no sum of squares has: {_ADVICE}")
+        return found
+
+
+def _check_description(path: Path, description: dict[str, Any]) -> None:
+    """What a build uses of ``calibration.json``."""
+    parts = description.get("high_precision_parts", [])
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise HerdError(f"high_precision_parts of {path / DESCRIPTION} is {str(parts)[:60]}, a list of parts of the "
+                        f"model is needed: {_ADVICE}")
+    if not isinstance(description.get("observer"), str):
+        raise HerdError(f"observer of {path / DESCRIPTION} is {str(description.get('observer'))[:60]}, the name of one "
+                        f"is needed: {_ADVICE}")
 
 
 def description_without_data(
@@ -169,17 +189,3 @@ def description_without_data(
         "inputs": {name: {"rows": [0], "amax": {observer: amax.reshape(-1).tolist()}, "clipped": {}}
                    for name, amax in amaxes.items()},
     }
-
-
-def calibration_for(recipe: Recipe, path: Path | None, checkpoint: Checkpoint) -> CalibrationFile | None:
-    """The calibration that a build was given, checked.
-
-    Raises:
-        HerdError: the recipe needs one and none was given, or it is not one of this checkpoint.
-    """
-    if path is not None:
-        return CalibrationFile.open(path, checkpoint.fingerprint())
-    if needs := recipe.needs_calibration:
-        raise HerdError(f"{needs} need to know how large they get: pass --calibration DIRECTORY, written by "
-                        f"`herdgraph calibrate --recipe {recipe.name}`")
-    return None

@@ -75,6 +75,11 @@ class Recipe:
         return any(isinstance(rule.layout, Fp8Format) for rule in self.rules)
 
     @property
+    def uses_hessians(self) -> bool:
+        """Whether any weight is rounded better with the Hessians of a calibration, as 4-bit weights are."""
+        return any(isinstance(rule.layout, BlockFormat) and rule.layout.bits == 4 for rule in self.rules)
+
+    @property
     def needs_calibration(self) -> str:
         """What cannot be stored without a calibration, for a message; empty when nothing is."""
         if self.fp8:

@@ -100,8 +100,16 @@ class CheckpointStore:
         except (OSError, RuntimeError, CheckpointException) as error:
             raise self._unwritten(target, error) from error
 
-    def restore(self, state: TrainState) -> bool:
-        """Continue from the newest checkpoint, if there is one.
+    @property
+    def has_failed(self) -> bool:
+        """Whether the save under way is known to have failed; ``wait`` tells why."""
+        if self._under_way is None:
+            return False
+        future = self._under_way[1]
+        return future.done() and future.exception() is not None
+
+    def restore(self, state: TrainState) -> Path | None:
+        """Continue from the newest checkpoint, if there is one, and say which.
 
         Raises:
             HerdError: it is damaged, or another model's.
@@ -110,7 +118,7 @@ class CheckpointStore:
             self._clear()
         found = self.newest()
         if found is None:
-            return False
+            return None
         stored = _tensors(state)
         try:
             reader = FileSystemReader(found / "model")
@@ -133,8 +141,7 @@ class CheckpointStore:
         state.loader.load_state_dict(run["loaders"])
         state.objective.load_state_dict(run["objective"])
         torch.set_rng_state(torch.tensor(run["random"], dtype=torch.uint8))
-        logger.info("continuing from %s", found)
-        return True
+        return found
 
     def finish(self, state: TrainState) -> None:
         """Write the last checkpoint, unless it is there, and wait for it; all ranks must decide alike.

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ...errors import HerdError
 from .dtensor import full_tensor
 
 
@@ -50,6 +51,22 @@ class OptimizerOptions:
     decay: float = 0.2
     base_width: int | None = None
     ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "weight_decay", "clip", "warmup"):
+            self._require(name, getattr(self, name), math.inf)
+        for name in ("final", "decay", "ema"):
+            self._require(name, getattr(self, name), 1)
+        for beta in self.betas:
+            self._require("betas", beta, 1)
+        if self.base_width is not None and self.base_width < 1:
+            raise HerdError(f"optimizer.base_width is {self.base_width}, it must be at least 1")
+
+    def _require(self, name: str, value: float, most: float) -> None:
+        forever = value == 1 and name in ("betas", "ema")  # an average that never moves
+        if not 0 <= value <= most or math.isinf(value) or forever:
+            bounds = "at least 0, and finite" if most == math.inf else "from 0 to 1" + ", and not 1" * forever
+            raise HerdError(f"optimizer.{name} is {value}, it must be {bounds}")
 
 
 def learning_rate_factor(step: int, steps: int, options: OptimizerOptions) -> float:

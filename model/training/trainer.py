@@ -38,6 +38,7 @@ from .optim import (
 )
 from .parallel.ranks import Ranks
 from .state import TrainProgress, TrainState
+from .stopping import StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,9 @@ class TrainOptions:
         recompute: compute each layer again in the backward pass instead of keeping its activations.
         log_every: steps between log lines and records.
         evaluate_every: steps between held-out losses, 0 for the end only.
-        save_every: steps between checkpoints, 0 for the end only.
+        save_every: steps between checkpoints, 0 for none by steps.
+        save_minutes: minutes between checkpoints, which a killed run loses at most; 0 for none by time. There is always
+            one at the end.
         seed: of new weights and of the order of samples.
     """
 
@@ -64,12 +67,15 @@ class TrainOptions:
     log_every: int = 10
     evaluate_every: int = 0
     save_every: int = 0
+    save_minutes: float = 10.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("accumulate", 1), ("log_every", 1)):
-            if (value := getattr(self, name)) < least:
-                raise HerdError(f"{name} is {value}, it must be at least {least}")
+        bounds = {"steps": 0, "accumulate": 1, "log_every": 1, "evaluate_every": 0, "save_every": 0, "save_minutes": 0,
+                  "seed": 0}
+        for name, least in bounds.items():
+            if not (value := getattr(self, name)) >= least:
+                raise HerdError(f"train.{name} is {value}, it must be at least {least}")
 
 
 class Trainer:
@@ -101,6 +107,7 @@ class Trainer:
                                 ranks or Ranks.alone())
         self.store = CheckpointStore(directory / "checkpoints") if directory else None
         self.directory = directory if self.state.ranks.first else None
+        self._saved = time.monotonic()
         if options.recompute:
             recompute_layers(model)
 
@@ -110,17 +117,50 @@ class Trainer:
         Raises:
             HerdError: the loss is not a number; names the step and the first layer that gave none.
         """
-        if self.store is not None:
-            self.store.restore(self.state)
-        peak = measured_peak(torch.float32 if self.options.precision == "fp32" else torch.bfloat16)
-        batches = iter(self.state.loader)
-        self.state.model.train()
+        if self.store is not None and (found := self.store.restore(self.state)):
+            self._tell_resumed(found)
+        self._saved = time.monotonic()
         with RunLog(self.directory) as log, self.store or nullcontext():
-            while self.state.progress.step < self.options.steps:
-                self._recorded_step([next(batches) for _ in range(self.options.accumulate)], log, peak)
+            if self.state.progress.step < self.options.steps:
+                self._steps(log)
             if self.store is not None:
                 self.store.finish(self.state)
         return self.state.progress
+
+    def _tell_resumed(self, found: Path) -> None:
+        step, steps = self.state.progress.step, self.options.steps
+        if step < steps:
+            saved = time.strftime("%Y-%m-%d %H:%M", time.localtime((found / "run.json").stat().st_mtime))
+            logger.info("resuming from step %d of %d, saved %s: weights, optimizer and place in the data are those of "
+                        "%s", step, steps, saved, found)
+
+    def _steps(self, log: RunLog) -> None:
+        peak = measured_peak(torch.float32 if self.options.precision == "fp32" else torch.bfloat16)
+        batches = iter(self.state.loader)
+        self.state.model.train()
+        with StopRequest() if self.store else nullcontext() as stop:
+            while self.state.progress.step < self.options.steps:
+                self._recorded_step([next(batches) for _ in range(self.options.accumulate)], log, peak)
+                if stop is not None:
+                    self._between_steps(stop)
+
+    def _between_steps(self, stop: StopRequest) -> None:
+        """Save when it is time, end when a rank was asked to or a save has failed; all ranks decide alike."""
+        assert self.store is not None, "there is nothing to end for without it"
+        options, step = self.options, self.state.progress.step
+        late = 0 < options.save_minutes * 60 <= time.monotonic() - self._saved
+        own = torch.tensor([stop.number, int(late), int(self.store.has_failed)])
+        asked, late, failed = self.state.ranks.maximum(own).tolist()
+        if failed:  # going on would be for nothing
+            self.store.wait()
+        if asked:
+            self.store.finish(self.state)
+            stop.act(asked, f"step {step} of {options.steps} is saved in {self.store.directory}, the same command goes "
+                            "on from there")
+        if step < options.steps and (late or (options.save_every and step % options.save_every == 0)):
+            logger.info("saving step %d of %d in %s", step, options.steps, self.store.directory)
+            self.store.save(self.state)
+            self._saved = time.monotonic()
 
     def _recorded_step(self, batches: list[Batch], log: RunLog, peak: float) -> None:
         started, options, state = time.perf_counter(), self.options, self.state
@@ -140,8 +180,6 @@ class Trainer:
             record |= {f"samples/{kind}": ranks.sum(state.loader.counts[kind]) for kind in ("cut", "skipped")}
             log.write(step, record)
         self.on_step(progress, record)
-        if self.store is not None and options.save_every and step % options.save_every == 0 and not last:
-            self.store.save(state)
 
     def _step(self, batches: list[Batch]) -> tuple[float, dict[str, float]]:
         """One optimiser step; the mean loss per labelled token, and what is to be recorded."""

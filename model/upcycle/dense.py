@@ -19,6 +19,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ...errors import HerdError
+from ..checkpoint.finite import require_finite
 from ..config import RopeScaling
 from ..config.validate import MOST_LAYERS
 
@@ -75,9 +76,11 @@ class DenseModel:
         """One tensor by neutral name, float32, read when asked for.
 
         Raises:
-            HerdError: the file is damaged or the tensor's encoding is not supported.
+            HerdError: the file is damaged, the tensor holds a NaN or an infinity, or its encoding is not supported.
         """
-        return self.tensors.read(name)
+        values = self.tensors.read(name)
+        require_finite(values, name)
+        return values
 
     def expected_shapes(self) -> dict[str, tuple[int, ...]]:
         """Neutral name and shape of every tensor that a model of these sizes has."""

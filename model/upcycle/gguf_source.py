@@ -20,6 +20,8 @@ from ...errors import HerdError
 from ..config import RopeScaling, TextConfig
 from ..llama4.rope import inverse_frequencies
 from .dense import DenseModel
+from .gguf_fields import field, required
+from .gguf_header import check_header
 from .gguf_tokenizer import GgufTokenizer
 
 _GLOBAL_NAMES = {
@@ -52,7 +54,7 @@ def open_gguf(path: Path) -> DenseModel:
     heads = file.number("llama.attention.head_count")
     embedding = file.shapes.get("embed_tokens.weight", (0, 0))
     head_dim = file.number("llama.attention.key_length", embedding[-1] // heads)
-    theta = float(file.metadata.get("llama.rope.freq_base", 10000.0))
+    theta = field(file.metadata, "llama.rope.freq_base", float) or 10000.0
     tokenizer = GgufTokenizer(file.metadata)
     context = file.number("llama.context_length")
     return DenseModel(
@@ -65,7 +67,7 @@ def open_gguf(path: Path) -> DenseModel:
         ffn_size=file.number("llama.feed_forward_length"),
         rope_theta=theta,
         rope_scaling=_rope_scaling(file, head_dim, theta),
-        rms_norm_eps=float(file.required("llama.attention.layer_norm_rms_epsilon")),
+        rms_norm_eps=required(file.metadata, "llama.attention.layer_norm_rms_epsilon", float),
         tied="lm_head.weight" not in file.shapes,
         context=context,
         bos_token_id=tokenizer.bos_token_id,
@@ -86,14 +88,11 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         self._gguf = _library()
         self._path = path
+        check_header(path)
         try:
-            with path.open("rb") as file:
-                magic = file.read(4)
-            if magic != b"GGUF":
-                raise HerdError(f"{path} is not a GGUF file: it starts with {magic!r}, GGUF is needed")
             reader = self._gguf.GGUFReader(path)
             self.metadata: Mapping[str, Any] = {key: field.contents() for key, field in reader.fields.items()}
-        except (OSError, ValueError, IndexError, KeyError, OverflowError) as error:
+        except Exception as error:  # the library checks little: a damaged file raises anything
             raise HerdError(f"{path} cannot be read as GGUF, it is damaged or cut off: {error}") from error
         self._tensors = {_neutral(tensor.name): tensor for tensor in reader.tensors}
         # One divisor per pair of a head, not a weight: the configuration's RopeScaling takes its place.
@@ -108,7 +107,7 @@ class GgufFile:
         """One tensor, dequantised to float32.
 
         Raises:
-            HerdError: its quantisation has no decoder in the ``gguf`` library.
+            HerdError: its quantisation has no decoder in the ``gguf`` library, or it is damaged.
         """
         tensor = self._tensors[name]
         try:
@@ -116,18 +115,10 @@ class GgufFile:
         except NotImplementedError as error:
             raise HerdError(f"{self._path}: {name} is stored as {tensor.tensor_type.name}, which the gguf library "
                             "cannot decode: use another quantisation") from error
+        except Exception as error:
+            raise HerdError(f"{self._path}: {name} cannot be decoded, the file is damaged: {error}") from error
         # Torch wants memory of its own, not the read-only map that unquantised tensors come in.
         return torch.from_numpy(np.require(values, np.float32, ["C", "W", "E"]))
-
-    def required(self, key: str) -> Any:
-        """One value of the metadata.
-
-        Raises:
-            HerdError: the file has no such key.
-        """
-        if key not in self.metadata:
-            raise HerdError(f"{self._path} has no metadata key {key}: is it a complete Llama file?")
-        return self.metadata[key]
 
     def number(self, key: str, default: int | None = None) -> int:
         """One integer of the metadata, the same for all layers.
@@ -135,14 +126,19 @@ class GgufFile:
         Raises:
             HerdError: the key is missing and has no default, or the value differs per layer or is not positive.
         """
-        value = self.required(key) if default is None else self.metadata.get(key, default)
-        if not isinstance(value, int) or value < 1:
+        found = field(self.metadata, key, int) if default is not None else required(self.metadata, key, int)
+        value = default if found is None else found
+        if value is None or value < 1:
             raise HerdError(f"{self._path}: {key} is {value!r}, one positive number is needed")
         return value
 
     def _take_rope_factors(self) -> Tensor | None:
-        factors = self.read(_ROPE_FREQS) if _ROPE_FREQS in self._tensors else None
-        self._tensors.pop(_ROPE_FREQS, None)
+        if _ROPE_FREQS not in self._tensors:
+            return None
+        factors = self.read(_ROPE_FREQS)
+        del self._tensors[_ROPE_FREQS]
+        if not factors.numel() or not factors.isfinite().all():
+            raise HerdError(f"{self._path}: {_ROPE_FREQS} holds no finite numbers, the file is damaged: get it again")
         return factors
 
 
@@ -164,15 +160,16 @@ def _neutral(name: str) -> str:
 
 
 def _require_plain_llama(file: GgufFile) -> None:
-    architecture = file.required("general.architecture")
+    metadata = file.metadata
+    architecture = required(metadata, "general.architecture", str)
     if architecture != "llama":
         raise HerdError(f"the GGUF architecture is {architecture!r}, llama is what can be upcycled")
-    parts, experts = file.metadata.get("split.count", 1), file.metadata.get("llama.expert_count", 0)
+    parts, experts = field(metadata, "split.count", int) or 1, field(metadata, "llama.expert_count", int) or 0
     if parts > 1:
         raise HerdError(f"the GGUF file is one of {parts} parts: merge them with gguf-split first")
     if experts > 0:
         raise HerdError(f"the model has {experts} experts already: a dense one is needed")
-    scaling = file.metadata.get("llama.rope.scaling.type", "none")
+    scaling = field(metadata, "llama.rope.scaling.type", str) or "none"
     if scaling != "none":
         raise HerdError(f"the GGUF file scales RoPE by {scaling!r}, which Llama 4 cannot express")
     # Checked here, because a file without it has no vocabulary size either.

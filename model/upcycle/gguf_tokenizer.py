@@ -13,6 +13,8 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from ...errors import HerdError
+from ...reading import panics_refused
+from .gguf_fields import field
 
 _CONTROL, _USER_DEFINED = 3, 4
 """Values of ``tokenizer.ggml.token_type``: never part of text, and taken whole out of text."""
@@ -50,14 +52,17 @@ class GgufTokenizer:
     """
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
-        kind, self._pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
+        kind, self._pre = (field(metadata, f"tokenizer.ggml.{name}", str) for name in ("model", "pre"))
         if kind != "gpt2":
             raise HerdError(f"the GGUF tokenizer is of type {kind!r}, byte-level BPE (gpt2) is what can be converted")
         if self._pre not in _PRE_TOKENIZERS:
             raise HerdError(f"the GGUF pre-tokenizer is {self._pre!r}, known are {', '.join(_PRE_TOKENIZERS)}")
         self._metadata = metadata
-        self._tokens: list[str] = metadata.get("tokenizer.ggml.tokens") or []
-        self._types: list[int] = metadata.get("tokenizer.ggml.token_type") or [1] * len(self._tokens)
+        self._tokens: list[str] = field(metadata, "tokenizer.ggml.tokens", list[str]) or []
+        self._types = field(metadata, "tokenizer.ggml.token_type", list[int]) or [1] * len(self._tokens)
+        if len(self._types) != len(self._tokens):
+            raise HerdError(f"the GGUF file has {len(self._tokens)} tokens and the types of {len(self._types)}: "
+                            "get it again")
         self.bos_token_id = self._id("bos")
         self.pad_token_id = self._id("padding")
 
@@ -92,10 +97,11 @@ class GgufTokenizer:
     @property
     def _add_bos(self) -> bool:
         # llama.cpp's rule: Llama 3 tokenizers begin with BOS unless the file says otherwise.
-        return bool(self._metadata.get("tokenizer.ggml.add_bos_token", self._pre == "llama-bpe"))
+        given = field(self._metadata, "tokenizer.ggml.add_bos_token", bool)
+        return self._pre == "llama-bpe" if given is None else given
 
     def _id(self, role: str) -> int | None:
-        token = self._metadata.get(f"tokenizer.ggml.{role}_token_id")
+        token = field(self._metadata, f"tokenizer.ggml.{role}_token_id", int)
         if token is not None and not 0 <= token < len(self._tokens):
             raise HerdError(f"the GGUF {role} token is {token}, outside of the {len(self._tokens)} tokens it has")
         return token
@@ -114,7 +120,7 @@ class GgufTokenizer:
             "add_prefix_space": False,
             "clean_up_tokenization_spaces": False,
             "model_max_length": context,
-            "chat_template": self._metadata.get("tokenizer.chat_template"),
+            "chat_template": field(self._metadata, "tokenizer.chat_template", str),
         }
         return {name: value for name, value in settings.items() if value is not None}
 
@@ -122,12 +128,19 @@ class GgufTokenizer:
         vocabulary = {text: token for token, text in enumerate(self._tokens)}
         if len(vocabulary) != len(self._tokens):
             raise HerdError(f"{len(self._tokens) - len(vocabulary)} tokens of the GGUF vocabulary appear twice")
-        merges = [tuple(merge.split(" ", 1)) for merge in self._metadata.get("tokenizer.ggml.merges") or []]
+        found = field(self._metadata, "tokenizer.ggml.merges", list[str]) or []
+        merges = [tuple(merge.split(" ", 1)) for merge in found]
         try:
-            # Llama 3 looks a whole word up before it merges: some of its words cannot be reached by merges.
-            bpe = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=self._pre == "llama-bpe")
+            with panics_refused("making a tokenizer of the GGUF metadata"):
+                return self._assembled(vocabulary, merges)
+        except HerdError:
+            raise
         except Exception as error:  # the library raises plain Exception
-            raise HerdError(f"the GGUF merges do not fit its vocabulary: {error}") from error
+            raise HerdError(f"the GGUF merges or special tokens do not fit its vocabulary: {_line(error)}") from error
+
+    def _assembled(self, vocabulary: dict[str, int], merges: list[Any]) -> Tokenizer:
+        # Llama 3 looks a whole word up before it merges: some of its words cannot be reached by merges.
+        bpe = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=self._pre == "llama-bpe")
         tokenizer = Tokenizer(bpe)
         tokenizer.pre_tokenizer = _PRE_TOKENIZERS[str(self._pre)]()
         tokenizer.decoder = decoders.ByteLevel()
@@ -148,6 +161,10 @@ class GgufTokenizer:
         template = processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A {bos} $B",
                                                  special_tokens=[(bos, self.bos_token_id)])
         return processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _json(content: dict[str, Any]) -> bytes:

@@ -7,6 +7,7 @@ Llama 4 turns neighbours. The rows are reordered on reading: row i of the first 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,12 @@ import torch
 from torch import Tensor
 
 from ...errors import HerdError
-from ...reading import read_json
+from ...reading import JSON_BYTES, read_bytes, read_json
+from ..checkpoint.base import shortened
+from ..checkpoint.huggingface import shards_of
+from ..checkpoint.quantized import FLOATS
+from ..checkpoint.tensors.header import read_header
+from ..checkpoint.tensors.lazy import FileTensor
 from ..config import RopeScaling
 from ..config.huggingface import rope_from_hf
 from ..config.validate import read_section, require_count
@@ -106,7 +112,8 @@ def _model_of(directory: Path, llama: _Llama, theta: float, scaling: RopeScaling
         pad_token_id=llama.pad_token_id,
         tensors=HfTensors(directory, head_dim=head_dim, tied=tied),
         processor_files={
-            name: (directory / name).read_bytes() for name in _PROCESSOR_FILES if (directory / name).is_file()
+            name: read_bytes(directory / name, most=JSON_BYTES) for name in _PROCESSOR_FILES
+            if os.path.lexists(directory / name)
         },
     )
 
@@ -125,58 +132,37 @@ class HfTensors:
 
     def __init__(self, directory: Path, *, head_dim: int, tied: bool) -> None:
         self._head_dim = head_dim
-        self._places: dict[str, tuple[Path, str]] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        for path in _weight_files(directory):
+        self._tensors: dict[str, FileTensor] = {}
+        for path in shards_of(directory):
             self._add(path)
         if tied:
-            self.shapes.pop("lm_head.weight", None)
+            self._tensors.pop("lm_head.weight", None)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every tensor."""
+        return {name: tensor.shape for name, tensor in self._tensors.items()}
 
     def read(self, name: str) -> Tensor:
         """One tensor in float32; query and key rows come in interleaved order."""
-        path, stored = self._places[name]
-        with _open(path) as file:
-            values: Tensor = file.get_tensor(stored).to(torch.float32)
+        values = self._tensors[name].read().to(torch.float32)
         return _interleaved(values, self._head_dim) if name.endswith(("q_proj.weight", "k_proj.weight")) else values
 
     def _add(self, path: Path) -> None:
-        with _open(path) as file:
-            for stored in file.keys():  # noqa: SIM118  (a file handle, not a mapping)
-                # Old checkpoints store a table of frequencies that follows from the configuration.
-                if not stored.endswith("rotary_emb.inv_freq"):
-                    name = stored.removeprefix("model.")
-                    self._places[name] = (path, stored)
-                    self.shapes[name] = tuple(file.get_slice(stored).get_shape())
+        for stored, tensor in read_header(path).items():
+            # Old checkpoints store a table of frequencies that follows from the configuration.
+            if stored.endswith("rotary_emb.inv_freq"):
+                continue
+            if tensor.dtype not in FLOATS:
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise HerdError(f"{path}: {shortened(stored)} is stored as {kind}: give the original, or a GGUF file")
+            self._tensors[stored.removeprefix("model.")] = tensor
 
 
 def _interleaved(rows: Tensor, head_dim: int) -> Tensor:
     """Reorder rows [H · K, D] from half-split to interleaved pairs."""
     halves = rows.reshape(-1, 2, head_dim // 2, rows.shape[-1])
     return halves.transpose(1, 2).reshape(rows.shape)
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
-    if index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise HerdError(f"{index} has no weight_map: is it a safetensors index?")
-        return [directory / name for name in sorted(set(weight_map.values()))]
-    if single.is_file():
-        return [single]
-    raise HerdError(f"{directory} holds neither model.safetensors nor model.safetensors.index.json: "
-                    "weights are read from safetensors")
-
-
-def _open(path: Path) -> Any:
-    from safetensors import SafetensorError, safe_open  # noqa: PLC0415  (an extra, and only this reader needs it)
-
-    if not path.is_file():
-        raise HerdError(f"{path} does not exist, but the index names it: the checkpoint is incomplete")
-    try:
-        return safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise HerdError(f"{path} cannot be read as safetensors, it is damaged or cut off: {error}") from error
 
 
 def _plain_llama(raw: Mapping[str, Any]) -> _Llama:

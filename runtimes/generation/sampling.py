@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import HerdError
+from ...errors import HerdError, shown
 
 Array = np.ndarray[Any, Any]
 
@@ -63,7 +63,7 @@ class Sampling:
     def _require(self, name: str, kind: type, valid: Callable[[Any], bool], wanted: str) -> None:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, kind) or not valid(value):
-            raise HerdError(f"{name} is {value!r}, it must be {wanted}")
+            raise HerdError(f"{name} is {shown(value)}, it must be {wanted}")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import TypeVar
 
-from ...errors import HerdError
+from ...errors import HerdError, shown
 
 T = TypeVar("T")
 
@@ -33,13 +33,13 @@ class StopRule:
 
     def __post_init__(self) -> None:
         if not _is_whole(self.max_new_tokens) or self.max_new_tokens < 1:
-            raise HerdError(f"max_new_tokens is {self.max_new_tokens!r}, it must be a whole number, at least 1")
+            raise HerdError(f"max_new_tokens is {shown(self.max_new_tokens)}, it must be a whole number, at least 1")
         for string in self.strings:
             if not isinstance(string, str) or not string:
-                raise HerdError(f"a stop string is {string!r}, give a text of at least one character")
+                raise HerdError(f"a stop string is {shown(string)}, give a text of at least one character")
         for token in self.ids:
             if not _is_whole(token):
-                raise HerdError(f"a stop id is {token!r}, it must be a whole number")
+                raise HerdError(f"a stop id is {shown(token)}, it must be a whole number")
 
     def within(self, context: int) -> StopRule:
         """The same rule where only so many tokens are left of the model's context; one token is always possible."""
@@ -50,7 +50,7 @@ def _listed(name: str, values: Iterable[T]) -> list[T]:
     try:
         return list(values)
     except TypeError as error:
-        raise HerdError(f"{name} is {values!r}, a list is needed") from error
+        raise HerdError(f"{name} is {shown(values)}, a list is needed") from error
 
 
 def _is_whole(value: object) -> bool:

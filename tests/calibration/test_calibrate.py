@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from herdgraph.calibration import calibrate as module
@@ -26,6 +27,7 @@ from herdgraph.calibration.measure import measure
 from herdgraph.calibration.windows import Data, Window, data_of, split
 from herdgraph.errors import HerdError
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
+from herdgraph.model.checkpoint.tensors import write
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.data import Picture, Record
 from herdgraph.model.llama4.model import Llama4
@@ -233,12 +235,8 @@ def test_an_output_that_fails_costs_no_measurement(
 ) -> None:
     """Whatever happens while the directory is made, the next run finds all that was measured, the Hessians too."""
     options, recorded = Options(RECIPES["int4"], min_tokens_shown=8), Recording(checkpoint)
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_report", full)
+        patch.setattr(module, "write_report", raise_full)
         with pytest.raises(HerdError, match="No space left on device"):
             calibrate(recorded, tmp_path / "out", data, options)  # type: ignore[arg-type]
     read = len(recorded.names)
@@ -246,6 +244,40 @@ def test_an_output_that_fails_costs_no_measurement(
     assert len(recorded.names) == read
     assert len(list((tmp_path / "out" / "hessians").iterdir())) == 4
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_says_what_is_kept(
+    checkpoint: Checkpoint, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it ends, in one line, and with the number of parts that the next run finds."""
+    written, real = [], write.save_file
+
+    def full(tensors: Any, path: Path, **options: Any) -> None:
+        written.append(path)
+        if len(written) == 5:  # after the image tower and layer 0 (two files: magnitudes and states), in layer 1
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        real(tensors, path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(write, "save_file", full)
+        with pytest.raises(HerdError) as caught:
+            calibrate(checkpoint, tmp_path / "out", data, FP8)
+    work = tmp_path / ".out.calibrating"
+    assert str(caught.value) == (
+        f"writing {work} failed: I/O error: No space left on device (os error 28); {work} keeps 2 of 5 parts: make "
+        "room and run the same command again to go on")
+    assert len(list(work.glob("*.json"))) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_report", raise_full)
+        with pytest.raises(HerdError, match=r"writing \S+ failed: No space .*; \S+ keeps 5 of 5 parts: make room"):
+            calibrate(checkpoint, tmp_path / "out", data, FP8)
+    calibrate(checkpoint, tmp_path / "out", data, FP8)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert {path.stat().st_mode & 0o444 for path in (tmp_path / "out").iterdir()} == {0o444}
+
+
+def raise_full(*_: object) -> None:
+    raise OSError(28, "No space left on device")
 
 
 def test_other_data_or_another_recipe_starts_anew(checkpoint: Checkpoint, data: Data, tmp_path: Path) -> None:
@@ -366,7 +398,7 @@ def test_damaged_scales_are_one_line(
 ) -> None:
     (tmp_path / "calibration.json").write_bytes((calibrated[0] / "calibration.json").read_bytes())
     (tmp_path / "scales.safetensors").write_bytes((calibrated[0] / "scales.safetensors").read_bytes()[:100])
-    with pytest.raises(HerdError, match="cannot be read"):
+    with pytest.raises(HerdError, match="is damaged or cut off"):
         CalibrationFile.open(tmp_path, checkpoint.fingerprint()).input_amax("layers.0.self_attn.q_proj.weight")
 
 

@@ -182,3 +182,20 @@ def test_an_output_is_not_replaced_unasked(saved: Path, tmp_path: Path) -> None:
         with pytest.raises(HerdError, match="exists already"):
             import_scales(source, tmp_path / "out")
         import_scales(source, tmp_path / "out", overwrite=True)
+
+
+@pytest.mark.parametrize(("scale", "shown"), [(torch.nan, "nan"), (torch.inf, "inf"), (-1.0, "-448"), (0.0, "0"),
+                                              (1e-45, "6.2"), (3e38, "inf")])
+def test_scales_that_are_none_are_named(scale: float, shown: str, saved: Path, tmp_path: Path) -> None:
+    checkpoint = write(saved, tmp_path / "checkpoint", attention(q_proj=0.5) | {
+        "layers.2.self_attn.q_proj.input_scale": torch.tensor(scale)})
+    with open_checkpoint(checkpoint) as source, pytest.raises(HerdError, match=rf"q_proj\.weight is {shown}") as caught:
+        import_scales(source, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+def test_scales_of_experts_that_are_not_there(saved: Path, tmp_path: Path) -> None:
+    scales = {f"{EXPERTS}.1000000.up_proj.input_scale": torch.tensor(1.0)}
+    with open_checkpoint(write(saved, tmp_path / "checkpoint", scales)) as source, \
+            pytest.raises(HerdError, match="has a scale of its input, but the model has 4 experts"):
+        import_scales(source, tmp_path / "out")

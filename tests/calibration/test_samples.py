@@ -221,9 +221,11 @@ def _encode(source: Checkpoint, text: str) -> list[int]:
 WRONG = {
     "nothing there": (lambda t: t / "none.txt", "none.txt does not exist: give a text, a .jsonl or .tar file"),
     "unknown kind": (lambda t: lines(t / "a.pdf", "x"), r"a\.pdf is a \.pdf file: \.txt, \.jsonl"),
-    "no text": (lambda t: _bytes(t / "a.txt", b"\xff\xfe"), r"a\.txt cannot be read as text: .*can't decode"),
-    "not JSON": (lambda t: lines(t / "a.jsonl", {"text": "x"}, "{text}"), r"a\.jsonl line 2 is not JSON: "),
-    "deep JSON": (lambda t: lines(t / "a.jsonl", "[" * 100_000), r"a\.jsonl line 1 is not JSON: "),
+    "no text": (lambda t: _bytes(t / "a.txt", b"\xff\xfe"), r"a\.txt cannot be read as UTF-8 text"),
+    "not JSON": (lambda t: lines(t / "a.jsonl", {"text": "x"}, "{text}"), r"a\.jsonl line 2 cannot be read as JSON: "),
+    "deep JSON": (
+        lambda t: lines(t / "a.jsonl", "[" * 100_000),
+        r"a\.jsonl line 1 cannot be read as JSON, it is nested too deeply"),
     "no object": (
         lambda t: lines(t / "a.jsonl", "[1]"),
         r"line 1 is a list: a sample is an object with text, content or messages"),
@@ -241,7 +243,8 @@ WRONG = {
         lambda t: lines(t / "a.jsonl", {"messages": [{"role": "user", "content": "x"}], "images": ["a.png"]}),
         "line 1 has 1 images for 0 places: they must match"),
     "no pictures": (
-        lambda t: t, r"holds no \.jsonl or \.tar files, no pictures and no saved dataset: give another directory"),
+        lambda t: t,
+        r"holds no \.jsonl, \.tar or \.txt files, no pictures and no saved dataset: give another directory"),
 }
 
 

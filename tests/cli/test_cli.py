@@ -171,7 +171,7 @@ WRONG = {
     "calibrate on too little": (lambda c, b, t: ("calibrate", c, "-o", t / "out", *_text(t, "moo")),
                                 "fewer than 16 tokens"),
     "calibrate on no JSON": (lambda c, b, t: ("calibrate", c, "-o", t / "out", "--data", _file(t / "a.jsonl")),
-                             "a.jsonl line 1 is not JSON"),
+                             "a.jsonl line 1 cannot be read as JSON"),
     "calibrate on a broken picture": (lambda c, b, t: ("calibrate", c, "-o", t / "out", "--data", _file(t / "a.png")),
                                       "a.png is not an image"),
     "import no scales": (lambda c, b, t: ("calibrate", c, "-o", t / "out", "--import-scales"),

@@ -46,7 +46,7 @@ def test_a_gguf_file_is_sent_to_upcycle(
     (tmp_path / "a.gguf").touch()
     done = run(command[0], "a.gguf", *command[1:])
     assert done.stderr.splitlines()[-1] == (
-        "error: a.gguf is a GGUF file: make a checkpoint of it by `herdgraph upcycle a.gguf -o CHECKPOINT`")
+        "error: a.gguf is not a directory: make a checkpoint of it with `herdgraph upcycle`")
 
 
 def test_a_bundle_shows_its_caches_and_its_sampling(paths: tuple[Path, Path]) -> None:

@@ -49,7 +49,19 @@ def test_a_run_from_the_command_line(files: tuple[Path, Path], tmp_path: Path) -
         assert checkpoint.config == TINY
     again = train(*arguments(files, tmp_path / "run"))
     assert again.exit_code == 0
-    assert "trained" in again.output
+    assert "resuming" not in again.output
+    assert again.output.splitlines()[-1] == (
+        f"finished before: {tmp_path}/run/model has its 3 steps, nothing was trained now; for more give --train.steps "
+        "above 3, for a new run another --output")
+    more = train(*arguments(files, tmp_path / "run"), "--train.steps", 4)
+    said = more.output.splitlines()
+    assert re.fullmatch(r"data: \d\d samples to train on, \d+ held out, about \d{4} tokens", said[1])
+    assert said[2:4] == [
+        "steps: 4 of 2 rows of 64 tokens, about 0.4 epochs, in fp32",
+        f"checkpoints: every 10 minutes and at the end, in {tmp_path}/run/checkpoints; the model at the end: "
+        f"{tmp_path}/run/model"]
+    assert said[4].startswith("resuming from step 3 of 4, saved ")
+    assert said[-1].startswith(f"trained {tmp_path}/run/model: 4 steps, ")
 
 
 def test_without_a_terminal_progress_is_lines(files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -61,7 +73,7 @@ def test_without_a_terminal_progress_is_lines(files: tuple[Path, Path], tmp_path
         assert process.poll() is None, "it was said before the end"
         rest = [line for line in process.stderr if line.startswith("step ")]
     assert process.returncode == 0
-    shown = re.compile(r"step (\d)/3  loss \d+\.\d{4}  \d+ tokens/s  ends \d\d:\d\d:\d\d, in \d+ s\n")
+    shown = re.compile(r"step (\d)/3  loss \d+\.\d{4}  \d+ tokens/s(  ends \d\d:\d\d:\d\d, in \d+ s)?\n")
     assert [shown.fullmatch(line)[1] for line in (first, *rest)] == ["1", "2", "3"]
 
 
@@ -71,6 +83,7 @@ GIVEN = ["--data", "a", "--output", "o", "--checkpoint", "c"]
 @pytest.mark.parametrize(("words", "message"), [
     ([*GIVEN, "nonsense"], "Unrecognized options: nonsense."),
     ([*GIVEN, "--train.stepz", "3"], "Unrecognized options: --train.stepz, 3: did you mean --train.steps?"),
+    ([*GIVEN, "--lr", "3"], "Unrecognized options: --lr, 3: did you mean --optimizer.learning-rate?"),
     ([*GIVEN, "--rows", "many"], "Error parsing --rows: invalid literal for int() with base 10: 'many'."),
     ([*GIVEN, "--broken", "ignore"],
      "invalid choice 'ignore' for argument '--broken'. Expected one of ('stop', 'skip')."),
@@ -89,6 +102,32 @@ def test_help_lists_the_options(run: str) -> None:
     assert done.exit_code == 0
     for text in ("--output", "(required)", "--train.steps", "--optimizer.learning-rate", "optimizer options"):
         assert text in done.output
+    assert RUNS[run] in done.output
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_every_option_is_described(run: str) -> None:
+    """tyro shows nothing but a default where a dataclass says nothing of a field."""
+    shown = " ".join(line.strip("│╭╮╰╯─ ") for line in train(run, "--help").output.splitlines())
+    options = re.split(r" (?=--[a-z])", shown)
+    bare = [text for text in options if re.fullmatch(r"--[\w.-]+ [^ ]*( [A-Z.\[\]]+)* ?\((default|required).*", text)]
+    assert len(options) > 25
+    assert not bare
+
+
+def test_a_text_trains_a_preset_and_wrong_numbers_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "my.txt").write_text("The herd grazes on the green hill. " * 80)
+    words = ("pretrain", "--checkpoint", "tiny-text", "--data", tmp_path / "my.txt", "--output", tmp_path / "run",
+             "--rows", 2, "--seq-len", 32, "--train.steps", 1)
+    done = train(*words)
+    assert done.exit_code == 0, done.output
+    assert "tokenizer of the calf\nrandom weights by " in done.output
+    for option, value, message in (
+        ("--optimizer.learning-rate", "nan", "optimizer.learning_rate is nan, it must be at least 0, and finite"),
+        ("--optimizer.ema", 1, "optimizer.ema is 1.0, it must be from 0 to 1, and not 1"),
+        ("--train.save-minutes", -1, "train.save_minutes is -1.0, it must be at least 0"),
+    ):
+        assert train(*words, option, value).output == f"error: {message}\n"
 
 
 def test_help_of_the_group_lists_the_runs() -> None:

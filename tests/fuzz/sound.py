@@ -62,6 +62,14 @@ def write_checkpoint(directory: Path) -> None:
     write_processor(directory)
 
 
+def write_meta_checkpoint(directory: Path) -> None:
+    """A model in Meta's layout, two tensor-parallel files."""
+    _herds()
+    from support.meta_files import canonical, write_meta
+
+    write_meta(directory, canonical()[1], 2)
+
+
 def write_bundle(directory: Path) -> None:
     """TINY for the CPU, decoder and image tower."""
     from herdgraph.export.pipeline import build_bundle

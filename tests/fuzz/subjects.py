@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import odd, sound
-from .mutations import damage_file, odd_file
+from .mutations import LARGE, damage_file, odd_file
 
 Case = Callable[[Path, random.Random], str]
 
@@ -45,7 +45,7 @@ class Subject:
 
 
 def _pick(place: Path, rng: random.Random) -> Path:
-    return rng.choice(sorted(path for path in place.rglob("*") if path.is_file()))
+    return rng.choice(sorted(path for path in place.rglob("*") if path.is_file() and not path.is_symlink()))
 
 
 # -- bundles -----------------------------------------------------------------------------------------------------------
@@ -75,6 +75,8 @@ def _forged_bundle(bundle: Path, rng: random.Random) -> str:
     damage_file(path, rng)
     manifest = bundle / "manifest.json"
     try:
+        if not manifest.is_file() or manifest.stat().st_size > LARGE:
+            raise ValueError("nothing to mend")
         raw = json.loads(manifest.read_text(encoding="utf-8"))
         for name, entry in raw["files"].items():
             small = (bundle / name).is_file() and (bundle / name).stat().st_size < 1 << 26
@@ -213,7 +215,8 @@ SUBJECTS = {
         Subject("altered bundles", sound.write_bundle, _altered_bundle),
         Subject("forged bundles", sound.write_bundle, _forged_bundle),
         Subject("checkpoints", sound.write_checkpoint, _checkpoint),
-        Subject("GGUF", lambda place: sound.write_gguf(place / "model.gguf"), _gguf),
+        Subject("Meta checkpoints", sound.write_meta_checkpoint, _checkpoint),
+    Subject("GGUF", lambda place: sound.write_gguf(place / "model.gguf"), _gguf),
         Subject("processors", sound.write_processor, _processor),
         Subject("templates", sound.write_processor, _template),
         Subject("images", sound.write_images, _image),

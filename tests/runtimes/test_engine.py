@@ -239,7 +239,8 @@ def test_wrong_images(engine: Engine) -> None:
 @pytest.mark.parametrize(("options", "message"), [
     ({"max_new_tokens": 0}, "max_new_tokens is 0"), ({"temperature": -1}, "temperature is -1"),
     ({"stop": [""]}, "a stop string is ''"), ({"temperature": "hot"}, "temperature is 'hot'"),
-    ({"stop": 5}, "stop is 5"), ({"images": ["x.png"]}, "image"),
+    ({"stop": 5}, "stop is 5"), ({"sequence": "x"}, "sequence is 'x'"), ({"images": 1.5}, "images is 1.5"),
+    ({"images": ["x.png"]}, "image"),
 ])
 def test_wrong_options(options: dict[str, object], message: str, engine: Engine) -> None:
     with pytest.raises(HerdError, match=message):
@@ -272,7 +273,8 @@ def test_prompts_of_token_ids(engine: Engine) -> None:
     wanted = engine.generate(text, **options)
     assert engine.generate(ids, **options).token_ids == wanted.token_ids
     assert engine.generate(tuple(np.array(ids)), **options).token_ids == wanted.token_ids
-    for wrong, problem in (([1, "x"], "a token id is 'x'"), ([], "empty"), ([1, 2.0], "a token id is 2.0"),
+    for wrong, problem in (([1, "x"], "a token id is 'x'"), ([1, None], "a token id is None"), ([], "empty"),
+                           ([1, 2.0], "a token id is 2.0"),
                            ([1, 10**9], "outside of the vocabulary"), ([TINY.image_token_id], "0 image tiles")):
         with pytest.raises(HerdError, match=problem):
             engine.generate(wrong)

@@ -14,12 +14,12 @@ from types import EllipsisType
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ....errors import HerdError
 from ....files import atomic_directory
 from ...checkpoint import Checkpoint
+from ...checkpoint.tensors.write import write_tensors
 from ...config import HerdConfig
 from ...config.names import expected_tensors
 from ...quantization.calibration_file import DESCRIPTION, SCALES, description_without_data
@@ -117,7 +117,7 @@ def save_amaxes(
     description = description_without_data(checkpoint, OBSERVER, amaxes, parts)
     with atomic_directory(path, overwrite=overwrite, mark=DESCRIPTION, inputs=[checkpoint.directory]) as directory:
         # Each a tensor of its own: safetensors refuses memory that is shared.
-        save_file({f"{OBSERVER}/{name}": amax.float().clone() for name, amax in amaxes.items()}, directory / SCALES)
+        write_tensors({f"{OBSERVER}/{name}": amax.float().clone() for name, amax in amaxes.items()}, directory / SCALES)
         (directory / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
     return description
 

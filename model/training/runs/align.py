@@ -9,7 +9,8 @@ from ....errors import HerdError
 from ..contrastive import ContrastiveLoss
 from ..parallel.ranks import Ranks
 from ..state import TrainProgress
-from .run import OnStep, RunOptions, new_model, open_model, train_model
+from .run import OnStep, RunOptions, train_model
+from .start import start_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +18,8 @@ class AlignOptions(RunOptions):
     """Alignment of an image tower.
 
     Attributes:
-        checkpoint: directory with configuration, tokenizer, image processor and, unless fresh, weights.
+        checkpoint: what to begin with: a directory with configuration, tokenizer, image processor and, unless fresh,
+            weights; or calf; or, for random weights, a config.json or one of tiny, tiny-text, scout, maverick.
         fresh: begin with random weights instead of the checkpoint's.
     """
 
@@ -31,10 +33,10 @@ def align(options: AlignOptions, on_step: OnStep | None = None) -> TrainProgress
     Raises:
         HerdError: the model has no image tower, or several processes were started: a contrast needs one whole batch.
     """
-    files = options.checkpoint
-    model = new_model(files, options.train.seed) if options.fresh else open_model(files)
+    start = start_of(options.checkpoint, options.output, fresh=options.fresh)
+    model = start.model(options.train.seed)
     if model.vision is None:
-        raise HerdError(f"{files} is a model without an image tower: there is nothing to align")
+        raise HerdError(f"{start.files} is a model without an image tower: there is nothing to align")
     if Ranks.from_environment().count > 1:
         raise HerdError("alignment runs in one process, several were started: start it without torchrun")
-    return train_model(model, options, files, objective=lambda _: ContrastiveLoss(), on_step=on_step)
+    return train_model(model, options, start.files, objective=lambda _: ContrastiveLoss(), on_step=on_step)

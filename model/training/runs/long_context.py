@@ -11,11 +11,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ....errors import HerdError
+from ...checkpoint import checkpoint_directory
 from ...config import RopeScaling
 from ...llama4.model import Llama4
 from ..optim import OptimizerOptions
 from ..state import TrainProgress
-from .run import OnStep, RunOptions, open_model, train_model
+from .run import OnStep, RunOptions, train_model
+from .start import open_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +25,8 @@ class LongContextOptions(RunOptions):
     """Mid-training.
 
     Attributes:
-        checkpoint: directory of the model.
-        context: tokens that the model is to hold.
+        checkpoint: directory of the model, or calf.
+        context: tokens that the model is to hold, more than now.
         rope_factor: divides the frequency of slow rotations, 1 for none; Scout has 16.
     """
 
@@ -41,7 +43,8 @@ def long_context(options: LongContextOptions, on_step: OnStep | None = None) -> 
     Raises:
         HerdError: the context is not longer than it was, or rows are longer than the context.
     """
-    short = open_model(options.checkpoint)
+    files = checkpoint_directory(options.checkpoint)
+    short = open_model(files)
     text = short.config.text
     if options.context <= text.max_position_embeddings:
         raise HerdError(f"the context is {text.max_position_embeddings} already, {options.context} is not more: give a "
@@ -55,4 +58,4 @@ def long_context(options: LongContextOptions, on_step: OnStep | None = None) -> 
     config = replace(short.config, text=replace(text, max_position_embeddings=options.context, rope_scaling=scaling))
     model = Llama4(config)
     model.load_state_dict(short.state_dict())
-    return train_model(model, options, options.checkpoint, on_step=on_step)
+    return train_model(model, options, files, on_step=on_step)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..state import TrainProgress
-from .run import OnStep, RunOptions, new_model, open_model, train_model
+from .run import OnStep, RunOptions, train_model
+from .start import start_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +15,8 @@ class PretrainOptions(RunOptions):
     """Pre-training.
 
     Attributes:
-        checkpoint: directory with configuration, tokenizer, image processor and, unless fresh, weights.
+        checkpoint: what to begin with: a directory with configuration, tokenizer, image processor and, unless fresh,
+            weights; or calf; or, for random weights, a config.json or one of tiny, tiny-text, scout, maverick.
         fresh: begin with random weights instead of the checkpoint's.
     """
 
@@ -24,6 +26,5 @@ class PretrainOptions(RunOptions):
 
 def pretrain(options: PretrainOptions, on_step: OnStep | None = None) -> TrainProgress:
     """Train a model on next tokens, text and pictures fused from the first layer."""
-    if not options.fresh:
-        return train_model(open_model(options.checkpoint), options, options.checkpoint, on_step=on_step)
-    return train_model(new_model(options.checkpoint, options.train.seed), options, options.checkpoint, on_step=on_step)
+    start = start_of(options.checkpoint, options.output, fresh=options.fresh)
+    return train_model(start.model(options.train.seed), options, start.files, on_step=on_step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,8 @@ import torch
 from ....errors import HerdError
 from ...checkpoint import open_checkpoint, save_checkpoint
 from ...checkpoint.base import PROCESSOR_FILES
-from ...config import HerdConfig, read_config
-from ...data import hold_out, open_samples
+from ...config import HerdConfig
+from ...data import TextPages, hold_out, open_samples
 from ...llama4.model import Llama4
 from ..data import Batch, Encoder, Loader
 from ..dtensor import full_tensor
@@ -26,6 +27,9 @@ from ..parallel.ranks import ParallelOptions, Ranks
 from ..parallel.sharding import shard
 from ..state import TrainProgress
 from ..trainer import Trainer, TrainOptions
+from .summary import DataSummary, summarize
+
+logger = logging.getLogger(__name__)
 
 OnStep = Callable[[TrainProgress, dict[str, float]], None]
 
@@ -35,18 +39,18 @@ class RunOptions:
     """Data, sizes and output of a run.
 
     Attributes:
-        data: files and directories of samples: JSON lines, text, tar shards, pictures.
-        output: directory of the run: records, checkpoints, the result in Hugging Face layout as model/, and after FP8
-            training calibration/, which build.py --calibration takes.
+        data: files and directories of samples: .txt, .jsonl, .tar, pictures, saved datasets.
+        output: directory of the run, which continues from the last checkpoint in it: records, checkpoints/, and at the
+            end model/ in Hugging Face layout; after FP8 training also calibration/, which herdgraph build takes.
         rows: rows of a batch.
-        seq_len: tokens of a row.
-        held_out: share of the samples that is kept for the held-out loss.
+        seq_len: tokens of a row; longer samples are cut, text files are read in pages that fit.
+        held_out: share of the samples that is kept for the held-out loss, 0 to 1.
         held_out_batches: batches of the held-out samples that are used.
         broken: stop at a sample that cannot be used, or skip it.
         train: steps, precision, records and checkpoints.
         optimizer: AdamW and its schedule.
         experts: routing and its balance.
-        fp8: scaling of FP8 products, for train.precision fp8.
+        fp8: scaling of FP8 products, for --train.precision fp8.
         parallel: how ranks are arranged.
     """
 
@@ -63,9 +67,14 @@ class RunOptions:
     fp8: Fp8Options = field(default_factory=Fp8Options)
     parallel: ParallelOptions = field(default_factory=ParallelOptions)
 
+    def __post_init__(self) -> None:
+        for name, least in (("rows", 1), ("seq_len", 2), ("held_out_batches", 0)):
+            if (value := getattr(self, name)) < least:
+                raise HerdError(f"{name} is {value}, it must be at least {least}")
+
 
 def loaders(options: RunOptions, config: HerdConfig, files: Path, ranks: Ranks) -> tuple[Loader, list[Batch]]:
-    """The batches that a rank trains on, and those that it is evaluated on.
+    """The batches that a rank trains on, and those that it is evaluated on; logs what data there is.
 
     Args:
         options: of the run.
@@ -78,16 +87,37 @@ def loaders(options: RunOptions, config: HerdConfig, files: Path, ranks: Ranks) 
     """
     if not options.data:
         raise HerdError("no data was given: name files or directories (--data)")
-    train, held_out = hold_out(open_samples(list(options.data)), options.held_out)
     encoder = Encoder(files, config, max_tokens=options.seq_len, too_long="cut")
+    samples = open_samples(options.data, lambda path: TextPages(path, encoder.page_bytes(path)))
+    train, held_out = hold_out(samples, options.held_out)
     pad = config.text.pad_token_id or 0
     loader = Loader(train, encoder, rows=options.rows, seq_len=options.seq_len, pad_id=pad, seed=options.train.seed,
                     rank=ranks.data_rank, world=ranks.data_ranks, broken=options.broken)
+    if ranks.first:
+        _announce(options, summarize(train, held_out, encoder), ranks)
     if not len(held_out):
         return loader, []
     evaluation = Loader(held_out, encoder, rows=options.rows, seq_len=options.seq_len, pad_id=pad, epochs=1,
                         shuffle=False, broken="skip")
     return loader, [batch for _, batch in zip(range(options.held_out_batches), evaluation, strict=False)]
+
+
+def _announce(options: RunOptions, data: DataSummary, ranks: Ranks) -> None:
+    """Say what is trained on, how long, and where it goes."""
+    train = options.train
+    rows = options.rows * train.accumulate * ranks.data_ranks
+    epochs = f", about {train.steps * rows * options.seq_len / data.tokens:.1f} epochs" if data.tokens else ""
+    saves = [text for count, text in ((train.save_minutes, f"every {train.save_minutes:g} minutes"),
+                                      (train.save_every, f"every {train.save_every} steps")) if count]
+    logger.info("data: %s", data)
+    logger.info("steps: %d of %d rows of %d tokens%s, in %s", train.steps, rows, options.seq_len, epochs,
+                train.precision)
+    logger.info("checkpoints: %s, in %s; the model at the end: %s", " and ".join([*saves, "at the end"]),
+                options.output / "checkpoints", options.output / "model")
+    if options.fp8 != Fp8Options() and train.precision != "fp8":
+        logger.warning("--fp8.name counts for --train.precision fp8 only, this run computes in %s", train.precision)
+    if train.evaluate_every and not data.held_out:
+        logger.warning("nothing is held out, so there is no held-out loss every %d steps", train.evaluate_every)
 
 
 def train_model(
@@ -120,6 +150,8 @@ def train_model(
         on_step=on_step or (lambda _p, _r: None),
     )
     progress = trainer.fit()
+    if ranks.first:
+        logger.info("writing %s", options.output / "model")
     weights = plain_state_dict(model)
     if trainer.state.average is not None:
         weights |= {canonical_name(name): value for name, value in trainer.state.average.items()}
@@ -139,24 +171,3 @@ def save_model(directory: Path, config: HerdConfig, weights: dict[str, torch.Ten
     processor_files = {name: files / name for name in PROCESSOR_FILES if (files / name).is_file()}
     tensors = ((name, value.bfloat16()) for name, value in weights.items())
     save_checkpoint(directory, config, tensors, processor_files=processor_files, overwrite=True)
-
-
-def open_model(directory: Path) -> Llama4:
-    """A model with a checkpoint's weights, in float32.
-
-    Raises:
-        HerdError: it cannot be read.
-    """
-    with open_checkpoint(directory) as checkpoint:
-        return Llama4.from_checkpoint(checkpoint)
-
-
-def new_model(directory: Path, seed: int) -> Llama4:
-    """A model with random weights, by the ``config.json`` of a directory.
-
-    Raises:
-        HerdError: there is none.
-    """
-    config = read_config(directory)
-    torch.manual_seed(seed)
-    return Llama4(config)

@@ -169,9 +169,9 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "entry without a tensor": (lambda d: _edit(d, lambda m: m.update({"model.x": m[NORM]})),
                                rf"does not hold model.x, which {INDEX} lists there"),
     "shard missing": (lambda d: _first(d).unlink(), r"model-00001-of-\d+.safetensors is missing, .+ names it"),
-    "cut off": (lambda d: _cut(d, -7), r"its header describes (\d+) bytes, the file has \d+; download it again"),
-    "header cut off": (lambda d: _cut(d, 40), r"its header takes \d+ bytes, the file has 40; download it again"),
-    "header not JSON": (lambda d: _header(d, 4, b"nope"), "its header is not a JSON object"),
+    "cut off": (lambda d: _cut(d, -7), r"its header describes (\d+) bytes, the file has \d+; get or write it again"),
+    "header cut off": (lambda d: _cut(d, 40), r"its header takes \d+ bytes, the file has 40; get or write it again"),
+    "header not JSON": (lambda d: _header(d, 4, b"nope"), "its header cannot be read as JSON"),
     "header a list": (lambda d: _header(d, 2, b"[]"), "its header is not a JSON object"),
     "entry of another form": (lambda d: _header(d, 7, b'{"a":1}'), "is damaged or cut off"),
     "length without header": (lambda d: _header(d, 1 << 60, b""), "its header takes 1152921504606846976 bytes"),
@@ -275,7 +275,7 @@ def test_save_on_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def full(*_: object, **__: object) -> None:
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr("herdgraph.model.checkpoint.save.save_file", full)
+    monkeypatch.setattr("herdgraph.model.checkpoint.tensors.write.save_file", full)
     tensors = ((name, torch.zeros(shape)) for name, shape in expected_tensors(TEXT).items())
     with pytest.raises(HerdError, match="failed: No space left on device; nothing was left behind"):
         save_checkpoint(tmp_path / "out", TEXT, tensors)

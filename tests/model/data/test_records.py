@@ -106,7 +106,7 @@ def test_videos_are_frames_with_times(tmp_path: Path) -> None:
 
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "not json": ("{", "line 2 is not JSON"),
+    "not json": ("{", "line 2 cannot be read as JSON"),
     "list": ([1], "line 2 is a list"),
     "nothing": ({"label": 3}, "neither text, content, messages nor images"),
     "empty": ({"text": ""}, "neither text, content, messages nor images"),
@@ -154,7 +154,7 @@ def test_tar_shards(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("members", "message"), [
-    ({"a.json": b"{"}, "sample a is not JSON"),
+    ({"a.json": b"{"}, "sample a cannot be read as JSON"),
     ({"a.txt": b"\xff"}, "not UTF-8"),
     ({"a.json": b'{"image": "b.png"}', "a.png": b""}, r"names the picture b\.png, it has png"),
     ({"a.cls": b"3"}, "neither text"),
@@ -236,7 +236,7 @@ def test_nothing_to_read(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a")
     (tmp_path / "folder").mkdir()
     for name, message in {"empty.jsonl": "is empty", "empty.tar": "is empty", "empty.txt": "is empty",
-                          "a.csv": r"is a \.csv file", "folder": r"holds no \.jsonl or \.tar files, no pictures",
+                          "a.csv": r"is a \.csv file", "folder": r"holds no \.jsonl, \.tar or \.txt files, no pictures",
                           "none": "does not exist"}.items():
         with pytest.raises(HerdError, match=message):
             open_samples([tmp_path / name])

@@ -97,7 +97,7 @@ def test_skipped_samples_are_logged_and_counted(
     assert done.exit_code == 0, done.output
     for number in range(3):
         assert any(f"{data} line {13 + number}: " in text and PICTURES[number] in text for text in caplog.messages)
-    assert any(f"{data} line 16 is not JSON: Unterminated string" in text for text in caplog.messages)
+    assert any(f"{data} line 16 cannot be read as JSON: Unterminated string" in text for text in caplog.messages)
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert records[-1]["samples/skipped"] == sum(text.startswith("skipped a sample") for text in caplog.messages) >= 4
     assert records[0]["samples/skipped"] <= records[-1]["samples/skipped"]
@@ -106,7 +106,8 @@ def test_skipped_samples_are_logged_and_counted(
 def test_a_line_that_was_cut_off_stops_a_run(checkpoint: Path, tmp_path: Path) -> None:
     data = lines(tmp_path / "data.jsonl", *PROSE, '{"text": "The he')
     message = refused(train(checkpoint, data, "train.steps=20"))
-    assert message == f"{data} line 13 is not JSON: Unterminated string starting at: line 1 column 10 (char 9){SKIP}"
+    assert message == (f"{data} line 13 cannot be read as JSON: Unterminated string starting at: line 1 column 10 "
+                       f"(char 9); each line has to be one JSON object{SKIP}")
 
 
 def test_files_without_usable_samples(checkpoint: Path, tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_files_without_usable_samples(checkpoint: Path, tmp_path: Path) -> None:
     assert refused(train(checkpoint, data, "held_out=1")) == (
         "all 12 samples are held out, none is left to train on: give more data, or less than held_out=1.0")
     assert refused(train(checkpoint, data, "held_out=1.5")) == "held_out is 1.5, it must be within 0 and 1"
-    assert refused(train(checkpoint, data, "rows=0")) == "a batch has 0 rows, at least 1 is needed: give rows=1 or more"
+    assert refused(train(checkpoint, data, "rows=0")) == "rows is 0, it must be at least 1"
 
 
 def test_what_is_longer_than_a_row_is_cut_but_never_a_picture(checkpoint: Path, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from herdgraph.model.training.runs import (
     long_context,
     pretrain,
 )
-from herdgraph.model.training.runs.run import open_model
+from herdgraph.model.training.runs.start import open_model
 from herdgraph.model.training.trainer import Trainer, TrainOptions
 from herdgraph.runtimes import Engine
 from support import herds
