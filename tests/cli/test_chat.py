@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from herdgraph.cli.chat_input import first_word
+from herdgraph.model.config.presets import TINY
 from support.command_line import run
 
 
@@ -75,6 +76,14 @@ class Terminal:
             preexec_fn=_own_terminal)  # noqa: PLW1509
         os.close(other)
 
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._end)
+
     def type(self, keys: str) -> None:
         os.write(self._end, keys.encode())
 
@@ -86,6 +95,11 @@ class Terminal:
             if select.select([self._end], [], [], 0.1)[0]:
                 shown += os.read(self._end, 1 << 16)
         return shown.decode(errors="replace")
+
+    def more(self) -> None:
+        """Wait until anything further is shown."""
+        assert select.select([self._end], [], [], 20)[0]
+        os.read(self._end, 1 << 16)
 
 
 def _own_terminal() -> None:
@@ -99,19 +113,20 @@ def _own_terminal() -> None:
 
 def test_paste_and_interrupt_on_a_terminal(paths: tuple[Path, Path], tmp_path: Path) -> None:
     """A pasted paragraph is one message; Ctrl-C stops its answer, which stays, and then clears a line."""
-    chat = Terminal("chat", paths[1], "-n", 4000, "--stop-id", 511, XDG_STATE_HOME=str(tmp_path))
     ready = "\x1b[?2004h"  # bracketed paste is on: a line is read
-    chat.until(ready)
-    chat.type("\x1b[200~one\ntwo\x1b[201~\r")
-    chat.until("\x1b[?2004l")
-    time.sleep(0.2)  # into the answer
-    chat.type("\x03")
-    assert " tokens/s, stopped by Ctrl-C" in chat.until(ready)
-    chat.type(f"nonsense\x03/save {tmp_path / 'chat.json'}\r")
-    assert "saved as" in chat.until("saved as")
-    chat.until(ready)
-    chat.type("\x04")
-    assert chat.process.wait(10) == 0
+    # The image token is never chosen: the answer goes on for seconds.
+    with Terminal("chat", paths[1], "-n", 4000, "--stop-id", TINY.image_token_id, XDG_STATE_HOME=str(tmp_path)) as chat:
+        chat.until(ready)
+        chat.type("\x1b[200~one\ntwo\x1b[201~\r")
+        chat.until("\x1b[?2004l")
+        chat.more()
+        chat.type("\x03")
+        assert " tokens/s, stopped by Ctrl-C" in chat.until(ready)
+        chat.type(f"nonsense\x03/save {tmp_path / 'chat.json'}\r")
+        assert "saved as" in chat.until("saved as")
+        chat.until(ready)
+        chat.type("\x04")
+        assert chat.process.wait(10) == 0
     question, answer = json.loads((tmp_path / "chat.json").read_text())
     assert question["content"] == "one\ntwo"
     assert answer["role"] == "assistant"
