@@ -1,6 +1,8 @@
 """Build engines: a Llama 4 checkpoint directory becomes a bundle.
 
-python build.py CHECKPOINT -o BUNDLE [--target cpu] [--recipe fp32] [--shards tp=2,ep=4] [--dry-run] [--json]
+herdgraph build CHECKPOINT -o BUNDLE [--target cpu] [--recipe fp32] [--shards tp=2,ep=4] [--dry-run] [--json]
+
+``python build.py`` is the same command.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ if __name__ == "__main__" and __spec__ is not None and __spec__.name == "build":
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
@@ -21,7 +23,7 @@ from rich.progress import Progress as ProgressBar
 from herdgraph.console import HerdCommand, emit_json, print_warning, progress, quantity, size, succeed, table
 from herdgraph.errors import HerdError
 from herdgraph.export.targets.precision import PRECISIONS, caches_by_target, recipes_by_target
-from herdgraph.model.quantization.recipes import Caches
+from herdgraph.options import COUNT, PATH, TokenCount, context_option, json_option, kv_option, recipe_option
 
 if TYPE_CHECKING:
     from herdgraph.export.pipeline import BuildPlan, BuildProgress, PlanOptions
@@ -31,36 +33,34 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=HerdCommand, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle directory to create.")
+@click.argument("checkpoint", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Bundle directory to create.")
 @click.option("--target", default="cpu", show_default=True,
               help=f"One of {', '.join(PRECISIONS)}; the last is not lowered, and portable.")
-@click.option("--recipe", default="fp32", show_default=True,
-              help=f"{recipes_by_target()}.")
-@click.option("--kv", type=click.Choice(get_args(Caches)), default="float", show_default=True,
-              help=f"Keys and values: {caches_by_target()}; 8 bits need --calibration.")
-@click.option("--calibration", type=click.Path(path_type=Path),
+@recipe_option("fp32", recipes_by_target())
+@kv_option(f"float as the target computes, {caches_by_target()}; 8 bits need --calibration")
+@click.option("--calibration", type=PATH,
               help="Directory that `herdgraph calibrate` wrote: fp8 needs it, 4-bit weights are rounded by it.")
 @click.option("--sm", default="89,120", show_default=True, help="tensorrt-rtx: compute capabilities of one plan.")
 @click.option("--profile", type=click.Choice(["both", "decode", "prefill"]), default="both", show_default=True,
               help="TensorRT: what the decoder's plan is for, which decides how experts are computed.")
-@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True,
+@click.option("--max-batch", "batch", type=COUNT, default=8, show_default=True,
               help="TensorRT: most sequences decoded together.")
-@click.option("--context", type=click.IntRange(min=16), show_default="the model's, at most 131072",
-              help="TensorRT: most tokens of a sequence.")
+@context_option("TensorRT: most tokens of a sequence", type=TokenCount(16), show_default="the model's, at most 128k")
 @click.option("--allow-fallback", is_flag=True, help="TensorRT: keep a plan whose FP8 products became 16-bit ones.")
 @click.option("--shards", help="Split the decoder over ranks: tp=2,ep=4,pp=2, or auto with --devices.")
 @click.option("--devices", help="What --shards auto plans for, such as 8xH100 or 8x80GB (see `herdgraph plan`).")
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
 @click.option("--dry-run", is_flag=True, help="Check the checkpoint, print the memory plan and stop.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document for scripts.")
+@json_option
 def main(
     checkpoint: Path, output: Path, target: str, recipe: str, kv: str, calibration: Path | None, sm: str,
     shards: str | None, devices: str | None, overwrite: bool, dry_run: bool, as_json: bool, **limits: Any,
 ) -> None:
     """Build a bundle from a checkpoint.
 
-    CHECKPOINT is a directory with a Llama 4 model in Hugging Face or Meta layout. Weights are streamed tensor by
+    CHECKPOINT is a directory with a Llama 4 model in Hugging Face or Meta layout, or calf, the small model of the
+    repository. Weights are streamed tensor by
     tensor: the memory needed does not grow with the model.
     """
     from herdgraph.export.pipeline import PlanOptions, plan_build

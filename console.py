@@ -7,11 +7,8 @@ import json
 import logging
 import os
 import re
-import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 import click
@@ -20,6 +17,9 @@ from rich.progress import Progress, ProgressColumn
 
 from .errors import HerdError
 from .files import size
+from .foreign_text import printable
+from .interruption import Interrupted, received, signals_unwind
+from .options import similar_options
 
 __all__ = [
     "HerdCommand",
@@ -30,6 +30,7 @@ __all__ = [
     "print_warning",
     "progress",
     "quantity",
+    "set_verbosity",
     "size",
     "stderr",
     "stdout",
@@ -47,16 +48,18 @@ _REQUIREMENT = re.compile(r"""([\w.-]+).*; extra == ["']([\w-]+)["']""")
 """A package and the extra that brings it, in a distribution's metadata."""
 
 
-class Interrupted(BaseException):
-    """A signal asked the process to end. No ``Exception``, so that nothing on the way out takes it for an error."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 class HerdCommand(click.Command):
     """A command whose errors are one red line, with exit status 1, or 2 for wrong usage."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Parse; an option that does not exist is told with those that may be meant."""
+        try:
+            return super().parse_args(context, args)
+        except click.NoSuchOption as error:
+            known = [name for param in self.get_params(context) for name in param.opts if name.startswith("--")]
+            meant = similar_options(error.option_name, known)
+            message = _unknown_option(error.option_name, meant)
+            raise click.NoSuchOption(error.option_name, message, ctx=context) from error
 
     def invoke(self, context: click.Context) -> Any:
         """Run; a missing package of an extra is an error for people, any other missing module a defect."""
@@ -72,6 +75,18 @@ class HerdCommand(click.Command):
 
 class HerdGroup(HerdCommand, click.Group):
     """A command group with the same manners."""
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands with their first sentence, however long: click cuts it at the end of the line."""
+        names = self.list_commands(context)
+        found = [(name, command) for name in names if (command := self.get_command(context, name))]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(limit=1000)) for name, command in found])
+
+
+def _unknown_option(name: str, meant: list[str]) -> str:
+    hint = f" Did you mean {' or '.join(meant)}?" if 0 < len(meant) <= 3 else ""
+    return f"No such option '{name}'.{hint}"
 
 
 def _missing_extra(error: ModuleNotFoundError, command: str) -> HerdError | None:
@@ -97,19 +112,33 @@ def _missing_extra(error: ModuleNotFoundError, command: str) -> HerdError | None
 
 def run_cli(run: Callable[[], Any]) -> Any:
     """Call ``run``; what is wrong with an input, the environment or the usage ends the process with one line."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    _received.clear()
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableLines("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
-        with _signals_unwind():
+        with signals_unwind():
             result = run()
         sys.stdout.flush()
         return result
     except Interrupted as error:
         _fail_interrupted(error, error.number)
     except Exception as error:
-        if _received:  # a library took the interruption for a failure of its own
-            _fail_interrupted(error, _received[0])
+        if received:  # a library took the interruption for a failure of its own
+            _fail_interrupted(error, received[0])
         _fail(error)
+
+
+class PrintableLines(logging.Formatter):
+    """Log lines, which quote what others wrote."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The lines of a record; what a terminal would act on is escaped."""
+        return "\n".join(map(printable, super().format(record).split("\n")))
+
+
+def set_verbosity(level: int) -> None:
+    """What of herdgraph's own log is shown, and whether warnings are: a level of ``logging``."""
+    logging.getLogger(__package__).setLevel(level)
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -139,32 +168,6 @@ def _fail_usage(error: click.ClickException) -> NoReturn:
     fail(error.format_message() + hint, status=error.exit_code)
 
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_received: list[int] = []
-"""Signals that asked this process to end."""
-
-
-@contextmanager
-def _signals_unwind() -> Iterator[None]:
-    """Let signals unwind the stack, so that temporary files are removed; what the caller ignores stays ignored."""
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
-    for further in _SIGNALS:  # the way out is short, and a second signal must not cut it
-        signal.signal(further, signal.SIG_IGN)
-    _received.append(number)
-    raise Interrupted(number)
-
-
 def _discard_output() -> None:
     """Point a standard output that takes nothing more to nowhere, or Python complains when it ends."""
     try:
@@ -178,14 +181,19 @@ def _echo(text: str, *, err: bool) -> None:
     click.echo(text, err=err, color=False if os.environ.get("NO_COLOR") else None)
 
 
+def _one_line(message: str) -> str:
+    return printable(" ".join(message.split()))
+
+
 def print_error(message: str) -> None:
     """Print one red line to standard error, however long."""
-    _echo(click.style(f"error: {' '.join(message.split())}", fg="red"), err=True)
+    _echo(click.style(f"error: {_one_line(message)}", fg="red"), err=True)
 
 
 def print_warning(message: str) -> None:
-    """Print one yellow line to standard error, however long."""
-    _echo(click.style(f"warning: {' '.join(message.split())}", fg="yellow"), err=True)
+    """Print one yellow line to standard error, however long; nothing where only errors are wanted."""
+    if logging.getLogger(__package__).isEnabledFor(logging.WARNING):
+        _echo(click.style(f"warning: {_one_line(message)}", fg="yellow"), err=True)
 
 
 def fail(message: str, *, status: int = 1) -> NoReturn:
@@ -196,7 +204,7 @@ def fail(message: str, *, status: int = 1) -> NoReturn:
 
 def succeed(verb: str, what: str) -> None:
     """Say in one line on standard error what was made."""
-    _echo(f"{click.style(verb, fg='green')} {what}", err=True)
+    _echo(f"{click.style(verb, fg='green')} {printable(what)}", err=True)
 
 
 def progress(*columns: str | ProgressColumn, quiet: bool = False) -> Progress:
@@ -210,17 +218,18 @@ def emit_json(value: Any) -> None:
 
 
 def table(title: str, rows: Mapping[str, Any] | Iterable[tuple[str, Any]], *, err: bool = False) -> None:
-    """Print names and values in two columns, every value whole and as it is.
+    """Print names and values in two columns, every value whole; what a terminal would act on is escaped.
 
     Args:
         title: printed above.
         rows: by name.
         err: print to standard error instead of standard output.
     """
-    rows = list(rows.items() if isinstance(rows, Mapping) else rows)
-    width = max((len(name) for name, _ in rows), default=0)
-    _echo(click.style(title, italic=True), err=err)
-    for name, value in rows:
+    pairs = rows.items() if isinstance(rows, Mapping) else rows
+    shown = [(printable(name), printable(value)) for name, value in pairs]
+    width = max((len(name) for name, _ in shown), default=0)
+    _echo(click.style(printable(title), italic=True), err=err)
+    for name, value in shown:
         _echo(f"{click.style(name.ljust(width), bold=True)}  {value}", err=err)
 
 

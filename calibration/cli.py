@@ -43,7 +43,7 @@ def calibrate(
     checkpoint: Path, output: Path, data: tuple[Path, ...], recipe: str, kv: str, tokens: int, max_kl: float | None,
     import_scales: bool, overwrite: bool, as_json: bool, **options: Any,
 ) -> None:
-    """Measure the inputs of CHECKPOINT's weights on data, for `build.py --calibration`.
+    """Measure the inputs of CHECKPOINT's weights on data, for `herdgraph build --calibration`.
 
     The model is read layer by layer and expert by expert: it may be larger than the memory. A run that was cut off
     continues where it stopped. The output has a report, report.html.

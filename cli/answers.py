@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..console import stderr
-from .options import check_sampling
+from ..errors import HerdError
+from ..foreign_text import harmless
 
 if TYPE_CHECKING:
     from ..runtimes import Engine, Generation, TextStream
     from ..runtimes.engine import Memory
 
 
-def load_engine(bundle: Path, threads: int | None, memory: Memory, sampling: dict[str, Any]) -> Engine:
-    """Load a bundle, after sampling options that it would refuse later were refused."""
+def load_engine(bundle: Path, threads: int | None, memory: Memory) -> Engine:
+    """Check and load a bundle."""
     from ..runtimes import Engine
 
-    check_sampling(sampling)
     with stderr.status("checking and loading the bundle"):
         return Engine.load(bundle, threads=threads, memory=memory)
+
+
+def check_request(bundle: Path, images: Sequence[Any], *, system: str | None = None, raw: bool = False) -> None:
+    """Refuse, before time is spent on loading, what a bundle cannot be asked.
+
+    Raises:
+        HerdError: pictures for a model that reads text only, a system message without a template, or not a bundle.
+    """
+    from ..runtimes.bundle.manifest import Bundle
+
+    if raw and system is not None:
+        raise HerdError("--system is said through the chat template, --raw is without it: leave one of them out")
+    if images and Bundle.open(bundle, verify=False).manifest.config.vision is None:
+        raise HerdError("this model reads text only, images were given")
 
 
 def user_turn(text: str, images: Sequence[Any]) -> dict[str, Any]:
@@ -33,10 +49,27 @@ def user_turn(text: str, images: Sequence[Any]) -> dict[str, Any]:
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
-def print_stream(stream: TextStream) -> None:
+def opening(system: str | None) -> list[dict[str, Any]]:
+    """What a chat begins with: the system message, if there is one."""
+    return [{"role": "system", "content": system}] if system else []
+
+
+def prompt_of(text: str, images: Sequence[Any], *, system: str | None, raw: bool) -> dict[str, Any]:
+    """The arguments of ``Engine.stream`` for one prompt."""
+    if raw:
+        return {"prompt": text, "images": list(images) or None}
+    return {"prompt": [*opening(system), user_turn(text, images)]}
+
+
+def echo_answer(text: str, *, newline: bool = True) -> None:
+    """Print what a model said: as it is into a pipe, without what a terminal would obey on a terminal."""
+    click.echo(harmless(text) if sys.stdout.isatty() else text, nl=newline)
+
+
+def print_stream(stream: Iterable[str]) -> None:
     """Print text as it is generated."""
     for text in stream:
-        click.echo(text, nl=False)
+        echo_answer(text, newline=False)
     click.echo()
 
 
@@ -51,9 +84,11 @@ def print_timings(stream: TextStream) -> None:
 
 def answer_to_json(result: Generation) -> dict[str, Any]:
     """An answer for scripts."""
+    logprobs = {"logprobs": [asdict(entry) for entry in result.logprobs]} if result.logprobs else {}
     return {
         "text": result.text,
         "token_ids": result.token_ids,
         "finish_reason": result.finish_reason,
         "timings": vars(result.timings),
+        **logprobs,
     }

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import HerdCommand, emit_json, size, stderr, table
-from .options import COUNT, PATH, json_option, memory_option, threads_option
+from ..options import COUNT, PATH, TokenCount, batch_option, context_option, json_option
+from .options import memory_option, threads_option
 
 if TYPE_CHECKING:
     from ..runtimes.benchmark.bench import BenchReport
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
 
 @click.command(cls=HerdCommand)
 @click.argument("bundle", type=PATH)
-@click.option("--prompt", type=COUNT, default=512, show_default=True, help="Tokens of the prompt.")
-@click.option("--new", type=COUNT, default=32, show_default=True, help="Tokens to decode.")
-@click.option("--context", type=COUNT, show_default="those of the prompt", help="Tokens before the decoded ones.")
-@click.option("--batch", type=COUNT, default=1, show_default=True, help="Sequences decoded together, besides one.")
+@click.option("--prompt-tokens", "prompt", type=TokenCount(), default=512, show_default=True,
+              help="Tokens of the prompt.")
+@click.option("-n", "--new-tokens", "new", type=COUNT, default=32, show_default=True, help="Tokens to decode.")
+@context_option("Tokens before the decoded ones", show_default="those of the prompt")
+@batch_option("measured besides one alone")
 @click.option("--repeats", type=COUNT, default=3, show_default=True, help="Repetitions; medians are reported.")
 @threads_option
 @memory_option

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import HerdCommand, emit_json
-from .answers import answer_to_json, load_engine, print_stream, print_timings, user_turn
-from .options import PATH, sampling_options
+from ..options import PATH, json_option
+from .answers import answer_to_json, check_request, load_engine, print_stream, print_timings, prompt_of
+from .options import answer_options, checked_sampling, logprobs_option
+from .prompts import file_option, prompt_option, read_prompt
 
 if TYPE_CHECKING:
     from ..runtimes.engine import Memory
@@ -17,23 +19,24 @@ if TYPE_CHECKING:
 
 @click.command(cls=HerdCommand)
 @click.argument("bundle", type=PATH)
-@click.option("-p", "--prompt", required=True, help="What to say.")
-@click.option("--image", "images", type=PATH, multiple=True,
-              help="Picture to look at; may be repeated. With --raw, the prompt says where by <|image|>.")
-@click.option("--raw", is_flag=True, help="Complete the prompt as it is, without the chat template.")
-@click.option("--stop", multiple=True, help="End before this string; may be repeated.")
-@sampling_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of streaming.")
+@click.argument("prompt", required=False)
+@prompt_option
+@file_option
+@answer_options
+@logprobs_option
+@json_option
 def generate(
-    bundle: Path, prompt: str, images: tuple[Path, ...], raw: bool, stop: tuple[str, ...], threads: int | None,
-    memory: Memory, as_json: bool, **sampling: Any,
+    bundle: Path, prompt: str | None, options: tuple[str, ...], files: tuple[Path, ...], images: tuple[Path, ...],
+    raw: bool, system: str | None, threads: int | None, memory: Memory, as_json: bool, **sampling: Any,
 ) -> None:
-    """Answer one prompt with BUNDLE."""
-    engine = load_engine(bundle, threads, memory, sampling)
-    stream = engine.stream(
-        prompt if raw else [user_turn(prompt, images)], images=list(images) if raw and images else None,
-        stop=stop, **sampling,
-    )
+    """Answer one prompt with BUNDLE.
+
+    PROMPT is what to say; - reads it from standard input. -p and -f give it in other ways.
+    """
+    text, given = read_prompt(prompt, options, files), checked_sampling(sampling, as_json=as_json)
+    check_request(bundle, images, system=system, raw=raw)
+    engine = load_engine(bundle, threads, memory)
+    stream = engine.stream(**prompt_of(text, images, system=system, raw=raw), **given)
     if as_json:
         for _ in stream:
             pass

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import click
 
 from .. import __version__
 from ..build import main as build
 from ..calibration.cli import calibrate
-from ..console import HerdGroup
+from ..console import HerdGroup, set_verbosity
 from .bench import bench
 from .chat import chat
 from .generate import generate
@@ -21,8 +23,12 @@ from .verify import verify
 
 @click.group(cls=HerdGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="herdgraph")
-def main() -> None:
+@click.option("-v", "--verbose", count=True, help="Log what is done; -vv: every pass and what it rewrote, too.")
+@click.option("-q", "--quiet", is_flag=True, help="Say errors only, no warnings.")
+def main(verbose: int, quiet: bool) -> None:
     """Compiled graphs for the Llama 4 herd: build a bundle from a checkpoint, run it, check it."""
+    shown = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    set_verbosity(logging.ERROR if quiet else shown)
 
 
 main.add_command(build, "build")

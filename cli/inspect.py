@@ -10,26 +10,29 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import HerdCommand, emit_json, quantity, size, table
+from ..options import PATH, json_option
 
 if TYPE_CHECKING:
-    from ..export.inspection import BundleDescription, CheckpointDescription, PipelineDescription, PlanDescription
+    from ..export.inspection import BundleDescription, CheckpointDescription, PipelineDescription
+    from ..export.plan_description import PlanDescription
     from ..model.config import HerdConfig
     from ..model.config.parameter_counts import ModelSize
 
 
 @click.command(cls=HerdCommand)
-@click.argument("path", metavar="CHECKPOINT_OR_BUNDLE_OR_PLAN", type=click.Path(path_type=Path))
+@click.argument("path", metavar="CHECKPOINT_OR_BUNDLE_OR_PLAN", type=PATH)
 @click.option("--products", is_flag=True, help="Of plans: every matrix product instead of a count.")
 @click.option("--passes", is_flag=True,
               help="The passes that made a bundle, in order. TARGET or TARGET:RECIPE may stand for the bundle.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def inspect(path: Path, products: bool, passes: bool, as_json: bool) -> None:
     """Show what a checkpoint, a bundle or a TensorRT plan holds.
 
-    Parameters, layers, experts, cache sizes, files and hashes; of a plan its GPUs, inputs, outputs and the types that
-    its matrix products really have.
+    Parameters, layers, experts, cache sizes, sampling defaults, files and hashes; of a plan its GPUs, inputs, outputs
+    and the types that its matrix products really have. A preset such as scout or maverick, or the name of a released
+    model, shows the configuration.
     """
-    from ..export import inspection
+    from ..export import inspection, plan_description
 
     found = inspection.describe_pipeline(str(path)) if passes else inspection.describe(path)
     if as_json:
@@ -38,12 +41,14 @@ def inspect(path: Path, products: bool, passes: bool, as_json: bool) -> None:
     match found:
         case inspection.PipelineDescription():
             _show_pipeline(found)
-        case inspection.PlanDescription():
+        case plan_description.PlanDescription():
             _show_plan(found, products)
         case inspection.BundleDescription():
             _show_bundle(found)
             for plan in found.plan_files:
-                _show_plan(inspection.describe_plan(plan), products)
+                _show_plan(plan_description.describe_plan(plan), products)
+        case inspection.PresetDescription():
+            table(f"{found.name} (a configuration, no weights)", _described(found.config, found.size))
         case _:
             _show_checkpoint(found)
 
@@ -55,14 +60,16 @@ def _show_pipeline(pipeline: PipelineDescription) -> None:
 
 def _show_bundle(bundle: BundleDescription) -> None:
     origin = {name: _short(value) for name, value in bundle.origin().items()}
-    table(str(bundle.path), origin | _described(bundle.manifest.config, bundle.size))
+    described = _described(bundle.manifest.config, bundle.size, bundle.caches or "at 16 bit")
+    table(str(bundle.path), origin | described | {"sampling": bundle.sampling})
     table("files", [(name, f"{size(entry.bytes)}  {entry.sha256[:16]}")
                     for name, entry in bundle.manifest.files.items()])
 
 
 def _show_checkpoint(checkpoint: CheckpointDescription) -> None:
     origin = {"checkpoint": str(checkpoint.path), "fingerprint": checkpoint.fingerprint}
-    table(str(checkpoint.path), origin | _described(checkpoint.config, checkpoint.size))
+    table(str(checkpoint.path), origin | _described(checkpoint.config, checkpoint.size) | {
+        "sampling": checkpoint.sampling})
     table("files", [(name, size(count)) for name, count in checkpoint.files.items()])
 
 
@@ -102,7 +109,7 @@ def _short(value: Any) -> str:
     return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
-def _described(config: HerdConfig, parameters: ModelSize) -> dict[str, str]:
+def _described(config: HerdConfig, parameters: ModelSize, caches: str = "at 16 bit") -> dict[str, str]:
     text, vision = config.text, config.vision
     local = sum(1 for layer in range(text.num_layers) if text.chunk_of(layer))
     moe = f"{len(text.moe_layers)} layers x {text.num_experts}, top-{text.top_k}, plus a shared one"
@@ -116,7 +123,7 @@ def _described(config: HerdConfig, parameters: ModelSize) -> dict[str, str]:
         "experts": moe if text.moe_layers else "none",
         "attention": f"{text.num_heads} heads, {text.num_kv_heads} key/value heads of {text.head_dim}",
         "context": f"{text.max_position_embeddings} tokens, vocabulary {text.vocab_size}",
-        "KV cache (at 16 bit)": cache,
+        f"KV cache ({caches})": cache,
         "images": f"{vision.num_layers} layers, {vision.image_size} px tiles of {vision.tokens_per_tile} tokens"
                   if vision else "none",
     }

@@ -1,47 +1,71 @@
-"""Options that several verbs share, each written once."""
+"""Options of the verbs that answer prompts: ``generate``, ``chat`` and ``run`` take the same ones."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
-PATH = click.Path(path_type=Path)
-COUNT = click.IntRange(min=1)
+from ..errors import HerdError
+from ..options import COUNT, PATH
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-threads_option = click.option("--threads", type=click.IntRange(1, 1024), show_default="one per core",
+threads_option = click.option("-t", "--threads", type=click.IntRange(1, 1024), show_default="one per core",
                               help="Threads of one operator, on every rank.")
 memory_option = click.option("--memory", type=click.Choice(["fast", "low"]), default="fast", show_default=True,
                              help="low: use weights as they lie on disk, read only when needed; slower.")
+raw_option = click.option("--raw", is_flag=True, help="Complete the text as it is, without the chat template.")
+system_option = click.option("--system", help="System message.")
+image_option = click.option("--image", "images", type=PATH, multiple=True,
+                            help="Picture to look at; may be repeated. With --raw, the prompt says where by <|image|>.")
+logprobs_option = click.option("--logprobs", type=click.IntRange(0, 100), metavar="N",
+                               help="With --json: every token's log-probability, and the N likeliest alternatives.")
+
+_RECOMMENDED = "as the checkpoint recommends, else greedy"
+
+_SAMPLING = (
+    click.option("-n", "--max-new-tokens", type=COUNT, default=256, show_default=True, help="Length limit."),
+    click.option("--temperature", type=click.FloatRange(min=0), show_default=_RECOMMENDED,
+                 help="0 is greedy; the reference uses 0.6."),
+    click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), show_default="as the checkpoint recommends",
+                 help="Nucleus; 1 keeps all, the reference uses 0.9."),
+    click.option("--top-k", type=click.IntRange(min=0), show_default="as the checkpoint recommends",
+                 help="Keep the k most likely tokens, 0 for all."),
+    click.option("--min-p", type=click.FloatRange(0, 1), show_default="as the checkpoint recommends",
+                 help="Keep tokens at least this likely relative to the most likely one, 0 for all."),
+    click.option("--repetition-penalty", type=click.FloatRange(min=0, min_open=True),
+                 show_default="as the checkpoint recommends", help="Above 1 discourages tokens that occurred."),
+    click.option("--seed", type=click.IntRange(min=0), show_default="another each time", help="Seed of the draws."),
+    click.option("--stop", multiple=True, help="End before this string; may be repeated."),
+    click.option("--stop-id", "stop_ids", type=click.IntRange(min=0), multiple=True, show_default="the model's own",
+                 help="End after this token; may be repeated."),
+)
+SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop",
+            "stop_ids")
+"""Names of these options as parameters: those of ``Engine.stream``."""
 
 
-def sampling_options(command: Any) -> Any:
-    """Add how tokens are drawn, how many, and how the engine runs."""
-    options = (
-        click.option("--max-new-tokens", type=COUNT, default=256, show_default=True, help="Length limit."),
-        click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True,
-                     help="0 is greedy; the reference uses 0.6."),
-        click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True,
-                     help="Nucleus; the reference uses 0.9."),
-        click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True,
-                     help="Keep the k most likely tokens, 0 for all."),
-        click.option("--seed", type=click.IntRange(min=0), show_default="another each time", help="Seed of the draws."),
-        threads_option,
-        memory_option,
-    )
-    for option in reversed(options):
+def answer_options(command: Any) -> Any:
+    """Add what the three verbs share: how tokens are drawn and how many, the chat, and how the engine runs."""
+    for option in reversed((*_SAMPLING, raw_option, system_option, image_option, threads_option, memory_option)):
         command = option(command)
     return command
 
 
-def check_sampling(sampling: dict[str, Any]) -> None:
-    """Refuse values of sampling options before time is spent on loading a bundle.
+def checked_sampling(options: Mapping[str, Any], *, as_json: bool = False) -> dict[str, Any]:
+    """The sampling options that were given, to be passed to ``Engine.stream``, before time is spent on loading.
+
+    Args:
+        options: by name, None or empty where nothing was given.
+        as_json: whether log-probabilities will be seen.
 
     Raises:
-        HerdError: a value is out of its range.
+        HerdError: a value is out of its range, or log-probabilities would not be seen.
     """
     from ..runtimes.generation.sampling import Sampling
 
-    Sampling(**{name: value for name, value in sampling.items() if name != "max_new_tokens"})
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    Sampling(**{name: value for name, value in given.items() if name in Sampling.__dataclass_fields__})
+    if "logprobs" in given and not as_json:
+        raise HerdError("--logprobs are shown in JSON only: add --json")
+    return given

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,41 +10,40 @@ import click
 from ..console import HerdCommand, emit_json, size, succeed, table
 from ..errors import HerdError
 from ..export.targets.precision import one_of
-from ..model.quantization.formats import CACHE_BYTES
 from ..model.quantization.recipes import RECIPES
+from ..options import batch_option, context_option, json_option, kv_option, recipe_option
+from .models import config_of
 
 if TYPE_CHECKING:
     from ..export.planner import Candidate, PlanReport
-    from ..model.config import HerdConfig
 
 _SHOWN = 12
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
 
 
 @click.command(cls=HerdCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", metavar="CHECKPOINT_OR_PRESET")
 @click.option("--devices", required=True, help="8xH100, 2x8xH100 (machines x devices), 8x80GB (memory only) or cpu.")
-@click.option("--context", default="128k", show_default=True, help="Tokens of a sequence; k is 1024, M is 1024k.")
-@click.option("--batch", type=click.IntRange(1, 1_000_000), default=1, show_default=True,
-              help="Sequences decoded at once, on all devices together.")
-@click.option("--recipe", default="fp8", show_default=True, help=f"{one_of(RECIPES)}.")
-@click.option("--kv", show_default="as the target computes", help=f"Keys and values: {one_of(CACHE_BYTES)}.")
+@context_option("Tokens of a sequence", default="128k", show_default=True)
+@batch_option("on all devices in all", most=1_000_000)
+@recipe_option("fp8", one_of(RECIPES))
+@kv_option("float is bfloat16 on GPUs, float32 on a CPU")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False),
               help="Write a picture: memory over the context, throughput over the batch.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def plan(
-    model: str, devices: str, context: str, batch: int, recipe: str, kv: str | None, plot: Path | None, as_json: bool,
+    model: str, devices: str, context: int, batch: int, recipe: str, kv: str, plot: Path | None, as_json: bool,
 ) -> None:
     """Plan how to split a model over devices.
 
-    CHECKPOINT_OR_PRESET is a checkpoint directory (its configuration is read, no weights), or scout, maverick,
-    behemoth, tiny or tiny-text. Behemoth's configuration is a guess: Meta never published it.
+    CHECKPOINT_OR_PRESET is a checkpoint directory (its configuration is read, no weights), the name of a released
+    model such as meta-llama/Llama-4-Scout-17B-16E-Instruct, or scout, maverick, behemoth, tiny, tiny-text or calf.
+    Behemoth's configuration is a guess: Meta never published it.
     """
     from ..export.planner import ServingSpec, Storage, Workload, make_report, parse_fleet
 
-    config, length = _config_of(model), _tokens(context)
     cpu = devices.strip().lower() in ("cpu", "1xcpu")
-    spec = ServingSpec(config, Storage.on(recipe, kv, cpu=cpu), Workload(length, batch))
+    spec = ServingSpec(config_of(model), Storage.on(recipe, None if kv == "float" else kv, cpu=cpu),
+                       Workload(context, batch))
     report = make_report(spec, parse_fleet(devices))
     if plot:
         _draw(report, plot)
@@ -53,27 +51,6 @@ def plan(
         emit_json({"model": model, **report.to_json()})
     else:
         _show(model, report)
-
-
-def _config_of(model: str) -> HerdConfig:
-    from ..model.config import read_config
-    from ..model.config.presets import PRESETS, preset
-
-    path = Path(model)
-    if model in PRESETS and not path.exists():
-        return preset(model)
-    if path.name == model and not path.exists():
-        raise HerdError(f"{model} is neither a directory nor a preset: give a checkpoint or one of "
-                        f"{', '.join(PRESETS)}")
-    return read_config(path)
-
-
-def _tokens(text: str) -> int:
-    """A number of tokens: 8192, 8k, 1M."""
-    match = re.fullmatch(r"(\d{1,12})([kM]?)", text.strip(), re.IGNORECASE | re.ASCII)
-    if not match:
-        raise HerdError(f"context is {text!r}, a number of tokens is needed: 8192, 128k or 1M")
-    return int(match[1]) * _UNITS[match[2].lower()]
 
 
 def _draw(report: PlanReport, path: Path) -> None:

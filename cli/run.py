@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import HerdCommand, emit_json, stderr
-from .answers import answer_to_json, user_turn
-from .options import COUNT, PATH, check_sampling, json_option, sampling_options
+from ..options import COUNT, PATH, json_option
+from .answers import answer_to_json, check_request, echo_answer, prompt_of
+from .options import answer_options, checked_sampling, logprobs_option
+from .prompts import file_option, prompt_option, read_prompts
 
 if TYPE_CHECKING:
     from ..runtimes.engine import Memory
@@ -17,30 +19,46 @@ if TYPE_CHECKING:
 
 @click.command(cls=HerdCommand)
 @click.argument("bundle", type=PATH)
-@click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
+@click.argument("prompts", metavar="[PROMPT]...", nargs=-1)
+@prompt_option
+@file_option
 @click.option("--replicas", type=COUNT, default=1, show_default=True, help="Engines that share the prompts.")
 @click.option("--cluster", metavar="ADDRESS", help="A running Ray cluster; without it Ray runs on this machine.")
-@click.option("--raw", is_flag=True, help="Complete the prompts as they are, without the chat template.")
-@sampling_options
+@answer_options
+@logprobs_option
 @json_option
 def run(
-    bundle: Path, prompts: tuple[str, ...], replicas: int, cluster: str | None, raw: bool, threads: int | None,
+    bundle: Path, prompts: tuple[str, ...], options: tuple[str, ...], files: tuple[Path, ...],
+    images: tuple[Path, ...], replicas: int, cluster: str | None, raw: bool, system: str | None, threads: int | None,
     memory: Memory, as_json: bool, **sampling: Any,
 ) -> None:
     """Answer prompts with replicas of BUNDLE on a Ray cluster.
 
     Every prompt goes to the least busy replica; one that dies is started again.
     """
+    from ..model.processing.pictures import load_image
     from ..runtimes.server.replicas import Cluster, ClusterOptions
 
-    check_sampling(sampling)
-    options = ClusterOptions(replicas, cluster, threads=threads or 1, memory=memory)
+    texts, given = read_prompts(prompts, options, files), checked_sampling(sampling, as_json=as_json)
+    check_request(bundle, images, system=system, raw=raw)
+    pictures = [load_image(image) for image in images]  # the file need not be there on other nodes
+    if raw and pictures:
+        given["images"] = pictures
+    asked = [prompt_of(text, pictures, system=system, raw=raw)["prompt"] for text in texts]
     with stderr.status("starting replicas"):
-        handle = Cluster(bundle, options)
+        handle = Cluster(bundle, ClusterOptions(replicas, cluster, threads=threads or 1, memory=memory))
     with handle:
-        answers = handle.generate_all([text if raw else [user_turn(text, ())] for text in prompts], **sampling)
+        answers = handle.generate_all(asked, **given)
     if as_json:
-        emit_json([answer_to_json(answer) for answer in answers])
-        return
-    for answer in answers:
-        click.echo(answer.text)
+        emit_json([{"prompt": text, **answer_to_json(answer)} for text, answer in zip(texts, answers, strict=True)])
+    else:
+        _show(texts, [answer.text for answer in answers])
+
+
+def _show(questions: list[str], answers: list[str]) -> None:
+    """Print every question, marked as in mails, with its answer below."""
+    for number, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+        if number:
+            click.echo()
+        echo_answer("\n".join(f"> {line}" for line in question.splitlines()))
+        echo_answer(answer)

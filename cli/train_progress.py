@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import click
 
 from ..console import stderr
+from ..foreign_text import printable
 
 PATIENCE = 10.0
 """Seconds without a line, after which a step gets one though it is not its turn."""
@@ -57,7 +58,8 @@ class _Told(logging.Handler):
         """Print a record; also from the handler of a signal, which may come while another line is printed."""
         try:
             warns = record.levelno >= logging.WARNING
-            stderr.print(f"{'warning: ' * warns}{' '.join(record.getMessage().split())}",  # above a progress bar
+            text = printable(" ".join(record.getMessage().split()))
+            stderr.print(f"{'warning: ' * warns}{text}",  # above a progress bar
                          style="yellow" if warns else None, soft_wrap=True, markup=False, highlight=False)
         except Exception:
             self.handleError(record)
@@ -78,7 +80,8 @@ def told(*, quiet: bool) -> Iterator[None]:
     # Handlers of the root would say the same again; subclasses are not for people.
     others = [other for other in logging.getLogger().handlers if type(other) is logging.StreamHandler]
     before = logger.level
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    if before <= logging.WARNING:  # else `herdgraph -q` wants errors only
+        logger.setLevel(logging.WARNING if quiet else logging.INFO)
     logger.addHandler(handler)
     for other in others:
         other.addFilter(_not_ours)

@@ -9,7 +9,7 @@ import click
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from ..console import HerdCommand, emit_json, progress, quantity, stderr, succeed
-from .options import COUNT, PATH, json_option
+from ..options import COUNT, PATH, json_option
 from .train_progress import told
 
 

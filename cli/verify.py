@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,11 @@ import click
 
 from ..console import HerdCommand, emit_json, stderr, table
 from ..errors import HerdError
-from .answers import user_turn
-from .options import PATH, json_option
+from ..options import PATH, TokenCount, json_option
+from .answers import check_request, user_turn
 
 if TYPE_CHECKING:
-    from ..export.verify import Array
+    from ..export.verify import Array, Fidelity
     from ..runtimes import Engine
 
 
@@ -23,19 +24,26 @@ if TYPE_CHECKING:
 @click.option("-p", "--prompt", show_default="random tokens, with an image where possible", help="Text to compare on.")
 @click.option("--image", "images", type=PATH, multiple=True,
               help="Picture before the prompt; may be repeated, needs -p.")
-@click.option("--tokens", type=click.IntRange(min=2), default=128, show_default=True, help="Number of random tokens.")
+@click.option("--tokens", type=TokenCount(2), default=128, show_default=True, help="Number of random tokens.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random tokens.")
-@click.option("--bound", type=click.FloatRange(min=0), default=1e-3, show_default=True,
+@click.option("--bound", "difference", type=click.FloatRange(min=0), show_default="by recipe: 0.001 of fp32",
               help="Largest logit difference that passes.")
+@click.option("--max-kl", "kl", type=click.FloatRange(min=0), show_default="by recipe: 0.02 of int8, 0.08 of int4, fp8",
+              help="Largest mean KL divergence that passes, in nats.")
+@click.option("--min-top1", "top1", type=click.FloatRange(0, 1), show_default="by recipe: 0.9, 0.75, 0.8",
+              help="Smallest share of positions with the same most likely token that passes.")
 @json_option
 def verify(
-    bundle: Path, checkpoint: Path, prompt: str | None, images: tuple[Path, ...], tokens: int, seed: int, bound: float,
-    as_json: bool,
+    bundle: Path, checkpoint: Path, prompt: str | None, images: tuple[Path, ...], tokens: int, seed: int,
+    as_json: bool, **bounds: float | None,
 ) -> None:
     """Compare BUNDLE with the torch model of CHECKPOINT.
 
-    Exits with 1 when a logit differs by more than the bound. The torch model is held in memory in float32 as a whole.
+    Exits with 1 when the logits are further apart than a healthy bundle of its recipe can be: fp32 is judged by the
+    largest logit difference, others by KL divergence and most likely tokens. The torch model is held in memory in
+    float32 as a whole.
     """
+    from ..export.bounds import BOUNDS
     from ..export.verify import compare
     from ..model.checkpoint import open_checkpoint
     from ..model.llama4.model import Llama4
@@ -43,6 +51,7 @@ def verify(
 
     if images and prompt is None:
         raise HerdError("--image needs a prompt: give one with -p, or no image")
+    check_request(bundle, images)
     with stderr.status("checking and loading the bundle"):
         engine = Engine.load(bundle)
     token_ids, pixels = _prepared(engine, prompt, images, tokens, seed)
@@ -51,14 +60,28 @@ def verify(
             raise HerdError(f"{bundle} was built from another configuration than {checkpoint} has: nothing to compare")
         with stderr.status("loading the torch model and comparing"):
             report = compare(engine, Llama4.from_checkpoint(source).eval(), token_ids, pixels)
-    largest = max(report.max_difference, report.decode_difference)
-    passed = largest <= bound
+    recipe = engine.bundle.manifest.recipe
+    wanted = replace(BOUNDS[recipe], **{name: value for name, value in bounds.items() if value is not None})
+    broken = list(wanted.broken(report.to_json()))
     if as_json:
-        emit_json({**report.to_json(), "bound": bound, "passed": passed})
+        emit_json({**report.to_json(), "recipe": recipe, "bounds": asdict(wanted), "passed": not broken})
     else:
-        table("fidelity to the torch model", {name: f"{value:.3g}" for name, value in report.to_json().items()})
-    if not passed:
-        raise HerdError(f"the largest logit difference is {largest:.3g}, the bound is {bound:.3g}")
+        table(f"fidelity to the torch model, recipe {recipe}", _rows(report))
+    if broken:
+        raise HerdError("; ".join(broken))
+
+
+def _rows(report: Fidelity) -> dict[str, str]:
+    """The report for people."""
+    return {
+        "positions compared": str(report.tokens),
+        "same most likely token": f"{report.top1_agreement:.1%}",
+        "KL divergence": f"{report.mean_kl:.3g} nats on average, {report.max_kl:.3g} at most",
+        "logit difference": f"{report.max_difference:.3g} at most, {report.mean_difference:.3g} on average, where the "
+                            f"logits' standard deviation is {report.logit_std:.3g}",
+        "decoding one by one": f"logit difference {report.decode_difference:.3g} at most, KL divergence from the whole "
+                               f"prompt {report.decode_kl:.3g} nats",
+    }
 
 
 def _prepared(

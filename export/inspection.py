@@ -6,20 +6,41 @@ needed, so that a bundle is described in the base install.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..errors import HerdError
 from ..model.config import HerdConfig
 from ..model.config.parameter_counts import ModelSize, model_size
-from ..runtimes.bundle.manifest import MANIFEST, Bundle, Manifest
+from ..model.config.presets import is_preset, preset
+from ..model.processing.generation_defaults import GenerationDefaults
+from ..model.quantization.formats import CACHE_BYTES
+from ..runtimes.bundle.manifest import MANIFEST, PROCESSOR, Bundle, Manifest
+from .cache_type import cache_type
+from .plan_description import PLAN, PlanDescription, describe_plan
 
-if TYPE_CHECKING:
-    from .targets.tensorrt import Gemm, PlanTensor
 
-PLAN = ".plan"
-"""How the names of TensorRT plans end."""
+@dataclass(frozen=True)
+class PresetDescription:
+    """A model of which the configuration alone is known.
+
+    Attributes:
+        name: as it was given.
+        config: the model.
+    """
+
+    name: str
+    config: HerdConfig
+
+    @property
+    def size(self) -> ModelSize:
+        """Parameters, and bytes of keys and values."""
+        return model_size(self.config)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary."""
+        return {"preset": self.name, "facts": self.size.to_json(), "config": self.config.to_json()}
 
 
 @dataclass(frozen=True)
@@ -27,16 +48,18 @@ class CheckpointDescription:
     """A checkpoint.
 
     Attributes:
-        path: its directory.
+        path: its directory, as it was given.
         fingerprint: SHA-256 of what it holds.
         config: the model.
         files: bytes of each file with weights, by name.
+        sampling: how its authors want it sampled, in words.
     """
 
     path: Path
     fingerprint: str
     config: HerdConfig
     files: dict[str, int]
+    sampling: str
 
     @property
     def size(self) -> ModelSize:
@@ -56,15 +79,19 @@ class BundleDescription:
     Attributes:
         path: its directory, as it was given.
         manifest: what it declares about itself.
+        caches: type of keys and values, None where its graph does not say it.
+        sampling: how the model's authors want it sampled, in words.
     """
 
     path: Path
     manifest: Manifest
+    caches: str | None
+    sampling: str
 
     @property
     def size(self) -> ModelSize:
-        """Parameters, and bytes of keys and values."""
-        return model_size(self.manifest.config)
+        """Parameters, and bytes of keys and values as they are stored; at 16 bit where that is not known."""
+        return model_size(self.manifest.config, kv_element_bytes=CACHE_BYTES.get(self.caches or "", 2))
 
     @property
     def plan_files(self) -> list[Path]:
@@ -89,60 +116,6 @@ class BundleDescription:
 
 
 @dataclass(frozen=True)
-class ProductDescription:
-    """A matrix product of a plan; operands are a type and a shape, such as ``bf16[?, 64]``.
-
-    Attributes:
-        layers: names of the ONNX nodes that it computes.
-        profile: index of the optimisation profile.
-        left: operand.
-        right: operand.
-        result: of the product.
-        alpha: factor of the result.
-    """
-
-    layers: list[str]
-    profile: int
-    left: str
-    right: str
-    result: str
-    alpha: float
-
-
-@dataclass(frozen=True)
-class PlanDescription:
-    """A TensorRT plan.
-
-    Attributes:
-        path: the file.
-        tensorrt: version that built it.
-        bytes: its size.
-        sm: compute capabilities that it runs on.
-        profiles: number of optimisation profiles.
-        constants: bytes by type.
-        products: every matrix product, in all profiles.
-        inputs: type and shape by name.
-        outputs: type and shape by name.
-    """
-
-    path: Path
-    tensorrt: str
-    bytes: int
-    sm: list[str]
-    profiles: int
-    constants: Counter[str]
-    products: list[ProductDescription]
-    inputs: dict[str, str]
-    outputs: dict[str, str]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dictionary."""
-        return {"plan": str(self.path), "tensorrt": self.tensorrt, "bytes": self.bytes, "sm": self.sm,
-                "constants": dict(self.constants), "products": [asdict(product) for product in self.products],
-                "inputs": self.inputs, "outputs": self.outputs}
-
-
-@dataclass(frozen=True)
 class PipelineDescription:
     """The passes of a target and a recipe, in order: name and purpose."""
 
@@ -156,41 +129,26 @@ class PipelineDescription:
                 "passes": [{"name": name, "purpose": purpose} for name, purpose in self.passes]}
 
 
-Description = CheckpointDescription | BundleDescription | PlanDescription
+Description = PresetDescription | CheckpointDescription | BundleDescription | PlanDescription
 
 
 def describe(path: Path) -> Description:
-    """Find out what a checkpoint, a bundle or a TensorRT plan holds.
+    """Find out what a checkpoint, a bundle or a TensorRT plan holds, or what a preset is.
 
     Args:
-        path: a directory, or a file that ends in ``.plan``.
+        path: a directory, a file that ends in ``.plan``, or the name of a preset where nothing is called so.
 
     Raises:
-        HerdError: nothing of the three, damaged, or of another version.
+        HerdError: nothing of these, damaged, or of another version.
     """
+    if is_preset(str(path)) and not path.exists():
+        return PresetDescription(str(path), preset(str(path)))
     if path.suffix == PLAN and path.is_file():
         return describe_plan(path)
     if (path / MANIFEST).is_file():
-        return BundleDescription(path, Bundle.open(path).manifest)
+        bundle = Bundle.open(path)
+        return BundleDescription(path, bundle.manifest, cache_type(bundle), _sampling(path / PROCESSOR))
     return _describe_checkpoint(path)
-
-
-def describe_plan(path: Path) -> PlanDescription:
-    """Find out what a TensorRT plan holds.
-
-    Raises:
-        HerdError: no such file, not a plan, one that was cut, or another version's.
-    """
-    from .targets.tensorrt import Plan
-    from .targets.tensorrt.plan import VERSION
-
-    plan = Plan.read(path)
-    return PlanDescription(
-        path, VERSION, plan.bytes, list(plan.targets), len(plan.profiles), plan.constant_bytes(),
-        [_product(gemm) for gemm in plan.gemms],
-        {name: _tensor(tensor) for name, tensor in plan.inputs.items()},
-        {name: _tensor(tensor) for name, tensor in plan.outputs.items()},
-    )
 
 
 def describe_pipeline(name: str) -> PipelineDescription:
@@ -218,14 +176,16 @@ def _describe_checkpoint(path: Path) -> CheckpointDescription:
 
     with open_checkpoint(path) as checkpoint:
         files = {file.name: file.stat().st_size for file in checkpoint.weight_files}
-        return CheckpointDescription(path, checkpoint.fingerprint(), checkpoint.config, files)
+        sampling = _sampling(checkpoint.directory)
+        return CheckpointDescription(path, checkpoint.fingerprint(), checkpoint.config, files, sampling)
 
 
-def _product(gemm: Gemm) -> ProductDescription:
-    return ProductDescription(list(gemm.layers), gemm.profile, _tensor(gemm.a), _tensor(gemm.b), _tensor(gemm.output),
-                              gemm.alpha)
-
-
-def _tensor(tensor: PlanTensor) -> str:
-    """Type and shape; sizes that are known when it runs are ``?``."""
-    return f"{tensor.dtype}[{', '.join(dim if dim.isdigit() else '?' for dim in tensor.dims)}]"
+def _sampling(directory: Path) -> str:
+    """What ``generation_config.json`` recommends, in words; the end of a text is no part of it."""
+    try:
+        found = asdict(GenerationDefaults.from_directory(directory))
+    except HerdError as error:  # inspecting is how one finds out
+        return f"unknown: {error}"
+    given = {name: value for name, value in found.items() if name != "eos_ids" and value is not None}
+    words = ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in given.items())
+    return words if found["temperature"] else ", ".join(filter(None, ("greedy", words)))

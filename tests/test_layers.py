@@ -15,21 +15,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-GROUND = ("errors", "files", "reading", "console", "plotting")
+GROUND = ("errors", "files", "reading", "options", "console", "plotting")
 MODEL_WITHOUT_TORCH = ("model.config", "model.processing")
 
 ALLOWED: dict[str, tuple[str, ...]] = {
     "errors": (),
     "files": ("errors",),
     "reading": ("errors",),
-    "console": ("errors", "files"),
+    "foreign_text": (),
+    "interruption": (),
+    "options": (),
+    "console": ("errors", "files", "foreign_text", "interruption", "options"),
     "plotting": (),
     "model": ("model", "errors", "files", "reading"),
     "runtimes": ("runtimes", *MODEL_WITHOUT_TORCH, "errors", "files", "reading"),
     "calibration": ("calibration", "model", "", *GROUND),
     "export": ("export", "model", "runtimes", "", "errors", "files", "reading"),
     "build": ("export", "model", "runtimes", *GROUND),
-    "cli": ("cli", "build", "export", "calibration", "runtimes", "model", "", *GROUND),
+    "cli": ("cli", "build", "export", "calibration", "runtimes", "model", "", "foreign_text", *GROUND),
     "__main__": ("cli",),
     "": ("runtimes", "errors"),
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..config import read_config
 from ..config.names import expected_tensors
+from ..config.read import CALF, checkpoint_directory
 from .base import Checkpoint, TensorInfo
 from .huggingface import open_huggingface
 from .meta.checkpoint import open_meta
@@ -15,17 +16,6 @@ __all__ = [
     "CALF", "Checkpoint", "TensorInfo", "checkpoint_directory", "expected_tensors", "open_checkpoint",
     "save_checkpoint",
 ]
-
-CALF = Path(__file__).parents[2] / "examples" / "calf" / "checkpoint"
-"""A small model that the repository carries, and the wheel does not."""
-
-
-def checkpoint_directory(name: str | Path) -> Path:
-    """The directory that a checkpoint's name means: its own, or for ``calf``, where no directory is called so, that of
-    the model which the repository carries.
-    """
-    directory = Path(name)
-    return CALF if directory == Path("calf") and CALF.exists() and not directory.exists() else directory
 
 
 def open_checkpoint(directory: str | Path) -> Checkpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from ...errors import HerdError
@@ -70,12 +71,28 @@ PRESETS = {
 }
 
 
+_RELEASED = re.compile(r"(?:meta-llama/)?Llama-4-(Scout-17B-16E|Maverick-17B-128E)(?:-Instruct)?(?:-FP8)?", re.I)
+"""Released models as the Hugging Face hub calls them."""
+
+
+def is_preset(name: str) -> bool:
+    """Whether ``preset`` knows a name."""
+    return _preset_name(name) in PRESETS
+
+
 def preset(name: str) -> HerdConfig:
     """A configuration by name: ``scout``, ``maverick``, ``behemoth`` (a guess), ``tiny`` or ``tiny-text``.
+
+    Released models are also known by what the hub calls them, such as ``meta-llama/Llama-4-Scout-17B-16E-Instruct``.
 
     Raises:
         HerdError: no preset has that name.
     """
-    if name not in PRESETS:
+    if not is_preset(name):
         raise HerdError(f"no preset is called {name!r}: choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
+    return PRESETS[_preset_name(name)]
+
+
+def _preset_name(name: str) -> str:
+    released = _RELEASED.fullmatch(name)
+    return released[1].partition("-")[0].lower() if released else name

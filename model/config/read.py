@@ -9,15 +9,29 @@ from ...reading import read_json
 from .config import HerdConfig
 from .huggingface import from_hf
 from .meta import from_meta
+from .presets import is_preset
+
+CALF = Path(__file__).parents[2] / "examples" / "calf" / "checkpoint"
+"""A small model that the repository carries, and the wheel does not."""
+
+
+def checkpoint_directory(name: str | Path) -> Path:
+    """The directory that a checkpoint's name means: its own, or for ``calf``, where no directory is called so, that of
+    the model which the repository carries.
+    """
+    directory = Path(name)
+    return CALF if directory == Path("calf") and CALF.exists() and not directory.exists() else directory
 
 
 def read_config(directory: Path) -> HerdConfig:
-    """Read ``config.json`` (Hugging Face) or ``params.json`` (Meta) of a checkpoint directory.
+    """Read ``config.json`` (Hugging Face) or ``params.json`` (Meta) of a checkpoint directory, or of ``calf``.
 
     Raises:
         HerdError: no such directory or file, not JSON, or not a Llama 4 configuration.
     """
-    directory = Path(directory)
+    directory = checkpoint_directory(directory)
+    if is_preset(str(directory)) and not directory.exists():
+        raise HerdError(f"{directory} is a configuration without weights: give a checkpoint directory")
     if not directory.is_dir():
         if directory.suffix.lower() == ".gguf":
             raise HerdError(f"{directory} is not a directory: make a checkpoint of it with `herdgraph upcycle`")

@@ -14,23 +14,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from herdgraph.model.config.presets import TINY
 from support import herds
 from support.command_line import run, run_process
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    directory = tmp_path_factory.mktemp("cli with spaces")
-    checkpoint, bundle = directory / "checkpoint", directory / "bundle"
-    herds.save(TINY, checkpoint)
-    herds.write_processor(checkpoint)
-    done = subprocess.run([sys.executable, ROOT / "build.py", checkpoint, "-o", bundle, "--json"],
-                          capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["bundle"] == str(bundle)
-    return checkpoint, bundle
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +34,12 @@ def test_help(command: list[str]) -> None:
     done = run(*command, "--help") if command else run_process("--help")
     assert done.returncode == 0
     assert done.stdout.startswith("Usage: ")
+
+
+def test_the_script_is_the_command() -> None:
+    command = [sys.executable, Path(__file__).parents[2] / "build.py", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage: build.py [OPTIONS] CHECKPOINT")
 
 
 def test_generate(paths: tuple[Path, Path], tmp_path: Path) -> None:
@@ -75,7 +66,7 @@ def test_chat(paths: tuple[Path, Path], tmp_path: Path) -> None:
     errors = done.stderr.splitlines()[1:]
     for error, found in zip(errors, (
         f"error: {missing} cannot be read: No such file or directory", "error: /image needs the name of a file",
-        "error: there is no command /foo: use /image FILE, /reset or /quit", "the model's context is 4096",
+        "error: there is no command /foo: /help lists them", "the model's context is 4096",
         "no Unicode character",
     ), strict=True):
         assert found in error
@@ -102,6 +93,9 @@ def test_verify(paths: tuple[Path, Path]) -> None:
     failed = run("verify", bundle, checkpoint, "--bound", 1e-12)
     assert failed.returncode == 1
     assert "the bound is 1e-12" in failed.stderr
+    judged = run("verify", bundle, checkpoint, "--tokens", 9, "--max-kl", 0, "--min-top1", 1, "--json")
+    assert "the mean KL divergence is" in judged.stderr
+    assert json.loads(judged.stdout)["bounds"] == {"difference": 1e-3, "kl": 0, "top1": 1}
 
 
 def test_verify_finds_a_wrong_weight(paths: tuple[Path, Path], tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ TABLE = {
     "plan scout --devices 8xH100 --plot {out}.png":          ("build",  "build",   WORKS,     "build"),
     "generate {bundle} -p Hi --max-new-tokens 2":            ("cpu",    WORKS,     WORKS,     "cpu"),
     "chat {bundle} --max-new-tokens 2":                      ("cpu",    WORKS,     WORKS,     "cpu"),
-    "bench {bundle} --prompt 16 --new 2 --repeats 1":        ("cpu",    WORKS,     WORKS,     "cpu"),
+    "bench {bundle} --prompt-tokens 16 -n 2 --repeats 1":    ("cpu",    WORKS,     WORKS,     "cpu"),
     "run {bundle} Hi":                                       ("cluster",) * 4,
     "verify {bundle} {checkpoint} --tokens 8":               ("build",  "build",   WORKS,     "cpu"),
     "build {checkpoint} -o {out}":                           ("build",  "build",   WORKS,     "build"),

@@ -8,7 +8,7 @@ import sys
 from click.testing import CliRunner
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, stdin: str | bytes = "") -> subprocess.CompletedProcess[str]:
     """Run ``herdgraph ARGUMENTS`` in this process: the same errors and exit status, without starting Python again.
 
     Anything but an orderly end is raised, so that a traceback fails the test.
@@ -16,7 +16,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     from herdgraph.cli import main
 
     words = [str(argument) for argument in arguments]
-    done = CliRunner().invoke(main, words, prog_name="herdgraph")
+    done = CliRunner().invoke(main, words, prog_name="herdgraph", input=stdin)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)

@@ -68,7 +68,8 @@ def test_inspect_reads_plans(paths: tuple[Path, Path, Path]) -> None:
     fp8 = [row for row in found["products"] if row["left"].startswith("fp8") and row["right"].startswith("fp8")]
     assert len(fp8) == 2 * Bundle.open(paths[2]).manifest.plans["decoder"]["fp8_products"], "once per profile"
     shown = herdgraph("inspect", paths[2], "--products").output
-    for text in ("SM", "89, 120", "fp8_e4m3 x fp8_e4m3", "layers.1.feed_forward.experts", "past.*.key"):
+    for text in ("SM", "89, 120", "fp8_e4m3 x fp8_e4m3", "layers.1.feed_forward.experts", "past.*.key",
+                 "KV cache (fp8)"):
         assert text in shown
 
 

@@ -91,7 +91,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_report(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = measure_peaks(1, bandwidth_rows=16, side=64)
     monkeypatch.setattr("herdgraph.runtimes.benchmark.bench.measure_peaks", lambda threads: small)
-    arguments = ["bench", str(bundle), "--prompt", "40", "--new", "5", "--context", "21", "--threads", "1"]
+    arguments = ["bench", str(bundle), "--prompt-tokens", "40", "-n", "5", "--context", "21", "--threads", "1"]
     document = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
     assert (document["prompt_tokens"], document["new_tokens"], document["context"]) == (40, 5, 21)
     for name in ("prefill", "decode"):

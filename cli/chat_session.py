@@ -1,0 +1,203 @@
+"""A chat as it goes on: messages are answered, and words that begin with a slash are done."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..console import stderr, table
+from ..errors import HerdError
+from ..foreign_text import printable
+from .answers import print_stream
+from .chat_input import first_word, is_terminal, stopped_by_interrupt
+from .conversation import Conversation, Picture, Turn
+from .options import checked_sampling
+
+if TYPE_CHECKING:
+    from ..runtimes import Engine, Generation
+
+_HELP = {
+    "/image FILE [QUESTION]": "show a picture, with this question or the next message",
+    "/regen": "answer the last message again",
+    "/save FILE": "write the conversation to a new file",
+    "/set [NAME [VALUE]]": "list the sampling options, or change one; without a value it is the default again",
+    "/reset": "forget all that was said",
+    "/quit": "end, as Ctrl-D does",
+    "Alt-Enter, Ctrl-C": "begin a new line; stop an answer or clear the line",
+}
+
+
+class ChatSession:
+    """What was said, and the pictures that go with the next message.
+
+    Args:
+        engine: answers.
+        system: system message, None for none.
+        raw: without the chat template.
+        sampling: options of ``Engine.stream`` that were given.
+        options: the parameters of the command that /set changes, by name.
+
+    Raises:
+        HerdError: the bundle has no tokenizer or chat template, or the system message is not text.
+    """
+
+    def __init__(
+        self, engine: Engine, *, system: str | None, raw: bool, sampling: dict[str, Any],
+        options: Mapping[str, click.Option],
+    ) -> None:
+        self._engine, self._sampling, self._options = engine, sampling, options
+        self._conversation, self._pictures = Conversation(system, raw), tuple[Picture, ...]()
+        self._sequence = engine.new_sequence()
+        engine.processor.prepare(self._conversation.prompt(Turn("Hello")))
+
+    def handle(self, message: str) -> None:
+        """Do what a message says, or answer it.
+
+        Raises:
+            HerdError: it cannot be done; the conversation stays as it was.
+        """
+        word, _, rest = message.partition(" ")
+        commands: dict[str, Callable[[str], None]] = {
+            "/help": self._help, "/image": self._image, "/regen": self._regenerate, "/save": self._save,
+            "/set": self._set, "/reset": self._reset}
+        if word in commands:
+            commands[word](rest.strip())
+        elif re.fullmatch(r"/\w+", word):
+            raise HerdError(f"there is no command {word}: /help lists them")
+        elif message:
+            self._answer(Turn(message, self._pictures))
+
+    def attach(self, name: str) -> None:
+        """Show a picture with the next message.
+
+        Raises:
+            HerdError: it cannot be read, the model reads text only, or there are no messages.
+        """
+        from ..model.processing.pictures import load_image
+
+        if self._conversation.raw:
+            raise HerdError("with --raw there are no messages that a picture could belong to: chat without it")
+        assert self._engine.processor.image_processor, "models without images were refused"
+        path = Path(name).expanduser()
+        self._pictures = (*self._pictures, Picture(str(path), load_image(path)))
+
+    # -- commands ------------------------------------------------------------------------------------------------
+
+    def _help(self, _: str) -> None:
+        table("commands", _HELP, err=True)
+
+    def _image(self, rest: str) -> None:
+        if not rest:
+            raise HerdError("/image needs the name of a file: /image FILE")
+        # Blanks that nobody escaped are part of the name where there is such a file.
+        name, question = (rest, "") if Path(rest).expanduser().is_file() else first_word(rest)
+        self.attach(name)
+        if question:
+            self._answer(Turn(question, self._pictures))
+        else:
+            _note(f"{name} goes with the next message")
+
+    def _regenerate(self, _: str) -> None:
+        turns = self._conversation.turns
+        if not turns:
+            raise HerdError("nothing was answered yet: say something first")
+        last = turns.pop()
+        try:
+            self._answer(last)
+        except HerdError:
+            turns.append(last)
+            raise
+
+    def _save(self, rest: str) -> None:
+        name, _ = first_word(rest)
+        if not name:
+            raise HerdError("/save needs the name of a file: /save FILE")
+        path = Path(name).expanduser()
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(self._conversation.document())
+        except (OSError, ValueError) as error:
+            raise HerdError(f"{name} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+        _note(f"saved as {path}")
+
+    def _set(self, rest: str) -> None:
+        name, _, text = rest.partition(" ")
+        if not name:
+            table("options", {_spelled(each): self._shown(each) for each in self._options}, err=True)
+            return
+        key = name.strip("-").replace("-", "_")
+        if key not in self._options:
+            raise HerdError(f"there is no option {name}: {', '.join(map(_spelled, self._options))} can be set")
+        self._sampling = checked_sampling({**self._sampling, key: self._value(key, text.strip())})
+        _note(f"{_spelled(key)} is {self._shown(key)}")
+
+    def _reset(self, _: str) -> None:
+        self._conversation.turns.clear()
+        self._pictures = ()
+        _note("forgot all that was said")
+
+    def _value(self, key: str, text: str) -> Any:
+        """A value as the command line would take it; without a text the default."""
+        option = self._options[key]
+        if not text:
+            return option.default if isinstance(option.default, int) else None
+        try:
+            value = option.type.convert(first_word(text)[0], option, None)
+        except click.BadParameter as error:
+            raise HerdError(f"{_spelled(key)} cannot be {text!r}: {error.message}") from error
+        return (value,) if option.multiple else value
+
+    def _shown(self, key: str) -> str:
+        if key in self._sampling:
+            return str(self._sampling[key])
+        default = self._options[key].show_default
+        return default if isinstance(default, str) else "the default"
+
+    # -- answers -------------------------------------------------------------------------------------------------
+
+    def _answer(self, turn: Turn) -> None:
+        """Answer a turn; one that cannot be answered is not kept, one that was stopped is, as far as it got."""
+        prompt = self._conversation.prompt(turn)
+        stream = self._engine.stream(prompt, sequence=self._sequence, **self._sampling)
+        with stopped_by_interrupt() as pressed:
+            print_stream(_until(stream, pressed))
+        self._conversation.turns.append(replace(turn, answer=stream.result.text))
+        self._pictures = ()
+        _note(self._account(stream.result, stopped=pressed.is_set()))
+
+    def _account(self, result: Generation, *, stopped: bool) -> str:
+        """How fast an answer was, why it ended, and what helps if it was cut off."""
+        timings, most = result.timings, self._sampling["max_new_tokens"]
+        reason = "ended by the model"
+        if stopped:
+            reason = "stopped by Ctrl-C"
+        elif result.finish_reason == "length" and timings.new_tokens >= most:
+            reason = f"cut off at {most} tokens (/set max-new-tokens {2 * most} allows more)"
+        elif result.finish_reason == "length":
+            limit = self._engine.config.text.max_position_embeddings
+            reason = f"cut off where the context of {limit} tokens is full (/reset begins anew)"
+        return f"{timings.new_tokens} tokens at {timings.decode_tokens_per_second:.1f} tokens/s, {reason}"
+
+
+def _until(stream: Iterable[str], stopped: Event) -> Iterator[str]:
+    """Text up to the one during which somebody stopped."""
+    for text in stream:
+        yield text
+        if stopped.is_set():
+            return
+
+
+def _spelled(key: str) -> str:
+    return key.replace("_", "-")
+
+
+def _note(text: str) -> None:
+    """Say something in a dim line to whoever sits there; a script gets answers and errors only."""
+    if is_terminal():
+        stderr.print(printable(text), style="dim", markup=False, soft_wrap=True)
