@@ -9,7 +9,7 @@ PIP := $(PY) -m pip --quiet --disable-pip-version-check
 PACKAGES := model export runtimes calibration cli
 TYPED := $(addprefix .editable/herdgraph/,$(PACKAGES) $(wildcard *.py))
 
-.PHONY: demo test test-slow test-packaging coverage docs lint clean
+.PHONY: demo test test-slow test-packaging fuzz coverage docs lint clean
 
 demo: .venv/.demo
 	$(PY) examples/demo.py
@@ -20,6 +20,13 @@ test: .venv/.dev
 
 test-slow: .venv/.dev
 	HYPOTHESIS_PROFILE=nightly $(PY) -m pytest -m slow
+
+# Damaged inputs with new seeds for an hour, then atheris for five minutes on every reader of bytes.
+fuzz: .venv/.dev
+	$(PIP) install "atheris>=3,<4"
+	cd tests && PYTHONPATH=.:.. ../$(PY) -m fuzz.harness --first $$(date +%s)
+	cd tests && for reader in safetensors gguf image rows tar json; do \
+		PYTHONPATH=.:.. ../$(PY) -m fuzz.coverage_guided $$reader || exit 1; done
 
 coverage: .venv/.dev
 	$(PY) -m pytest -m "not slow" --cov=herdgraph --cov-report=term:skip-covered

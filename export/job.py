@@ -17,6 +17,7 @@ from ..model.quantization.calibration_file import CalibrationFile
 from ..model.quantization.recipes import Recipe
 from ..runtimes.bundle.shards import Shards
 from .graph.capture import bind_weights, capture_decoder, capture_vision
+from .metadata import describe_graph
 from .targets.options import PlanOptions
 from .targets.target import Target, WritePlan
 from .weights.origin import origin_of
@@ -110,10 +111,15 @@ class Job:
         self.progress.stage(f"writing {role} weights")
         if self.write_plan is None:
             stream(model, directory, f"{role}.data", self.progress.written)
+            self.describe(model, role)
             ir.save(model, directory / f"{role}.onnx")
             made.graphs[role] = f"{role}.onnx"
         else:
             made.graphs[role], made.plans[role] = self.compiled(self.write_plan, model, directory, role)
+
+    def describe(self, model: ir.Model, role: str) -> None:
+        """Let a graph say what a loader needs that knows nothing of bundles."""
+        describe_graph(model, role, self.checkpoint, target=self.target.name, recipe=self.recipe.name)
 
     def compiled(self, write: WritePlan, model: ir.Model, directory: Path, role: str) -> tuple[str, dict[str, Any]]:
         """Write the plan of a lowered graph; its file name, and what the manifest is to say of it."""

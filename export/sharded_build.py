@@ -80,6 +80,7 @@ def _write_rank(job: Job, model: ir.Model, directory: Path, made: BuildResult) -
     entries = []
     for index, partition in enumerate(partition_at_collectives(model)):
         path = directory / f"decoder.{index:02}.onnx"
+        job.describe(partition.model, f"{directory.name} partition {index}")
         ir.save(partition.model, path)
         entries.append(PartitionEntry(f"{directory.name}/{path.name}", partition.before, partition.after))
     return tuple(entries)

@@ -52,6 +52,7 @@ class ChatTemplate:
         if len(source) > MOST_CHARACTERS:
             raise HerdError(f"the checkpoint's chat template has {len(source)} characters, at most {MOST_CHARACTERS} "
                             "are read")
+        self.source = source
         self._controls = ControlTokens(special_tokens)
         self._variables = {name: self._controls.mark(text) for name, text in variables.items()}
         environment = BoundedEnvironment()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,7 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support import graphs
+from herdgraph.export.pipeline import build_bundle
+from herdgraph.model.checkpoint import open_checkpoint
+from herdgraph.model.config.presets import TINY
+from herdgraph.runtimes import Engine
+from support import graphs, herds
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,3 +52,24 @@ def test_the_example_of_a_pass_works() -> None:
     exec(compile(a_pass, "add-a-pass-or-target.md", "exec"), package)
     exec(compile(its_test, "add-a-pass-or-target.md", "exec"), package)
     package["test_squares_become_products"]()
+
+
+def test_the_plain_onnxruntime_program_says_what_the_engine_says(tmp_path: Path) -> None:
+    """docs/onnx.md as it stands there, in a process that has nothing of herdgraph, over several chunks."""
+    herds.save(TINY, tmp_path / "checkpoint")
+    herds.write_processor(tmp_path / "checkpoint")
+    with open_checkpoint(tmp_path / "checkpoint") as checkpoint:
+        build_bundle(checkpoint, tmp_path / "bundle")
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "onnx.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "program.py").write_text(program)
+    command = [sys.executable, "-I", "program.py", "bundle", "Once upon a time"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with Engine.load(tmp_path / "bundle", threads=1) as engine:
+        ids = engine.processor.tokenizer.encode("Once upon a time")
+        answer = engine.generate(ids, max_new_tokens=64 - len(ids) + 1, temperature=0)
+        assert done.stdout.rstrip("\n") == "Once upon a time" + answer.text
+        about = engine._decoder.graph.session.get_modelmeta().custom_metadata_map
+    assert about["herdgraph.role"] == "decoder"
+    assert json.loads(about["herdgraph.stop_token_ids"]) == sorted(engine.processor.tokenizer.stop_ids)
+    assert about["herdgraph.chat_template"] == engine.processor.template.source

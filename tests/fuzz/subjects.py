@@ -209,19 +209,31 @@ def _calibration(directory: Path, rng: random.Random) -> str:
     return odd.odd_numbers(path) if scales else ""
 
 
-SUBJECTS = {
-    subject.name: subject
-    for subject in (
-        Subject("altered bundles", sound.write_bundle, _altered_bundle),
-        Subject("forged bundles", sound.write_bundle, _forged_bundle),
-        Subject("checkpoints", sound.write_checkpoint, _checkpoint),
-        Subject("Meta checkpoints", sound.write_meta_checkpoint, _checkpoint),
+ONE_BY_ONE = (
+    Subject("altered bundles", sound.write_bundle, _altered_bundle),
+    Subject("forged bundles", sound.write_bundle, _forged_bundle),
+    Subject("checkpoints", sound.write_checkpoint, _checkpoint),
+    Subject("Meta checkpoints", sound.write_meta_checkpoint, _checkpoint),
     Subject("GGUF", lambda place: sound.write_gguf(place / "model.gguf"), _gguf),
-        Subject("processors", sound.write_processor, _processor),
-        Subject("templates", sound.write_processor, _template),
-        Subject("images", sound.write_images, _image),
-        Subject("requests", sound.write_bundle, _call),
-        Subject("data", sound.write_data, _data),
-        Subject("calibrations", sound.write_calibration, _calibration),
-    )
-}
+    Subject("processors", sound.write_processor, _processor),
+    Subject("templates", sound.write_processor, _template),
+    Subject("images", sound.write_images, _image),
+    Subject("requests", sound.write_bundle, _call),
+    Subject("data", sound.write_data, _data),
+    Subject("calibrations", sound.write_calibration, _calibration),
+)
+
+
+def _build_all(place: Path) -> None:
+    for subject in ONE_BY_ONE:
+        subject.prepare(place)
+
+
+def _one_of_all(place: Path, rng: random.Random) -> str:
+    """A case of a subject drawn at random: one worker for all of them."""
+    subject = rng.choice(ONE_BY_ONE)
+    found = subject.run(place / subject.name, rng)
+    return f"{subject.name}: {found}" if found else ""
+
+
+SUBJECTS = {subject.name: subject for subject in (*ONE_BY_ONE, Subject("mixed", _build_all, _one_of_all))}
