@@ -1,7 +1,7 @@
 """What an ONNX file says of itself, for loaders that know nothing of bundles.
 
-Graphs of a bundle run on any ONNX Runtime; what else such a loader needs stands in the file's ``metadata_props``: how to
-turn messages into tokens, when to stop, how large the caches are and where a call has to end (docs/onnx.md).
+Graphs of a bundle run on any ONNX Runtime; what else such a loader needs stands in the file's ``metadata_props``: how
+to turn messages into tokens, when to stop, how large the caches are and where a call has to end (docs/onnx.md).
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """
         found = raw.get("format")
         if type(found) is not int or found != FORMAT:
-            advice = "update herdgraph" if isinstance(found, int) and found > FORMAT else "rebuild it with build.py"
+            advice = "update herdgraph" if isinstance(found, int) and found > FORMAT else "build it again with `herdgraph build`"
             raise HerdError(f"the bundle format is {found!r}, this herdgraph reads format {FORMAT}: {advice}")
         config = decode("the manifest", raw, _Config).config
         read: dict[str, Any] = {"config": HerdConfig.from_json(config)}
@@ -156,7 +156,7 @@ class Bundle:
         if not path.is_file():
             checkpoint = any((directory / name).is_file() for name in ("config.json", "params.json"))
             problem = "is a checkpoint" if checkpoint else f"has no {MANIFEST}"
-            raise HerdError(f"{directory} {problem}: not a herdgraph bundle; build one with build.py")
+            raise HerdError(f"{directory} {problem}: not a herdgraph bundle; build one with `herdgraph build`")
         raw = read_json(path)
         try:
             manifest = Manifest.from_json(raw)
