@@ -11,7 +11,7 @@ from .huggingface import from_hf
 from .meta import from_meta
 from .presets import is_preset
 
-CALF = Path(__file__).parents[2] / "examples" / "calf" / "checkpoint"
+CALF = Path(__file__).resolve().parents[2] / "examples" / "calf" / "checkpoint"
 """A small model that the repository carries, and the wheel does not."""
 
 

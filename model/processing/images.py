@@ -66,9 +66,10 @@ class ImageProcessor:
     def __post_init__(self) -> None:
         if not 1 <= self.max_patches <= MOST_TILES:
             raise HerdError(f"max_patches is {self.max_patches}, it must be within 1 and {MOST_TILES}")
-        if not len(self.mean) == len(self.std) == 3 or not all(self.std):
-            raise HerdError(f"images are normalised by mean {self.mean} and std {self.std}, three numbers each and no "
-                            "std of 0 are needed")
+        usual = all(abs(mean) <= 1e6 for mean in self.mean) and all(1e-6 <= abs(std) <= 1e6 for std in self.std)
+        if not len(self.mean) == len(self.std) == 3 or not usual:
+            raise HerdError(f"images are normalised by mean {self.mean} and std {self.std}, three numbers each of at "
+                            "most 1e6, and no std below 1e-6, are needed")
 
     @classmethod
     def from_directory(cls, directory: Path, side: int) -> ImageProcessor:

@@ -99,7 +99,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """
         found = raw.get("format")
         if type(found) is not int or found != FORMAT:
-            advice = "update herdgraph" if isinstance(found, int) and found > FORMAT else "build it again with `herdgraph build`"
+            newer = isinstance(found, int) and found > FORMAT
+            advice = "update herdgraph" if newer else "build it again with `herdgraph build`"
             raise HerdError(f"the bundle format is {found!r}, this herdgraph reads format {FORMAT}: {advice}")
         config = decode("the manifest", raw, _Config).config
         read: dict[str, Any] = {"config": HerdConfig.from_json(config)}

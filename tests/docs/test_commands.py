@@ -68,7 +68,7 @@ def _write_files(directory: Path) -> None:
     """The files that the pages speak of."""
     herds.save(TINY, directory / "CHECKPOINT")
     herds.write_processor(directory / "CHECKPOINT")
-    (directory / "docs").mkdir()
+    (directory / "docs" / "pictures").mkdir(parents=True)
     (directory / "pictures").mkdir()
     shutil.copyfile(ROOT / "docs" / "runtime.md", directory / "docs" / "runtime.md")
     for name in ("cow.png", "pictures/a.png"):

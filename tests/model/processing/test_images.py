@@ -84,7 +84,8 @@ def test_resize_to_max_canvas() -> None:
 @pytest.mark.parametrize(("options", "message"), [
     ({"max_patches": 10**9}, "max_patches is 1000000000, it must be within 1 and 64"),
     ({"max_patches": "many"}, "have a value of the wrong kind"), ({"image_mean": 5}, "have a value of the wrong kind"),
-    ({"image_mean": [0.5]}, "three numbers each"), ({"image_std": [0, 1, 1]}, "no std of 0"),
+    ({"image_mean": [0.5]}, "three numbers each"), ({"image_std": [0, 1, 1]}, "no std below 1e-6"),
+    ({"image_std": [1, 1, 5e-324]}, "no std below"), ({"image_mean": [1e300, 0, 0]}, "at most 1e6"),
 ])
 def test_option_refusals(options: dict[str, object], message: str, tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(options))
