@@ -15,6 +15,7 @@ demo: .venv/.demo
 	$(PY) examples/demo.py
 
 # Two workers with one thread each; a file's tests stay together, and conftest.py puts the longest files first.
+test: export PYTHONDONTWRITEBYTECODE =
 test: .venv/.dev
 	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 

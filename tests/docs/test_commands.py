@@ -55,11 +55,13 @@ def test_commands_are_found() -> None:
     assert [begin for begin in EXCUSED if not any(command.startswith(begin) for _, command in COMMANDS)] == []
 
 
-@pytest.mark.parametrize("command", sorted({command for _, command in COMMANDS}))
+CLICK = sorted({command for _, command in COMMANDS if not re.search(r"\||COMMAND| train ", command)})
+"""Commands that click parses as they stand; tyro parses those of train."""
+
+
+@pytest.mark.parametrize("command", CLICK)
 def test_every_option_exists(command: str) -> None:
     """An option that is gone or misspelt ends the parsing before the help is shown."""
-    if "|" in command or "COMMAND" in command or " train " in command:
-        pytest.skip("not parsed by click as it stands")
     done = run(*shlex.split(command)[1:], "--help")
     assert done.returncode == 0, done.stderr
 
