@@ -10,6 +10,7 @@ file names that begin with ``pipe:`` in a shell.
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,8 +89,7 @@ class _Headers:
 
 def _members(path: Path) -> list[_Member]:
     with open_file(path) as file:
-        size = file.seek(0, 2)
-        file.seek(0)
+        size = os.fstat(file.fileno()).st_size
         try:
             return list(_indexed(file, size)) if size else []
         except (HerdError, OSError, tarfile.TarError, ValueError, OverflowError, EOFError) as error:

@@ -125,6 +125,8 @@ def _checked(index: int, message: Any) -> dict[str, Any]:
 
 def _checked_part(where: str, part: Any) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, Mapping) else None
+    if not isinstance(kind, str):
+        raise HerdError(f"{where} has type {shown(kind)}, known are text, image and image_url")
     if kind == "text":
         if not isinstance(part.get("text"), str):
             raise HerdError(f"{where} is text without a 'text' string")
@@ -139,7 +141,7 @@ def _checked_part(where: str, part: Any) -> dict[str, Any]:
             raise HerdError(f"{where} is an image given as {type(source).__name__}: give a path, the bytes of a file, "
                             "a Pillow image or an array")
         return {"type": "image", "source": source}
-    raise HerdError(f"{where} has type {kind!r}, known are text, image and image_url")
+    raise HerdError(f"{where} has type {shown(kind)}, known are text, image and image_url")
 
 
 def _from_url(where: str, given: Any) -> bytes:

@@ -122,19 +122,21 @@ class PromptProcessor:
             HerdError: an empty prompt, an unknown role, pictures and placeholders that do not match, a picture that
                 cannot be read, or more tokens than the model's context.
         """
-        limit = self._config.text.max_position_embeddings
+        limit, offered = self._config.text.max_position_embeddings, _listed("tools", tools)
         if isinstance(prompt, str):
+            if offered:
+                raise HerdError("tools= belongs to messages: a string prompt has no template that would offer them")
             if not prompt:
                 raise HerdError("the prompt is empty: give a text or at least one message")
             self.tokenizer.require_room(prompt, limit)
-            ids, sources = self.tokenizer.encode_completion(prompt), _listed(images)
+            ids, sources = self.tokenizer.encode_completion(prompt), _listed("images", images)
         else:
             messages = checked_messages(prompt)
             if images:
                 raise HerdError("images= belongs to a string prompt: put the pictures into the messages")
             mixed = [message["content"] for message in messages if isinstance(message["content"], list)]
             sources = [part["source"] for parts in mixed for part in parts if part["type"] == "image"]
-            ids = self.template.encode(messages, self.tokenizer, tools=tools, most_tokens=limit)
+            ids = self.template.encode(messages, self.tokenizer, tools=offered or None, most_tokens=limit)
         self._require_placeholders(ids, len(sources))
         tiled = self._tiled(sources, limit - len(ids))
         ids = self._with_images(ids, tiled)
@@ -190,9 +192,9 @@ class PromptProcessor:
         return found
 
 
-def _listed(images: object) -> list[Source]:
-    if images is None:
+def _listed(name: str, values: object) -> list[Any]:
+    if values is None:
         return []
-    if not isinstance(images, Sequence) or isinstance(images, str | bytes):
-        raise HerdError(f"images is {shown(images)}, a list of pictures is needed")
-    return list(images)
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+        raise HerdError(f"{name} is {shown(values)}, a list is needed")
+    return list(values)

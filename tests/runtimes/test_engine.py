@@ -240,6 +240,7 @@ def test_wrong_images(engine: Engine) -> None:
     ({"max_new_tokens": 0}, "max_new_tokens is 0"), ({"temperature": -1}, "temperature is -1"),
     ({"stop": [""]}, "a stop string is ''"), ({"temperature": "hot"}, "temperature is 'hot'"),
     ({"stop": 5}, "stop is 5"), ({"sequence": "x"}, "sequence is 'x'"), ({"images": 1.5}, "images is 1.5"),
+    ({"tools": 5}, "tools is 5, a list is needed"),
     ({"images": ["x.png"]}, "image"),
 ])
 def test_wrong_options(options: dict[str, object], message: str, engine: Engine) -> None:
