@@ -81,7 +81,7 @@ STEPS = [
 
 def answer(question: str) -> dict[str, float | str]:
     """Ask the bundle, stream the answer, return figures."""
-    from herdgraph.runtimes import Engine
+    from herdgraph import Engine
 
     started = time.perf_counter()
     engine = Engine.load(BUNDLE)
@@ -103,7 +103,7 @@ def answer(question: str) -> dict[str, float | str]:
 
 def look() -> None:
     """Show the calf pictures, and print what it says beside what they are."""
-    from herdgraph.runtimes import Engine
+    from herdgraph import Engine
 
     if not CALF_BUNDLE.exists():
         herdgraph("build", "calf", "-o", CALF_BUNDLE)
