@@ -27,11 +27,13 @@ class Subject:
         name: of the subject.
         build: writes the sound inputs into a directory.
         run: damages a copy of them and reads it.
+        mixed: a case takes one of the directories among the inputs, drawn at random.
     """
 
     name: str
     build: Callable[[Path], object]
     run: Case
+    mixed: bool = False
 
     def prepare(self, folder: Path) -> Path:
         """The sound inputs, written once into a folder that later workers share."""
@@ -231,10 +233,10 @@ def _build_all(place: Path) -> None:
 
 
 def _one_of_all(place: Path, rng: random.Random) -> str:
-    """A case of a subject drawn at random: one worker for all of them."""
-    subject = rng.choice(ONE_BY_ONE)
-    found = subject.run(place / subject.name, rng)
+    """A case of the subject whose inputs were drawn: one worker for all of them."""
+    subject = SUBJECTS[place.name]
+    found = subject.run(place, rng)
     return f"{subject.name}: {found}" if found else ""
 
 
-SUBJECTS = {subject.name: subject for subject in (*ONE_BY_ONE, Subject("mixed", _build_all, _one_of_all))}
+SUBJECTS = {subject.name: subject for subject in (*ONE_BY_ONE, Subject("mixed", _build_all, _one_of_all, mixed=True))}

@@ -48,9 +48,12 @@ def _outcome(subject: Subject, base: Path, seed: int, spilled: IO[bytes]) -> dic
     spilled.truncate()
     _reset_peak()
     before = _peak()
-    with _scratch(base) as place:
+    rng = random.Random(f"{subject.name} {seed}")
+    names = {one.name for one in SUBJECTS.values()}
+    parts = sorted(path for path in base.iterdir() if path.name in names) if subject.mixed else [base]
+    with _scratch(rng.choice(parts)) as place:
         try:
-            must_refuse = subject.run(place, random.Random(f"{subject.name} {seed}"))
+            must_refuse = subject.run(place, rng)
             found = {"outcome": "silent acceptance" if must_refuse else "accepted", "told": must_refuse}
         except HerdError as error:
             found = {"outcome": "refused" if "\n" not in str(error) else "extra lines", "told": str(error)}
@@ -71,8 +74,8 @@ def _scratch(base: Path) -> Iterator[Path]:
     """A copy of the sound inputs, to be damaged."""
     place = Path(tempfile.mkdtemp(prefix="herdgraph-fuzz-"))
     try:
-        shutil.copytree(base, place / "input")
-        yield place / "input"
+        shutil.copytree(base, place / base.name)
+        yield place / base.name
     finally:
         shutil.rmtree(place, ignore_errors=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 
@@ -15,8 +16,12 @@ def run(*arguments: object, stdin: str | bytes = "") -> subprocess.CompletedProc
     """
     from herdgraph.cli import main
 
-    words = [str(argument) for argument in arguments]
-    done = CliRunner().invoke(main, words, prog_name="herdgraph", input=stdin)
+    words, logger = [str(argument) for argument in arguments], logging.getLogger("herdgraph")
+    level = logger.level
+    try:
+        done = CliRunner().invoke(main, words, prog_name="herdgraph", input=stdin)
+    finally:
+        logger.setLevel(level)  # a process would have ended with its -q
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
