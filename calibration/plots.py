@@ -101,7 +101,7 @@ def _name_ends(axes: Axes, drawn: list[Any]) -> None:
     above = -np.inf
     for (x, y), line in sorted(ends, key=lambda end: end[0][1]):
         above = max(y, above + LABEL_GAP)
-        leader = {"arrowstyle": "-", "alpha": 0.5, "shrinkA": 0, "color": line.get_color(),
+        leader = {"arrowstyle": "-", "alpha": 0.5, "shrinkA": 0, "relpos": (0, 0.5), "color": line.get_color(),
                   "linestyle": line.get_linestyle()}
         axes.annotate(line.get_label(), (x, y), (1.02, above), "axes fraction", "axes fraction", va="center",
                       fontsize=8, color=line.get_color(), arrowprops=leader)
