@@ -49,14 +49,18 @@ def _lines(
     save(figure, path, dpi=DPI)
 
 
-def heat_maps(path: Path, title: str, x: str, y: str, maps: Mapping[str, Any]) -> None:
-    """Matrices beside each other on one scale."""
-    figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
-    several = figure.subplots(1, len(maps), sharey=True)
-    top = max(float(values.max()) for values in maps.values())
-    for axes, (name, values) in zip(several, maps.items(), strict=True):
+def before_and_after(path: Path, title: str, x: str, y: str, unit: str, before: Any, after: Any) -> None:
+    """Two matrices [rows, columns] beside each other on one scale, and their difference on its own."""
+    figure = Figure(figsize=(1.4 * WIDTH, 4.8), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    panels = figure.subplots(1, 3, sharey=True)
+    top, most = max(before.max(), after.max()), max(abs(after - before).max(), 1e-9)
+    for axes, name, values in zip(panels, ("before", "after"), (before, after), strict=False):
         image = axes.imshow(values, aspect="auto", cmap="Blues", vmin=0, vmax=top)
         axes.set(title=name, xlabel=x, xticks=range(values.shape[1]))
-    several[0].set_ylabel(y)
-    figure.colorbar(image, ax=several, label=title)
+    figure.colorbar(image, ax=panels[:2], label=unit)
+    change = panels[2].imshow(after - before, aspect="auto", cmap="RdBu", vmin=-most, vmax=most)
+    panels[2].set(title="after - before", xlabel=x, xticks=range(before.shape[1]))
+    figure.colorbar(change, ax=panels[2], label="difference")
+    panels[0].set_ylabel(y)
     figure.savefig(path, dpi=DPI, metadata={"Software": None})

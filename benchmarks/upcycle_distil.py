@@ -37,7 +37,7 @@ from herdgraph.model.training.runs import UpcycleOptions, upcycle_then_distil
 from herdgraph.model.training.runs.start import open_model
 from herdgraph.model.training.trainer import TrainOptions
 
-from .figures import heat_maps
+from .figures import before_and_after
 
 PAGE = 1200
 
@@ -158,8 +158,9 @@ def main() -> None:
                       f"{float(each.load_LE.amax(1).mean()):.3f}", f"{float(each.load_LE.amin(1).mean()):.3f}")
     stdout.print(table)
     if args.plot:
-        heat_maps(args.plot, "share of a layer's tokens", "expert", "layer",
-                  {name: each.load_LE.numpy() for name, each in found.items()})
+        load = {name: each.load_LE.numpy() for name, each in found.items()}
+        title = f"{args.gguf.stem} as {load['after'].shape[1]} experts, {args.steps} steps of distillation"
+        before_and_after(args.plot, title, "expert", "layer", "share of a layer's tokens", **load)
 
 
 if __name__ == "__main__":

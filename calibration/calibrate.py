@@ -25,7 +25,7 @@ from ..model.checkpoint import Checkpoint
 from ..model.checkpoint.reader import TensorReader
 from ..model.checkpoint.rotated import RotatedCheckpoint
 from ..model.checkpoint.tensors.write import write_tensors
-from ..model.quantization.calibration_file import DESCRIPTION, FORMAT, HESSIANS, INPUT_SHIFT, KV_AMAX, SCALES
+from ..model.quantization.calibration_file import DESCRIPTION, FORMAT, HESSIANS, INPUT_SHIFT, KV_AMAX, SCALES, identity
 from ..model.quantization.observers import OBSERVERS
 from ..model.quantization.recipes import Recipe
 from .evaluate import Evaluation, Quality, evaluate
@@ -229,7 +229,7 @@ def _description(
 ) -> dict[str, Any]:
     evaluation = found.evaluation
     return {
-        "format": FORMAT, "fingerprint": checkpoint.fingerprint(), "checkpoint": checkpoint.directory.name,
+        "format": FORMAT, **identity(checkpoint),
         "recipe": options.recipe.name, "observer": options.observer,
         "high_precision_parts": list(found.high_precision_parts),
         "versions": {"herdgraph": __version__, "torch": metadata.version("torch")},

@@ -82,6 +82,8 @@ def _hooks(bar: Bar, hooks: Any) -> Any:
 
 
 def _show(found: dict[str, Any]) -> None:
+    from .report import change
+
     quality, own = found["quality"], found["coverage"]["own"]
     rows = {"data": f"{found['data']['tokens']} tokens, {found['data']['tiles']} image tiles"}
     if own:
@@ -90,7 +92,7 @@ def _show(found: dict[str, Any]) -> None:
         rows["experts"] = (f"{len(counts)}, {min(counts)} to {max(counts)} tokens from the router; {shown} were shown "
                            f"more; {len(found['coverage']['dead'])} got none of their own")
     if quality:
-        rows["against float32"] = (f"KL {quality['mean_kl']:.2e} per token, perplexity {quality['change']:+.2%}, same "
+        rows["against float32"] = (f"KL {quality['mean_kl']:.2e} per token, perplexity {change(quality)}, same "
                                    f"top token {quality['top1']:.1%} ({quality['tokens']} tokens held out)")
         rows["in high precision"] = ", ".join(found["high_precision_parts"]) or "nothing beyond the recipe"
     table("calibration", rows)

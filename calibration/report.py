@@ -6,15 +6,20 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
 
+from ..console import quantity
 from . import plots
 
 Row = tuple[object, ...]
+
+_IN_LAYER = re.compile(r"(?P<images>vision_model\.)?(?:model\.)?layers\.(?P<layer>\d+)\."
+                       r"(?:feed_forward\.)?(?P<role>.+?)(?:\.weight)?")
 
 
 def write_report(path: Path, found: dict[str, Any]) -> None:
@@ -24,10 +29,21 @@ def write_report(path: Path, found: dict[str, Any]) -> None:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )
     text = environment.get_template("report.html.jinja").render(
-        title=f"Calibration of {found['checkpoint']}", summary=_summary(found), experts=_experts(found),
+        title=_title(found), summary=_summary(found), experts=_experts(found),
         quality=_quality(found), inputs=_inputs(found),
     )
     path.write_text(text, encoding="utf-8")
+
+
+def change(quality: dict[str, Any]) -> str:
+    """A change of the perplexity with twice its standard error, called noise when it is smaller."""
+    found, noise = quality["change"], 2 * quality["noise"]
+    return f"{found:+.2%} ± {noise:.2%}" + (", noise" if abs(found) < noise else "")
+
+
+def _title(found: dict[str, Any]) -> str:
+    return (f"Calibration of {found['checkpoint']}: {quantity(found['parameters'])} parameters, fingerprint "
+            f"{found['fingerprint'][:8]}")
 
 
 def _summary(found: dict[str, Any]) -> list[Row]:
@@ -37,12 +53,12 @@ def _summary(found: dict[str, Any]) -> list[Row]:
         "in high precision": ", ".join(found["high_precision_parts"]) or "nothing beyond the recipe",
         "data": f"{data['tokens']} tokens in {data['windows']} windows, {data['tiles']} image tiles; SHA-256 "
                 f"{data['sha256'][:16]}…",
-        "checkpoint": f"{found['checkpoint']}, fingerprint {found['fingerprint'][:16]}…",
+        "checkpoint": f"{found['checkpoint']}, fingerprint {found['fingerprint']}",
         "versions": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
     }
     if quality:
         rows["against float32"] = (f"KL {quality['mean_kl']:.2e} per token, same top token {quality['top1']:.1%}, "
-                                   f"perplexity {quality['perplexity']:.3f} ({quality['change']:+.2%})")
+                                   f"perplexity {quality['perplexity']:.3f} ({change(quality)})")
     return list(rows.items())
 
 
@@ -53,7 +69,7 @@ def _experts(found: dict[str, Any]) -> dict[str, Any] | None:
         return None
     layers = sorted(coverage["own"], key=int)
     own_LE, shown_LE = (np.array([coverage[which][layer] for layer in layers]) for which in ("own", "shown"))
-    picture = plots.heat_map(own_LE, title="Tokens that the router sent", x="expert", y="layer", labels=layers,
+    picture = plots.heat_map(own_LE.T, title="Tokens that the router sent", x="layer", y="expert", labels=layers,
                              note="tokens (red: none)")
     return {
         "fewest": own_LE.min(), "most": own_LE.max(), "min_tokens_shown": coverage["min_tokens_shown"],
@@ -68,12 +84,12 @@ def _quality(found: dict[str, Any]) -> dict[str, Any] | None:
         return None
     variants = {f"high precision: {name}": row for name, row in quality["tried"].items()} | {"chosen": quality}
     attention, feed_forward = zip(*quality["layer_errors"], strict=True)
-    picture = plots.lines({"attention": list(attention), "feed-forward": list(feed_forward)},
+    picture = plots.lines({"attention": dict(enumerate(attention)), "feed-forward": dict(enumerate(feed_forward))},
                           title="Error of each layer's own update, on exact inputs", x="layer", y="relative error")
     return {
         "tokens": quality["tokens"], "exact_perplexity": quality["exact_perplexity"], "picture": _base64(picture),
         "rows": [
-            (name, f"{row['mean_kl']:.2e}", f"{row['top1']:.1%}", f"{row['perplexity']:.3f}", f"{row['change']:+.2%}")
+            (name, f"{row['mean_kl']:.2e}", f"{row['top1']:.1%}", f"{row['perplexity']:.3f}", change(row))
             for name, row in variants.items()
         ],
         "worst_layers": [
@@ -85,23 +101,39 @@ def _quality(found: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _inputs(found: dict[str, Any]) -> dict[str, Any] | None:
-    """Magnitudes of every input, as a picture by role and layer and as rows; None when none was recorded."""
+    """Magnitudes of every input, as pictures by role and layer and as rows; None when none was recorded."""
     observer, rows = found["observer"], []
-    series: dict[str, list[float]] = {}
     for name, row in found["inputs"].items():
         amax, clipped = row["amax"].get(observer, [0.0]), row["clipped"].get(observer, [0.0])
         rows.append((name, f"{min(amax):.3g} to {max(amax):.3g}" if len(amax) > 1 else f"{amax[0]:.3g}",
                      f"{max(row['amax'].get('max', [0.0])):.3g}", f"{max(clipped):.1e}", sum(row["rows"])))
-        series.setdefault(_role(name), []).append(max(amax))
     if not rows:
         return None
-    picture = plots.lines(series, title=f"Largest magnitude to represent, by {observer}", x="layer", y="amax", log=True)
-    return {"observer": observer, "rows": rows, "picture": _base64(picture)}
+    pictures = [
+        _base64(plots.lines(series, title=f"Largest magnitude of {part} inputs, by {observer}", x="layer", y="amax",
+                            log=True))
+        for part, series in _magnitudes(found).items()
+    ]
+    return {"observer": observer, "rows": rows, "pictures": pictures}
 
 
-def _role(name: str) -> str:
-    words = [word for word in name.split(".") if not word.isdigit() and word not in ("layers", "model", "weight")]
-    return ".".join(words[-2:]) if words[0] != "vision_model" else f"vision {words[-1]}"
+def _magnitudes(found: dict[str, Any]) -> dict[str, dict[str, dict[int, float]]]:
+    """Magnitude by part of the model, role and layer. Roles that read the same input are one; no layer, no line."""
+    parts: dict[str, dict[str, dict[int, float]]] = {}
+    for name, row in found["inputs"].items():
+        if match := _IN_LAYER.fullmatch(name):
+            roles = parts.setdefault("the image tower's" if match["images"] else "the decoder's", {})
+            roles.setdefault(match["role"], {})[int(match["layer"])] = max(row["amax"].get(found["observer"], [0.0]))
+    return {part: _merged(roles) for part, roles in parts.items()}
+
+
+def _merged(roles: dict[str, dict[int, float]]) -> dict[str, dict[int, float]]:
+    """Roles with the same values under one name."""
+    names: dict[tuple[tuple[int, float], ...], list[str]] = {}
+    for role, points in roles.items():
+        names.setdefault(tuple(points.items()), []).append(role)
+    return {", ".join([same[0], *(role.split(".")[-1] for role in same[1:])]): dict(points)
+            for points, same in names.items()}
 
 
 def _base64(png: bytes) -> str:

@@ -16,6 +16,11 @@ from .search import Candidate, ServingSpec
 
 _SHORTEST, _LARGEST_BATCH = 8 << 10, 256
 _LINES = 3
+_ABOVE = 1.5
+"""Times the memory to plan with that the picture shows."""
+_THINNEST = 0.015
+"""Share of the picture's height below which a part is not seen."""
+_COLORS = ("#bdbdbd", "#3b6ea8", "#d1793a", "#5a9b5a", "#8a6bb1", "#c9b037", "#7f5539", "#d98cb3", "#56b4c4", "#444444")
 
 
 def draw(report: PlanReport, path: Path) -> None:
@@ -32,19 +37,35 @@ def draw(report: PlanReport, path: Path) -> None:
 
 
 def _memory(axes: Any, report: PlanReport) -> None:
-    """Stacked bytes of the fullest device, with the batch of the report."""
+    """Stacked bytes of the fullest device, with the batch of the report; what is far beyond the device is cut off."""
     spec, best = report.spec, report.best
     contexts = _doubling(_SHORTEST, spec.config.text.max_position_embeddings)
-    parts = [fullest_rank(spec.config, best.plan, spec.storage, _shared(spec, best, context)) for context in contexts]
-    names = list(dict.fromkeys(name for found in parts for name in found))
-    axes.stackplot(contexts, [[found.get(name, 0) / 1e9 for found in parts] for name in names], labels=names, alpha=0.8)
-    axes.axhline(best.usable / 1e9, color="black", linestyle="--", linewidth=1, label="to plan with")
-    axes.set(xscale="log", xlabel="tokens of a sequence", ylabel="GB on the fullest device", ylim=(0, None))
+    found = [fullest_rank(spec.config, best.plan, spec.storage, _shared(spec, best, context)) for context in contexts]
+    top = min(1.05 * max(sum(parts.values()) for parts in found), _ABOVE * best.usable)
+    stack = _visible(found, top)
+    axes.stackplot(contexts, [[size / 1e9 for size in sizes] for sizes in stack.values()], labels=list(stack),
+                   colors=_COLORS)
+    axes.axhline(best.usable / 1e9, color="black", linestyle="--", linewidth=1)
+    axes.annotate(f"{best.usable / 1e9:.0f} GB to plan with", (contexts[0], best.usable / 1e9), (5, 3),
+                  textcoords="offset points", fontsize=8)
+    axes.set(xscale="log", xlabel="tokens of a sequence", ylabel="GB on the fullest device",
+             xlim=(contexts[0], contexts[-1]), ylim=(0, max(top, 1.1 * best.usable) / 1e9))
     axes.set_title(f"{best.plan} x {best.replicas}, batch {spec.workload.batch}", loc="left", fontsize=10)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tokens(round(value))))
     axes.set_xticks(contexts[::2])
     axes.minorticks_off()
-    axes.legend(fontsize=7, frameon=False, loc="upper left", reverse=True)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.93), reverse=True)
+
+
+def _visible(found: list[dict[str, float]], top: float) -> dict[str, list[float]]:
+    """Bytes of parts by context, from the bottom up. Parts too thin to be seen below ``top`` are one, the lowest."""
+    names = dict.fromkeys(name for each in found for name in each)
+    parts = {name: [each.get(name, 0.0) for each in found] for name in names}
+    shown = [at for at, each in enumerate(found) if at == 0 or sum(each.values()) <= top]
+    thick = [name for name, sizes in parts.items() if max(sizes[at] for at in shown) > _THINNEST * top]
+    thin = [sizes for name, sizes in parts.items() if name not in thick]
+    rest = {f"{len(thin)} smaller parts": [sum(sizes) for sizes in zip(*thin, strict=True)]} if thin else {}
+    return rest | {name: parts[name] for name in thick}
 
 
 def _shared(spec: ServingSpec, candidate: Candidate, context: int) -> Workload:

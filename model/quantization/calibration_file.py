@@ -31,6 +31,7 @@ from ...reading import read_json
 from ..checkpoint import Checkpoint
 from ..checkpoint.finite import require_finite
 from ..checkpoint.tensors.header import read_header
+from ..config.parameter_counts import model_size
 from .observers import OBSERVERS
 
 DESCRIPTION = "calibration.json"
@@ -169,6 +170,14 @@ def _check_description(path: Path, description: dict[str, Any]) -> None:
                         f"is needed: {_ADVICE}")
 
 
+def identity(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What ``calibration.json`` says of its checkpoint: fingerprint, directory with the one it lies in, parameters."""
+    return {
+        "fingerprint": checkpoint.fingerprint(), "checkpoint": "/".join(checkpoint.directory.absolute().parts[-2:]),
+        "parameters": model_size(checkpoint.config).total,
+    }
+
+
 def description_without_data(
     checkpoint: Checkpoint, observer: str, amaxes: Mapping[str, Tensor], high_precision_parts: Sequence[str]
 ) -> dict[str, Any]:
@@ -181,7 +190,7 @@ def description_without_data(
         high_precision_parts: parts that stay in floating point, as a recipe's rules call them.
     """
     return {
-        "format": FORMAT, "fingerprint": checkpoint.fingerprint(), "checkpoint": checkpoint.directory.name,
+        "format": FORMAT, **identity(checkpoint),
         "recipe": "fp8", "observer": observer, "high_precision_parts": list(high_precision_parts),
         "versions": {name: metadata.version(name) for name in ("herdgraph", "torch")},
         "data": {"sha256": "", "tokens": 0, "windows": 0, "held_out_windows": 0, "tiles": 0},

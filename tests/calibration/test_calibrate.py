@@ -25,6 +25,7 @@ from herdgraph.calibration.calibrate import CalibrationProgress, Options, backen
 from herdgraph.calibration.evaluate import evaluate
 from herdgraph.calibration.measure import measure
 from herdgraph.calibration.windows import Data, Window, data_of, split
+from herdgraph.console import quantity
 from herdgraph.errors import HerdError
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.checkpoint.tensors import write
@@ -105,13 +106,17 @@ def test_every_fp8_weight_has_scales(calibrated: tuple[Path, dict[str, Any]], ch
     assert set(description["inputs"]) == {*names, *(f"layers.{layer}.self_attn.cache" for layer in range(4))}
 
 
-def test_the_report_holds_everything(calibrated: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_the_report_holds_everything(
+    calibrated: tuple[Path, dict[str, Any]], directory: Path, tmp_path: Path
+) -> None:
     from herdgraph.calibration.report import write_report
 
     output, description = calibrated
     text = (output / "report.html").read_text()
     assert "http" not in text
-    assert text.count("<img src='data:image/png;base64,") == 3
+    assert text.count("<img src='data:image/png;base64,") == 4
+    name, digits = f"{directory.parent.name}/{directory.name}", description["fingerprint"][:8]
+    assert f"<h1>Calibration of {name}: {quantity(description['parameters'])} parameters, fingerprint {digits}" in text
     assert "<script" not in text
     assert "vision_model.model.layers.1.mlp.fc2.weight" in text
     coverage = description["coverage"] | {"dead": [[3, 2]]}
@@ -475,6 +480,7 @@ def test_quality_is_that_of_an_independent_computation(
     assert 0 < quality["mean_kl"] < 0.1
     assert 0.7 < quality["top1"] < 1
     assert quality["perplexity"] == pytest.approx(quality["exact_perplexity"] * (1 + quality["change"]))
+    assert 0 < quality["noise"] < 0.2
     assert all(0.01 < error < 0.2 for pair in quality["layer_errors"] for error in pair)
     assert len(quality["layers_in_high_precision"]) == 3
 
@@ -491,6 +497,7 @@ def test_what_is_kept_costs_nothing(
     assert found.variants["all kept"].mean_kl == 0
     assert found.variants["all kept"].top1 == 1
     assert found.variants["all kept"].perplexity == found.exact_perplexity
+    assert found.variants["all kept"].noise == 0
     assert 0 < found.variants["fp8 caches"].mean_kl < found.variants["fp8"].mean_kl
     assert found.layer_errors == []
     assert evaluate(checkpoint, {}, data.held_out, local=variants["all kept"]).layer_errors == [(0, 0)] * 4

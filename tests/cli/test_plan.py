@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from herdgraph.cli import main
+from herdgraph.export.planner.plot import _visible
 from herdgraph.model.config import to_hf
 from herdgraph.model.config.parameter_counts import model_size
 from herdgraph.model.config.presets import MAVERICK, SCOUT
@@ -83,6 +84,13 @@ def test_picture(devices: str, tmp_path: Path) -> None:
     assert run("scout", "--devices", devices, "--batch", 4, "--plot", picture).exit_code == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.stat().st_size > 20_000
+
+
+def test_the_picture_joins_what_is_too_thin_to_be_seen() -> None:
+    found = [{"thin": 1.0, "experts": 50.0, "beyond": 0.5, "caches": 10.0 * context} for context in (1, 3, 90)]
+    found[2]["beyond"] = 90.0
+    stack = _visible(found, top=100.0)
+    assert stack == {"2 smaller parts": [1.5, 1.5, 91.0], "experts": [50.0] * 3, "caches": [10.0, 30.0, 900.0]}
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

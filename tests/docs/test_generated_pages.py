@@ -20,7 +20,7 @@ from support import graphs, herds
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("tool", ["structure.py", "passes_table.py"])
+@pytest.mark.parametrize("tool", ["structure.py", "passes_table.py", "memory_table.py"])
 def test_page_is_up_to_date(tool: str) -> None:
     command = [sys.executable, ROOT / "tools" / tool, "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)

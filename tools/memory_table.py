@@ -1,0 +1,57 @@
+"""Write the table of the real models' memory in README.md, from the planner itself.
+
+    python tools/memory_table.py [--check]
+
+With ``--check`` nothing is written; the exit status is 1 when the page is not what the planner says.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from herdgraph.export.planner.memory import weight_total
+from herdgraph.export.planner.storage import Storage
+from herdgraph.export.planner.traffic import cache_bytes
+from herdgraph.model.config.presets import PRESETS
+
+PAGE = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- memory: begin -->\n", "<!-- memory: end -->\n"
+RECIPES = (("fp32", "cpu", "int8"), ("int8", "cpu", "int8"), ("int4", "cpu", "int8"), ("fp8", "gpu", "fp8"))
+"""Recipe, kind of device, and the smaller type of its keys and values."""
+CONTEXT = 128 << 10
+
+
+def table() -> str:
+    """A row for every recipe, two columns for every model."""
+    models = {name.capitalize(): PRESETS[name] for name in ("scout", "maverick")}
+    heads = [head for name in models for head in (f"{name}, weights", "128k tokens")]
+    rows = [f"| GB | {' | '.join(heads)} |\n", "|---" * (1 + len(heads)) + "|\n"]
+    for recipe, device, small in RECIPES:
+        kinds = [Storage.on(recipe, kv, cpu=device == "cpu") for kv in (None, small)]
+        cells = []
+        for config in models.values():
+            caches = [cache_bytes(config.text, storage, CONTEXT) for storage in kinds]
+            cells += [_gigabytes(weight_total(config, kinds[0])), " / ".join(map(_gigabytes, caches))]
+        name = f"`{recipe}` on {'a CPU' if device == 'cpu' else 'GPUs'}, keys and values {kinds[0].kv} / {small}"
+        rows.append(f"| {name} | {' | '.join(cells)} |\n")
+    return "".join(rows)
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:.{1 if count < 1e11 else 0}f}"
+
+
+def main() -> None:
+    """Write the table, or compare it."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    wanted = before + BEGIN + table() + END + rest.split(END)[1]
+    if "--check" not in sys.argv:
+        PAGE.write_text(wanted, encoding="utf-8")
+    elif text != wanted:
+        sys.exit("README.md is not what the planner says: run python tools/memory_table.py")
+
+
+if __name__ == "__main__":
+    main()
