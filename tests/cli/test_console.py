@@ -8,6 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from herdgraph.cli import main
 from herdgraph.console import HerdCommand, PrintableLines, fail, print_warning, set_verbosity, succeed, table
 from support.command_line import run
 
@@ -50,7 +51,7 @@ def test_log_lines_are_shown_escaped() -> None:
     ([], logging.WARNING), (["-v"], logging.INFO), (["-vv"], logging.DEBUG), (["--quiet"], logging.ERROR),
 ])
 def test_verbosity(words: list[str], level: int, capsys: pytest.CaptureFixture[str]) -> None:
-    run(*words, "inspect", "tiny")
+    CliRunner().invoke(main, [*words, "inspect", "tiny"])  # ``run`` would restore the level
     assert logging.getLogger("herdgraph").level == level
     print_warning("grazing")
     assert capsys.readouterr().err == ("" if level == logging.ERROR else "warning: grazing\n")
