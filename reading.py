@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ LINE_BYTES = 16 << 20
 """Largest line of a ``.jsonl`` file: a document of a few million words."""
 TEXT_BYTES = 256 << 20
 """Largest plain text that is read whole."""
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+"""How halves of characters outside of the first 65,536 are written; a pair of them is one character."""
 _DIGITS = 18
 """Digits of the largest whole number, just below 2^63."""
 
@@ -118,10 +121,15 @@ def parse_json(text: str | bytes, origin: str, advice: str = "correct it") -> An
         advice: what to do when it is broken, for the message.
 
     Raises:
-        HerdError: not JSON, nested too deeply, a key given twice, NaN or infinity, or a number of too many digits.
+        HerdError: not JSON, nested too deeply, a key given twice, NaN or infinity, or half a character.
     """
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant, parse_int=_integer)
+        content = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant, parse_int=_integer)
+        if _HALF.search(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")):
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
+    except UnicodeEncodeError as error:
+        raise HerdError(f"{origin} cannot be read as JSON: a text in it has half a character; {advice}") from error
     except RecursionError as error:
         raise HerdError(f"{origin} cannot be read as JSON, it is nested too deeply: {advice}") from error
     except ValueError as error:

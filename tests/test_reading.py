@@ -48,11 +48,17 @@ def test_text_must_be_utf8(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "problem"), [
     ('{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' is given twice"), ('{"a": NaN}', "NaN is no JSON number"),
-    ('{"a": -Infinity}', "-Infinity"), ("[" * 100_000, "nested too deeply"), ("{", "Expecting"), (b"\xff\xff", "JSON"),
+    ('{"a": -Infinity}', "-Infinity"), (r'{"a\ud800": 1}', "half a character"),
+    (r'["\uDFFF"]', "half a character"), ("[" * 100_000, "nested too deeply"), ("{", "Expecting"),
+    (b"\xff\xff", "JSON"),
 ])
 def test_json_is_strict(text: str | bytes, problem: str) -> None:
     with pytest.raises(HerdError, match=problem):
         parse_json(text, "it")
+
+
+def test_pairs_of_halves_are_one_character() -> None:
+    assert parse_json(r'["\ud83d\ude00"]', "it") == ["\U0001f600"]
 
 
 def test_numbers_of_many_digits_cost_nothing() -> None:

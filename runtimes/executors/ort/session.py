@@ -133,7 +133,8 @@ def _session(path: Path, provider: str, options: Any) -> Any:
         raise HerdError(f"{path} holds a loop, which no graph of herdgraph does and which may never end: rebuild the "
                         "bundle")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        # Its fallback would print four lines and try the CPU, also where the CPU was what failed.
+        return onnxruntime.InferenceSession(str(path), options, providers=[provider], enable_fallback=0)
     except Exception as error:  # onnxruntime raises its own classes, all of them plain Exceptions
         raise HerdError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {_first_line(error)}") from error
 

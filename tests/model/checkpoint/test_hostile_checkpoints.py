@@ -128,7 +128,7 @@ def test_pipes_and_devices_are_no_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", ["x" * 5000, "a\0b", "../x", "\ud800", ""])
 def test_an_index_names_files_beside_it(file: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": file}}))
-    refused("is missing|outside of the checkpoint", lambda: shards_of(tmp_path))
+    refused("is missing|outside of the checkpoint|half a character", lambda: shards_of(tmp_path))
 
 
 def test_an_index_of_many_files_costs_no_square(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_what_may_never_end_is_refused(name: str, make: Callable[[Path], None], 
     ('{"text": "a", "text": "b"}', "the key 'text' is given twice"),
     ("[" * 100_000, "nested too deeply"),
     ('{"text": "a", "images": ["a\\u0000.png"]}', r"line 1: the picture's name 'a\x00.png' is no name of a file"),
-    ('{"text": "a", "images": ["\\ud800.png"]}', r"line 1: the picture's name '\ud800.png' is no name of a file"),
+    ('{"text": "a", "images": ["\\ud800.png"]}', "a text in it has half a character"),
 ])
 def test_rows(line: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(line)

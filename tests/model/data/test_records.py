@@ -327,7 +327,6 @@ def test_long_samples(files: Path, tmp_path: Path) -> None:
     ({"images": ["none.png"]}, "cannot be read"),
     ({"messages": CHAT[:1]}, "no message of the assistant"),
     ({"messages": [{"role": "boss", "content": "a"}]}, "has role 'boss'"),
-    ({"text": "a\udcff"}, "no Unicode character"),
 ])
 def test_samples_that_cannot_be_learned(row: Any, message: str, files: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_text("no picture")
