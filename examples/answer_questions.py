@@ -1,4 +1,4 @@
-"""An application of 60 lines: questions about one document, answered one by one, as JSON lines with a confidence.
+"""A small application: questions about one document, answered one by one, as JSON lines with a confidence.
 
     python examples/answer_questions.py BUNDLE document.txt questions.txt > answers.jsonl
 

@@ -7,8 +7,9 @@ With ``--check`` nothing is written; the exit status is 1 when the page is not w
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
+
+from generated import write_or_check
 
 from herdgraph.export.planner.memory import weight_total
 from herdgraph.export.planner.storage import Storage
@@ -42,16 +43,5 @@ def _gigabytes(count: float) -> str:
     return f"{count / 1e9:.{1 if count < 1e11 else 0}f}"
 
 
-def main() -> None:
-    """Write the table, or compare it."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    wanted = before + BEGIN + table() + END + rest.split(END)[1]
-    if "--check" not in sys.argv:
-        PAGE.write_text(wanted, encoding="utf-8")
-    elif text != wanted:
-        sys.exit("README.md is not what the planner says: run python tools/memory_table.py")
-
-
 if __name__ == "__main__":
-    main()
+    write_or_check(PAGE, BEGIN, END, table())

@@ -7,8 +7,9 @@ With ``--check`` nothing is written; the exit status is 1 when the page is not w
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
+
+from generated import write_or_check
 
 from herdgraph.export.targets.describe import described_passes
 from herdgraph.export.targets.registry import TARGETS, target_of
@@ -32,16 +33,5 @@ def table() -> str:
     )
 
 
-def main() -> None:
-    """Write the table, or compare it."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    wanted = before + BEGIN + table() + END + rest.split(END)[1]
-    if "--check" not in sys.argv:
-        PAGE.write_text(wanted, encoding="utf-8")
-    elif text != wanted:
-        sys.exit("docs/canonical-graph.md is not what the targets say: run python tools/passes_table.py")
-
-
 if __name__ == "__main__":
-    main()
+    write_or_check(PAGE, BEGIN, END, table())
