@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import HerdError
 from ...model.config import HerdConfig
 from ..kv_cache.memory import CacheMemory
 from ..kv_cache.sequence import Features, Sequence
@@ -138,6 +139,15 @@ class Runner(ABC):
     def close(self) -> None:
         """Free what is held and end what runs elsewhere; the engine then refuses every call."""
         self.closed = self.closed or "the engine was closed"
+
+    def require_open(self) -> None:
+        """Refuse to run any more.
+
+        Raises:
+            HerdError: it was closed, or a rank failed.
+        """
+        if self.closed:
+            raise HerdError(f"{self.closed}: load the bundle again")
 
     def chunk_prompt(self, past: int, token_ids: Items[int]) -> list[list[int]]:
         """Cut a prompt into prefill chunks.

@@ -23,9 +23,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ...errors import HerdError
+from ...model.processing import Prompt
 from ..bundle.manifest import Bundle
 from ..distributed.collectives import TIMEOUT
-from ..engine import Engine, Memory, Prompt
+from ..engine import Engine
+from ..executors.options import Memory
 from ..generation import Generation
 
 _OBJECT_STORE = 100 << 20
