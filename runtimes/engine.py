@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Items
-from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import HerdError, shown
+from ..errors import HerdError, StoppedError, shown
 from ..files import size
 from ..model.config import HerdConfig
 from ..model.processing import Prompt, PromptProcessor, whole_numbers
@@ -27,7 +26,7 @@ from .executors.options import ExecutorOptions, Memory
 from .executors.runner import Logits, Runner
 from .executors.vision import VisionRunner
 from .generation import Generation, Request, Sampling, StopRule, TextStream
-from .kv_cache.sequence import Sequence
+from .kv_cache.sequence import Sequence, exclusive
 from .load import load_runners
 from .token_checks import check_batch, check_images, check_tokens
 
@@ -202,13 +201,16 @@ class Engine:
         check_tokens(self.config, sequence, token_ids)
         tiles = np.zeros(0, np.float32) if pixel_values is None else pixel_values
         check_images(self.config, token_ids, len(tiles))
-        features = np.zeros((0, self.config.text.hidden_size), np.float32)
-        if len(tiles) and self._vision is not None:
-            features = self._vision.features(tiles)
+        none = np.zeros((0, self.config.text.hidden_size), np.float32)
+        features = self._vision.features(tiles) if self._vision and len(tiles) else none
         with sequence.exclusive():
+            wanted = len(sequence) + len(token_ids)
             logits = self._decoder.prefill(sequence, token_ids, features, all_positions=all_positions)
             if len(tiles):
                 sequence.append_images(features, tiles)
+            if len(sequence) < wanted:
+                self._decoder.truncate(sequence, len(sequence))  # the features of what was not computed
+                raise StoppedError(f"the prompt was stopped after {len(sequence)} of {wanted} tokens")
         return logits
 
     def decode(self, sequence: Sequence, token_id: int) -> Logits:
@@ -238,9 +240,7 @@ class Engine:
         """
         self._decoder.require_open()
         check_batch(self.config, sequences, token_ids)
-        with ExitStack() as stack:
-            for sequence in sequences:
-                stack.enter_context(sequence.exclusive())
+        with exclusive(sequences):
             return self._decoder.decode_batch(sequences, token_ids).copy()
 
     def truncate(self, sequence: Sequence, length: int) -> None:
