@@ -28,7 +28,8 @@ PROCESSOR_FILES = (
 )
 """Files that travel with the weights unchanged."""
 
-_BLOCK = 32 << 20
+_BLOCK = 4 << 20
+"""Bytes of weights that are checked at once: small enough that the allocator gives the same memory again."""
 _SAMPLE = 1 << 16
 _SAMPLES = 16
 _SHOWN = 200
