@@ -2,6 +2,8 @@
 
     H = sum over tokens of  x^T x        [K, K], for the input x [K] of a weight [K, N]
 
+X is taken without the weight of the norm before it (``model/quantization/hessian_basis.py``).
+
 The error of a quantised product on the data is  tr((W - Q)^T H (W - Q)).  A routed expert's Hessian is that of its own
 tokens, scaled by its score as in the model, and of a share of the tokens of all experts of its layer, which is what an
 expert that saw few tokens is quantised by.

@@ -128,3 +128,14 @@ RECIPES = {
                rotated=True),
     )
 }
+
+
+def needs_input_scale(name: str) -> bool:
+    """Whether some recipe stores a weight in FP8, and so wants to know how large its input gets."""
+    return any(isinstance(recipe.layout_of(name), Fp8Format) for recipe in RECIPES.values())
+
+
+def needs_hessian(name: str) -> bool:
+    """Whether some recipe stores a weight in 4 bits, and so wants the Hessian of its input."""
+    layouts = (recipe.layout_of(name) for recipe in RECIPES.values())
+    return any(isinstance(layout, BlockFormat) and layout.bits == 4 for layout in layouts)
