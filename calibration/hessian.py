@@ -33,9 +33,9 @@ class HessianSums:
         target = self.sums[name] if expert is None else self.sums[name][expert]
         target.addmm_(rows.T, rows)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The sums as they are stored, to every expert's a share of its layer's added."""
-        def shared(total: Tensor) -> Tensor:
-            return total if total.ndim < 3 else total + SHARED_HESSIAN_WEIGHT * total.sum(0, keepdim=True)
-
-        return {name: shared(total).contiguous() for name, total in self.sums.items()}
+    def finish(self) -> dict[str, Tensor]:
+        """The sums as they are stored, to every expert's a share of its layer's added in place: once, at the end."""
+        for total in self.sums.values():
+            if total.ndim == 3:
+                total.add_(total.sum(0), alpha=SHARED_HESSIAN_WEIGHT)
+        return self.sums

@@ -171,7 +171,7 @@ class _Store:
         """The description is renamed last: it says that everything else is there."""
         amaxes = observed.amaxes()
         write_tensors(amaxes, self.directory / f"{part}.safetensors")
-        if hessians := observed.hessians.tensors():
+        if hessians := observed.hessians.finish():
             (self.directory / HESSIANS).mkdir(exist_ok=True)
             with atomic_file(self.directory / HESSIANS / f"{part}.safetensors") as path:
                 write_tensors(hessians, path)
