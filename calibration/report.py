@@ -49,15 +49,16 @@ def _title(found: dict[str, Any]) -> str:
 def _summary(found: dict[str, Any]) -> list[Row]:
     data, quality = found["data"], found["quality"]
     rows = {
-        "recipe": f"{found['recipe']}, observer {found['observer']}",
-        "in high precision": ", ".join(found["high_precision_parts"]) or "nothing beyond the recipe",
+        "scales": f"observer {found['observer']}",
+        "Hessians": "of weights in 4 bits" if found["hessians"] else "none",
+        "in high precision in fp8": ", ".join(found["high_precision_parts"]) or "nothing beyond the recipe",
         "data": f"{data['tokens']} tokens in {data['windows']} windows, {data['tiles']} image tiles; SHA-256 "
                 f"{data['sha256'][:16]}…",
         "checkpoint": f"{found['checkpoint']}, fingerprint {found['fingerprint']}",
         "versions": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
     }
     if quality:
-        rows["against float32"] = (f"KL {quality['mean_kl']:.2e} per token, same top token {quality['top1']:.1%}, "
+        rows["fp8 against float32"] = (f"KL {quality['mean_kl']:.2e} per token, same top token {quality['top1']:.1%}, "
                                    f"perplexity {quality['perplexity']:.3f} ({change(quality)})")
     return list(rows.items())
 

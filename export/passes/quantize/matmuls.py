@@ -100,7 +100,7 @@ class QuantizeMatMuls(InPlacePass):
         hessian_KK = self.calibration.hessian(origin.name, origin.expert)
         if layout.bits == 4 and hessian_KK is None:
             raise HerdError(f"{self.calibration.path} says nothing of {origin.name}, which is stored in 4 bits: write "
-                            f"it again with `herdgraph calibrate --recipe {self.recipe.name}`")
+                            "it again with `herdgraph calibrate`")
         if hessian_KK is not None and isinstance(weight, BlockRotated):
             return weight.rotated_hessian(hessian_KK)
         return hessian_KK
