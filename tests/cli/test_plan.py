@@ -26,7 +26,8 @@ def run(*arguments: object) -> Result:
 
 
 def test_the_context_is_no_longer_than_the_models() -> None:
-    assert f"1 x {PRESETS['tiny-text'].text.max_position_embeddings} tokens" in run("tiny-text", "--devices", "8xH100").stdout
+    most = PRESETS["tiny-text"].text.max_position_embeddings
+    assert f"1 x {most} tokens" in run("tiny-text", "--devices", "8xH100").stdout
 
 
 def test_a_plan_is_said() -> None:
