@@ -21,7 +21,7 @@ from ..bundle.manifest import WEIGHTS, Bundle
 from ..bundle.shards import CollectiveOp, PartitionEntry
 from ..executors.options import ExecutorOptions
 from ..executors.ort.decoder import DecoderRunner, Run
-from ..executors.ort.session import Values, create_sessions, ort_value
+from ..executors.ort.session import Values, create_sessions, ort_value, run_bound
 from .collectives import Array, Collectives
 
 SIZES = 4
@@ -132,7 +132,7 @@ class RankGraph:
                 yield partial(self.link.receive, place.numpy(), self.link.rank - self.plan.width)
             # 2. The partition itself.
             io = _bound(one, values, outputs)
-            yield partial(one.session.run_with_iobinding, io)
+            yield partial(run_bound, one.session, io, ({name: values[name] for name in one.inputs}, outputs))
             values |= zip(one.outputs, io.get_outputs(), strict=True)
             # 3. Collectives on what it gave.
             for exchange in one.entry.after:
