@@ -127,21 +127,22 @@ class PromptProcessor:
             HerdError: an empty prompt, an unknown role, pictures and placeholders that do not match, a picture that
                 cannot be read, or more tokens than the model's context.
         """
+        pictures, offered = _listed("images", images), _listed("tools", tools)
         if _is_encoded(prompt):
-            if images or tools:
+            if pictures or offered:
                 raise HerdError("a prompt of token ids takes no images and no tools: give a text or messages")
             return PreparedPrompt(whole_numbers(prompt))
-        limit, offered = self._config.text.max_position_embeddings, _listed("tools", tools)
+        limit = self._config.text.max_position_embeddings
         if isinstance(prompt, str):
             if offered:
                 raise HerdError("tools= belongs to messages: a string prompt has no template that would offer them")
             if not prompt:
                 raise HerdError("the prompt is empty: give a text or at least one message")
             self.tokenizer.require_room(prompt, limit)
-            ids, sources = self.tokenizer.encode_completion(prompt), _listed("images", images)
+            ids, sources = self.tokenizer.encode_completion(prompt), pictures
         else:
             messages = checked_messages(prompt)
-            if images:
+            if pictures:
                 raise HerdError("images= belongs to a string prompt: put the pictures into the messages")
             mixed = [message["content"] for message in messages if isinstance(message["content"], list)]
             sources = [part["source"] for parts in mixed for part in parts if part["type"] == "image"]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
@@ -122,3 +123,10 @@ def test_missing_processor_parts(directory: Path, tmp_path: Path) -> None:
 def test_processing_is_torch_free() -> None:
     code = "import herdgraph.model.processing, sys; print(*{'torch', 'transformers', 'onnx'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+@pytest.mark.parametrize("prompt", ["<|image|>", [1, 2], [{"role": "user", "content": "Hi"}]])
+@pytest.mark.parametrize("wrong", [{"images": np.zeros((2, 2))}, {"tools": np.zeros(3)}])
+def test_arrays_that_are_no_lists_are_refused(ours: PromptProcessor, prompt: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises(HerdError, match="a list is needed"):
+        ours.prepare(prompt, **wrong)
