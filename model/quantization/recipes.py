@@ -15,7 +15,7 @@ from typing import Literal
 from ..config.names import Shape
 from .formats import BlockFormat, ChannelFormat, Format, Fp8Format
 
-Caches = Literal["float", "int8", "fp8"]
+Caches = Literal["float", "float16", "int8", "fp8"]
 """How keys and values are stored; ``float`` is the type that the target computes in."""
 
 
@@ -48,7 +48,9 @@ class Recipe:
         rules: the first that applies decides.
         rotated: compute in a basis in which no channel stands out (``model/checkpoint/rotated.py``), as integer formats
             want.
-        caches: how keys and values are stored; 8 bits need a calibration.
+        caches: how keys and values are stored.
+        token_scales: 8-bit keys and values have a scale per token, which is found when they are stored; otherwise one
+            per layer, which has to be measured.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Recipe:
     rules: tuple[Rule, ...] = ()
     rotated: bool = False
     caches: Caches = "float"
+    token_scales: bool = False
 
     def layout_of(self, *names: str) -> Format | None:
         """The format of a weight, None for floating point.
@@ -84,7 +87,12 @@ class Recipe:
         """What cannot be stored without a calibration, for a message; empty when nothing is."""
         if self.fp8:
             return "FP8 inputs of matrix products"
-        return "" if self.caches == "float" else "8-bit keys and values"
+        return "8-bit keys and values" if self.measured_caches else ""
+
+    @property
+    def measured_caches(self) -> bool:
+        """Whether the scales of keys and values come from a calibration."""
+        return self.caches in ("int8", "fp8") and not self.token_scales
 
     def layout_of_tensor(self, name: str, shape: Shape) -> Format | None:
         """As ``layout_of``, for any tensor of a checkpoint: vectors and tables that are looked up stay floats."""
