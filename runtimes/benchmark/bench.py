@@ -117,7 +117,7 @@ def bench(
     engine.close()
     peaks = measure_peaks(threads)
     prefill, decode = Spread.of(prompt, prefills), Spread.of(new, decodes)
-    element = sequence.buffers.layers[0][0].itemsize
+    element = sequence.cache.layers[0][0].itemsize
     bytes_per_token = engine.bundle.manifest.active_bytes + kv_bytes(engine.config.text, context, element)
     return BenchReport(
         prompt_tokens=prompt, new_tokens=new, context=context, repeats=repeats, load_seconds=loaded,

@@ -28,7 +28,7 @@ from ...model.config.shard_plan import ShardPlan
 from ..bundle.manifest import MANIFEST, Bundle
 from ..executors.options import ExecutorOptions
 from .collectives import TIMEOUT, Collectives
-from .rank_runner import ShardRunner
+from .rank_runner import ShardRunner, shard_runner
 from .shared_memory import SharedMemory, alive, create, supported
 
 EXIT_REPORTED = 3
@@ -74,7 +74,7 @@ def load_shard(bundle: Bundle, link: Collectives, options: ShardOptions) -> Shar
         large = bundle.weight_files if not options.prepack else ()
         bundle.verify(name for name in bundle.files_of(link.rank) if name not in large)
     check_blocks = options.verify and not options.prepack
-    shard = ShardRunner(bundle, link, ExecutorOptions(options.threads, options.prepack, check_blocks))
+    shard = shard_runner(bundle, link, ExecutorOptions(options.threads, options.prepack, check_blocks))
     link.barrier()
     return shard
 

@@ -21,6 +21,8 @@ from ..bundle.manifest import WEIGHTS, Bundle
 from ..bundle.shards import CollectiveOp, PartitionEntry
 from ..executors.options import ExecutorOptions
 from ..executors.ort.decoder import DecoderRunner, Run
+from ..executors.ort.load import runner_of
+from ..executors.ort.paged import PagedRunner
 from ..executors.ort.session import Values, create_sessions, ort_value
 from .collectives import Array, Collectives
 
@@ -94,11 +96,14 @@ class RankGraph:
 
     def bind(self, inputs: Values, outputs: Values) -> Run:
         """See ``DecoderGraph``."""
-        batch, tokens = inputs["input_ids"].shape()
-        if tokens > 1:
-            return partial(_run_once, self._steps(inputs, outputs, (batch, tokens), None))
-        kept = self._buffers_of(batch)
-        return CapturedCall(self._steps(inputs, outputs | kept, (batch, tokens), kept))
+        shape = tuple(inputs["input_ids"].shape())
+        is_list = len(shape) == 1
+        sequences = inputs["cumulative_lengths"].shape()[0] - 1 if is_list else shape[0]
+        shape = (1, *shape) if is_list else shape
+        if shape[0] * shape[1] > sequences:
+            return partial(_run_once, self._steps(inputs, outputs, shape, None))
+        kept = self._buffers_of(sequences)
+        return CapturedCall(self._steps(inputs, outputs | kept, shape, kept))
 
     def collect(self, logits: Array) -> None:
         """On rank 0 of a pipeline: take the logits of the oldest call whose logits were not taken."""
@@ -164,28 +169,32 @@ class RankGraph:
         self.link.send(hidden, self.link.rank + self.plan.width)
 
 
-class ShardRunner(DecoderRunner):
-    """One rank's part of the decoder behind the interface of the whole.
+ShardRunner = PagedRunner | DecoderRunner
+"""One rank's part of the decoder behind the interface of the whole; its ``graph`` is a ``RankGraph``.
 
-    Logits that it returns are filled on the ranks of the last stage; the first of them sends them to rank 0, which
-    takes them by ``RankGraph.collect`` when it needs them.
+Logits that it returns are filled on the ranks of the last stage; the first of them sends them to rank 0, which takes them
+by ``RankGraph.collect`` when it needs them."""
+
+
+def shard_runner(bundle: Bundle, link: Collectives, options: ExecutorOptions) -> ShardRunner:
+    """A rank's runner.
 
     Args:
         bundle: a sharded one.
         link: this rank's exchanges.
         options: how sessions are made.
-
-    Attributes:
-        rank_graph: what runs, and exchanges with the other ranks.
     """
+    graph = RankGraph(bundle, link, options)
+    plan, config = graph.plan, bundle.manifest.config
+    # As many batches as stages: large batches run in so many parts.
+    return runner_of(graph, replace(config, text=plan.local_text(config.text, link.rank)), batches=plan.pipeline,
+                     check=block_check([_weights_of(graph.path)]) if options.check_blocks else None)
 
-    def __init__(self, bundle: Bundle, link: Collectives, options: ExecutorOptions) -> None:
-        self.rank_graph = RankGraph(bundle, link, options)
-        plan, config = self.rank_graph.plan, bundle.manifest.config
-        # As many batches as stages: large batches run in so many parts.
-        super().__init__(self.rank_graph, replace(config, text=plan.local_text(config.text, link.rank)),
-                         batches=plan.pipeline,
-                         check=block_check([_weights_of(self.rank_graph.path)]) if options.check_blocks else None)
+
+def rank_graph(shard: ShardRunner) -> RankGraph:
+    """What a rank's runner runs, and exchanges with the other ranks."""
+    assert isinstance(shard.graph, RankGraph)
+    return shard.graph
 
 
 class CapturedCall:

@@ -130,8 +130,8 @@ class DecoderRunner(Runner):
     def decode(self, sequence: Sequence, token_id: int) -> Logits:
         """Append one text token; see ``Runner``."""
         length = len(sequence)
-        sequence.reserve(length + 1)
-        binding: DecodeBinding = sequence.binding(lambda: DecodeBinding(self, sequence.buffers.layers))
+        sequence.make_room(1)
+        binding: DecodeBinding = sequence.binding(lambda: DecodeBinding(self, sequence.cache.layers))
         binding.input_ids[0, 0] = token_id
         binding.past_lengths[0] = length
         binding.run()
@@ -157,7 +157,7 @@ class DecoderRunner(Runner):
         """Compute a prefill chunk; see ``Runner``."""
         logits = np.empty((1, len(rows), self.config.text.vocab_size), np.float32)
         ids, lengths = np.asarray([token_ids], np.int64), np.asarray([len(sequence)], np.int64)
-        self.bind(sequence.buffers.layers, ids, lengths, rows, features, logits)()
+        self.bind(sequence.cache.layers, ids, lengths, rows, features, logits)()
         return logits[0]
 
     def bind(
@@ -173,10 +173,11 @@ class DecoderRunner(Runner):
             for part, buffer in zip(("key", "value"), buffers, strict=True):
                 inputs[f"past.{layer}.{part}"] = outputs[f"present.{layer}.{part}"] = ort_value(buffer)
         run = self.graph.bind(inputs, outputs)
-        return run if self._check is None else partial(_run_all, (run, self._check))
+        return run if self._check is None else partial(run_all, (run, self._check))
 
 
-def _run_all(calls: Items[Run]) -> None:
+def run_all(calls: Items[Run]) -> None:
+    """Run calls one after the other."""
     for call in calls:
         call()
 

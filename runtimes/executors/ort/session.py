@@ -11,6 +11,7 @@ import numpy as np
 
 from ....errors import HerdError
 from ....reading import read_bytes
+from ...native.library import library_path
 from ..options import ExecutorOptions
 from .page_release import drop_page_cache_during_load
 
@@ -95,6 +96,8 @@ def _session_options(wanted: ExecutorOptions) -> Any:
         options.intra_op_num_threads = options.inter_op_num_threads = 0  # any number would be ignored with a warning
     else:
         options.intra_op_num_threads = wanted.threads or 0
+    if (library := library_path()) is not None:
+        options.register_custom_ops_library(str(library))
     if not wanted.prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     return options

@@ -1,0 +1,127 @@
+"""Cache blocks: keys and values of 64 tokens each, in pools that all sequences of an engine share.
+
+A block of a pool has a place in every layer of the pool's kind. Whoever refers to a block counts in; a block that
+nobody refers to is handed out again, the lowest first. A pool reserves addresses, not memory: the operating system
+provides a page when it is first written. So all pools of an engine can be as large as the budget that they share.
+"""
+
+from __future__ import annotations
+
+import heapq
+import mmap
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ...errors import HerdError
+from ...files import size
+
+BLOCK_TOKENS = 64
+"""Tokens of a cache block."""
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class CacheBudget:
+    """Bytes that the pools of an engine may use together.
+
+    Attributes:
+        most: the limit.
+        used: bytes of blocks that somebody refers to.
+        lock: held while blocks are counted; finalizers of sequences may run at any time, in the same thread too.
+    """
+
+    most: int
+    used: int = 0
+    lock: Any = field(default_factory=threading.RLock)
+
+
+class BlockPool:
+    """Cache blocks of the layers of one kind.
+
+    Args:
+        layers: their numbers.
+        block_bytes: of one layer's keys in a block, and as many of its values.
+        budget: shared with other pools.
+
+    Attributes:
+        cost: bytes of a block in all layers.
+        capacity: blocks that the pool has addresses for.
+        keys: uint8 [blocks, ``block_bytes``] by layer.
+        values: the same.
+    """
+
+    def __init__(self, layers: Iterable[int], block_bytes: int, budget: CacheBudget) -> None:
+        numbers = list(layers)
+        self._budget, self.cost = budget, 2 * block_bytes * len(numbers)
+        self.capacity = max(1, budget.most // max(1, self.cost)) if numbers else 0
+        self.keys, self.values = ({layer: reserved(self.capacity, block_bytes) for layer in numbers} for _ in range(2))
+        self._references: list[int] = []
+        self._free: list[int] = []
+
+    def allocate(self) -> int:
+        """A block that nobody else refers to.
+
+        Raises:
+            HerdError: the budget is used up.
+        """
+        budget = self._budget
+        with budget.lock:
+            if budget.used + self.cost > budget.most or (not self._free and len(self._references) == self.capacity):
+                raise HerdError(f"keys and values fill their {size(budget.most)}: end sequences, or load the engine "
+                                "with a larger cache_bytes")
+            budget.used += self.cost
+            if not self._free:
+                self._references.append(0)
+                self._free.append(len(self._references) - 1)
+            block = heapq.heappop(self._free)
+            self._references[block] = 1
+            return block
+
+    def require(self, blocks: int) -> None:
+        """Refuse what would not fit beside what is used now.
+
+        Raises:
+            HerdError: so many blocks do not fit.
+        """
+        budget = self._budget
+        if budget.used + blocks * self.cost > budget.most:
+            raise HerdError(f"keys and values need {size(blocks * self.cost)} more and have "
+                            f"{size(budget.most - budget.used)} of their {size(budget.most)}: end sequences, or load "
+                            "the engine with a larger cache_bytes")
+
+    def share(self, block: int) -> int:
+        """Refer to a block once more; returns it."""
+        with self._budget.lock:
+            self._references[block] += 1
+        return block
+
+    def release(self, blocks: Iterable[int]) -> None:
+        """Refer to blocks once less."""
+        with self._budget.lock:
+            for block in blocks:
+                self._references[block] -= 1
+                if not self._references[block]:
+                    self._budget.used -= self.cost
+                    heapq.heappush(self._free, block)
+
+    def own(self, block: int) -> int:
+        """The block itself where nobody else refers to it, otherwise a copy; the reference moves to it."""
+        if self._references[block] == 1:
+            return block
+        copy = self.allocate()
+        for arrays in (self.keys, self.values):
+            for array in arrays.values():
+                array[copy] = array[block]
+        self.release([block])
+        return copy
+
+
+def reserved(blocks: int, block_bytes: int) -> Array:
+    """Zeros, uint8 [blocks, bytes], in pages of their own that take memory when they are written."""
+    return np.frombuffer(mmap.mmap(-1, max(1, blocks * block_bytes)), np.uint8)[: blocks * block_bytes].reshape(
+        blocks, block_bytes)

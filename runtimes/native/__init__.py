@@ -1,0 +1,1 @@
+"""Our own operators for ONNX Runtime on a CPU (docs/native.md)."""
