@@ -141,11 +141,12 @@ def _progress_bar(*, quiet: bool) -> ProgressBar:
 def _hooks(bar: ProgressBar) -> BuildProgress:
     from herdgraph.export.pipeline import BuildProgress
 
-    task = bar.add_task("starting", total=None)
+    task, check = bar.add_task("starting", total=None), bar.add_task("checked", total=None, visible=False)
     return BuildProgress(
         stage=lambda name: bar.update(task, description=name),
         weights=lambda total: bar.update(task, total=total),
         written=lambda count: bar.update(task, advance=count),
+        checked=lambda done, total: bar.update(check, completed=done, total=total, visible=done < total),
     )
 
 

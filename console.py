@@ -112,7 +112,7 @@ def _missing_extra(error: ModuleNotFoundError, command: str) -> HerdError | None
 
 def run_cli(run: Callable[[], Any]) -> Any:
     """Call ``run``; what is wrong with an input, the environment or the usage ends the process with one line."""
-    handler = logging.StreamHandler()
+    handler = NoteHandler()
     handler.setFormatter(PrintableLines("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
@@ -126,6 +126,17 @@ def run_cli(run: Callable[[], Any]) -> Any:
         if received:  # a library took the interruption for a failure of its own
             _fail_interrupted(error, received[0])
         _fail(error)
+
+
+class NoteHandler(logging.StreamHandler[Any]):
+    """Shows the log on standard error: what herdgraph warns of as ``print_warning`` does, the rest as log lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one record."""
+        if record.levelno == logging.WARNING and record.name.partition(".")[0] == __package__:
+            print_warning(record.getMessage())
+        else:
+            super().emit(record)
 
 
 class PrintableLines(logging.Formatter):

@@ -1,4 +1,4 @@
-"""The one exception type that is meant for people."""
+"""The exceptions that are meant for people."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ class HerdError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split("\n")))  # whatever a library or a stranger put into it
+
+
+class StoppedError(HerdError):
+    """Somebody stopped a prompt before all of it was computed; see ``Sequence.stopped_by``."""
 
 
 def shown(value: object, most: int = 60) -> str:

@@ -53,7 +53,7 @@ def atomic_directory(
     except OSError as error:
         raise HerdError(f"writing {target} failed: {error.strerror or error}; nothing was left behind") from error
     except BaseException as error:
-        error.add_note("nothing incomplete was left behind")  # shown when it was an interruption
+        error.add_note(f"no incomplete {target.name} was left behind")  # shown when it was an interruption
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -16,7 +16,7 @@ from ..foreign_text import harmless
 
 if TYPE_CHECKING:
     from ..runtimes import Engine, Generation, TextStream
-    from ..runtimes.engine import Memory
+    from ..runtimes.executors.options import Memory
 
 
 def load_engine(bundle: Path, threads: int | None, memory: Memory) -> Engine:

@@ -17,7 +17,7 @@ from .chat_session import ChatSession
 from .options import SAMPLING, answer_options, checked_sampling
 
 if TYPE_CHECKING:
-    from ..runtimes.engine import Memory
+    from ..runtimes.executors.options import Memory
 
 
 @click.command(cls=HerdCommand)

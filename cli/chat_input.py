@@ -41,7 +41,8 @@ def message_reader() -> Reader:
 def stopped_by_interrupt() -> Iterator[threading.Event]:
     """On a terminal Ctrl-C sets an event instead of ending the program; elsewhere nothing changes.
 
-    Nothing is torn out of the middle of a computation: whoever generates looks at the event between two tokens.
+    Nothing is torn out of the middle of a computation: whoever generates looks at the event between two tokens, and
+    between two chunks of a long prompt.
     """
     pressed = threading.Event()
     if not is_terminal():

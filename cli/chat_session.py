@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import stderr, table
-from ..errors import HerdError
+from ..errors import HerdError, StoppedError
 from ..foreign_text import printable
 from .answers import print_stream
 from .chat_input import first_word, is_terminal, stopped_by_interrupt
@@ -165,7 +166,7 @@ class ChatSession:
         """Answer a turn; one that cannot be answered is not kept, one that was stopped is, as far as it got."""
         prompt = self._conversation.prompt(turn)
         stream = self._engine.stream(prompt, sequence=self._sequence, **self._sampling)
-        with stopped_by_interrupt() as pressed:
+        with stopped_by_interrupt() as pressed, self._sequence.stopped_by(pressed.is_set):
             print_stream(_until(stream, pressed))
         self._conversation.turns.append(replace(turn, answer=stream.result.text))
         self._pictures = ()
@@ -186,11 +187,12 @@ class ChatSession:
 
 
 def _until(stream: Iterable[str], stopped: Event) -> Iterator[str]:
-    """Text up to the one during which somebody stopped."""
-    for text in stream:
-        yield text
-        if stopped.is_set():
-            return
+    """Text up to the one during which somebody stopped; none where that was while the prompt was computed."""
+    with suppress(StoppedError):
+        for text in stream:
+            yield text
+            if stopped.is_set():
+                return
 
 
 def _spelled(key: str) -> str:

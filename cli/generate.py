@@ -14,7 +14,7 @@ from .options import answer_options, checked_sampling, logprobs_option
 from .prompts import file_option, prompt_option, read_prompt
 
 if TYPE_CHECKING:
-    from ..runtimes.engine import Memory
+    from ..runtimes.executors.options import Memory
 
 
 @click.command(cls=HerdCommand)

@@ -34,11 +34,13 @@ class BuildProgress:
         stage: called with the name of each step.
         weights: called with the bytes of all weights once they are known; again when they are known better.
         written: called with the bytes of every weight that was written.
+        checked: called with the bytes of the checkpoint's weights that were checked so far, and of all.
     """
 
     stage: Callable[[str], None] = lambda _: None
     weights: Callable[[int], None] = lambda _: None
     written: Callable[[int], None] = lambda _: None
+    checked: Callable[[int, int], None] = lambda done, total: None
 
 
 @dataclass

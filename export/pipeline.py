@@ -70,13 +70,16 @@ class BuildPlan:
             progress: hooks for a display.
 
         Raises:
-            HerdError: the refusal, or the output turned out to be unwritable or too small; nothing is left behind.
+            HerdError: the refusal, a weight that is not finite, which is found before anything else is done, or the
+                output turned out to be unwritable or too small; nothing is left behind.
         """
         if self.refusal is not None:
             raise self.refusal
         job = replace(self.job, progress=progress or BuildProgress())
         inputs = [job.checkpoint.directory]
         with atomic_directory(self.output, overwrite=self.overwrite, inputs=inputs) as directory:
+            job.progress.stage("checking weights")
+            job.checkpoint.check_weights(job.progress.checked)
             if self.shards is None:
                 made = _write_whole(job, directory, self.output)
             else:

@@ -9,41 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Items
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import asdict
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
-from ..errors import HerdError, shown
+from ..errors import HerdError, StoppedError, shown
 from ..files import size
 from ..model.config import HerdConfig
-from ..model.processing import PreparedPrompt, PromptProcessor
+from ..model.processing import Prompt, PromptProcessor, whole_numbers
 from ..model.processing.pictures import Source
 from .bundle.manifest import Bundle
 from .distributed.collectives import TIMEOUT
-from .distributed.front_end import load_sharded
-from .distributed.launch import ShardOptions, check_devices, threads_of
-from .executors.load import Runners, load_executor
-from .executors.options import ExecutorOptions
-from .executors.ort.load import load_vision
+from .executors.options import ExecutorOptions, Memory
 from .executors.runner import Logits, Runner
 from .executors.vision import VisionRunner
-from .generation import Generation, Sampling, StopRule, TextStream, shared_prefix
-from .kv_cache.sequence import Sequence
-
-MOST_THREADS = 1024
-"""More cores than a machine has; ONNX Runtime would start as many threads as it is told."""
-
-Memory = Literal["fast", "low"]
-"""``fast``: weights packed for speed; ``low``: weights used as they are mapped. See ``Engine.load``."""
-
-Prompt = str | Items[int] | Items[Mapping[str, Any]]
-"""A raw completion, its token ids, or chat messages with roles and contents (see ``model.processing.prompt``)."""
+from .generation import Generation, Request, Sampling, StopRule, TextStream
+from .kv_cache.sequence import Sequence, exclusive
+from .load import load_runners
+from .token_checks import check_batch, check_images, check_tokens
 
 
 class Engine:
@@ -79,19 +64,9 @@ class Engine:
         Raises:
             HerdError: the bundle is incomplete, altered, or made for another runtime.
         """
-        if threads is not None and not 1 <= threads <= MOST_THREADS:
-            raise HerdError(f"threads is {threads}, it must be within 1 and {MOST_THREADS}")
-        if memory not in get_args(Memory):
-            raise HerdError(f"memory is {memory!r}, it must be one of {', '.join(get_args(Memory))}")
+        options = ExecutorOptions.of(threads, memory, verify=verify)
         bundle = Bundle.open(path, verify=False)
-        ranks = bundle.manifest.shards.plan.world if bundle.manifest.shards else 1
-        places = check_devices(devices, ranks)
-        options = ExecutorOptions(threads, memory == "fast", check_blocks=verify and memory == "low")
-        if bundle.manifest.shards:
-            shards = ShardOptions(threads_of(threads, ranks), verify, memory == "fast", timeout, places)
-            engine = cls(bundle, load_sharded(bundle, shards), load_vision(bundle, options))
-        else:
-            engine = cls(bundle, *_load_verified(bundle, options, verify))
+        engine = cls(bundle, *load_runners(bundle, options, verify=verify, devices=devices, timeout=timeout))
         engine._warm_up()
         return engine
 
@@ -182,32 +157,19 @@ class Engine:
         Raises:
             HerdError: an impossible prompt or option.
         """
-        options: dict[str, Any] = {
-            "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-            "repetition_penalty": repetition_penalty, "seed": seed, "logprobs": logprobs}
-        recommended = asdict(self.processor.generation_defaults)
-        given = {name: recommended.get(name) if value is None else value for name, value in options.items()}
-        sampling = Sampling(**{name: value for name, value in given.items() if value is not None})
-        prepared = self._prepare(prompt, images, tools)
+        sampling = Sampling.of(
+            self.processor.generation_defaults, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty, seed=seed, logprobs=logprobs)
+        prepared = self.processor.prepare(prompt, images=images, tools=tools)
         tokenizer, config = self.processor.tokenizer, self.config
         rule = StopRule.of(max_new_tokens, stop, tokenizer.stop_ids if stop_ids is None else stop_ids)
         if sequence is not None and not isinstance(sequence, Sequence):
             raise HerdError(f"sequence is {shown(sequence)}, one made by engine.new_sequence() is needed")
-        steps = _Steps(self, self.new_sequence() if sequence is None else sequence, prepared)
+        request = Request(self, self._step, self.new_sequence() if sequence is None else sequence, prepared)
         return TextStream(
-            steps.prefill, steps.decode, tokenizer=tokenizer, prompt_ids=prepared.token_ids, sampling=sampling,
+            request.prefill, request.decode, tokenizer=tokenizer, prompt_ids=prepared.token_ids, sampling=sampling,
             stop=rule.within(config.text.max_position_embeddings - len(prepared.token_ids)),
             never=[config.image_token_id] if config.vision else [])
-
-    def _prepare(
-        self, prompt: Prompt, images: Items[Source] | None, tools: Items[Mapping[str, Any]] | None
-    ) -> PreparedPrompt:
-        is_ids = isinstance(prompt, Items) and len(prompt) > 0 and isinstance(prompt[0], Integral)
-        if not is_ids:
-            return self.processor.prepare(prompt, images=images, tools=tools)
-        if images or tools:
-            raise HerdError("a prompt of token ids takes no images and no tools: give a text or messages")
-        return PreparedPrompt(_whole_numbers(prompt))
 
     # -- tokens in, logits out -----------------------------------------------------------------------------------
 
@@ -234,27 +196,32 @@ class Engine:
             HerdError: no tokens, an id outside of the vocabulary, more tokens than the context holds, or images that
                 do not match the image tokens.
         """
-        token_ids = _whole_numbers(token_ids)
-        self._check_tokens(sequence, token_ids)
+        token_ids = whole_numbers(token_ids)
+        self._decoder.require_open()
+        check_tokens(self.config, sequence, token_ids)
         tiles = np.zeros(0, np.float32) if pixel_values is None else pixel_values
-        self._check_images(token_ids, len(tiles))
-        features = np.zeros((0, self.config.text.hidden_size), np.float32)
-        if len(tiles) and self._vision is not None:
-            features = self._vision.features(tiles)
+        check_images(self.config, token_ids, len(tiles))
+        none = np.zeros((0, self.config.text.hidden_size), np.float32)
+        features = self._vision.features(tiles) if self._vision and len(tiles) else none
         with sequence.exclusive():
+            wanted = len(sequence) + len(token_ids)
             logits = self._decoder.prefill(sequence, token_ids, features, all_positions=all_positions)
             if len(tiles):
                 sequence.append_images(features, tiles)
+            if len(sequence) < wanted:
+                self._decoder.truncate(sequence, len(sequence))  # the features of what was not computed
+                raise StoppedError(f"the prompt was stopped after {len(sequence)} of {wanted} tokens")
         return logits
 
     def decode(self, sequence: Sequence, token_id: int) -> Logits:
         """Append one text token; returns its logits, float32 [vocabulary]."""
-        self._check_images([token_id])
+        check_images(self.config, [token_id])
         return self._step(sequence, token_id).copy()
 
     def _step(self, sequence: Sequence, token_id: int) -> Logits:
         """Append one token, chosen by a caller or by the model itself; its logits are valid until the next call."""
-        self._check_tokens(sequence, [token_id])
+        self._decoder.require_open()
+        check_tokens(self.config, sequence, [token_id])
         with sequence.exclusive():
             return self._decoder.decode(sequence, int(token_id))
 
@@ -271,16 +238,9 @@ class Engine:
         Raises:
             HerdError: no sequence, one given twice, another number of tokens, or a token that ``decode`` refuses.
         """
-        if len(sequences) != len(token_ids) or not sequences:
-            raise HerdError(f"{len(sequences)} sequences were given {len(token_ids)} tokens, give one token to each")
-        if len({id(sequence) for sequence in sequences}) < len(sequences):
-            raise HerdError("a sequence was given twice in one batch: fork it")
-        for sequence, token in zip(sequences, token_ids, strict=True):
-            self._check_tokens(sequence, [token])
-            self._check_images([token])
-        with ExitStack() as stack:
-            for sequence in sequences:
-                stack.enter_context(sequence.exclusive())
+        self._decoder.require_open()
+        check_batch(self.config, sequences, token_ids)
+        with exclusive(sequences):
             return self._decoder.decode_batch(sequences, token_ids).copy()
 
     def truncate(self, sequence: Sequence, length: int) -> None:
@@ -294,86 +254,6 @@ class Engine:
         """
         if not 0 <= length <= len(sequence):
             raise HerdError(f"cannot truncate a sequence of {len(sequence)} tokens to {length}")
-        self._require_open()
+        self._decoder.require_open()
         with sequence.exclusive():
             self._decoder.truncate(sequence, length)
-
-    # -- checks --------------------------------------------------------------------------------------------------
-
-    def _check_images(self, token_ids: Items[int], tiles: int = 0) -> None:
-        """Image tokens have to be as many as the tiles' features."""
-        per_tile = self.config.vision.tokens_per_tile if self.config.vision else 0
-        wanted = token_ids.count(self.config.image_token_id) if self.config.vision else 0
-        if tiles and self._vision is None:
-            raise HerdError("this model reads text only, images were given")
-        if tiles * per_tile != wanted:
-            raise HerdError(f"{tiles} image tiles fill {tiles * per_tile} image tokens, the prompt has {wanted}")
-
-    def _require_open(self) -> None:
-        if self.closed:
-            raise HerdError(f"{self.closed}: load the bundle again")
-
-    def _check_tokens(self, sequence: Sequence, token_ids: Items[int]) -> None:
-        self._require_open()
-        text = self.config.text
-        if not token_ids:
-            raise HerdError("no tokens were given, at least one is needed")
-        wrong = next((token for token in token_ids if not 0 <= token < text.vocab_size), None)
-        if wrong is not None:
-            raise HerdError(f"token id {wrong} is outside of the vocabulary of {text.vocab_size}")
-        total = len(sequence) + len(token_ids)
-        if total > text.max_position_embeddings:
-            raise HerdError(f"{total} tokens are more than the context of {text.max_position_embeddings}")
-
-
-class _Steps:
-    """What a stream runs on its sequence; nobody else may move the sequence between two steps.
-
-    Args:
-        engine: runs them.
-        sequence: grows.
-        prompt: comes first.
-    """
-
-    def __init__(self, engine: Engine, sequence: Sequence, prompt: PreparedPrompt) -> None:
-        self._engine, self._sequence, self._prompt = engine, sequence, prompt
-        self._version = -1
-
-    def prefill(self) -> tuple[Logits, int]:
-        """Logits after the prompt, and how many of its tokens the sequence held already."""
-        engine, sequence, prompt = self._engine, self._sequence, self._prompt
-        shared = shared_prefix(sequence, prompt, engine.config)
-        engine.truncate(sequence, shared)
-        tiles = None if prompt.pixel_values is None else prompt.pixel_values[len(sequence.tile_digests) :]
-        logits = engine.prefill(sequence, prompt.token_ids[shared:], tiles)
-        self._version = sequence.version
-        return logits, shared
-
-    def decode(self, token_id: int) -> Logits:
-        """Append a token that was chosen; its logits are valid until the next call."""
-        if self._sequence.version != self._version:
-            raise HerdError("the sequence was used by somebody else while this stream ran: give each stream its own")
-        logits = self._engine._step(self._sequence, token_id)
-        self._version = self._sequence.version
-        return logits
-
-
-def _whole_numbers(token_ids: Items[Any]) -> list[int]:
-    for token in token_ids:
-        if not isinstance(token, Integral):
-            raise HerdError(f"a token id is {shown(token)}, it must be a whole number")
-    return [int(token) for token in token_ids]
-
-
-def _load_verified(bundle: Bundle, options: ExecutorOptions, verify: bool) -> Runners:
-    """Load a whole bundle, and hash its weights meanwhile."""
-    if verify:
-        bundle.verify(set(bundle.manifest.files) - set(bundle.weight_files))
-    # Weights that are used as they are mapped may be larger than the memory: hashing would read them all.
-    weights = bundle.weight_files if verify and options.prepack else []
-    with ThreadPoolExecutor(1) as pool:
-        hashing = pool.submit(bundle.verify, weights)
-        try:
-            return load_executor(bundle, options)
-        finally:
-            hashing.result()

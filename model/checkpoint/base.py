@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,8 @@ from ...errors import HerdError
 from ...reading import JSON_BYTES, TEXT_BYTES, open_file
 from ..config import HerdConfig
 from ..config.names import expected_tensors
-from .finite import require_finite
+from .finite import is_finite, require_finite
+from .tensors.files import located
 from .tensors.lazy import Index, LazyTensor
 
 PROCESSOR_FILES = (
@@ -26,6 +28,8 @@ PROCESSOR_FILES = (
 )
 """Files that travel with the weights unchanged."""
 
+_BLOCK = 4 << 20
+"""Bytes of weights that are checked at once: small enough that the allocator gives the same memory again."""
 _SAMPLE = 1 << 16
 _SAMPLES = 16
 _SHOWN = 200
@@ -90,8 +94,26 @@ class Checkpoint:
             raise HerdError(f"{self.directory} has no tensor {name}: names are those of expected_tensors")
         values = self.sources[name].read(index)
         first = (index.start or 0) if isinstance(index, slice) else 0
-        require_finite(values, f"{name} [{index}]" if isinstance(index, int) else name, first=first)
+        if not is_finite(values):
+            place = f"{name} [{index}]" if isinstance(index, int) else name
+            require_finite(values, located(place, self.sources[name]), first=first)
         return values
+
+    def check_weights(self, on_bytes: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Read all weights once, a block at a time: before a long job, which would meet a damaged one late.
+
+        Args:
+            on_bytes: called with the bytes that were read so far and those of all weights, as they are given.
+
+        Raises:
+            HerdError: names the first tensor that holds a NaN or an infinity, or cannot be read, and its file.
+        """
+        total = sum(math.prod(info.shape) * info.dtype.itemsize for info in self.tensors.values())
+        done = 0
+        for name, info in self.tensors.items():
+            for block in _blocks(info):
+                done += self.read(name, block).nbytes
+                on_bytes(done, total)
 
     def processor_files(self) -> list[Path]:
         """Tokenizer, template, generation and processor files that are there, none of them read.
@@ -133,6 +155,16 @@ class Checkpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _blocks(info: TensorInfo) -> Iterator[Index]:
+    """Ranges of a tensor's first axis of at most ``_BLOCK`` bytes, or of one entry, such as an expert."""
+    if not info.shape:
+        yield None
+        return
+    entry = math.prod(info.shape[1:]) * info.dtype.itemsize
+    step = max(1, _BLOCK // max(1, entry))
+    yield from (slice(first, first + step) for first in range(0, info.shape[0], step))
 
 
 def check_tensors(directory: Path, config: HerdConfig, found: Mapping[str, LazyTensor]) -> None:

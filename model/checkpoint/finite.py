@@ -26,11 +26,16 @@ def require_finite(x: Tensor, what: str, *, first: int = 0) -> None:
     Raises:
         HerdError: says what holds them, and where.
     """
-    if x.numel() and not torch.isfinite(bounds := torch.stack(x.aminmax())).all():
-        kind = "a NaN" if bounds.isnan().any() else "an infinity"
+    if not is_finite(x):
+        kind = "a NaN" if x.isnan().any() else "an infinity"
         index = (~torch.isfinite(x)).nonzero()[0].tolist()
         place = f" at {[index[0] + first, *index[1:]]}" if index else ""
         raise HerdError(f"{what} holds {kind}{place}: the checkpoint is damaged, or its weights overflow")
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether all values are; makes no copy of x."""
+    return not x.numel() or bool(torch.isfinite(torch.stack(x.aminmax())).all())
 
 
 def require_scales(scales: Tensor, what: str) -> None:

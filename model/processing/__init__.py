@@ -5,10 +5,10 @@ from .check import check_processor
 from .generation_defaults import GenerationDefaults
 from .images import ImageProcessor, TiledImage
 from .pictures import load_image
-from .prompt import PreparedPrompt, PromptProcessor
+from .prompt import PreparedPrompt, Prompt, PromptProcessor, whole_numbers
 from .tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 
 __all__ = [
-    "ChatTemplate", "GenerationDefaults", "ImageProcessor", "PreparedPrompt", "PromptProcessor", "StreamDecoder",
-    "TiledImage", "Tokenizer", "check_processor", "load_image", "load_tokenizer",
+    "ChatTemplate", "GenerationDefaults", "ImageProcessor", "PreparedPrompt", "Prompt", "PromptProcessor",
+    "StreamDecoder", "TiledImage", "Tokenizer", "check_processor", "load_image", "load_tokenizer", "whole_numbers",
 ]

@@ -12,9 +12,10 @@ and for rows x columns tiles, row by row with separators and the global tile las
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ from .images import ImageProcessor, TiledImage
 from .messages import checked_messages
 from .pictures import Source
 from .tokenizer import Tokenizer, load_tokenizer
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+"""A raw completion, its token ids, or chat messages with roles and contents."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +113,13 @@ class PromptProcessor:
         return ImageProcessor.from_directory(self._directory, self._config.vision.image_size)
 
     def prepare(
-        self, prompt: str | Sequence[Any], *, images: Sequence[Source] | None = None, tools: Sequence[Any] | None = None
+        self, prompt: Prompt, *, images: Sequence[Source] | None = None, tools: Sequence[Any] | None = None
     ) -> PreparedPrompt:
         """Tokens and tiles of a prompt.
 
         Args:
-            prompt: a string is a raw completion; messages have roles and contents, pictures among them.
+            prompt: a string is a raw completion, token ids are one that was encoded already; messages have roles and
+                contents, pictures among them.
             images: pictures for the ``<|image|>`` placeholders of a string.
             tools: descriptions for templates that offer tools.
 
@@ -122,6 +127,10 @@ class PromptProcessor:
             HerdError: an empty prompt, an unknown role, pictures and placeholders that do not match, a picture that
                 cannot be read, or more tokens than the model's context.
         """
+        if _is_encoded(prompt):
+            if images or tools:
+                raise HerdError("a prompt of token ids takes no images and no tools: give a text or messages")
+            return PreparedPrompt(whole_numbers(prompt))
         limit, offered = self._config.text.max_position_embeddings, _listed("tools", tools)
         if isinstance(prompt, str):
             if offered:
@@ -190,6 +199,22 @@ class PromptProcessor:
         if found is None:
             raise HerdError(f"the tokenizer has no {token} token, which images need: is it this model's tokenizer?")
         return found
+
+
+def whole_numbers(token_ids: Sequence[Any]) -> list[int]:
+    """Token ids as Python's own numbers.
+
+    Raises:
+        HerdError: one is something else.
+    """
+    for token in token_ids:
+        if not isinstance(token, Integral):
+            raise HerdError(f"a token id is {shown(token)}, it must be a whole number")
+    return [int(token) for token in token_ids]
+
+
+def _is_encoded(prompt: Prompt) -> bool:
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Integral)
 
 
 def _listed(name: str, values: object) -> list[Any]:

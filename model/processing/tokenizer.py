@@ -91,8 +91,8 @@ class Tokenizer:
         longest = self._codec.longest_token
         if most_tokens is None or longest is None or len(text) <= most_tokens * longest:
             return
-        raise HerdError(f"the prompt has {len(text)} characters, which are more than {len(text) // longest} tokens, "
-                        f"the model's context is {most_tokens}: shorten it")
+        raise HerdError(f"the text has {len(text)} characters, which are more than {len(text) // longest} tokens, "
+                        f"at most {most_tokens} are taken: shorten it")
 
     def encode_completion(self, text: str) -> list[int]:
         """Ids of a raw prompt: special tokens recognised, begin-of-text in front when this tokenizer wants it."""

@@ -27,6 +27,7 @@ from ..checkpoint.tensors.lazy import FileTensor
 from ..config import RopeScaling
 from ..config.huggingface import rope_from_hf
 from ..config.validate import read_section, require_count
+from ..processing import GenerationDefaults
 from .dense import DenseModel
 
 _PROCESSOR_FILES = (
@@ -35,13 +36,7 @@ _PROCESSOR_FILES = (
 )
 
 
-class _Generation(msgspec.Struct, kw_only=True):
-    """What is read of ``generation_config.json``."""
-
-    eos_token_id: int | list[int] = []
-
-
-class _Llama(_Generation, kw_only=True):
+class _Llama(msgspec.Struct, kw_only=True):
     """A dense decoder; defaults are those of transformers' ``LlamaConfig``."""
 
     vocab_size: int
@@ -61,6 +56,7 @@ class _Llama(_Generation, kw_only=True):
     tie_word_embeddings: bool | int = False
     max_position_embeddings: int = 2048
     bos_token_id: int | None = None
+    eos_token_id: int | list[int] = []
     pad_token_id: int | None = None
     quantization_config: dict[str, Any] = {}
 
@@ -182,13 +178,5 @@ def _plain_llama(raw: Mapping[str, Any]) -> _Llama:
 
 def _eos_ids(directory: Path, llama: _Llama) -> tuple[int, ...]:
     """Ids of the configuration, then those that only the generation defaults name, such as the end of a turn."""
-    sources: list[_Generation] = [llama]
-    path = directory / "generation_config.json"
-    if path.is_file():
-        raw = read_json(path)
-        with _errors_name(path):
-            sources.append(read_section(raw, _Generation))
-    found: list[int] = []
-    for source in sources:
-        found += source.eos_token_id if isinstance(source.eos_token_id, list) else [source.eos_token_id]
-    return tuple(dict.fromkeys(found))
+    own = llama.eos_token_id if isinstance(llama.eos_token_id, list) else [llama.eos_token_id]
+    return tuple(dict.fromkeys((*own, *GenerationDefaults.from_directory(directory).eos_ids)))

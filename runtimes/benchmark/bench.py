@@ -23,7 +23,8 @@ import numpy as np
 from ...errors import HerdError
 from ...model.config import HerdConfig, TextConfig
 from ...model.config.parameter_counts import model_size
-from ..engine import Engine, Memory
+from ..engine import Engine
+from ..executors.options import Memory
 from ..kv_cache.sequence import Sequence
 from .peaks import HardwarePeaks, measure_peaks
 

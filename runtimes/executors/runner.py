@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import HerdError
 from ...model.config import HerdConfig
 from ..kv_cache.buffers import KVBuffers
 from ..kv_cache.memory import CacheMemory
@@ -103,7 +104,8 @@ class Runner(ABC):
             all_positions: logits of every token instead of the last one's.
 
         Returns:
-            float32 [T, vocabulary], or [vocabulary] of the last token.
+            float32 [T, vocabulary], or [vocabulary] of the last token; of fewer tokens where somebody stops the
+            sequence meanwhile.
         """
         self.make_room(sequence, len(token_ids))
         results: list[Logits] = []
@@ -114,6 +116,8 @@ class Runner(ABC):
             results.append(self.prefill_chunk(sequence, chunk, features[used : used + images], rows))
             sequence.append(chunk)
             used += images
+            if sequence.is_stopped:
+                break
         self.settle()
         return np.concatenate(results) if all_positions else results[-1][-1]
 
@@ -134,7 +138,8 @@ class Runner(ABC):
         first, last = (self._image_tokens(sequence.token_ids[:end]) for end in (begin, length))
         sequence.truncate(begin)
         if again:
-            self.prefill(sequence, again, sequence.features[first:last], all_positions=False)
+            with sequence.stopped_by(lambda: False):  # a part of what was to stay would be no past at all
+                self.prefill(sequence, again, sequence.features[first:last], all_positions=False)
         vision = self.config.vision
         sequence.truncate_images(last, -(-last // vision.tokens_per_tile) if vision else 0)
 
@@ -147,6 +152,15 @@ class Runner(ABC):
     def close(self) -> None:
         """Free what is held and end what runs elsewhere; the engine then refuses every call."""
         self.closed = self.closed or "the engine was closed"
+
+    def require_open(self) -> None:
+        """Refuse to run any more.
+
+        Raises:
+            HerdError: it was closed, or a rank failed.
+        """
+        if self.closed:
+            raise HerdError(f"{self.closed}: load the bundle again")
 
     def chunk_prompt(self, past: int, token_ids: Items[int]) -> list[list[int]]:
         """Cut a prompt into prefill chunks.

@@ -1,8 +1,8 @@
 """From logits to text: sampling, stop conditions, the generation loop."""
 
-from .prefix import shared_prefix
+from .request import Request
 from .sampling import Sampling, TokenLogprob
 from .stop_strings import StopRule
 from .stream import Generation, TextStream, Timings
 
-__all__ = ["Generation", "Sampling", "StopRule", "TextStream", "Timings", "TokenLogprob", "shared_prefix"]
+__all__ = ["Generation", "Request", "Sampling", "StopRule", "TextStream", "Timings", "TokenLogprob"]

@@ -11,13 +11,14 @@ Order, as in transformers: repetition penalty, temperature, top-k, top-p, min-p,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
 from ...errors import HerdError, shown
+from ...model.processing import GenerationDefaults
 
 Array = np.ndarray[Any, Any]
 
@@ -46,6 +47,13 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int | None = None
     logprobs: int | None = None
+
+    @classmethod
+    def of(cls, defaults: GenerationDefaults, **options: Any) -> Sampling:
+        """What was asked for; where an option is None, what the checkpoint's authors recommend."""
+        recommended = asdict(defaults)
+        given = {name: recommended.get(name) if value is None else value for name, value in options.items()}
+        return cls(**{name: value for name, value in given.items() if value is not None})
 
     def __post_init__(self) -> None:
         # Between 0 and the bound float32 cannot divide by it, and nothing else is chosen than at 0.

@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Items
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -14,6 +14,10 @@ import numpy as np
 from ...errors import HerdError
 
 Features = np.ndarray[Any, Any]
+
+
+def _never() -> bool:
+    return False
 
 
 class SequenceCache(Protocol):
@@ -53,7 +57,7 @@ class Sequence:
         self._tile_digests: list[bytes] = []
         self._cache, self._written = cache, 0
         self._binding: Any = None
-        self._in_use, self._version = threading.Lock(), 0
+        self._in_use, self._version, self._stopped = threading.Lock(), 0, _never
 
     def __len__(self) -> int:
         return len(self._token_ids)
@@ -122,6 +126,23 @@ class Sequence:
         del self._tile_digests[tiles:]
 
     @contextmanager
+    def stopped_by(self, stopped: Callable[[], bool]) -> Iterator[None]:
+        """Let prompts on this sequence end early: ``stopped`` is asked between two prefill chunks.
+
+        The chunks that were computed stay, so that the same prompt goes on there; the call raises ``StoppedError``.
+        """
+        before, self._stopped = self._stopped, stopped
+        try:
+            yield
+        finally:
+            self._stopped = before
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a prompt that is being computed is to end."""
+        return self._stopped()
+
+    @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Held while a step runs on the sequence.
 
@@ -147,7 +168,7 @@ class Sequence:
         twin._tile_digests = self._tile_digests.copy()
         twin._cache, twin._written = self._cache.fork(len(self)), self._written
         twin._binding = None
-        twin._in_use, twin._version = threading.Lock(), 0
+        twin._in_use, twin._version, twin._stopped = threading.Lock(), 0, _never
         return twin
 
     # -- who uses the cache --------------------------------------------------------------------------------------
@@ -161,6 +182,15 @@ class Sequence:
         if self._binding is None:
             self._binding = make()
         return self._binding
+
+
+@contextmanager
+def exclusive(sequences: Iterable[Sequence]) -> Iterator[None]:
+    """All of several sequences; see ``Sequence.exclusive``."""
+    with ExitStack() as stack:
+        for sequence in sequences:
+            stack.enter_context(sequence.exclusive())
+        yield
 
 
 def tile_digest(tile: np.ndarray[Any, Any]) -> bytes:

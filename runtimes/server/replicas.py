@@ -23,9 +23,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ...errors import HerdError
+from ...model.processing import Prompt
 from ..bundle.manifest import Bundle
 from ..distributed.collectives import TIMEOUT
-from ..engine import Engine, Memory, Prompt
+from ..engine import Engine
+from ..executors.options import Memory
 from ..generation import Generation
 
 _OBJECT_STORE = 100 << 20
@@ -245,18 +247,30 @@ class Cluster:
         raise HerdError("every replica that took the request died: see Ray's logs")
 
     def generate_all(self, prompts: Iterable[Prompt], **options: Any) -> list[Generation]:
-        """Generate for several prompts, on all replicas at once; in the order of the prompts."""
-        with ThreadPoolExecutor(len(self.replicas)) as pool:
+        """Generate for several prompts, on all replicas at once; in the order of the prompts.
+
+        An interruption does not wait for answers: closing the handle ends the replicas that are at work.
+        """
+        pool = ThreadPoolExecutor(len(self.replicas))
+        try:
             return list(pool.map(lambda prompt: self.generate(prompt, **options), prompts))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _taken(self) -> Replica:
         """The least busy replica that is ready; waits for one to come back."""
         with self._changed:
-            if not self._changed.wait_for(lambda: any(replica.ready for replica in self.replicas), self.options.start):
+            if not self._changed.wait_for(self._is_answerable, self.options.start):
                 raise HerdError(f"no replica came back within {self.options.start:g} s")
+            if self._closing.is_set():
+                raise HerdError("the replicas were closed: start them again")
             replica = min((replica for replica in self.replicas if replica.ready), key=lambda replica: replica.busy)
             replica.busy += 1
             return replica
+
+    def _is_answerable(self) -> bool:
+        """Whether a request can be sent, or never will be."""
+        return self._closing.is_set() or any(replica.ready for replica in self.replicas)
 
     def _give_back(self, replica: Replica) -> None:
         with self._changed:
@@ -283,6 +297,8 @@ class Cluster:
     def close(self) -> None:
         """End all replicas, and Ray when it was started here."""
         self._closing.set()
+        with self._changed:
+            self._changed.notify_all()
         self._watcher.join()
         self._leave()
 

@@ -319,7 +319,7 @@ def test_signals_leave_nothing_behind(number: signal.Signals, paths: tuple[Path,
     process.send_signal(number)
     _, said = process.communicate()
     assert process.returncode == 128 + number
-    assert said.splitlines()[-1] == "error: interrupted; nothing incomplete was left behind"
+    assert said.splitlines()[-1] == "error: interrupted; no incomplete out was left behind"
     assert not any(tmp_path.iterdir())
 
 

@@ -9,7 +9,16 @@ import pytest
 from click.testing import CliRunner
 
 from herdgraph.cli import main
-from herdgraph.console import HerdCommand, PrintableLines, fail, print_warning, set_verbosity, succeed, table
+from herdgraph.console import (
+    HerdCommand,
+    NoteHandler,
+    PrintableLines,
+    fail,
+    print_warning,
+    set_verbosity,
+    succeed,
+    table,
+)
 from support.command_line import run
 
 
@@ -40,6 +49,15 @@ def test_foreign_text_is_shown_escaped() -> None:
     done = CliRunner().invoke(HerdCommand("speak", callback=speak))
     assert done.stdout == "t\\x1b\nn\\ud800  v\\n\\u202e\n\\x9b     ü 🐄\n"
     assert done.stderr == "warning: w\\x1b[2J\nbuilt o\\x07\nerror: e\\x00\n"
+
+
+def test_what_is_warned_of_looks_the_same_wherever_it_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
+    handler = NoteHandler()
+    handler.setFormatter(PrintableLines("%(levelname)s %(name)s: %(message)s"))
+    for name in ("herdgraph.export.pipeline", "other"):
+        handler.emit(logging.makeLogRecord({"name": name, "levelno": logging.WARNING, "levelname": "WARNING",
+                                            "msg": "%s is short", "args": ("hay",)}))
+    assert capsys.readouterr().err == "warning: hay is short\nWARNING other: hay is short\n"
 
 
 def test_log_lines_are_shown_escaped() -> None:

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import onnx_ir as ir
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from herdgraph.errors import HerdError
 from herdgraph.export.pipeline import BuildProgress, build_bundle
 from herdgraph.export.targets.registry import target_of
 from herdgraph.model.checkpoint import open_checkpoint
+from herdgraph.model.checkpoint.tensors.write import write_tensors
 from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes.bundle.manifest import Bundle
 from support import herds
@@ -45,7 +48,7 @@ def test_bundle_content(checkpoint: Path, tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
         assert (bundle.processor / name).read_bytes() == (checkpoint / name).read_bytes()
     assert sum(written) <= totals[0] < 1.05 * sum(written) + 60_000
-    assert stages[0] == "capturing decoder"
+    assert stages[:2] == ["checking weights", "capturing decoder"]
     assert bundle.manifest.toolchain["torch"].startswith("2.13")
     decoder = ir.load(bundle.graph("decoder"))
     assert not decoder.functions
@@ -69,6 +72,31 @@ def test_full_disk(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(HerdError, match=r"bundle needs .* has 1.0 kB free: choose another output or make room"):
         _build(checkpoint, tmp_path / "bundle")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_a_damaged_weight_is_refused_before_anything_else(value: float, checkpoint: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    [file] = damaged.glob("*.safetensors")
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("layers.1.input_layernorm.weight"))
+    tensors[name][3] = value
+    write_tensors(tensors, file)
+    stages: list[str] = []
+    told = rf"^layers\.1\.input_layernorm\.weight in {file.name} holds an? \w+ at \[3\]"
+    with open_checkpoint(damaged) as source, pytest.raises(HerdError, match=told):
+        build_bundle(source, tmp_path / "bundle", progress=BuildProgress(stages.append))
+    assert stages == ["checking weights"]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_the_check_of_weights_reads_all_of_them(checkpoint: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    with open_checkpoint(checkpoint) as source:
+        source.check_weights(lambda *bytes_read: seen.append(bytes_read))
+        stored = sum(source.read(name).nbytes for name in source.tensors)
+    assert seen[-1] == (stored, stored)
+    assert seen == sorted(seen)
 
 
 def test_disk_full_while_writing(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

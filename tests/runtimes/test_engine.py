@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import weakref
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from herdgraph.errors import HerdError
+from herdgraph.errors import HerdError, StoppedError
 from herdgraph.export.pipeline import build_bundle
+from herdgraph.export.verify import random_prompt
 from herdgraph.files import size
+from herdgraph.interruption import Interrupted, signals_unwind
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY
-from herdgraph.model.processing import GenerationDefaults
-from herdgraph.runtimes import Engine, Sampling
+from herdgraph.model.processing import GenerationDefaults, PreparedPrompt
+from herdgraph.runtimes import Engine, Sampling, Sequence
 from herdgraph.runtimes.executors.runner import PREFILL_CHUNK, SCORES_BYTES, SHORTEST_CHUNK
+from herdgraph.runtimes.generation import Request
 from support import herds
 
 CHUNK = TINY.text.attention_chunk_size
@@ -41,6 +47,51 @@ def engine(bundle: Path) -> Engine:
 
 def _logits(engine: Engine, ids: list[int]) -> np.ndarray:
     return engine.prefill(engine.new_sequence(), ids)
+
+
+# -- stopping --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_a_prompt_that_is_stopped_ends_after_a_chunk_and_goes_on_there(
+    images: int, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt, pixels = random_prompt(engine.config, 4 * CHUNK, images=images)
+    computed: list[int] = []
+    real = engine._decoder.prefill_chunk
+
+    def counted(sequence: Sequence, token_ids: list[int], *rest: Any) -> np.ndarray:
+        computed.append(len(token_ids))
+        return real(sequence, token_ids, *rest)
+
+    monkeypatch.setattr(engine._decoder, "prefill_chunk", counted)
+    sequence = engine.new_sequence()
+    told = rf"stopped after {2 * CHUNK} of {len(prompt)} tokens"
+    with sequence.stopped_by(lambda: len(computed) == 2), pytest.raises(StoppedError, match=told):
+        engine.prefill(sequence, prompt, pixels)
+    assert computed == [CHUNK, CHUNK]
+    assert sequence.token_ids == prompt[: 2 * CHUNK]
+    assert len(sequence.features) == prompt[: 2 * CHUNK].count(engine.config.image_token_id)
+    request = Request(engine, engine.decode, sequence, PreparedPrompt(prompt, pixels))
+    logits, cached = request.prefill()
+    assert cached <= 2 * CHUNK
+    np.testing.assert_allclose(logits, engine.prefill(engine.new_sequence(), prompt, pixels), atol=1e-4)
+
+
+def test_a_signal_acts_between_chunks(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `herdgraph generate`: Python's handler runs when a chunk's call is back."""
+    computed: list[int] = []
+    real = engine._decoder.prefill_chunk
+
+    def signaled(*args: Any) -> np.ndarray:
+        computed.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(engine._decoder, "prefill_chunk", signaled)
+    with pytest.raises(Interrupted), signals_unwind():
+        engine.generate(list(range(4 * CHUNK)))
+    assert computed == [1]
 
 
 # -- sequences -------------------------------------------------------------------------------------------------------

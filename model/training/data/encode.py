@@ -127,9 +127,11 @@ class Encoder:
             yield _learned([end])
 
     def _start(self, text: str) -> str:
-        """As much of a text as may count: what lies behind is cut, and need not become tokens first."""
-        longest = self.processor.tokenizer.longest_token
-        return text if self._too_long == "refuse" or longest is None else text[: (self.max_tokens + 1) * longest]
+        """As much of a text as may count, for what lies behind is cut, or refused, before it becomes tokens."""
+        tokenizer, longest = self.processor.tokenizer, self.processor.tokenizer.longest_token
+        if self._too_long == "refuse":
+            tokenizer.require_room(text, self.max_tokens)
+        return text if longest is None else text[: (self.max_tokens + 1) * longest]
 
     def _conversation(self, record: Record) -> Iterator[_Piece]:
         """The rendered messages, with a picture's tokens in place of each placeholder."""
@@ -153,7 +155,9 @@ class Encoder:
         """
         messages = checked_messages([turn.message() for turn in record.turns])
         encode, tokenizer = self.processor.template.encode, self.processor.tokenizer
-        ids = encode(messages, tokenizer, tools=record.tools or None)
+        # Where too long is refused, a text that cannot fit is refused before it becomes tokens.
+        most = self.max_tokens if self._too_long == "refuse" else None
+        ids = encode(messages, tokenizer, tools=record.tools or None, most_tokens=most)
         learned, end = [False] * len(ids), 0
         for number, message in enumerate(messages):
             if message["role"] != "assistant":

@@ -8,12 +8,11 @@ from pathlib import Path
 from types import TracebackType
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ....errors import HerdError
 from ....files import atomic_file, sha256_of
+from ...checkpoint.tensors.write import write_tensors
 from ...config import HerdConfig
 from ..data.packing import Batch
 from .cache_format import (
@@ -94,15 +93,14 @@ class CacheWriter:
         name = f"targets-{len(self._entries):05}.safetensors"
         try:
             with atomic_file(self.directory / name) as path:
-                save_file(_tensors(waiting), path)
+                write_tensors(_tensors(waiting), path)
             written = (self.directory / name).stat().st_size
             entry = ShardEntry(name, sha256_of(self.directory / name), written, len(waiting),
                                sum(len(kept) for _, kept in waiting))
             self._write_index([*self._entries, entry])
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise HerdError(f"writing {self.directory / name} failed: {reason}; {len(self._entries)} complete shards "
-                            "are kept: make room and run again, it continues there") from error
+        except OSError as error:
+            raise HerdError(f"writing {self.directory / name} failed: {error.strerror or error}; {len(self._entries)} "
+                            "complete shards are kept: make room and run again, it continues there") from error
         self._entries.append(entry)
 
     @property

@@ -19,6 +19,7 @@ from herdgraph.errors import HerdError
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.data import Picture, Record, hold_out, open_samples
+from herdgraph.model.data.records import Turn
 from herdgraph.model.training.data import Encoder
 from support import herds
 
@@ -334,6 +335,16 @@ def test_samples_that_cannot_be_learned(row: Any, message: str, files: Path, tmp
     with pytest.raises(HerdError, match=message) as caught:
         encoder(files)(only(lines(tmp_path / "a.jsonl", row)))
     assert str(caught.value).startswith(f"{tmp_path / 'a.jsonl'} line 1: ")
+
+
+def test_what_is_too_long_is_refused_before_it_becomes_tokens(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = encoder(files)
+    assert encode.processor.has_template, "read before reading text is forbidden"
+    monkeypatch.setattr(encode.processor.tokenizer, "encode", None)
+    turns = (Turn("user", ("x" * 100_000,), {}), Turn("assistant", ("y",), {}))
+    for record in (Record("a", "a", document=("x" * 100_000,)), Record("a", "a", turns=turns)):
+        with pytest.raises(HerdError, match=r"a: the text has 100\d+ characters, .* at most 200 are taken"):
+            encode(record)
 
 
 def test_models_that_only_read(files: Path, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_prompts_that_cannot_fit(ours: PromptProcessor, monkeypatch: pytest.Monk
         ours.prepare(many)
     monkeypatch.setattr(ours.tokenizer, "encode", None)
     for prompt in (" " * 10_000_000, [{"role": "user", "content": "x" * 1_000_000}]):
-        with pytest.raises(HerdError, match=r"characters, which are more than \d+ tokens, the model's context is 4096"):
+        with pytest.raises(HerdError, match=r"characters, which are more than \d+ tokens, at most 4096 are"):
             ours.prepare(prompt)
 
 

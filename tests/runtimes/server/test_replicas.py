@@ -16,6 +16,7 @@ import pytest
 
 from herdgraph.errors import HerdError
 from herdgraph.export.pipeline import build_bundle
+from herdgraph.interruption import Interrupted, signals_unwind
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import TINY
@@ -64,6 +65,14 @@ def test_requests_go_to_the_least_busy_replica(cluster: Cluster, wanted: list[in
     first.busy += 1
     assert cluster._taken() is second
     first.busy, second.busy = 0, 0
+
+
+def test_an_interruption_does_not_wait_for_answers(cluster: Cluster) -> None:
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(Interrupted), signals_unwind():
+        cluster.generate_all([PROMPT] * 4, max_new_tokens=2000, stop_ids=[])
+    assert any(replica.busy for replica in cluster.replicas)
+    _until(lambda: not any(replica.busy for replica in cluster.replicas))
 
 
 def test_a_wrong_request_is_told_and_harms_nobody(cluster: Cluster, wanted: list[int]) -> None:

@@ -311,6 +311,11 @@ def test_an_interruption_keeps_what_was_computed(tmp_path: Path) -> None:
     _cached(tmp_path).targets(MIXED)
 
 
+def test_shards_have_the_mode_of_other_files(tmp_path: Path) -> None:
+    _kept(tmp_path)
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
 def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
     with CacheWriter(tmp_path, SPEC, TINY):
         pass

@@ -1,0 +1,38 @@
+"""From a bundle to what runs it: in this process, or as rank 0 of several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from concurrent.futures import ThreadPoolExecutor
+
+from .bundle.manifest import Bundle
+from .distributed.front_end import load_sharded
+from .distributed.launch import ShardOptions, check_devices, threads_of
+from .executors.load import Runners, load_executor
+from .executors.options import ExecutorOptions
+from .executors.ort.load import load_vision
+
+
+def load_runners(
+    bundle: Bundle, options: ExecutorOptions, *, verify: bool, devices: Items[str] | None, timeout: float
+) -> Runners:
+    """Load the graphs of a bundle, sharded or whole. Arguments and errors as in ``Engine.load``."""
+    ranks = bundle.manifest.shards.plan.world if bundle.manifest.shards else 1
+    places = check_devices(devices, ranks)
+    if bundle.manifest.shards:
+        shards = ShardOptions(threads_of(options.threads, ranks), verify, options.prepack, timeout, places)
+        return load_sharded(bundle, shards), load_vision(bundle, options)
+    return _load_verified(bundle, options) if verify else load_executor(bundle, options)
+
+
+def _load_verified(bundle: Bundle, options: ExecutorOptions) -> Runners:
+    """Load a whole bundle, and hash its weights meanwhile."""
+    bundle.verify(set(bundle.manifest.files) - set(bundle.weight_files))
+    # Weights that are used as they are mapped may be larger than the memory: hashing would read them all.
+    weights = bundle.weight_files if options.prepack else []
+    with ThreadPoolExecutor(1) as pool:
+        hashing = pool.submit(bundle.verify, weights)
+        try:
+            return load_executor(bundle, options)
+        finally:
+            hashing.result()
