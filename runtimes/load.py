@@ -11,6 +11,7 @@ from .distributed.launch import ShardOptions, check_devices, threads_of
 from .executors.load import Runners, load_executor
 from .executors.options import ExecutorOptions
 from .executors.ort.load import load_vision
+from .executors.ort.weights import checked_by_block
 
 
 def load_runners(
@@ -28,8 +29,8 @@ def load_runners(
 def _load_verified(bundle: Bundle, options: ExecutorOptions) -> Runners:
     """Load a whole bundle, and hash its weights meanwhile."""
     bundle.verify(set(bundle.manifest.files) - set(bundle.weight_files))
-    # Weights that are used as they are mapped may be larger than the memory: hashing would read them all.
-    weights = bundle.weight_files if options.prepack else []
+    by_block = checked_by_block(bundle, prepack=options.prepack)
+    weights = [name for name in bundle.weight_files if name not in by_block]
     with ThreadPoolExecutor(1) as pool:
         hashing = pool.submit(bundle.verify, weights)
         try:

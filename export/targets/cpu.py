@@ -23,6 +23,11 @@ from .target import Target, precision_passes
 class CpuTarget(Target):
     """Tokens of several sequences in one list, caches in blocks, four operators per layer."""
 
+    @property
+    def packs_weights(self) -> bool:
+        """See ``Target``."""
+        return True
+
     def pipeline(
         self, recipe: Recipe, options: PlanOptions, calibration: CalibrationFile | None = None
     ) -> list[InPlacePass]:

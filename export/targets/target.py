@@ -63,6 +63,11 @@ class Target(ABC):
         """Whether the result is free of herdgraph's own operators; only such graphs can be split over ranks."""
         return True
 
+    @property
+    def packs_weights(self) -> bool:
+        """Whether weights are written as operators of ours read them."""
+        return False
+
     @abstractmethod
     def pipeline(
         self, recipe: Recipe, options: PlanOptions, calibration: CalibrationFile | None = None

@@ -27,6 +27,7 @@ from ...files import sha256_of
 from ...model.config.shard_plan import ShardPlan
 from ..bundle.manifest import MANIFEST, Bundle
 from ..executors.options import ExecutorOptions
+from ..executors.ort.weights import checked_by_block
 from .collectives import TIMEOUT, Collectives
 from .rank_runner import ShardRunner, shard_runner
 from .shared_memory import SharedMemory, alive, create, supported
@@ -71,10 +72,9 @@ def load_shard(bundle: Bundle, link: Collectives, options: ShardOptions) -> Shar
     if options.devices:
         os.sched_setaffinity(0, cores(options.devices[link.rank]))
     if options.verify:
-        large = bundle.weight_files if not options.prepack else ()
-        bundle.verify(name for name in bundle.files_of(link.rank) if name not in large)
-    check_blocks = options.verify and not options.prepack
-    shard = shard_runner(bundle, link, ExecutorOptions(options.threads, options.prepack, check_blocks))
+        by_block = checked_by_block(bundle, prepack=options.prepack)
+        bundle.verify(name for name in bundle.files_of(link.rank) if name not in by_block)
+    shard = shard_runner(bundle, link, ExecutorOptions(options.threads, options.prepack, options.verify))
     link.barrier()
     return shard
 

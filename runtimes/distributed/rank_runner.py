@@ -24,6 +24,7 @@ from ..executors.ort.decoder import DecoderRunner, Run
 from ..executors.ort.load import runner_of
 from ..executors.ort.paged import PagedRunner
 from ..executors.ort.session import Values, create_sessions, ort_value
+from ..executors.ort.weights import ResidentWeights, is_packed
 from .collectives import Array, Collectives
 
 SIZES = 4
@@ -85,9 +86,17 @@ class RankGraph:
         self.path, self.link, self.plan = graphs[0], link, shards.plan
         self.before_send: Callable[[], None] = _nothing
         self._stage, self._width = self.plan.stage_of(link.rank), bundle.manifest.config.text.hidden_size
+        self._weights_of_partition = self._resident(sessions, options)
         self._partitions = [Partition.of(session, entry) for session, entry in zip(sessions, entries, strict=True)]
         self._last_use = {name: index for index, one in enumerate(self._partitions) for name in one.inputs}
         self._buffers: dict[int, Values] = {}
+
+    def _resident(self, sessions: list[Any], options: ExecutorOptions) -> list[Values]:
+        """Weights by partition, in memory of this rank's own; nothing where they are used as they are mapped."""
+        if not options.prepack or not is_packed(self.path):
+            return [{} for _ in sessions]
+        weights = ResidentWeights(_weights_of(self.path), options.threads, verify=options.verify)
+        return [weights.values(session) for session in sessions]
 
     @property
     def inputs(self) -> list[Any]:
@@ -137,6 +146,8 @@ class RankGraph:
                 yield partial(self.link.receive, place.numpy(), self.link.rank - self.plan.width)
             # 2. The partition itself.
             io = _bound(one, values, outputs)
+            for name, weight in self._weights_of_partition[index].items():
+                io.bind_ortvalue_input(name, weight)
             yield partial(one.session.run_with_iobinding, io)
             values |= zip(one.outputs, io.get_outputs(), strict=True)
             # 3. Collectives on what it gave.

@@ -21,12 +21,18 @@ class ExecutorOptions:
     Attributes:
         threads: threads of one operator, None for one per core.
         prepack: copy weights into the layout that is fastest; otherwise they are used as they are mapped from the file.
-        check_blocks: compare every block of the weights with its hash before a result that read it goes out.
+        verify: compare weights with their hashes, packed ones while they are read, mapped ones (``prepack`` false)
+            before a result that read them goes out.
     """
 
     threads: int | None = None
     prepack: bool = True
-    check_blocks: bool = False
+    verify: bool = False
+
+    @property
+    def check_blocks(self) -> bool:
+        """Whether blocks of mapped weights are compared with their hashes after every call."""
+        return self.verify and not self.prepack
 
     @classmethod
     def of(cls, threads: int | None, memory: Memory, *, verify: bool) -> ExecutorOptions:
@@ -39,4 +45,4 @@ class ExecutorOptions:
             raise HerdError(f"threads is {threads}, it must be within 1 and {MOST_THREADS}")
         if memory not in get_args(Memory):
             raise HerdError(f"memory is {memory!r}, it must be one of {', '.join(get_args(Memory))}")
-        return cls(threads, memory == "fast", check_blocks=verify and memory == "low")
+        return cls(threads, memory == "fast", verify=verify)

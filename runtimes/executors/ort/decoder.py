@@ -46,8 +46,8 @@ class DecoderGraph(Protocol):
 class SessionGraph:
     """A decoder graph in one session; see ``DecoderGraph``."""
 
-    def __init__(self, path: Path, session: Any) -> None:
-        self.path, self.session = path, session
+    def __init__(self, path: Path, session: Any, weights: Values | None = None) -> None:
+        self.path, self.session, self._weights = path, session, weights or {}
 
     @property
     def inputs(self) -> Items[Any]:
@@ -58,7 +58,7 @@ class SessionGraph:
     def bind(self, inputs: Values, outputs: Values) -> Run:
         """See ``DecoderGraph``."""
         io = self.session.io_binding()
-        for name, value in inputs.items():
+        for name, value in (inputs | self._weights).items():
             io.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
             io.bind_ortvalue_output(name, value)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ...bundle.blocks import block_check
 from ....model.config import HerdConfig
+from ...bundle.blocks import block_check
 from ...bundle.manifest import WEIGHTS, Bundle
 from ...kv_cache.sequence import Features
 from ..options import ExecutorOptions
@@ -17,6 +17,7 @@ from ..vision import VisionRunner
 from .decoder import DecoderGraph, DecoderRunner, Run, SessionGraph
 from .paged import PagedRunner
 from .session import check_names, create_session
+from .weights import ResidentWeights, is_packed
 
 
 def load_graphs(bundle: Bundle, options: ExecutorOptions) -> tuple[DecoderRunner, VisionRunner | None]:
@@ -28,7 +29,10 @@ def load_graphs(bundle: Bundle, options: ExecutorOptions) -> tuple[DecoderRunner
     path = bundle.graph("decoder")
     session = create_session(path, provider=bundle.manifest.provider, options=options)
     config = bundle.manifest.config
-    runner = runner_of(SessionGraph(path, session), config, check=_check_of(path, options))
+    weights = None
+    if options.prepack and is_packed(path):
+        weights = ResidentWeights(path.with_suffix(WEIGHTS), options.threads, verify=options.verify).values(session)
+    runner = runner_of(SessionGraph(path, session, weights), config, check=_check_of(path, options))
     present = {f"present.{layer}.{part}" for layer in range(config.text.num_layers) for part in ("key", "value")}
     inputs = {"input_ids", "past_lengths", "logit_rows"} | ({"image_features"} if config.vision else set())
     if isinstance(runner, PagedRunner):
