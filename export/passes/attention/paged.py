@@ -6,8 +6,6 @@ sequence may use through its block table. In 8 bits every token has a scale of i
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, common
@@ -63,7 +61,9 @@ class LowerPagedAttention(InPlacePass):
         heads, groups, chunk = (node.attributes[name].as_int() for name in ("num_heads", "kv_heads", "chunk"))
         past_k, past_v = node.inputs[3:5]
         assert past_k is not None and past_v is not None and past_k.shape is not None  # noqa: PT018
-        size = block_bytes(groups, int(past_k.shape[3]), self.caches)  # type: ignore[call-overload]
+        head_dim = past_k.shape[3]
+        assert isinstance(head_dim, int), "the width of a head is known"
+        size = block_bytes(groups, head_dim, self.caches)
         for value in (past_k, past_v, *node.outputs[1:]):
             value.type, value.shape = ir.TensorType(ir.DataType.UINT8), ir.Shape([_pool(chunk), size])
         table = given[CHUNKED_TABLE if chunk else GLOBAL_TABLE]
@@ -106,7 +106,8 @@ class _Prologue:
 
     def _list(self, value: ir.Value | None) -> ir.Value:
         """[1, tokens, N] as [tokens, N]."""
-        return self.build("Squeeze", value, self.build.constant([0]))  # type: ignore[no-any-return]
+        listed: ir.Value = self.build("Squeeze", value, self.build.constant([0]))
+        return listed
 
     def _before_temperature(self, q: ir.Value | None) -> ir.Value | None:
         product = made_by(q, "Mul")

@@ -13,6 +13,7 @@ from ...bundle.blocks import block_check
 from ...bundle.manifest import WEIGHTS, Bundle
 from ...kv_cache.sequence import Features
 from ..options import ExecutorOptions
+from ..runner import Runner
 from ..vision import VisionRunner
 from .decoder import DecoderGraph, DecoderRunner, Run, SessionGraph
 from .paged import PagedRunner
@@ -20,7 +21,7 @@ from .session import check_names, create_session
 from .weights import ResidentWeights, is_packed
 
 
-def load_graphs(bundle: Bundle, options: ExecutorOptions) -> tuple[DecoderRunner, VisionRunner | None]:
+def load_graphs(bundle: Bundle, options: ExecutorOptions) -> tuple[Runner, VisionRunner | None]:
     """Runners of a bundle's decoder and image graphs.
 
     Raises:
