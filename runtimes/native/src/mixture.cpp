@@ -219,6 +219,7 @@ ort::Status* Mixture::run(ort::Context* context) const {
     order[place] = a / top_k_;
     in.copy(a / top_k_, tokens + place, scores[a], format_ == kFloat32);
   }
+  for (int t = 0; t < tokens && shared_format_ == kFloat32; t++) in.scales[t] = 1;   // the codes were the routed experts'
 
   // 3. Feed forward.
   Scratch hidden_scratch(RowBuffers::needs(tokens + held, hidden_inputs));
