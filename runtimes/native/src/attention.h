@@ -71,18 +71,18 @@ template <class C, int M> inline void block_values(const float* weights, int wid
 // Scores to weights: a row sees `visible` tokens of the block. Returns nothing; top and sum move on, values are rescaled.
 inline void softmax_step(float* scores, int visible, const float* key_scales, const float* value_scales, int width, float* top, float* sum_, float* values) {
   F tops = splat(-INFINITY), sums{};
+  I odd{};
   for (int t = 0; t < kTokenVectors; t++) {
     F s = load<F>(scores + t * kLanes);
     if (key_scales) s = s * load<F>(key_scales + t * kLanes);
     I index;
     for (int i = 0; i < kLanes; i++) index[i] = t * kLanes + i;
     s = select(index < visible, s, splat(-INFINITY));
-    // A maximum would pass over NaN, which must not get lost.
-    tops = select(s != s, s, maximum(tops, s));
+    odd |= s != s;
+    tops = maximum(tops, s);
     store(scores + t * kLanes, s);
   }
-  float most = largest(tops);
-  for (int i = 0; i < kLanes; i++) if (tops[i] != tops[i]) most = NAN;
+  float most = sum(odd) ? NAN : largest(tops);   // a maximum may pass over NaN
   most = most > *top || most != most ? most : *top;
   float keep = *top == most ? 1.f : exp2f(*top - most);
   for (int t = 0; t < kTokenVectors; t++) {
