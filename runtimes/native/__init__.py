@@ -1,1 +1,1 @@
-"""Our own operators for ONNX Runtime on a CPU (docs/native.md)."""
+"""Operators of our own for ONNX Runtime's CPU provider, in C++: sources, compiler and the compiled library."""

@@ -34,15 +34,15 @@ struct RowBuffers {
     if (format != kFloat32)
       kernels.quantize(row(r), width, inputs, codes + size_t(r) * inputs, sums + size_t(r) * (inputs / kScaleBlock), scales + r);
   }
-  // Row `to` becomes row `from`, times a factor.
+  // Row `to` becomes row `from`, times a factor: its values, or its codes.
   void copy(int from, int to, float factor, bool with_values) const {
     size_t n = inputs, blocks = inputs / kScaleBlock;
+    scales[to] = with_values ? factor : scales[from] * factor;
     if (with_values) memcpy(values + to * n, values + from * n, n * sizeof(float));
     else {
       memcpy(codes + to * n, codes + from * n, n);
       memcpy(sums + to * blocks, sums + from * blocks, blocks * sizeof(int32_t));
     }
-    scales[to] = scales[from] * factor;
   }
 };
 

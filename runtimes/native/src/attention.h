@@ -51,12 +51,12 @@ template <class C, int M> inline void block_scores(const float* queries, int wid
   }
 }
 
-// values [rows][d] += weights [rows][64] times the block's first `tokens` values, [64 / group][d][group]
-template <class C, int M> inline void block_values(const float* weights, int width, const uint8_t* block, int tokens, float* values) {
+// values [rows][d] += weights [rows][64] times the block's values of tokens first .. last - 1, [64 / group][d][group]
+template <class C, int M> inline void block_values(const float* weights, int width, const uint8_t* block, int first, int last, float* values) {
   for (int d = 0; d < width; d += kLanes) {
     F acc[M];
     for (int m = 0; m < M; m++) acc[m] = load<F>(values + size_t(m) * width + d);
-    for (int t = 0; t < tokens; t += C::kGroup) {
+    for (int t = first; t < last; t += C::kGroup) {
       F value[C::kGroup];
       C::load(block, t / C::kGroup, width, d, value);
       for (int j = 0; j < C::kGroup; j++)
@@ -71,18 +71,18 @@ template <class C, int M> inline void block_values(const float* weights, int wid
 // Scores to weights: a row sees `visible` tokens of the block. Returns nothing; top and sum move on, values are rescaled.
 inline void softmax_step(float* scores, int visible, const float* key_scales, const float* value_scales, int width, float* top, float* sum_, float* values) {
   F tops = splat(-INFINITY), sums{};
+  I odd{};
   for (int t = 0; t < kTokenVectors; t++) {
     F s = load<F>(scores + t * kLanes);
     if (key_scales) s = s * load<F>(key_scales + t * kLanes);
     I index;
     for (int i = 0; i < kLanes; i++) index[i] = t * kLanes + i;
     s = select(index < visible, s, splat(-INFINITY));
-    // A maximum would pass over NaN, which must not get lost.
-    tops = select(s != s, s, maximum(tops, s));
+    odd |= s != s;
+    tops = maximum(tops, s);
     store(scores + t * kLanes, s);
   }
-  float most = largest(tops);
-  for (int i = 0; i < kLanes; i++) if (tops[i] != tops[i]) most = NAN;
+  float most = sum(odd) ? NAN : largest(tops);   // a maximum may pass over NaN
   most = most > *top || most != most ? most : *top;
   float keep = *top == most ? 1.f : exp2f(*top - most);
   for (int t = 0; t < kTokenVectors; t++) {
@@ -101,17 +101,23 @@ inline void softmax_step(float* scores, int visible, const float* key_scales, co
 
 template <class C, int M> inline void block_rows(const AttentionTask& task, int row, int first_token, const uint8_t* keys, const uint8_t* values,
                                                  const float* key_scales, const float* value_scales, const Partial& part, float* scores) {
-  int most = 0;
+  int seen[M], least = kCacheBlock, most = 0;
   block_scores<C, M>(task.queries + size_t(row) * task.width, task.width, keys, scores);
   for (int m = 0; m < M; m++) {
     int visible = task.limits[row + m] - first_token;
     visible = visible < 0 ? 0 : visible > kCacheBlock ? kCacheBlock : visible;
+    seen[m] = visible;
+    least = visible < least ? visible : least;
     most = visible > most ? visible : most;
     if (visible) softmax_step(scores + m * kCacheBlock, visible, key_scales, value_scales, task.width, part.top + row + m, part.sum + row + m,
                               part.values + size_t(row + m) * task.width);
     else memset(scores + m * kCacheBlock, 0, kCacheBlock * sizeof(float));
   }
-  block_values<C, M>(scores, task.width, values, most, part.values + size_t(row) * task.width);
+  // Codes times a weight of zero are zero. Floats that a row does not see may be NaN, so it must not read them.
+  int together = C::kGroup == 4 ? most : least;
+  block_values<C, M>(scores, task.width, values, 0, together, part.values + size_t(row) * task.width);
+  for (int m = 0; m < M; m++)
+    if (seen[m] > together) block_values<C, 1>(scores + m * kCacheBlock, task.width, values, together, seen[m], part.values + size_t(row + m) * task.width);
 }
 
 template <class C> inline void block_all_rows(const AttentionTask& task, int first_token, const uint8_t* keys, const uint8_t* values,
@@ -186,7 +192,7 @@ inline float token_scale(const float* x, int width) {
     if (!(magnitude <= 3.4028235e38f)) return NAN;
     top = magnitude > top ? magnitude : top;
   }
-  return top > 1e-37f ? top / 127 : 0;
+  return top > herd::kSmallest ? top / 127 : 0;
 }
 
 void append(CacheType type, const float* key, const float* value, int width, uint8_t* keys, uint8_t* values, int slot) {

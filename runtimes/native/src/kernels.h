@@ -34,6 +34,9 @@ constexpr int kSplitBlocks = 16;    // cache blocks whose attention is computed 
 
 enum Format : int { kFloat32 = 0, kInt8 = 1, kInt4 = 2 };
 enum CacheType : int { kCacheFloat32 = 0, kCacheFloat16 = 1, kCacheInt8 = 2 };
+constexpr float kSmallest = 1e-36f; // rows whose values are all smaller are zero: 127 / kSmallest is still finite
+
+inline bool is_format(int number) { return number >= kFloat32 && number <= kInt4; }
 
 inline int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 

@@ -62,15 +62,16 @@ struct Layer {
   }
   // codes of the hidden rows, rotated before
   void requantize(Format format, Format shared_format, int total) const {
-    auto one = [&](int row) {
-      int s = 0;
+    int unused = segments[0].count ? 0 : count > 1 ? segments[1].first : total;   // rows of a shared expert that is not there
+    auto one = [&](int index) {
+      int row = unused + index, s = 0;
       while (row >= segments[s].first + segments[s].count) s++;
       const Segment& segment = segments[s];
       if (segment.hadamard) kernel.hadamard(hidden.row(row), segment.width, segment.hadamard);
       hidden.prepare(kernel, row, segment.width, segment.tokens ? format : shared_format);
     };
-    if (total < 8) for (int row = 0; row < total; row++) one(row);
-    else api.parallel(context, total, one);
+    if (total - unused < 8) for (int i = 0; i < total - unused; i++) one(i);
+    else api.parallel(context, total - unused, one);
   }
   void down(const float* x, int width, int tokens, float* y) const {
     api.parallel(context, round_up(width, kTile) / kTile, [&](int tile) {
@@ -139,7 +140,13 @@ ort::Status* Mixture::run(ort::Context* context) const {
   const ort::Value* x_value = api_.input(context, 0);
   ort::Shape shape = api_.shape(x_value);
   const float *x = api_.data<float>(x_value), *gain = api_.data<float>(api_.input(context, 1));
-  int dims = int(shape.last()), inputs = round_up(dims, kInputBlock), tokens = dims ? int(shape.count() / dims) : 0;
+  auto rotates = [](int block, int width) { return !block || ((block == 8 || block == 16 || block == 32 || block == 64) && width % block == 0); };
+  if (!shape.rank || shape.last() < 1 || !is_format(format_) || !is_format(shared_format_) || experts_ < 0 || shared_width_ < 0 ||
+      (experts_ && width_ < 1) || !rotates(hadamard_, width_) || !rotates(shared_hadamard_, shared_width_))
+    return api_.error("Mixture: no such format or rotation, or no channels");
+  if (experts_ && (top_k_ < 1 || top_k_ > all_experts_ || first_expert_ < 0 || first_expert_ > all_experts_ - experts_))
+    return api_.error("Mixture: more experts per token, or held here, than there are");
+  int dims = int(shape.last()), inputs = round_up(dims, kInputBlock), tokens = int(shape.count() / dims);
   float* y = api_.data<float>(api_.output(context, 0, shape));
   const uint8_t* codes[5];
   const float* scales[4];
@@ -153,12 +160,12 @@ ort::Status* Mixture::run(ort::Context* context) const {
   Matrix router{kFloat32, codes[4], nullptr, inputs, round_up(all_experts_, kTile) / kTile};
   auto fits = [&](int input, const Matrix& matrix, int count) {
     return !count || (matrix.codes && api_.shape(api_.input(context, input)).count() == int64_t(matrix.bytes()) * count &&
-                      (matrix.format != kInt8 || matrix.scales));
+                      (matrix.format != kInt8 || (matrix.scales && api_.fits(api_.input(context, input + 1), int64_t(matrix.tiles) * kTile * count))));
   };
   if (!fits(3, gate_up, experts_) || !fits(5, down, experts_) || !fits(7, shared_gate_up, shared_width_ > 0) ||
       !fits(9, shared_down, shared_width_ > 0) || !fits(2, router, experts_ > 0))
     return api_.error("Mixture: weights have another size than the attributes say");
-  if (experts_ && (top_k_ > all_experts_ || top_k_ < 1)) return api_.error("Mixture: more experts per token than there are");
+  if (!api_.fits(api_.input(context, 1), dims)) return api_.error("Mixture: the gain has another size than the input");
   if (!tokens) return nullptr;
 
   // Rows: every token for the shared expert, then every assignment of a token to an expert that is held here.
@@ -212,6 +219,7 @@ ort::Status* Mixture::run(ort::Context* context) const {
     order[place] = a / top_k_;
     in.copy(a / top_k_, tokens + place, scores[a], format_ == kFloat32);
   }
+  for (int t = 0; t < tokens && shared_format_ == kFloat32; t++) in.scales[t] = 1;   // the codes were the routed experts'
 
   // 3. Feed forward.
   Scratch hidden_scratch(RowBuffers::needs(tokens + held, hidden_inputs));

@@ -92,6 +92,9 @@ class Api {
     return found;
   }
 
+  // Whether an input is absent or has so many elements.
+  bool fits(const Value* value, int64_t count) const { return !value || shape(value).count() == count; }
+
   // Run f(0) .. f(count - 1) on the session's threads. Who takes which item does not matter to any result.
   template <class F> void parallel(const Context* context, int count, const F& f) const {
     if (count == 1) return f(0);

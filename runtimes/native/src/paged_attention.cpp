@@ -28,10 +28,6 @@ struct TokenTile {
   int splits, partial;                // partial results: their number, 0 where one item computes them all; the first one's place
 };
 
-struct Head {
-  float top, sum;
-};
-
 }  // namespace
 
 const ort::Port* PagedAttention::inputs(size_t* count) {
@@ -61,17 +57,27 @@ ort::Status* PagedAttention::run(ort::Context* context) const {
   const float *query = api_.data<float>(input(0)), *key = api_.data<float>(input(1)), *value = api_.data<float>(input(2));
   const int32_t *cumulative = api_.data<int32_t>(input(5)), *past = api_.data<int32_t>(input(6)), *table = api_.data<int32_t>(input(7));
   const float *cos = api_.data<float>(input(8)), *sin = api_.data<float>(input(9)), *temperature = api_.data<float>(input(10));
+  if (!shape.rank || shape.last() < 1 || table_shape.rank != 2 || !cache_shape.rank || heads_ < 1 || kv_heads_ < 1 || heads_ % kv_heads_ || chunk_ < 0 ||
+      cache_type_ < kCacheFloat32 || cache_type_ > kCacheInt8 || !key != !value || !cos != !sin)
+    return api_.error("PagedAttention: attributes and inputs do not make an attention");
   int tokens = int(shape.count() / shape.last()), sequences = int(table_shape.dims[0]), table_width = int(table_shape.dims[1]);
   int group = heads_ / kv_heads_, packed = key ? heads_ : heads_ + 2 * kv_heads_, dims = int(shape.last()) / packed, width = round_up(dims, 16);
   size_t head_bytes = keys_bytes(cache_type_, width), block_bytes = head_bytes * kv_heads_;
   int64_t blocks = cache_shape.dims[0];
 
-  // 1. What a wrong table would overwrite is refused.
+  // 1. What would be read or written out of bounds is refused.
+  if (dims < 1 || int64_t(dims) * packed != shape.last() || (cos && dims % 2)) return api_.error("PagedAttention: the query has another width than its heads");
+  if (width > 512) return api_.error("PagedAttention: a head is wider than 512");
+  if (!api_.fits(input(1), int64_t(tokens) * kv_heads_ * dims) || !api_.fits(input(2), int64_t(tokens) * kv_heads_ * dims) ||
+      !api_.fits(input(8), int64_t(tokens) * (dims / 2)) || !api_.fits(input(9), int64_t(tokens) * (dims / 2)) || !api_.fits(input(10), tokens))
+    return api_.error("PagedAttention: keys, values, rotations or temperatures are not of every token");
+  if (!api_.fits(input(5), int64_t(sequences) + 1) || !api_.fits(input(6), sequences))
+    return api_.error("PagedAttention: lengths are not of every sequence of the block table");
   if (cache_shape.count() != blocks * int64_t(block_bytes) || api_.shape(input(4)).count() != cache_shape.count())
     return api_.error("PagedAttention: the caches have another block size than the attributes say");
   if (cumulative[0] != 0 || cumulative[sequences] != tokens) return api_.error("PagedAttention: cumulative lengths do not cover the tokens");
   for (int b = 0; b < sequences; b++) {
-    int slot = chunk_ ? past[b] % chunk_ : past[b], count = cumulative[b + 1] - cumulative[b];
+    int64_t slot = chunk_ ? past[b] % chunk_ : past[b], count = int64_t(cumulative[b + 1]) - cumulative[b];
     if (count < 0 || past[b] < 0 || (slot + count + kCacheBlock - 1) / kCacheBlock > table_width || (chunk_ && slot + count > chunk_))
       return api_.error("PagedAttention: a sequence has more tokens than its block table or chunk");
     for (int i = 0; i < (slot + count + kCacheBlock - 1) / kCacheBlock; i++)
@@ -146,7 +152,6 @@ ort::Status* PagedAttention::run(ort::Context* context) const {
       kernel.append(cache_type_, head[0], head[1], width, caches[0] + at, caches[1] + at, slot % kCacheBlock);
     }
   };
-  if (width > 512) return api_.error("PagedAttention: a head is wider than 512");
   if (tokens < 8) for (int t = 0; t < tokens; t++) append(t);
   else api_.parallel(context, tokens, append);
 

@@ -32,10 +32,14 @@ ort::Status* Project::run(ort::Context* context) const {
   const float* x = api_.data<float>(x_value);
   const float *scales = api_.data<float>(api_.input(context, 2)), *gain = api_.data<float>(api_.input(context, 3)),
               *residual = api_.data<float>(api_.input(context, 4));
-  int width = int(shape.last()), inputs = round_up(width, kInputBlock), count = width ? int(shape.count() / width) : 0;
+  if (!shape.rank || shape.last() < 1 || channels_ < 1 || !is_format(format_)) return api_.error("Project: no such format, no channels or no inputs");
+  int width = int(shape.last()), inputs = round_up(width, kInputBlock), count = int(shape.count() / width);
   Matrix weights{format_, api_.data<uint8_t>(api_.input(context, 1)), scales, inputs, round_up(channels_, kTile) / kTile};
   if (api_.shape(api_.input(context, 1)).count() != int64_t(weights.bytes())) return api_.error("Project: codes have another size than the attributes say");
   if (format_ == kInt8 && !scales) return api_.error("Project: int8 codes come without scales");
+  if (!api_.fits(api_.input(context, 2), int64_t(weights.tiles) * kTile) || !api_.fits(api_.input(context, 3), width) ||
+      !api_.fits(api_.input(context, 4), int64_t(count) * channels_))
+    return api_.error("Project: scales, gain or residual have another size than the input and the attributes say");
   shape.dims[shape.rank - 1] = channels_;
   float* y = api_.data<float>(api_.output(context, 0, shape));
   if (!count) return nullptr;

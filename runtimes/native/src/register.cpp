@@ -7,10 +7,12 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
+// Made when the library is loaded, for sessions may be made in several threads at once.
+static const ort::Operator<herd::Project> project;
+static const ort::Operator<herd::Mixture> mixture;
+static const ort::Operator<herd::PagedAttention> paged_attention;
+
 extern "C" EXPORT ort::Status* RegisterCustomOps(ort::Options* options, const ort::ApiBase* base) {
-  static ort::Operator<herd::Project> project;
-  static ort::Operator<herd::Mixture> mixture;
-  static ort::Operator<herd::PagedAttention> paged_attention;
   ort::Api api(base->get_api(ort::kVersion));
   if (!api.usable()) return nullptr;   // older than 1.17: the graph then fails to load, with the runtime's own message
   ort::Domain* domain = nullptr;       // one per session; it refers to the operators, which live as long as the library

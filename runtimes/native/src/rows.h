@@ -34,7 +34,7 @@ void quantize(const float* x, int width, int inputs, int8_t* codes, int32_t* sum
     finite &= magnitude <= 3.4028235e38f;
     top = magnitude > top ? magnitude : top;
   }
-  float factor = top > 1e-37f && finite ? 127 / top : 0;
+  float factor = top > herd::kSmallest && finite ? 127 / top : 0;
   *scale = finite ? (factor ? top / 127 : 0) : NAN;
   for (int b = 0; b < inputs; b += herd::kScaleBlock) {
     int32_t total = 0;
