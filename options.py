@@ -19,7 +19,21 @@ from typing import Any
 import click
 
 PATH = click.Path(path_type=Path)
-COUNT = click.IntRange(min=1)
+
+
+class Integer(click.IntRange):
+    """A whole number within bounds; click calls it an integer range where it is none."""
+
+    name = "integer"
+
+
+class Number(click.FloatRange):
+    """A number within bounds; click calls it a float range where it is none."""
+
+    name = "number"
+
+
+COUNT = Integer(min=1)
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

@@ -33,4 +33,4 @@ def label(axes: Axes, x: str, y: str = "") -> None:
 def save(figure: Figure, file: Path | IO[bytes], *, dpi: int) -> None:
     """Write a figure: PNG, or the format of a path's suffix."""
     figure.tight_layout()
-    figure.savefig(file, dpi=dpi, metadata={"Software": None})
+    figure.savefig(file, dpi=dpi, bbox_inches="tight", metadata={"Software": None})

@@ -152,6 +152,12 @@ def panics_refused(what: str) -> Iterator[None]:
     """A panic inside a Rust library is an error like any other: it derives from ``BaseException`` and would pass
     every ``except Exception`` of a server.
 
+    Rust's own report of the panic stands on standard error before our line, and stays there. It is written by the
+    library's panic hook, which Python cannot replace, straight to file descriptor 2. Redirecting that for the duration
+    would take the messages of all other threads along, and processes started meanwhile would inherit it; a pattern
+    cannot be judged beforehand, because whether it runs out of retries depends on the text; and a process of its own
+    for every text would cost more than reading it. ``RUST_BACKTRACE=0`` keeps the report to its first lines.
+
     Args:
         what: was being done, for the message.
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import PercentFormatter
 
 from herdgraph.plotting import label, new_axes, save
 
-WIDTH, DPI = 7.5, 110
+WIDTH, DPI = 7.5, 160
 _COLORS = ("#3b6ea8", "#d1793a", "#5a9b5a", "#8a6bb1", "#999999")
 
 
@@ -50,17 +52,17 @@ def _lines(
 
 
 def before_and_after(path: Path, title: str, x: str, y: str, unit: str, before: Any, after: Any) -> None:
-    """Two matrices [rows, columns] beside each other on one scale, and their difference on its own."""
-    figure = Figure(figsize=(1.4 * WIDTH, 4.8), layout="constrained")
+    """Two matrices [rows, columns] of shares beside each other on one scale, and their difference on its own."""
+    figure = Figure(figsize=(1.2 * WIDTH, 4.8), layout=ConstrainedLayoutEngine(w_pad=0.1))
     figure.suptitle(title, fontsize=11)
     panels = figure.subplots(1, 3, sharey=True)
     top, most = max(before.max(), after.max()), max(abs(after - before).max(), 1e-9)
     for axes, name, values in zip(panels, ("before", "after"), (before, after), strict=False):
         image = axes.imshow(values, aspect="auto", cmap="Blues", vmin=0, vmax=top)
         axes.set(title=name, xlabel=x, xticks=range(values.shape[1]))
-    figure.colorbar(image, ax=panels[:2], label=unit)
+    figure.colorbar(image, ax=panels[:2], label=unit, format=PercentFormatter(1, 0))
     change = panels[2].imshow(after - before, aspect="auto", cmap="RdBu", vmin=-most, vmax=most)
     panels[2].set(title="after - before", xlabel=x, xticks=range(before.shape[1]))
-    figure.colorbar(change, ax=panels[2], label="difference")
+    figure.colorbar(change, ax=panels[2], label="difference", format=PercentFormatter(1))
     panels[0].set_ylabel(y)
     figure.savefig(path, dpi=DPI, metadata={"Software": None})

@@ -86,7 +86,7 @@ def measured(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Magnitudes by every observer, from the built-in text; those by ``unshifted`` are of inputs as they are."""
     data = data_of(checkpoint, read_samples([], images=False), most_tokens=16384)
     with tempfile.TemporaryDirectory() as work:
-        amaxes = measure(checkpoint, FP8, data, Path(work) / "work", key="").amaxes
+        amaxes = measure(checkpoint, data, Path(work) / "work", key="", with_hessians=False).amaxes
     plain = Magnitudes()
     evaluate(checkpoint, {"": plain}, data.measured[:-1])  # type: ignore[dict-item]
     found = {name.removeprefix("max/"): amax for name, amax in amaxes.items() if name.startswith("max/")}

@@ -65,8 +65,7 @@ def prepare(name: str, checkpoint: Path, directory: Path) -> tuple[Path, Path]:
     with open_checkpoint(source) as opened:
         data = data_of(opened, read_samples([], images=False), most_tokens=4096) if name == "model" else random_data(
             opened.config)
-        recipe = replace(RECIPES["fp8"], caches="fp8")
-        calibrate(opened, directory / "calibration", Data(data.measured, []), Options(recipe))
+        calibrate(opened, directory / "calibration", Data(data.measured, []), Options(hessians=False))
     return source, directory / "calibration"
 
 

@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from herdgraph.calibration.calibrate import Options, calibrate
+from herdgraph.calibration.calibrate import calibrate
 from herdgraph.calibration.samples import read_samples
 from herdgraph.calibration.windows import data_of
 from herdgraph.console import fail, size, stderr, stdout
@@ -52,10 +52,10 @@ def build(source: Path, bundle: Path, recipe: str) -> None:
     """Build a bundle by the name of a row of the table."""
     precision = int4_rtn() if recipe == "int4-rtn" else RECIPES[recipe.split("-", maxsplit=1)[0]]
     precision = replace(precision, caches="int8" if "-kv8" in recipe else "float")
-    calibration = bundle.with_suffix(".calibration") if "-gptq" in recipe or precision.needs_calibration else None
+    calibration = bundle.with_name("calibration") if "-gptq" in recipe or precision.needs_calibration else None
     with open_checkpoint(source) as checkpoint:
-        if calibration:
-            calibrate(checkpoint, calibration, data_of(checkpoint, read_samples([], images=False)), Options(precision))
+        if calibration and not calibration.exists():
+            calibrate(checkpoint, calibration, data_of(checkpoint, read_samples([], images=False)))
         build_bundle(checkpoint, bundle, recipe=precision, calibration=calibration)
 
 

@@ -118,7 +118,7 @@ def train(gguf: Path, output: Path, train_pages: list[str], steps: int) -> None:
     data.write_text("\n".join(json.dumps({"text": page}) for page in train_pages), encoding="utf-8")
     options = UpcycleOptions(
         checkpoint=gguf, output=output, data=(data,), rows=2, seq_len=256, held_out=0.0,
-        train=TrainOptions(steps=steps, precision="bf16", save_every=25, log_every=5),
+        train=TrainOptions(steps=steps, precision="fp32", save_every=25, log_every=5),
         optimizer=OptimizerOptions(learning_rate=2e-5, warmup=10, weight_decay=0.01),
         experts=ExpertOptions(bias_rate=0, balance_loss=0.001), weighting="fixed", soft=1.0,
     )

@@ -1,7 +1,7 @@
 """Calibration from a checkpoint and data to a directory: measure, check coverage, search, evaluate, report.
 
 >>> with open_checkpoint("scout") as checkpoint:
-...     calibrate(checkpoint, Path("calib"), data_of(checkpoint, read_samples([], images=True)), Options())
+...     calibrate(checkpoint, Path("calib"), data_of(checkpoint, read_samples([], images=True)))
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +20,14 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import HerdError
-from ..files import atomic_directory, check_output
+from ..files import atomic_directory, check_output, require_room
 from ..model.checkpoint import Checkpoint
 from ..model.checkpoint.reader import TensorReader
-from ..model.checkpoint.rotated import RotatedCheckpoint
 from ..model.checkpoint.tensors.write import write_tensors
+from ..model.quantization.calibration_check import hessian_bytes
 from ..model.quantization.calibration_file import DESCRIPTION, FORMAT, HESSIANS, INPUT_SHIFT, KV_AMAX, SCALES, identity
 from ..model.quantization.observers import OBSERVERS
-from ..model.quantization.recipes import Recipe
+from ..model.quantization.recipes import RECIPES, Caches, Recipe
 from .evaluate import Evaluation, Quality, evaluate
 from .matmul_backends import Quantized
 from .measure import Measured, kept_for_later, measure, parts_to_measure
@@ -46,21 +46,23 @@ class Options:
     """How to calibrate.
 
     Attributes:
-        recipe: what is to be quantised.
         observer: whose largest magnitudes a build uses; all are stored.
         min_tokens_shown: tokens that every expert is shown (``coverage.py``).
         min_tokens: tokens that every expert must get from the router itself.
         under_covered: what happens when one gets fewer.
         max_kl: bound on the mean KL per token: the fewest parts that hold it stay in high precision; None for no
             search.
+        kv: how the evaluation stores keys and values.
+        hessians: measure Hessians too, which 4-bit weights are rounded by.
     """
 
-    recipe: Recipe
     observer: str = "mse"
     min_tokens_shown: int = 64
     min_tokens: int = 1
     under_covered: Literal["warn", "fail"] = "warn"
     max_kl: float | None = None
+    kv: Caches = "float"
+    hessians: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class CalibrationProgress:
 
 
 def calibrate(
-    checkpoint: Checkpoint, output: Path, data: Data, options: Options, *, overwrite: bool = False,
+    checkpoint: Checkpoint, output: Path, data: Data, options: Options | None = None, *, overwrite: bool = False,
     progress: CalibrationProgress | None = None,
 ) -> dict[str, Any]:
     """Calibrate a checkpoint.
@@ -86,7 +88,7 @@ def calibrate(
         checkpoint: an open checkpoint.
         output: directory to create.
         data: windows to measure and to evaluate on.
-        options: what is measured and what is refused.
+        options: what is measured and what is refused, None for the defaults.
         overwrite: replace an existing calibration.
         progress: hooks for a display.
 
@@ -98,23 +100,24 @@ def calibrate(
             finite, experts with too few tokens (``under_covered``), or a bound on KL that no choice keeps.
     """
     check_output(output, overwrite=overwrite, mark=DESCRIPTION, inputs=[checkpoint.directory])
+    options, progress = options or Options(), progress or CalibrationProgress()
     _check_options(options, data)
-    progress = progress or CalibrationProgress()
-    source: TensorReader = RotatedCheckpoint(checkpoint) if options.recipe.rotated else checkpoint
     # 1. Measure. Unfinished work lies beside the output, for the next run of the same key.
     work = output.absolute().with_name(f".{output.name}.calibrating")
-    key = repr((checkpoint.fingerprint(), data.digest(), options.recipe, options.min_tokens_shown, __version__))
-    progress.stage("measuring", source.config.text.num_layers)
-    measured = measure(source, options.recipe, data, work, key=key, min_tokens_shown=options.min_tokens_shown,
-                       on_part=lambda _: progress.part())
+    if options.hessians:
+        _require_room_for_hessians(checkpoint, output, work)
+    key = repr((checkpoint.fingerprint(), data.digest(), options.hessians, options.min_tokens_shown, __version__))
+    progress.stage("measuring", checkpoint.config.text.num_layers)
+    measured = measure(checkpoint, data, work, key=key, min_tokens_shown=options.min_tokens_shown,
+                       with_hessians=options.hessians, on_part=lambda _: progress.part())
     _check_coverage(measured, options)
     # 2. Choose the parts in high precision and evaluate the result on what was held out.
-    found = _SearchResult(high_precision_parts=_unseen(source, options.recipe, data))
-    if options.recipe.fp8 and data.held_out:
+    found = _SearchResult(high_precision_parts=_unseen(checkpoint, data))
+    if data.held_out:
         make_backend = backend_factory(measured.amaxes, options.observer)
-        _search_and_evaluate(source, options, make_backend, data.held_out, found, progress)
+        _search_and_evaluate(checkpoint, options, make_backend, data.held_out, found, progress)
     # 3. Write all of it, or nothing.
-    description, parts = _description(checkpoint, data, options, measured, found), parts_to_measure(source, data)
+    description, parts = _description(checkpoint, data, options, measured, found), parts_to_measure(checkpoint, data)
     with atomic_directory(output, overwrite=overwrite, mark=DESCRIPTION, inputs=[checkpoint.directory]) as directory:
         try:
             if (work / HESSIANS).is_dir():  # linked, not moved: until the output is there, the work must stay whole
@@ -170,9 +173,15 @@ def backend_factory(amaxes: dict[str, Tensor], observer: str) -> Callable[[Recip
 def _check_options(options: Options, data: Data) -> None:
     if options.observer not in OBSERVERS:
         raise HerdError(f"no observer is called {options.observer!r}: choose one of {', '.join(OBSERVERS)}")
-    if options.max_kl is not None and not (options.recipe.fp8 and data.held_out):
-        reason = "no data is held out" if options.recipe.fp8 else f"{options.recipe.name} stores nothing in FP8"
-        raise HerdError(f"KL cannot be kept within {options.max_kl:g}, because {reason}: give more data or no bound")
+    if options.max_kl is not None and not data.held_out:
+        raise HerdError(f"KL cannot be kept within {options.max_kl:g}, because no data is held out: give more data or "
+                        "no bound")
+
+
+def _require_room_for_hessians(checkpoint: Checkpoint, output: Path, work: Path) -> None:
+    kept = sum(path.stat().st_size for path in (work / HESSIANS).glob("*"))
+    needed = hessian_bytes(checkpoint.config) - kept
+    require_room(output, needed, "a calibration with Hessians (--no-hessians leaves them out)")
 
 
 def _link(source: str, target: str) -> None:
@@ -183,12 +192,12 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _unseen(source: TensorReader, recipe: Recipe, data: Data) -> tuple[str, ...]:
+def _unseen(source: TensorReader, data: Data) -> tuple[str, ...]:
     """Parts that no data reached: the image tower of a model that was shown no picture stays in high precision."""
     seen = any(window.pixels is not None for window in data.measured)
-    if source.config.vision is None or seen or not recipe.fp8:
+    if source.config.vision is None or seen:
         return ()
-    logger.warning("the model sees, and the data has no pictures: the image tower will stay in high precision")
+    logger.warning("the model sees, and the data has no pictures: the image tower will stay in high precision in fp8")
     return tuple(parts_of(source.config)["images"])
 
 
@@ -207,7 +216,7 @@ def _search_and_evaluate(
     found: _SearchResult, progress: CalibrationProgress,
 ) -> None:
     layers, parts = source.config.text.num_layers, parts_of(source.config)
-    recipe = options.recipe.with_high_precision(found.high_precision_parts)
+    recipe = replace(RECIPES["fp8"], caches=options.kv).with_high_precision(found.high_precision_parts)
     if options.max_kl is not None:
         progress.stage("searching", 2 * layers)
         names, found.tried = search(source, recipe, make_backend, windows, options.max_kl, progress.part)
@@ -230,7 +239,7 @@ def _description(
     evaluation = found.evaluation
     return {
         "format": FORMAT, **identity(checkpoint),
-        "recipe": options.recipe.name, "observer": options.observer,
+        "observer": options.observer, "hessians": options.hessians,
         "high_precision_parts": list(found.high_precision_parts),
         "versions": {"herdgraph": __version__, "torch": metadata.version("torch")},
         "data": {"sha256": data.digest(), "tokens": data.tokens, "windows": len(data.measured),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,6 @@ from rich.progress import Progress as Bar
 
 from ..console import HerdCommand, emit_json, print_warning, progress, succeed, table
 from ..model.quantization.observers import OBSERVERS
-from ..model.quantization.recipes import RECIPES
-
-_RECIPES = click.Choice([name for name, recipe in RECIPES.items() if recipe.rules])
 
 
 @click.command(cls=HerdCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,10 +17,10 @@ _RECIPES = click.Choice([name for name, recipe in RECIPES.items() if recipe.rule
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Directory to create.")
 @click.option("--data", type=click.Path(path_type=Path), multiple=True, show_default="a built-in text",
               help="Text, .jsonl or .tar file, picture, saved dataset, or directory of pictures; may be repeated.")
-@click.option("--recipe", type=_RECIPES, default="fp8", show_default=True,
-              help="What will be built: fp8 needs input scales, int4 Hessians; every recipe gets cache magnitudes.")
+@click.option("--no-hessians", is_flag=True,
+              help="Leave out what only int4 uses, squares of the model's widths in memory and on disk.")
 @click.option("--kv", type=click.Choice(["float", "fp8"]), default="float", show_default=True,
-              help="Precision of keys and values in the evaluation.")
+              help="Precision of keys and values in the evaluation of fp8.")
 @click.option("--observer", type=click.Choice(OBSERVERS), default="mse", show_default=True,
               help="How the largest magnitude that an FP8 scale covers is chosen.")
 @click.option("--tokens", type=click.IntRange(min=64), default=16384, show_default=True, help="Tokens to read at most.")
@@ -40,10 +36,10 @@ _RECIPES = click.Choice([name for name, recipe in RECIPES.items() if recipe.rule
 @click.option("--overwrite", is_flag=True, help="Replace an existing calibration.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def calibrate(
-    checkpoint: Path, output: Path, data: tuple[Path, ...], recipe: str, kv: str, tokens: int, max_kl: float | None,
-    import_scales: bool, overwrite: bool, as_json: bool, **options: Any,
+    checkpoint: Path, output: Path, data: tuple[Path, ...], no_hessians: bool, tokens: int, import_scales: bool,
+    overwrite: bool, as_json: bool, **options: Any,
 ) -> None:
-    """Measure the inputs of CHECKPOINT's weights on data, for `herdgraph build --calibration`.
+    """Measure the inputs of CHECKPOINT's weights on data, for `herdgraph build --calibration` with any recipe.
 
     The model is read layer by layer and expert by expert: it may be larger than the memory. A run that was cut off
     continues where it stopped. The output has a report, report.html.
@@ -63,7 +59,7 @@ def calibrate(
                     source.config.vision) + "; give your own for a model that will serve you")
             samples = read_samples(data, images=source.config.vision is not None)
             read = data_of(source, samples, most_tokens=tokens)
-            chosen = api.Options(replace(RECIPES[recipe], caches=kv), max_kl=max_kl, **options)  # type: ignore[arg-type]
+            chosen = api.Options(hessians=not no_hessians, **options)
             found = api.calibrate(source, output, read, chosen, overwrite=overwrite,
                                   progress=_hooks(bar, api.CalibrationProgress))
     if as_json:
@@ -92,8 +88,8 @@ def _show(found: dict[str, Any]) -> None:
         rows["experts"] = (f"{len(counts)}, {min(counts)} to {max(counts)} tokens from the router; {shown} were shown "
                            f"more; {len(found['coverage']['dead'])} got none of their own")
     if quality:
-        rows["against float32"] = (f"KL {quality['mean_kl']:.2e} per token, perplexity {change(quality)}, same "
+        rows["fp8 against float32"] = (f"KL {quality['mean_kl']:.2e} per token, perplexity {change(quality)}, same "
                                    f"top token {quality['top1']:.1%} ({quality['tokens']} tokens held out)")
-        rows["in high precision"] = ", ".join(found["high_precision_parts"]) or "nothing beyond the recipe"
+        rows["in high precision in fp8"] = ", ".join(found["high_precision_parts"]) or "nothing beyond the recipe"
     table("calibration", rows)
 

@@ -2,6 +2,8 @@
 
     H = sum over tokens of  x^T x        [K, K], for the input x [K] of a weight [K, N]
 
+X is taken without the weight of the norm before it (``model/quantization/hessian_basis.py``).
+
 The error of a quantised product on the data is  tr((W - Q)^T H (W - Q)).  A routed expert's Hessian is that of its own
 tokens, scaled by its score as in the model, and of a share of the tokens of all experts of its layer, which is what an
 expert that saw few tokens is quantised by.
@@ -31,9 +33,9 @@ class HessianSums:
         target = self.sums[name] if expert is None else self.sums[name][expert]
         target.addmm_(rows.T, rows)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The sums as they are stored, to every expert's a share of its layer's added."""
-        def shared(total: Tensor) -> Tensor:
-            return total if total.ndim < 3 else total + SHARED_HESSIAN_WEIGHT * total.sum(0, keepdim=True)
-
-        return {name: shared(total).contiguous() for name, total in self.sums.items()}
+    def finish(self) -> dict[str, Tensor]:
+        """The sums as they are stored, to every expert's a share of its layer's added in place: once, at the end."""
+        for total in self.sums.values():
+            if total.ndim == 3:
+                total.add_(total.sum(0), alpha=SHARED_HESSIAN_WEIGHT)
+        return self.sums

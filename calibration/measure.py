@@ -2,7 +2,7 @@
 
 While it runs there is a hidden directory beside the output: the hidden states after the last finished layer, and one
 file of results per finished part (``vision``, ``layers.0``, ...). The same command continues there; another checkpoint,
-other data or another recipe starts anew.
+other data or other options start anew.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ from ..model.checkpoint.tensors.header import read_header
 from ..model.checkpoint.tensors.write import write_tensors
 from ..model.quantization.calibration_file import HESSIANS, KV_AMAX
 from ..model.quantization.observers import OBSERVERS
-from ..model.quantization.recipes import Recipe
 from ..reading import read_json, read_text
 from .coverage import Coverage
-from .recording import CalibrationObserver
+from .recording import CalibrationObserver, norm_weights_of
 from .stream import DecoderStream, Run, States
 from .vision_stream import VisionStream
 from .windows import Data, Window
@@ -53,18 +52,18 @@ class Measured:
 
 
 def measure(
-    source: TensorReader, recipe: Recipe, data: Data, work: Path, *, key: str, min_tokens_shown: int = 64,
+    source: TensorReader, data: Data, work: Path, *, key: str, min_tokens_shown: int = 64, with_hessians: bool = True,
     on_part: Callable[[str], None] = lambda _: None,
 ) -> Measured:
     """Run the measured windows through a model and record the inputs of its products.
 
     Args:
-        source: the checkpoint in the basis in which it will be quantised.
-        recipe: decides what is recorded.
+        source: the checkpoint.
         data: windows.
         work: directory of unfinished work, created; see this module's first lines.
         key: names checkpoint, data and options: work of another key is thrown away.
         min_tokens_shown: tokens that every expert is to see.
+        with_hessians: record Hessians too, the squares of the widths of memory.
         on_part: called with the name of each part when it is done.
 
     Raises:
@@ -78,7 +77,7 @@ def measure(
         tokens = [window.token_ids for window in data.measured]
         x_ND = store.states()
         if x_ND is None:
-            x_ND = stream.embed(tokens, _features(source, recipe, data.measured, store))
+            x_ND = stream.embed(tokens, _features(source, data.measured, store))
         states = States(x_ND, [len(window) for window in tokens])
         if store.has(VISION):
             store.load(VISION, result)
@@ -86,8 +85,9 @@ def measure(
         for index in range(source.config.text.num_layers):
             part = f"layers.{index}"
             if not store.has(part):
-                observed, coverage = CalibrationObserver(recipe, experts), Coverage(min_tokens_shown)
+                coverage = Coverage(min_tokens_shown)
                 with stream.layer(index) as layer:
+                    observed = CalibrationObserver(experts, norm_weights_of(layer, index), with_hessians=with_hessians)
                     stream.attend(layer, [Run(states, observed)])
                     stream.feed_forward(index, layer, [Run(states, observed)], coverage)
                 require_finite(states.x_ND, f"the output of {part}")
@@ -97,12 +97,12 @@ def measure(
     return result
 
 
-def _features(source: TensorReader, recipe: Recipe, windows: list[Window], store: _Store) -> list[Tensor | None]:
+def _features(source: TensorReader, windows: list[Window], store: _Store) -> list[Tensor | None]:
     """Image features of each window; the tower is measured on the way."""
     tiles = [torch.from_numpy(window.pixels) for window in windows if window.pixels is not None]
     if not tiles or source.config.vision is None:
         return [None] * len(windows)
-    observed = CalibrationObserver(recipe, 0)
+    observed = CalibrationObserver(0)
     rows = VisionStream(source).features(torch.cat(tiles), observed)
     if not store.has(VISION):
         store.save(VISION, observed, Coverage(0), None)
@@ -171,7 +171,7 @@ class _Store:
         """The description is renamed last: it says that everything else is there."""
         amaxes = observed.amaxes()
         write_tensors(amaxes, self.directory / f"{part}.safetensors")
-        if hessians := observed.hessians.tensors():
+        if hessians := observed.hessians.finish():
             (self.directory / HESSIANS).mkdir(exist_ok=True)
             with atomic_file(self.directory / HESSIANS / f"{part}.safetensors") as path:
                 write_tensors(hessians, path)

@@ -18,6 +18,8 @@ from ..plotting import label, new_axes, save
 
 WIDTH = 9
 """Inches."""
+DPI = 160
+"""Sharp on screens that show a picture larger, or with more pixels, than it was made for."""
 COLORS = ("#0b5394", "#b45309", "#2d7d46", "#8e3a80")
 STYLES = ("-", "--", ":")
 """Lines differ in color first, then in style: twelve of them can be told apart."""
@@ -75,7 +77,7 @@ def _write_numbers(axes: Axes, shown: Any, image: Any) -> None:
     for (row, column), value in np.ndenumerate(shown.filled(0)):
         light = value > 0 and image.norm(value) > 0.6
         text = f"{value}" if value < 1000 else f"{value / 1000:.1f}k"
-        axes.text(column, row, text, ha="center", va="center", fontsize=6, color="black" if light else "white")
+        axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color="black" if light else "white")
 
 
 def _round_values(low: float, high: float) -> Locator:
@@ -112,5 +114,5 @@ def _png(figure: Figure) -> bytes:
     for axes in figure.axes:
         axes.patch.set_alpha(0)
     buffer = io.BytesIO()
-    save(figure, buffer, dpi=100)
+    save(figure, buffer, dpi=DPI)
     return buffer.getvalue()

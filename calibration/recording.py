@@ -1,33 +1,42 @@
-"""A backend that records its inputs: histograms of magnitudes for FP8, Hessians for 4-bit weights."""
+"""A backend that records its inputs, for all recipes at once: magnitudes for FP8, Hessians for 4-bit weights.
+
+Magnitudes are those of the inputs themselves. Hessians leave out the weight of the norm before, so that a build finds
+those of any basis (``model/quantization/hessian_basis.py``): ``norm_weights_of`` takes the weights out of a layer's
+norms, and the observer multiplies by them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..model.checkpoint.finite import SMALLEST_AMAX, require_finite
+from ..model.config.names import norm_before
+from ..model.llama4.decoder import DecoderLayer
 from ..model.quantization.calibration_file import INPUT_SHIFT, KV_AMAX
-from ..model.quantization.formats import Fp8Format
 from ..model.quantization.observers import OBSERVERS, Observer
-from ..model.quantization.recipes import Recipe
+from ..model.quantization.recipes import needs_hessian, needs_input_scale
 from .hessian import HessianSums
 from .histogram import Histogram
 from .observers import ESTIMATORS
 
 
 class CalibrationObserver:
-    """Exact products whose inputs are recorded as a recipe wants; a ``MatmulBackend``.
+    """Exact products whose inputs are recorded as the recipes want them; a ``MatmulBackend``.
 
     Args:
-        recipe: weights in FP8 want histograms of their inputs, weights in 4 bits Hessians, caches in 8 bits the largest
-            keys and values.
         experts: experts of a layer.
+        norm_weights: of the norms that give their output without, by name.
+        with_hessians: record Hessians too.
     """
 
-    def __init__(self, recipe: Recipe, experts: int) -> None:
-        self.recipe, self.experts = recipe, experts
+    def __init__(
+        self, experts: int, norm_weights: Mapping[str, Tensor] | None = None, *, with_hessians: bool = True
+    ) -> None:
+        self.experts, self.norm_weights, self.with_hessians = experts, norm_weights or {}, with_hessians
         self.histograms: dict[str, list[Histogram]] = {}
         """By the name of a weight; one, or one per expert. Weights that meet the same input share one."""
         self.input_shifts: dict[str, Tensor] = {}
@@ -35,20 +44,31 @@ class CalibrationObserver:
         self.caches: dict[str, tuple[Histogram, Histogram]] = {}
         self.hessians = HessianSums()
         self._last: tuple[Tensor, str] | None = None
+        self._weighted: tuple[Tensor, Tensor] | None = None
+        """What a norm gave last, and that with the norm's weight."""
 
     def __call__(self, name: str, x: Tensor, weight_KN: Tensor, expert: int | None = None) -> Tensor:
-        """Record x and multiply.
+        """Record x, times the weight of the norm before it, and multiply.
 
         Raises:
             HerdError: x holds a NaN or an infinity.
         """
-        layout = self.recipe.layout_of(name)
-        require_finite(x, f"the input of {name}" + (f", expert {expert}," if expert is not None else ""))
-        if isinstance(layout, Fp8Format):
-            self._record(name, x, expert)
-        elif getattr(layout, "bits", 8) == 4 and name.startswith("layers."):
+        weighted = self._with_norm_weight(name, x)
+        require_finite(weighted, f"the input of {name}" + (f", expert {expert}," if expert is not None else ""))
+        if needs_input_scale(name):
+            self._record(name, weighted, expert)
+        if self.with_hessians and needs_hessian(name):
             self.hessians.add(name, x, expert=expert, experts=self.experts)
-        return x @ weight_KN
+        return weighted @ weight_KN
+
+    def _with_norm_weight(self, name: str, x: Tensor) -> Tensor:
+        """The input of a product, one tensor for those that read the same."""
+        weight_K = self.norm_weights.get(norm_before(name) or "")
+        if weight_K is None:
+            return x
+        if self._weighted is None or self._weighted[0] is not x:
+            self._weighted = x, x * weight_K
+        return self._weighted[1]
 
     def _record(self, name: str, x: Tensor, expert: int | None) -> None:
         if expert is not None:
@@ -87,6 +107,16 @@ class CalibrationObserver:
                 amax = torch.tensor([chosen(observer, histogram) for histogram in pair])
                 found[f"{observer}/{name}.{KV_AMAX}"] = without_zeros(amax)
         return found
+
+
+def norm_weights_of(layer: DecoderLayer, index: int) -> dict[str, Tensor]:
+    """Take the weights out of a layer's norms and leave ones: the weights by name."""
+    taken = {}
+    for role, norm in (("input_layernorm", layer.input_layernorm),
+                       ("post_attention_layernorm", layer.post_attention_layernorm)):
+        taken[f"layers.{index}.{role}.weight"] = norm.weight.detach()
+        norm.weight = nn.Parameter(torch.ones_like(norm.weight), requires_grad=False)
+    return taken
 
 
 def without_zeros(amax: Tensor) -> Tensor:

@@ -41,6 +41,24 @@ def change(quality: dict[str, Any]) -> str:
     return f"{found:+.2%} ± {noise:.2%}" + (", noise" if abs(found) < noise else "")
 
 
+def expert_picture(found: dict[str, Any]) -> bytes:
+    """Tokens by layer and expert of a mixture's calibration, as PNG."""
+    own, dead = found["coverage"]["own"], found["coverage"]["dead"]
+    return plots.heat_map(_by_layer(own).T, title="Tokens that the router sent", x="layer", y="expert",
+                          labels=sorted(own, key=int), note="tokens (red: none)" if dead else "tokens")
+
+
+def layer_picture(found: dict[str, Any]) -> bytes:
+    """Error of every layer of a calibration that was evaluated, as PNG."""
+    attention, feed_forward = zip(*found["quality"]["layer_errors"], strict=True)
+    return plots.lines({"attention": dict(enumerate(attention)), "feed-forward": dict(enumerate(feed_forward))},
+                       title="Error of each layer's own update, on exact inputs", x="layer", y="relative error")
+
+
+def _by_layer(counts: dict[str, list[int]]) -> plots.Rows:
+    return np.array([counts[layer] for layer in sorted(counts, key=int)])
+
+
 def _title(found: dict[str, Any]) -> str:
     return (f"Calibration of {found['checkpoint']}: {quantity(found['parameters'])} parameters, fingerprint "
             f"{found['fingerprint'][:8]}")
@@ -49,15 +67,16 @@ def _title(found: dict[str, Any]) -> str:
 def _summary(found: dict[str, Any]) -> list[Row]:
     data, quality = found["data"], found["quality"]
     rows = {
-        "recipe": f"{found['recipe']}, observer {found['observer']}",
-        "in high precision": ", ".join(found["high_precision_parts"]) or "nothing beyond the recipe",
+        "scales": f"observer {found['observer']}",
+        "Hessians": "of weights in 4 bits" if found["hessians"] else "none",
+        "in high precision in fp8": ", ".join(found["high_precision_parts"]) or "nothing beyond the recipe",
         "data": f"{data['tokens']} tokens in {data['windows']} windows, {data['tiles']} image tiles; SHA-256 "
                 f"{data['sha256'][:16]}…",
         "checkpoint": f"{found['checkpoint']}, fingerprint {found['fingerprint']}",
         "versions": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
     }
     if quality:
-        rows["against float32"] = (f"KL {quality['mean_kl']:.2e} per token, same top token {quality['top1']:.1%}, "
+        rows["fp8 against float32"] = (f"KL {quality['mean_kl']:.2e} per token, same top token {quality['top1']:.1%}, "
                                    f"perplexity {quality['perplexity']:.3f} ({change(quality)})")
     return list(rows.items())
 
@@ -67,13 +86,10 @@ def _experts(found: dict[str, Any]) -> dict[str, Any] | None:
     coverage = found["coverage"]
     if not coverage["own"]:
         return None
-    layers = sorted(coverage["own"], key=int)
-    own_LE, shown_LE = (np.array([coverage[which][layer] for layer in layers]) for which in ("own", "shown"))
-    picture = plots.heat_map(own_LE.T, title="Tokens that the router sent", x="layer", y="expert", labels=layers,
-                             note="tokens (red: none)")
+    own_LE, shown_LE = (_by_layer(coverage[which]) for which in ("own", "shown"))
     return {
         "fewest": own_LE.min(), "most": own_LE.max(), "min_tokens_shown": coverage["min_tokens_shown"],
-        "shown": int((shown_LE > 0).sum()), "count": own_LE.size, "picture": _base64(picture),
+        "shown": int((shown_LE > 0).sum()), "count": own_LE.size, "picture": _base64(expert_picture(found)),
         "dead": [f"layer {layer} expert {expert}" for layer, expert in coverage["dead"]],
     }
 
@@ -83,11 +99,9 @@ def _quality(found: dict[str, Any]) -> dict[str, Any] | None:
     if not (quality := found["quality"]):
         return None
     variants = {f"high precision: {name}": row for name, row in quality["tried"].items()} | {"chosen": quality}
-    attention, feed_forward = zip(*quality["layer_errors"], strict=True)
-    picture = plots.lines({"attention": dict(enumerate(attention)), "feed-forward": dict(enumerate(feed_forward))},
-                          title="Error of each layer's own update, on exact inputs", x="layer", y="relative error")
     return {
-        "tokens": quality["tokens"], "exact_perplexity": quality["exact_perplexity"], "picture": _base64(picture),
+        "tokens": quality["tokens"], "exact_perplexity": quality["exact_perplexity"],
+        "picture": _base64(layer_picture(found)),
         "rows": [
             (name, f"{row['mean_kl']:.2e}", f"{row['top1']:.1%}", f"{row['perplexity']:.3f}", change(row))
             for name, row in variants.items()

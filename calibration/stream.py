@@ -25,7 +25,7 @@ from ..model.checkpoint.reader import TensorReader
 from ..model.llama4.decoder import Attention, Decoder, DecoderLayer, MixtureOfExperts, Positions
 from ..model.llama4.model import constants
 from ..model.llama4.operators import full_sequence_attention
-from .matmul_backends import MatmulBackend, name_linears, set_backend
+from .matmul_backends import Exact, MatmulBackend, name_linears, set_backend
 
 BLOCK = 4096
 """Rows of one product."""
@@ -98,11 +98,12 @@ class DecoderStream:
 
     @contextmanager
     def layer(self, index: int) -> Iterator[DecoderLayer]:
-        """A layer with its weights, its experts excepted; the weights are dropped afterwards."""
+        """A layer with its weights, its experts excepted; they are dropped afterwards, and the backend with them."""
         layer = self._decoder.layers[index]
         assert isinstance(layer, DecoderLayer)
         with loaded(layer, self.source, f"layers.{index}.", without=".experts."):
             yield layer
+        set_backend(layer, Exact())  # an observer holds the Hessians of its layer
 
     def attend(self, layer: DecoderLayer, runs: Sequence[Run]) -> None:
         """Add attention to the states of each run."""

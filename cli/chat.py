@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from ..errors import HerdError
 from ..options import PATH
 from .answers import check_request, load_engine
 from .chat_input import message_reader
+from .chat_options import ChatOptions
 from .chat_session import ChatSession
 from .options import SAMPLING, answer_options, checked_sampling
 
@@ -34,8 +34,8 @@ def chat(
     """
     given = checked_sampling(sampling)
     check_request(bundle, images, system=system, raw=raw)
-    session = ChatSession(load_engine(bundle, threads, memory), system=system, raw=raw, sampling=given,
-                          options=_settable())
+    session = ChatSession(load_engine(bundle, threads, memory), system=system, raw=raw,
+                          options=ChatOptions(_settable(), given))
     for image in images:
         session.attach(str(image))
     stderr.print("[dim]/help lists the commands[/dim]")
@@ -47,8 +47,7 @@ def chat(
             print_error(str(error))
 
 
-def _settable() -> Mapping[str, click.Option]:
-    """The sampling options by name, as /set takes them."""
+def _settable() -> list[click.Option]:
+    """The sampling options of this command."""
     command = click.get_current_context().command
-    return {option.name: option for option in command.params
-            if isinstance(option, click.Option) and option.name in SAMPLING}
+    return [option for option in command.params if isinstance(option, click.Option) and option.name in SAMPLING]

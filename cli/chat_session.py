@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any
-
-import click
+from typing import TYPE_CHECKING
 
 from ..console import stderr, table
 from ..errors import HerdError, StoppedError
 from ..foreign_text import printable
 from .answers import print_stream
 from .chat_input import first_word, is_terminal, stopped_by_interrupt
+from .chat_options import ChatOptions
 from .conversation import Conversation, Picture, Turn
-from .options import checked_sampling
 
 if TYPE_CHECKING:
     from ..runtimes import Engine, Generation
@@ -27,7 +25,7 @@ _HELP = {
     "/image FILE [QUESTION]": "show a picture, with this question or the next message",
     "/regen": "answer the last message again",
     "/save FILE": "write the conversation to a new file",
-    "/set [NAME [VALUE]]": "list the sampling options, or change one; without a value it is the default again",
+    "/set [NAME [VALUE]]": "list the options, or change one; no value: the default",
     "/reset": "forget all that was said",
     "/quit": "end, as Ctrl-D does",
     "Alt-Enter, Ctrl-C": "begin a new line; stop an answer or clear the line",
@@ -41,18 +39,14 @@ class ChatSession:
         engine: answers.
         system: system message, None for none.
         raw: without the chat template.
-        sampling: options of ``Engine.stream`` that were given.
-        options: the parameters of the command that /set changes, by name.
+        options: how answers are drawn.
 
     Raises:
         HerdError: the bundle has no tokenizer or chat template, or the system message is not text.
     """
 
-    def __init__(
-        self, engine: Engine, *, system: str | None, raw: bool, sampling: dict[str, Any],
-        options: Mapping[str, click.Option],
-    ) -> None:
-        self._engine, self._sampling, self._options = engine, sampling, options
+    def __init__(self, engine: Engine, *, system: str | None, raw: bool, options: ChatOptions) -> None:
+        self._engine, self._options = engine, options
         self._conversation, self._pictures = Conversation(system, raw), tuple[Picture, ...]()
         self._sequence = engine.new_sequence()
         engine.processor.prepare(self._conversation.prompt(Turn("Hello")))
@@ -114,6 +108,8 @@ class ChatSession:
         except HerdError:
             turns.append(last)
             raise
+        if turns[-1].answer == last.answer:
+            _note("that is the same answer; /set temperature 0.8 makes them differ")
 
     def _save(self, rest: str) -> None:
         name, _ = first_word(rest)
@@ -128,44 +124,25 @@ class ChatSession:
         _note(f"saved as {path}")
 
     def _set(self, rest: str) -> None:
-        name, _, text = rest.partition(" ")
-        if not name:
-            table("options", {_spelled(each): self._shown(each) for each in self._options}, err=True)
+        recommended = self._engine.processor.generation_defaults
+        spelling, _, text = rest.partition(" ")
+        if not spelling:
+            table("options", self._options.rows(recommended), err=True)
             return
-        key = name.strip("-").replace("-", "_")
-        if key not in self._options:
-            raise HerdError(f"there is no option {name}: {', '.join(map(_spelled, self._options))} can be set")
-        self._sampling = checked_sampling({**self._sampling, key: self._value(key, text.strip())})
-        _note(f"{_spelled(key)} is {self._shown(key)}")
+        name = self._options.set(spelling, text.strip())
+        _note(f"{name} is {self._options.rows(recommended)[name]}")
 
     def _reset(self, _: str) -> None:
         self._conversation.turns.clear()
         self._pictures = ()
         _note("forgot all that was said")
 
-    def _value(self, key: str, text: str) -> Any:
-        """A value as the command line would take it; without a text the default."""
-        option = self._options[key]
-        if not text:
-            return option.default if isinstance(option.default, int) else None
-        try:
-            value = option.type.convert(first_word(text)[0], option, None)
-        except click.BadParameter as error:
-            raise HerdError(f"{_spelled(key)} cannot be {text!r}: {error.message}") from error
-        return (value,) if option.multiple else value
-
-    def _shown(self, key: str) -> str:
-        if key in self._sampling:
-            return str(self._sampling[key])
-        default = self._options[key].show_default
-        return default if isinstance(default, str) else "the default"
-
     # -- answers -------------------------------------------------------------------------------------------------
 
     def _answer(self, turn: Turn) -> None:
         """Answer a turn; one that cannot be answered is not kept, one that was stopped is, as far as it got."""
         prompt = self._conversation.prompt(turn)
-        stream = self._engine.stream(prompt, sequence=self._sequence, **self._sampling)
+        stream = self._engine.stream(prompt, sequence=self._sequence, **self._options.given)
         with stopped_by_interrupt() as pressed, self._sequence.stopped_by(pressed.is_set):
             print_stream(_until(stream, pressed))
         self._conversation.turns.append(replace(turn, answer=stream.result.text))
@@ -174,7 +151,7 @@ class ChatSession:
 
     def _account(self, result: Generation, *, stopped: bool) -> str:
         """How fast an answer was, why it ended, and what helps if it was cut off."""
-        timings, most = result.timings, self._sampling["max_new_tokens"]
+        timings, most = result.timings, self._options.given["max_new_tokens"]
         reason = "ended by the model"
         if stopped:
             reason = "stopped by Ctrl-C"
@@ -193,10 +170,6 @@ def _until(stream: Iterable[str], stopped: Event) -> Iterator[str]:
             yield text
             if stopped.is_set():
                 return
-
-
-def _spelled(key: str) -> str:
-    return key.replace("_", "-")
 
 
 def _note(text: str) -> None:

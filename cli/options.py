@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from ..errors import HerdError
-from ..options import COUNT, PATH
+from ..options import COUNT, PATH, Integer, Number
 
-threads_option = click.option("-t", "--threads", type=click.IntRange(1, 1024), show_default="one per core",
+threads_option = click.option("-t", "--threads", type=Integer(1, 1024), show_default="one per core",
                               help="Threads of one operator, on every rank.")
 memory_option = click.option("--memory", type=click.Choice(["fast", "low"]), default="fast", show_default=True,
                              help="low: use weights as they lie on disk, read only when needed; slower.")
@@ -18,26 +18,26 @@ raw_option = click.option("--raw", is_flag=True, help="Complete the text as it i
 system_option = click.option("--system", help="System message.")
 image_option = click.option("--image", "images", type=PATH, multiple=True,
                             help="Picture to look at; may be repeated. With --raw, the prompt says where by <|image|>.")
-logprobs_option = click.option("--logprobs", type=click.IntRange(0, 100), metavar="N",
+logprobs_option = click.option("--logprobs", type=Integer(0, 100), metavar="N",
                                help="With --json: every token's log-probability, and the N likeliest alternatives.")
 
 _RECOMMENDED = "as the checkpoint recommends, else greedy"
 
 _SAMPLING = (
     click.option("-n", "--max-new-tokens", type=COUNT, default=256, show_default=True, help="Length limit."),
-    click.option("--temperature", type=click.FloatRange(min=0), show_default=_RECOMMENDED,
+    click.option("--temperature", type=Number(min=0), show_default=_RECOMMENDED,
                  help="0 is greedy; the reference uses 0.6."),
-    click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), show_default="as the checkpoint recommends",
+    click.option("--top-p", type=Number(0, 1, min_open=True), show_default="as the checkpoint recommends",
                  help="Nucleus; 1 keeps all, the reference uses 0.9."),
-    click.option("--top-k", type=click.IntRange(min=0), show_default="as the checkpoint recommends",
+    click.option("--top-k", type=Integer(min=0), show_default="as the checkpoint recommends",
                  help="Keep the k most likely tokens, 0 for all."),
-    click.option("--min-p", type=click.FloatRange(0, 1), show_default="as the checkpoint recommends",
+    click.option("--min-p", type=Number(0, 1), show_default="as the checkpoint recommends",
                  help="Keep tokens at least this likely relative to the most likely one, 0 for all."),
-    click.option("--repetition-penalty", type=click.FloatRange(min=0, min_open=True),
+    click.option("--repetition-penalty", type=Number(min=0, min_open=True),
                  show_default="as the checkpoint recommends", help="Above 1 discourages tokens that occurred."),
-    click.option("--seed", type=click.IntRange(min=0), show_default="another each time", help="Seed of the draws."),
+    click.option("--seed", type=Integer(min=0), show_default="another each time", help="Seed of the draws."),
     click.option("--stop", multiple=True, help="End before this string; may be repeated."),
-    click.option("--stop-id", "stop_ids", type=click.IntRange(min=0), multiple=True, show_default="the model's own",
+    click.option("--stop-id", "stop_ids", type=Integer(min=0), multiple=True, show_default="the model's own",
                  help="End after this token; may be repeated."),
 )
 SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop",

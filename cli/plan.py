@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from ..export.planner import Candidate, PlanReport
 
 _SHOWN = 12
+_CONTEXT = 128 << 10
 
 
 @click.command(cls=HerdCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", metavar="CHECKPOINT_OR_PRESET")
 @click.option("--devices", required=True, help="8xH100, 2x8xH100 (machines x devices), 8x80GB (memory only) or cpu.")
-@context_option("Tokens of a sequence", default="128k", show_default=True)
+@context_option("Tokens of a sequence", show_default="128k, or all that the model takes")
 @batch_option("on all devices in all", most=1_000_000)
 @recipe_option("fp8", one_of(RECIPES))
 @kv_option("float is bfloat16 on GPUs, float32 on a CPU")
@@ -31,7 +32,7 @@ _SHOWN = 12
               help="Write a picture: memory over the context, throughput over the batch.")
 @json_option
 def plan(
-    model: str, devices: str, context: int, batch: int, recipe: str, kv: str, plot: Path | None, as_json: bool,
+    model: str, devices: str, context: int | None, batch: int, recipe: str, kv: str, plot: Path | None, as_json: bool,
 ) -> None:
     """Plan how to split a model over devices.
 
@@ -42,8 +43,9 @@ def plan(
     from ..export.planner import ServingSpec, Storage, Workload, make_report, parse_fleet
 
     cpu = devices.strip().lower() in ("cpu", "1xcpu")
-    spec = ServingSpec(config_of(model), Storage.on(recipe, None if kv == "float" else kv, cpu=cpu),
-                       Workload(context, batch))
+    config = config_of(model)
+    spec = ServingSpec(config, Storage.on(recipe, None if kv == "float" else kv, cpu=cpu),
+                       Workload(context or min(_CONTEXT, config.text.max_position_embeddings), batch))
     report = make_report(spec, parse_fleet(devices))
     if plot:
         _draw(report, plot)

@@ -7,6 +7,7 @@ With ``--check`` nothing is written; the exit status is 1 when the page is not w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from generated import write_or_check
@@ -24,19 +25,22 @@ CONTEXT = 128 << 10
 
 
 def table() -> str:
-    """A row for every recipe, two columns for every model."""
+    """A row for every recipe, a column for every model's weights, and keys and values in both types."""
     models = {name.capitalize(): PRESETS[name] for name in ("scout", "maverick")}
-    heads = [head for name in models for head in (f"{name}, weights", "128k tokens")]
-    rows = [f"| GB | {' | '.join(heads)} |\n", "|---" * (1 + len(heads)) + "|\n"]
+    rows = [f"| GB | {' | '.join(models)} | keys and values of 128k tokens |\n", "|---" * (2 + len(models)) + "|\n"]
     for recipe, device, small in RECIPES:
         kinds = [Storage.on(recipe, kv, cpu=device == "cpu") for kv in (None, small)]
-        cells = []
-        for config in models.values():
-            caches = [cache_bytes(config.text, storage, CONTEXT) for storage in kinds]
-            cells += [_gigabytes(weight_total(config, kinds[0])), " / ".join(map(_gigabytes, caches))]
-        name = f"`{recipe}` on {'a CPU' if device == 'cpu' else 'GPUs'}, keys and values {kinds[0].kv} / {small}"
-        rows.append(f"| {name} | {' | '.join(cells)} |\n")
+        weights = [_gigabytes(weight_total(config, kinds[0])) for config in models.values()]
+        caches = [_alike(cache_bytes(config.text, kind, CONTEXT) for config in models.values()) for kind in kinds]
+        name = f"`{recipe}` on {'a CPU' if device == 'cpu' else 'GPUs'}"
+        rows.append(f"| {name} | {' | '.join(weights)} | {caches[0]} ({kinds[0].kv}) or {caches[1]} ({small}) |\n")
     return "".join(rows)
+
+
+def _alike(counts: Iterable[float]) -> str:
+    """One figure for all models, whose keys and values have the same sizes."""
+    (figure,) = set(map(_gigabytes, counts))
+    return figure
 
 
 def _gigabytes(count: float) -> str:

@@ -16,7 +16,6 @@ for the odd factor of the width, one small random orthogonal matrix, so that app
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..config import HerdConfig
+from ..config.names import norm_before
 from . import Checkpoint
 
 _LARGEST_FACTOR = 64
@@ -81,12 +81,13 @@ class RotatedCheckpoint:
 
     Attributes:
         config: the model's, with a head of its own when it was tied: the final norm's weight moves into it.
+        rotate: turns rows of the residual stream into this basis.
     """
 
     def __init__(self, source: Checkpoint) -> None:
         self.source = source
         self.config: HerdConfig = replace(source.config, text=replace(source.config.text, tie_word_embeddings=False))
-        self._rotate = Rotation(self.config.text.hidden_size)
+        self.rotate = Rotation(self.config.text.hidden_size)
         self._last: tuple[str, Tensor] | None = None
 
     def read(self, name: str, index: int | slice | None = None) -> Tensor:
@@ -99,29 +100,27 @@ class RotatedCheckpoint:
         if role == "gate_up_proj":
             return self._experts(name, index)
         if role == "embed_tokens" or ".experts." in name:
-            return self._rotate(self.source.read(name, index))
+            return self.rotate(self.source.read(name, index))
         if role in ("o_proj", "down_proj", "linear_1"):
             whole = self._whole(name)
             return whole if index is None else whole[index]
         tied = role == "lm_head" and self.source.config.text.tie_word_embeddings
         weight = self.source.read("embed_tokens.weight" if tied else name, index)
-        return self._rotate(weight.float() * self._gain(name))
+        return self.rotate(weight.float() * self._gain(name))
 
     def _experts(self, name: str, index: int | slice | None) -> Tensor:
         """Inputs are the second axis of fused experts: [E, D, 2F], or [D, 2F] of one."""
         weight = self.source.read(name, index).float() * self._gain(name)[:, None]
-        return self._rotate(weight.transpose(-1, -2)).transpose(-1, -2)
+        return self.rotate(weight.transpose(-1, -2)).transpose(-1, -2)
 
     def _whole(self, name: str) -> Tensor:
         """A tensor whose rows mix; the last one is kept, because it is read in pieces."""
         if self._last is None or self._last[0] != name:
-            self._last = name, self._rotate(self.source.read(name).T).T
+            self._last = name, self.rotate(self.source.read(name).T).T
         return self._last[1]
 
     def _gain(self, name: str) -> Tensor:
         """The weight of the norm whose output a product reads, [D]."""
-        layer = re.match(r"layers\.\d+\.", name)
-        norm = "norm" if layer is None else layer[0] + (
-            "input_layernorm" if ".self_attn." in name else "post_attention_layernorm"
-        )
-        return self.source.read(f"{norm}.weight").float()
+        norm = norm_before(name)
+        assert norm is not None, name
+        return self.source.read(norm).float()

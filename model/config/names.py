@@ -7,6 +7,7 @@ torch parameters and checkpoints all use them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from .config import HerdConfig, TextConfig, VisionConfig
@@ -27,6 +28,21 @@ def expected_tensors(config: HerdConfig) -> dict[str, Shape]:
         shapes |= {f"vision_model.{name}": shape for name, shape in _vision(config.vision)}
         shapes["multi_modal_projector.linear_1.weight"] = (text.hidden_size, config.vision.adapter_output_size)
     return shapes
+
+
+def norm_before(name: str) -> str | None:
+    """The weight of the norm whose output a matrix reads, None where it reads something else.
+
+    Args:
+        name: of a matrix of the decoder, the head or the image tower.
+    """
+    role = name.removesuffix(".weight").rsplit(".", 1)[-1]
+    if role == "lm_head":
+        return "norm.weight"
+    layer = re.match(r"layers\.\d+\.", name)
+    if layer is None or role in ("o_proj", "down_proj"):
+        return None
+    return layer[0] + ("input_layernorm" if ".self_attn." in name else "post_attention_layernorm") + ".weight"
 
 
 def _decoder_layer(text: TextConfig, layer: int) -> Iterator[tuple[str, Shape]]:

@@ -6,24 +6,27 @@ weight is rounded by them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ...errors import HerdError
 from ..checkpoint import Checkpoint
 from ..checkpoint.base import shortened
 from ..checkpoint.finite import require_finite, require_magnitudes
+from ..checkpoint.rotated import RotatedCheckpoint
 from ..checkpoint.tensors.header import read_header
 from ..checkpoint.tensors.lazy import FileTensor
 from ..config import HerdConfig
 from ..config.names import Shape, expected_tensors
 from .calibration_file import HESSIANS, INPUT_SHIFT, KV_AMAX, SCALES, CalibrationFile
 from .formats import Fp8Format
-from .recipes import Recipe, Rule
+from .recipes import Recipe, Rule, needs_hessian
 
 
 def calibration_for(recipe: Recipe, path: Path | None, checkpoint: Checkpoint) -> CalibrationFile | None:
-    """The calibration that a build was given, checked.
+    """The calibration that a build was given, checked, its Hessians in the basis that the recipe computes in.
 
     Raises:
         HerdError: the recipe needs one and none was given, or it is not one of this checkpoint, or holds what cannot
@@ -32,16 +35,16 @@ def calibration_for(recipe: Recipe, path: Path | None, checkpoint: Checkpoint) -
     if path is not None:
         found = CalibrationFile.open(path, checkpoint.fingerprint())
         check_measurements(found.path, found.high_precision_parts, checkpoint.config)
-        _require_measured(found, recipe.with_high_precision(found.high_precision_parts), checkpoint.config)
-        return found
+        _require_measured(found, found.applied_to(recipe), checkpoint.config)
+        return replace(found, source=RotatedCheckpoint(checkpoint) if recipe.rotated else checkpoint)
     if needs := recipe.needs_calibration:
         raise HerdError(f"{needs} need to know how large they get: pass --calibration DIRECTORY, written by "
-                        f"`herdgraph calibrate --recipe {recipe.name}`")
+                        "`herdgraph calibrate`")
     return None
 
 
 def _require_measured(calibration: CalibrationFile, recipe: Recipe, config: HerdConfig) -> None:
-    """Refuse a calibration that was measured for another recipe, before the time that a capture takes."""
+    """Refuse a calibration without something that the recipe uses, before the time that a capture takes."""
     scales = calibration.path / SCALES
     measured = read_header(scales).keys() if scales.exists() else ()
     wanted = {name: calibration.observer for name, shape in expected_tensors(config).items()
@@ -50,12 +53,12 @@ def _require_measured(calibration: CalibrationFile, recipe: Recipe, config: Herd
         observer = "max" if recipe.caches == "int8" else calibration.observer
         wanted |= {f"layers.{layer}.self_attn.{KV_AMAX}": observer for layer in range(config.text.num_layers)}
     if recipe.uses_hessians and not calibration.has_hessians:
-        raise HerdError(f"{calibration.path} says nothing of weights of 4 bits, which are rounded by Hessians: write "
-                        f"it again with `herdgraph calibrate --recipe {recipe.name}`")
+        raise HerdError(f"{calibration.path} has no Hessians, by which weights of 4 bits are rounded: write it again "
+                        "with `herdgraph calibrate`, without --no-hessians")
     absent = next((name for name, observer in wanted.items() if f"{observer}/{name}" not in measured), None)
     if absent is not None:
         raise HerdError(f"{calibration.path} says nothing of {absent} by observer {wanted[absent]!r}: write it again "
-                        f"with `herdgraph calibrate --recipe {recipe.name}`")
+                        "with `herdgraph calibrate`")
 
 
 def check_measurements(directory: Path, high_precision_parts: Iterable[str], config: HerdConfig) -> None:
@@ -111,6 +114,12 @@ def _scale_shapes(shapes: Mapping[str, Shape], config: HerdConfig) -> dict[str, 
         **{f"{INPUT_SHIFT}/{name}": shape[-1:] for name, shape in matrices.items() if len(shape) == 2},
         **{f"layers.{layer}.self_attn.{KV_AMAX}": (2,) for layer in range(config.text.num_layers)},
     }
+
+
+def hessian_bytes(config: HerdConfig) -> int:
+    """Bytes of the Hessians of a model."""
+    shapes = (_hessian_shape(shape) for name, shape in expected_tensors(config).items() if needs_hessian(name))
+    return sum(4 * math.prod(shape) for shape in shapes if shape is not None)
 
 
 def _hessian_shape(shape: Shape) -> Shape | None:

@@ -10,15 +10,15 @@ calibration.json       versions, fingerprint of the checkpoint, hash of the data
 scales.safetensors     ``<observer>/<weight>``: largest magnitude to represent of the input that a weight
                        meets, float32 scalar, or [E] for experts; ``<observer>/<attention>.kv_amax``: [2];
                        ``input_shift/<weight>`` [K]: what is subtracted from that input first
-hessians/<layer>       Hessians XᵀX of inputs X by weight, [K, K], or [E, K, K] for experts; only for recipes
-                       with 4-bit weights
+hessians/<layer>       Hessians XᵀX of inputs X by weight, [K, K], or [E, K, K] for experts, of weights that some
+                       recipe stores in 4 bits; X without the weight of the norm before (``hessian_basis.py``)
 =====================  =================================================================================
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,17 @@ from ...errors import HerdError
 from ...reading import read_json
 from ..checkpoint import Checkpoint
 from ..checkpoint.finite import require_finite
+from ..checkpoint.reader import TensorReader
 from ..checkpoint.tensors.header import read_header
 from ..config.parameter_counts import model_size
+from .hessian_basis import input_hessian
 from .observers import OBSERVERS
+from .recipes import Recipe
 
 DESCRIPTION = "calibration.json"
 SCALES = "scales.safetensors"
 HESSIANS = "hessians"
-FORMAT = 2
+FORMAT = 3
 KV_AMAX = "kv_amax"
 INPUT_SHIFT = "input_shift"
 
@@ -52,11 +55,13 @@ class CalibrationFile:
         path: the directory.
         description: content of ``calibration.json``.
         observer: whose largest magnitudes are used.
+        source: the checkpoint in the basis whose Hessians are asked for, None for Hessians as they are stored.
     """
 
     path: Path
     description: dict[str, Any]
     observer: str
+    source: TensorReader | None = field(default=None, kw_only=True)
 
     @classmethod
     def open(cls, path: Path, fingerprint: str, *, observer: str | None = None) -> CalibrationFile:
@@ -94,8 +99,12 @@ class CalibrationFile:
 
     @property
     def high_precision_parts(self) -> list[str]:
-        """Parts of the model that calibration found must stay in floating point, as a recipe's rules call them."""
+        """Parts of the model that FP8 recipes must leave in floating point, as a recipe's rules call them."""
         return list(self.description.get("high_precision_parts", []))
+
+    def applied_to(self, recipe: Recipe) -> Recipe:
+        """A recipe with those parts in floating point: they were chosen for FP8, other recipes stay as they are."""
+        return recipe.with_high_precision(self.high_precision_parts) if recipe.fp8 else recipe
 
     @property
     def has_hessians(self) -> bool:
@@ -128,8 +137,7 @@ class CalibrationFile:
         """
         found = self._read(SCALES, f"{self.observer}/{name}")
         if found is None:
-            raise HerdError(f"{self.path} says nothing of {name} by observer {self.observer!r}: {_ADVICE} for this "
-                            "recipe")
+            raise HerdError(f"{self.path} says nothing of {name} by observer {self.observer!r}: {_ADVICE}")
         return found
 
     def input_shift(self, name: str) -> Tensor | None:
@@ -137,7 +145,7 @@ class CalibrationFile:
         return self._read(SCALES, f"{INPUT_SHIFT}/{name}")
 
     def hessian(self, name: str, expert: int | None = None) -> Tensor | None:
-        """The Hessian XᵀX of the input X that a weight meets; None when it was not measured.
+        """The Hessian XᵀX of the input X that a weight meets, in the basis of ``source``; None when not measured.
 
         Args:
             name: canonical name of the weight.
@@ -156,7 +164,7 @@ class CalibrationFile:
             require_finite(found, what)
             if (found.diagonal(dim1=-2, dim2=-1) < 0).any():
                 raise HerdError(f"{what} has a negative diagonal, which no sum of squares has: {_ADVICE}")
-        return found
+        return found if found is None or self.source is None else input_hessian(self.source, name, found)
 
 
 def _check_description(path: Path, description: dict[str, Any]) -> None:
@@ -191,7 +199,7 @@ def description_without_data(
     """
     return {
         "format": FORMAT, **identity(checkpoint),
-        "recipe": "fp8", "observer": observer, "high_precision_parts": list(high_precision_parts),
+        "observer": observer, "hessians": False, "high_precision_parts": list(high_precision_parts),
         "versions": {name: metadata.version(name) for name in ("herdgraph", "torch")},
         "data": {"sha256": "", "tokens": 0, "windows": 0, "held_out_windows": 0, "tiles": 0},
         "coverage": {"min_tokens_shown": 0, "own": {}, "shown": {}, "dead": []}, "quality": None,

@@ -96,8 +96,7 @@ class Recipe:
 
     def layout_of_tensor(self, name: str, shape: Shape) -> Format | None:
         """As ``layout_of``, for any tensor of a checkpoint: vectors and tables that are looked up stay floats."""
-        is_table = "embed" in name and "patch_embedding" not in name
-        return None if len(shape) == 1 or is_table else self.layout_of(name)
+        return None if len(shape) == 1 or is_table(name) else self.layout_of(name)
 
     def stored_bytes(self, name: str, shape: Shape, float_bytes: int) -> float:
         """Bytes of a tensor or of a rank's slice of it.
@@ -112,6 +111,11 @@ class Recipe:
             return float(experts * layout.stored_bytes(inputs, outputs))
         is_float32 = len(shape) == 1 or ".router." in name
         return float((4 if is_float32 else float_bytes) * math.prod(shape))
+
+
+def is_table(name: str) -> bool:
+    """Whether a tensor's rows are looked up instead of multiplied."""
+    return "embed" in name and "patch_embedding" not in name
 
 
 _CHANNEL = ChannelFormat()
@@ -136,3 +140,14 @@ RECIPES = {
                rotated=True),
     )
 }
+
+
+def needs_input_scale(name: str) -> bool:
+    """Whether some recipe stores a weight in FP8, and so wants to know how large its input gets."""
+    return any(isinstance(recipe.layout_of(name), Fp8Format) for recipe in RECIPES.values())
+
+
+def needs_hessian(name: str) -> bool:
+    """Whether some recipe stores a weight in 4 bits, and so wants the Hessian of its input."""
+    layouts = (recipe.layout_of(name) for recipe in RECIPES.values())
+    return not is_table(name) and any(isinstance(layout, BlockFormat) and layout.bits == 4 for layout in layouts)

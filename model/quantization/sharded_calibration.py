@@ -29,7 +29,7 @@ class RankCalibration(CalibrationFile):
     @classmethod
     def of(cls, whole: CalibrationFile, plan: ShardPlan, config: HerdConfig, rank: int) -> RankCalibration:
         """The part of a rank."""
-        return cls(whole.path, whole.description, whole.observer, plan, config, rank)
+        return cls(whole.path, whole.description, whole.observer, plan, config, rank, source=whole.source)
 
     def kv_amax(self, layer: int, *, observer: str | None = None) -> tuple[float, float] | None:
         """Largest magnitudes of a layer's keys and values, the layer counted from the stage's first."""

@@ -32,13 +32,14 @@ from herdgraph.model.checkpoint.tensors import write
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.data import Picture, Record
 from herdgraph.model.llama4.model import Llama4
+from herdgraph.model.quantization.calibration_check import hessian_bytes
 from herdgraph.model.quantization.calibration_file import CalibrationFile
 from herdgraph.model.quantization.formats import Fp8Format
 from herdgraph.model.quantization.recipes import RECIPES, Recipe
 from support import herds
 
 OBSERVERS = ("max", "percentile", "mse", "entropy")
-FP8 = Options(RECIPES["fp8"], min_tokens_shown=8)
+OPTIONS, FP8 = Options(min_tokens_shown=8), RECIPES["fp8"]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def data(directory: Path) -> Data:
 def calibrated(directory: Path, data: Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     output = tmp_path_factory.mktemp("calibrated") / "out"
     with open_checkpoint(directory) as source:
-        return output, calibrate(source, output, data, FP8)
+        return output, calibrate(source, output, data, OPTIONS)
 
 
 def stored_in_fp8(recipe: Recipe, checkpoint: Checkpoint) -> list[str]:
@@ -84,14 +85,15 @@ def stored_in_fp8(recipe: Recipe, checkpoint: Checkpoint) -> list[str]:
             and len(info.shape) > 1 and isinstance(recipe.layout_of(name), Fp8Format)]
 
 
-def test_every_fp8_weight_has_scales(calibrated: tuple[Path, dict[str, Any]], checkpoint: Checkpoint) -> None:
+def test_one_run_measures_for_all_recipes(calibrated: tuple[Path, dict[str, Any]], checkpoint: Checkpoint) -> None:
     output, description = calibrated
-    assert {path.name for path in output.iterdir()} == {"calibration.json", "scales.safetensors", "report.html"}
+    assert {path.name for path in output.iterdir()} == {"calibration.json", "scales.safetensors", "report.html",
+                                                        "hessians"}
     assert [path.name for path in output.parent.iterdir()] == ["out"], "no leftovers"
     assert json.loads((output / "calibration.json").read_text()) == description
     assert description["high_precision_parts"] == []
     file, scales = CalibrationFile.open(output, checkpoint.fingerprint()), load_file(output / "scales.safetensors")
-    names = stored_in_fp8(FP8.recipe, checkpoint)
+    names = stored_in_fp8(FP8, checkpoint)
     assert len(names) == 4 * 4 + 2 * 3 + 2 * 3 + 2 * 2 + 2 * 6 + 2 + 1, "attention, dense, shared, routed, images"
     for name in names:
         for observer in OBSERVERS:
@@ -147,36 +149,39 @@ def test_shifts_and_magnitudes_are_those_of_the_model(
 def test_the_same_data_gives_the_same_bytes(
     calibrated: tuple[Path, dict[str, Any]], checkpoint: Checkpoint, data: Data, tmp_path: Path
 ) -> None:
-    first = {path.name: path.read_bytes() for path in calibrated[0].iterdir()}
-    calibrate(checkpoint, tmp_path / "again", data, FP8)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == first
+    first, again = calibrated[0], tmp_path / "again"
+    calibrate(checkpoint, again, data, OPTIONS)
+    assert contents(again) == contents(first)
+
+
+def contents(directory: Path) -> dict[Path, bytes]:
+    return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*.*")}
 
 
 KILLED = """
 import os, pickle, signal, sys
 from pathlib import Path
 from herdgraph.calibration.calibrate import Options, CalibrationProgress, calibrate
-from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.model.checkpoint import open_checkpoint
-checkpoint, output, data, recipe = sys.argv[1:]
+checkpoint, output, data = sys.argv[1:]
 parts = []
 def part():
     parts.append(1)
     if len(parts) == 3:  # the image tower and two layers
         os.kill(os.getpid(), signal.SIGKILL)
 with open_checkpoint(Path(checkpoint)) as source:
-    calibrate(source, Path(output), pickle.loads(Path(data).read_bytes()), Options(RECIPES[recipe], min_tokens_shown=8),
+    calibrate(source, Path(output), pickle.loads(Path(data).read_bytes()), Options(min_tokens_shown=8),
               progress=CalibrationProgress(part=part))
 """
 
 
-def killed(directory: Path, output: Path, data: Data, recipe: str) -> None:
+def killed(directory: Path, output: Path, data: Data) -> None:
     """Run a calibration in a process of its own that is killed after its second layer."""
     import pickle
 
     stored = output.with_name("data.pickle")
     stored.write_bytes(pickle.dumps(data))
-    done = subprocess.run([sys.executable, "-c", KILLED, directory, output, stored, recipe], check=False,
+    done = subprocess.run([sys.executable, "-c", KILLED, directory, output, stored], check=False,
                           env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())})
     assert done.returncode == -signal.SIGKILL
     assert not output.exists()
@@ -204,16 +209,12 @@ class Recording:
         return tensor
 
 
-@pytest.mark.parametrize("recipe", ["fp8", "int4"])
-def test_a_killed_run_continues(
-    recipe: str, directory: Path, checkpoint: Checkpoint, data: Data, tmp_path: Path
-) -> None:
-    killed(directory, tmp_path / "out", data, recipe)
+def test_a_killed_run_continues(directory: Path, checkpoint: Checkpoint, data: Data, tmp_path: Path) -> None:
+    killed(directory, tmp_path / "out", data)
     work = tmp_path / ".out.calibrating"
     assert {path.stem for path in work.glob("*.json")} == {"vision", "layers.0", "layers.1"}
     before = {path: path.stat().st_mtime_ns for path in work.glob("*.json")}
-    options, recorded = Options(RECIPES[recipe], min_tokens_shown=8), Recording(checkpoint)
-    counts = {"parts": 0}
+    recorded, counts = Recording(checkpoint), {"parts": 0}
 
     def part() -> None:
         counts["parts"] += 1
@@ -223,27 +224,26 @@ def test_a_killed_run_continues(
             assert not any(name.startswith(("layers.0.self", "layers.1.self", "vision", "embed"))
                            for name, _ in recorded.names[:first]), "nothing that is done is read again"
 
-    calibrate(recorded, tmp_path / "out", data, options, progress=CalibrationProgress(part=part))  # type: ignore[arg-type]
-    calibrate(checkpoint, tmp_path / "whole", data, options)
+    calibrate(recorded, tmp_path / "out", data, OPTIONS, progress=CalibrationProgress(part=part))  # type: ignore[arg-type]
+    calibrate(checkpoint, tmp_path / "whole", data, OPTIONS)
     assert not work.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
-    files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.*")]
-    assert len(files) == (3 if recipe == "fp8" else 7)
-    for file in files:
-        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+    assert len(contents(tmp_path / "whole")) == 7
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_an_output_that_fails_costs_no_measurement(
     checkpoint: Checkpoint, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever happens while the directory is made, the next run finds all that was measured, the Hessians too."""
-    options, recorded = Options(RECIPES["int4"], min_tokens_shown=8), Recording(checkpoint)
+    whole = Data(data.measured, [])  # evaluation reads the weights again
+    recorded = Recording(checkpoint)
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_report", raise_full)
         with pytest.raises(HerdError, match="No space left on device"):
-            calibrate(recorded, tmp_path / "out", data, options)  # type: ignore[arg-type]
+            calibrate(recorded, tmp_path / "out", whole, OPTIONS)  # type: ignore[arg-type]
     read = len(recorded.names)
-    calibrate(recorded, tmp_path / "out", data, options)  # type: ignore[arg-type]
+    calibrate(recorded, tmp_path / "out", whole, OPTIONS)  # type: ignore[arg-type]
     assert len(recorded.names) == read
     assert len(list((tmp_path / "out" / "hessians").iterdir())) == 4
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -257,14 +257,14 @@ def test_a_full_disk_says_what_is_kept(
 
     def full(tensors: Any, path: Path, **options: Any) -> None:
         written.append(path)
-        if len(written) == 5:  # after the image tower and layer 0 (two files: magnitudes and states), in layer 1
+        if len(written) == 6:  # after the image tower and layer 0 (magnitudes, Hessians and states), in layer 1
             raise SafetensorError("I/O error: No space left on device (os error 28)")
         real(tensors, path, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(write, "save_file", full)
         with pytest.raises(HerdError) as caught:
-            calibrate(checkpoint, tmp_path / "out", data, FP8)
+            calibrate(checkpoint, tmp_path / "out", data, OPTIONS)
     work = tmp_path / ".out.calibrating"
     assert str(caught.value) == (
         f"writing {work} failed: I/O error: No space left on device (os error 28); {work} keeps 2 of 5 parts: make "
@@ -273,8 +273,8 @@ def test_a_full_disk_says_what_is_kept(
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_report", raise_full)
         with pytest.raises(HerdError, match=r"writing \S+ failed: No space .*; \S+ keeps 5 of 5 parts: make room"):
-            calibrate(checkpoint, tmp_path / "out", data, FP8)
-    calibrate(checkpoint, tmp_path / "out", data, FP8)
+            calibrate(checkpoint, tmp_path / "out", data, OPTIONS)
+    calibrate(checkpoint, tmp_path / "out", data, OPTIONS)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert {path.stat().st_mode & 0o444 for path in (tmp_path / "out").iterdir()} == {0o444}
 
@@ -283,18 +283,18 @@ def raise_full(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_other_data_or_another_recipe_starts_anew(checkpoint: Checkpoint, data: Data, tmp_path: Path) -> None:
+def test_other_data_starts_anew(checkpoint: Checkpoint, data: Data, tmp_path: Path) -> None:
     other = Data(data.measured[1:], data.held_out)
     parts: list[str] = []
 
-    def run(recipe: str, some: Data, key: str) -> int:
+    def run(some: Data, key: str) -> int:
         recorded = Recording(checkpoint)
-        measure(recorded, RECIPES[recipe], some, tmp_path / "work", key=key, min_tokens_shown=8, on_part=parts.append)
+        measure(recorded, some, tmp_path / "work", key=key, min_tokens_shown=8, on_part=parts.append)
         return sum(1 for name, _ in recorded.names if name.endswith("q_proj.weight"))
 
-    assert run("fp8", data, "a") == 4 + 2
-    assert run("fp8", data, "a") == 0
-    assert run("fp8", other, "b") == 4 + 2
+    assert run(data, "a") == 4 + 2
+    assert run(data, "a") == 0
+    assert run(other, "b") == 4 + 2
     assert parts == ["vision", *(f"layers.{layer}" for layer in range(4))] * 3
     assert data.digest() != other.digest()
     assert data.digest() != Data([*data.measured, *data.held_out], []).digest(), "the same windows, all measured"
@@ -310,8 +310,8 @@ def test_options_decide_whether_work_is_continued(
         raise HerdError("far enough")
 
     monkeypatch.setattr(module, "measure", noted)
-    for options in (FP8, replace(FP8, observer="max", min_tokens=3), replace(FP8, min_tokens_shown=9),
-                    replace(FP8, recipe=FP8.recipe.with_high_precision(["shared_expert"]))):
+    for options in (OPTIONS, replace(OPTIONS, observer="max", min_tokens=3), replace(OPTIONS, min_tokens_shown=9),
+                    replace(OPTIONS, hessians=False)):
         with pytest.raises(HerdError, match="far enough"):
             calibrate(checkpoint, tmp_path / "out", data, options)
     assert keys[0] == keys[1], "neither the observer nor the gate changes what is measured"
@@ -330,8 +330,7 @@ def test_one_layer_and_one_expert_are_in_memory(tmp_path: Path, data: Data) -> N
         text = [Window(window.token_ids) for window in data.measured if window.pixels is None][:2]
         with open_checkpoint(tmp_path / str(layers)) as source:
             recorded = Recording(source)
-            measured = measure(recorded, FP8.recipe, Data(text, []), tmp_path / "work", key=str(layers),
-                               min_tokens_shown=4)
+            measured = measure(recorded, Data(text, []), tmp_path / "work", key=str(layers), min_tokens_shown=4)
             most[layers] = recorded.most
             experts = [(name, index) for name, index in recorded.names if ".experts." in name]
             assert len(experts) == len(set(experts)) == 2 * 4 * (layers // 2)
@@ -339,8 +338,8 @@ def test_one_layer_and_one_expert_are_in_memory(tmp_path: Path, data: Data) -> N
             assert not any(name == "embed_tokens.weight" and index is None for name, index in recorded.names)
             recorded.names.clear()
             make = backend_factory(measured.amaxes, "mse")
-            variants = {kept: make(FP8.recipe.with_high_precision([kept])) for kept in ("self_attn", "shared_expert")}
-            evaluate(recorded, variants, text, local=make(FP8.recipe))
+            variants = {kept: make(FP8.with_high_precision([kept])) for kept in ("self_attn", "shared_expert")}
+            evaluate(recorded, variants, text, local=make(FP8))
             decoder = [name for name in recorded.names if name[0] != "embed_tokens.weight"]
             assert len(decoder) == len(set(decoder)), "a weight is read once for all variants"
             assert recorded.most < 2.5 * most[layers]
@@ -367,7 +366,7 @@ def test_damaged_weights_are_named(case: str, directory: Path, data: Data, tmp_p
     (tmp_path / "checkpoint" / "config.json").write_text((directory / "config.json").read_text())
     save_file(tensors, tmp_path / "checkpoint" / "model.safetensors", metadata={"format": "pt"})
     with open_checkpoint(tmp_path / "checkpoint") as broken, pytest.raises(HerdError, match=message) as caught:
-        calibrate(broken, tmp_path / "out", data, FP8)
+        calibrate(broken, tmp_path / "out", data, OPTIONS)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -378,7 +377,7 @@ def test_another_checkpoints_calibration_is_refused(calibrated: tuple[Path, dict
     with pytest.raises(HerdError, match=r"has no calibration\.json, it is not a calibration"):
         CalibrationFile.open(tmp_path, "0" * 64)
     (tmp_path / "calibration.json").write_text('{"format": 99}')
-    with pytest.raises(HerdError, match="is 99, this herdgraph reads 2"):
+    with pytest.raises(HerdError, match="is 99, this herdgraph reads 3"):
         CalibrationFile.open(tmp_path, "0" * 64)
 
 
@@ -388,7 +387,7 @@ def test_unknown_names_are_refused(
     with pytest.raises(HerdError, match=r"knows no observer 'best': choose one of max, percentile, mse, entropy"):
         CalibrationFile.open(calibrated[0], checkpoint.fingerprint(), observer="best")
     with pytest.raises(HerdError, match="no observer is called 'best': choose one of max"):
-        calibrate(checkpoint, tmp_path / "out", data, replace(FP8, observer="best"))
+        calibrate(checkpoint, tmp_path / "out", data, replace(OPTIONS, observer="best"))
     file = CalibrationFile.open(calibrated[0], checkpoint.fingerprint(), observer="entropy")
     assert file.input_amax("layers.1.feed_forward.experts.down_proj").shape == (4,)
     with pytest.raises(HerdError, match=r"says nothing of lm_head\.weight by observer 'entropy'"):
@@ -409,14 +408,17 @@ def test_pictures_are_needed_for_scales_of_the_image_tower(
     checkpoint: Checkpoint, data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     text = Data([window for window in data.measured if window.pixels is None], [])
-    found = calibrate(checkpoint, tmp_path / "out", text, FP8)
+    found = calibrate(checkpoint, tmp_path / "out", text, OPTIONS)
     assert found["high_precision_parts"] == ["vision_model", "multi_modal_projector"]
     assert "has no pictures: the image tower will stay in high precision" in caplog.text
-    assert calibrate(checkpoint, tmp_path / "int8", text, Options(RECIPES["int8"]))["high_precision_parts"] == []
+    file = CalibrationFile.open(tmp_path / "out", checkpoint.fingerprint())
+    fc1 = "vision_model.model.layers.0.mlp.fc1.weight"
+    assert file.applied_to(FP8).layout_of(fc1) is None
+    assert file.applied_to(RECIPES["int8"]) == RECIPES["int8"], "8-bit integers need no scales of inputs"
 
 
-def search_with(bound: float, checkpoint: Checkpoint, data: Data, output: Path, **recipe: Any) -> dict[str, Any]:
-    return calibrate(checkpoint, output, data, replace(FP8, max_kl=bound, recipe=replace(FP8.recipe, **recipe)))
+def search_with(bound: float, checkpoint: Checkpoint, data: Data, output: Path, **options: Any) -> dict[str, Any]:
+    return calibrate(checkpoint, output, data, replace(OPTIONS, max_kl=bound, hessians=False, **options))
 
 
 def test_a_generous_bound_keeps_nothing(checkpoint: Checkpoint, data: Data, tmp_path: Path) -> None:
@@ -447,18 +449,14 @@ def test_an_impossible_bound_is_one_line(checkpoint: Checkpoint, data: Data, tmp
     """FP8 caches cost something whatever stays in high precision."""
     message = r"no choice of parts keeps KL within 1e-09: .* it is .*; raise the bound"
     with pytest.raises(HerdError, match=message) as caught:
-        search_with(1e-9, checkpoint, data, tmp_path / "out", caches="fp8")
+        search_with(1e-9, checkpoint, data, tmp_path / "out", kv="fp8")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("recipe", "reason"), [("fp8", "no data is held out"), ("int8", "int8 stores nothing in FP8")])
-def test_bound_without_held_out_data(
-    recipe: str, reason: str, checkpoint: Checkpoint, data: Data, tmp_path: Path
-) -> None:
-    options = Options(RECIPES[recipe], max_kl=0.1)
-    with pytest.raises(HerdError, match=reason):
-        calibrate(checkpoint, tmp_path / "out", Data(data.measured, []) if recipe == "fp8" else data, options)
+def test_bound_without_held_out_data(checkpoint: Checkpoint, data: Data, tmp_path: Path) -> None:
+    with pytest.raises(HerdError, match="no data is held out"):
+        calibrate(checkpoint, tmp_path / "out", Data(data.measured, []), Options(max_kl=0.1))
     assert not list(tmp_path.iterdir())
 
 
@@ -490,8 +488,8 @@ def test_what_is_kept_costs_nothing(
 ) -> None:
     make: Callable[[Recipe], Any] = backend_factory(load_file(calibrated[0] / "scales.safetensors"), "mse")
     variants = {
-        "all kept": make(FP8.recipe.with_high_precision(["*"])), "fp8": make(FP8.recipe),
-        "fp8 caches": make(replace(FP8.recipe.with_high_precision(["*"]), caches="fp8")),
+        "all kept": make(FP8.with_high_precision(["*"])), "fp8": make(FP8),
+        "fp8 caches": make(replace(FP8.with_high_precision(["*"]), caches="fp8")),
     }
     found = evaluate(checkpoint, variants, data.held_out)
     assert found.variants["all kept"].mean_kl == 0
@@ -503,11 +501,13 @@ def test_what_is_kept_costs_nothing(
     assert evaluate(checkpoint, {}, data.held_out, local=variants["all kept"]).layer_errors == [(0, 0)] * 4
 
 
-def test_hessians_are_written_for_4_bits_and_found_again(checkpoint: Checkpoint, data: Data, tmp_path: Path) -> None:
-    found = calibrate(checkpoint, tmp_path / "out", data, Options(RECIPES["int4"], min_tokens_shown=8))
-    assert found["quality"] is None
-    file = CalibrationFile.open(tmp_path / "out", checkpoint.fingerprint())
-    stored = load_file(tmp_path / "out" / "hessians" / "layers.1.safetensors")
+def test_hessians_are_written_for_4_bits_and_found_again(
+    calibrated: tuple[Path, dict[str, Any]], checkpoint: Checkpoint
+) -> None:
+    file = CalibrationFile.open(calibrated[0], checkpoint.fingerprint())
+    stored = load_file(calibrated[0] / "hessians" / "layers.1.safetensors")
+    written = [load_file(path) for path in (calibrated[0] / "hessians").iterdir()]
+    assert sum(tensor.nbytes for tensors in written for tensor in tensors.values()) == hessian_bytes(TINY)
     assert set(stored) == {f"layers.1.feed_forward.{name}" for name in (
         "experts.gate_up_proj", "experts.down_proj", "shared_expert.gate_proj.weight", "shared_expert.up_proj.weight",
         "shared_expert.down_proj.weight")}
@@ -519,12 +519,33 @@ def test_hessians_are_written_for_4_bits_and_found_again(checkpoint: Checkpoint,
     assert all(file.kv_amax(layer, observer="max") for layer in range(4))
 
 
+def test_hessians_can_be_left_out(
+    calibrated: tuple[Path, dict[str, Any]], checkpoint: Checkpoint, data: Data, tmp_path: Path
+) -> None:
+    """Nothing else changes, and a disk without room for them is told in time."""
+    calibrate(checkpoint, tmp_path / "out", data, replace(OPTIONS, hessians=False))
+    file = CalibrationFile.open(tmp_path / "out", checkpoint.fingerprint())
+    assert not file.has_hessians
+    assert (tmp_path / "out" / "scales.safetensors").read_bytes() == (calibrated[0] / "scales.safetensors").read_bytes()
+    assert calibrated[1]["hessians"]
+    assert not file.description["hessians"]
+
+
+def test_a_disk_without_room_for_hessians(
+    checkpoint: Checkpoint, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("herdgraph.files.free_bytes", lambda _: 1000)
+    with pytest.raises(HerdError, match=r"Hessians \(--no-hessians leaves them out\) needs .*, .* has 1\S* kB free"):
+        calibrate(checkpoint, tmp_path / "out", data, OPTIONS)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_output_that_cannot_be_written(checkpoint: Checkpoint, data: Data, directory: Path, tmp_path: Path) -> None:
     with pytest.raises(HerdError, match="cannot write to /proc/none"):
-        calibrate(checkpoint, Path("/proc/none/out"), data, FP8)
+        calibrate(checkpoint, Path("/proc/none/out"), data, OPTIONS)
     with pytest.raises(HerdError, match="overlaps the input"):
-        calibrate(checkpoint, directory / "out", data, FP8)
+        calibrate(checkpoint, directory / "out", data, OPTIONS)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     with pytest.raises(HerdError, match=r"out has no calibration\.json"):
-        calibrate(checkpoint, tmp_path / "out", data, FP8, overwrite=True)
+        calibrate(checkpoint, tmp_path / "out", data, OPTIONS, overwrite=True)

@@ -27,7 +27,6 @@ from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.quantization.e4m3 import E4M3_MAX, to_e4m3
-from herdgraph.model.quantization.recipes import RECIPES
 from support import herds
 
 WINDOWS = [herds.tokens(70, seed) for seed in range(3)]
@@ -57,7 +56,7 @@ def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def measured(checkpoint: Checkpoint, work: Path, **options: int) -> Measured:
-    return measure(checkpoint, RECIPES["fp8"], DATA, work, key="", **options)
+    return measure(checkpoint, DATA, work, key="", **options)
 
 
 def test_every_expert_is_shown_real_inputs(directory: Path, tmp_path: Path) -> None:
@@ -155,7 +154,7 @@ def test_sending_all_tokens_through_all_experts_shows_nothing() -> None:
     assert dead == [2, 3]
     scale = forced[3].abs().max() / E4M3_MAX
     assert to_e4m3(forced[3] / scale).float().isnan().all()
-    coverage, observed = Coverage(min_tokens_shown=16), CalibrationObserver(RECIPES["fp8"], 4)
+    coverage, observed = Coverage(min_tokens_shown=16), CalibrationObserver(4)
     coverage.routed(1, logits_TE, best.indices)
     for expert in range(4):
         rows = torch.cat((torch.where(best.indices[:, 0] == expert)[0], coverage.extra_tokens(1, expert)))
@@ -189,7 +188,7 @@ def test_watching_changes_nothing(directory: Path, monkeypatch: pytest.MonkeyPat
     with open_checkpoint(directory) as checkpoint:
         exact = streamed(checkpoint, WINDOWS, Exact())
         coverage = Coverage(min_tokens_shown=50)
-        observer = CalibrationObserver(RECIPES["fp8"], checkpoint.config.text.num_experts)
+        observer = CalibrationObserver(checkpoint.config.text.num_experts)
         watched = streamed(checkpoint, WINDOWS, observer, coverage)
         assert sum(int(shown.sum()) for shown in coverage.shown.values()) > 0
         assert torch.equal(exact, watched)
@@ -219,7 +218,7 @@ def test_a_stream_sees(tmp_path: Path) -> None:
 
 
 def test_too_few_tokens_fail_or_warn(directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    options = Options(replace(RECIPES["int8"], rotated=False), under_covered="fail", min_tokens=1000)
+    options = Options(hessians=False, under_covered="fail", min_tokens=1000)
     with open_checkpoint(directory) as checkpoint:
         experts = checkpoint.config.text.num_experts
         with pytest.raises(HerdError, match=rf"{2 * experts} experts got fewer than 1000 tokens") as caught:

@@ -14,7 +14,6 @@ from herdgraph.calibration.recording import CalibrationObserver, without_zeros
 from herdgraph.errors import HerdError
 from herdgraph.model.quantization.e4m3 import E4M3_MAX, to_e4m3
 from herdgraph.model.quantization.observers import OBSERVERS
-from herdgraph.model.quantization.recipes import RECIPES
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -143,7 +142,7 @@ def test_files_know_the_observers() -> None:
 
 
 def test_weights_that_meet_one_input_share_its_statistics() -> None:
-    observed, x = CalibrationObserver(RECIPES["fp8"], 2), heavy(5)
+    observed, x = CalibrationObserver(2), heavy(5)
     names = [f"layers.0.self_attn.{part}_proj.weight" for part in "qkv"]
     for name in names:
         observed(name, x, torch.zeros(32, 4))
@@ -158,7 +157,7 @@ def test_weights_that_meet_one_input_share_its_statistics() -> None:
 
 
 def test_a_single_expert_is_still_one_of_a_list() -> None:
-    observed, x = CalibrationObserver(RECIPES["fp8"], 1), heavy(5)
+    observed, x = CalibrationObserver(1), heavy(5)
     observed("layers.1.feed_forward.experts.down_proj", x, torch.zeros(32, 4), 0)
     assert observed.amaxes()["max/layers.1.feed_forward.experts.down_proj"].tolist() == [x.abs().max()]
 
@@ -169,4 +168,4 @@ def test_what_is_not_finite_is_named(value: float, kind: str) -> None:
     x[3, 3] = value
     name = "layers.1.feed_forward.experts.down_proj"
     with pytest.raises(HerdError, match=f"the input of {name}, expert 1, holds {kind} at "):
-        CalibrationObserver(RECIPES["fp8"], 2)(name, x, torch.zeros(32, 4), 1)
+        CalibrationObserver(2)(name, x, torch.zeros(32, 4), 1)

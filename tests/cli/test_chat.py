@@ -46,14 +46,14 @@ def test_what_was_said_is_saved(paths: tuple[Path, Path], tmp_path: Path, monkey
 
 def test_options_are_set(paths: tuple[Path, Path]) -> None:
     said = ["/set max-new-tokens 2", "/set temperature 0.5", "/set temperature", "/set stop '. '", "/set",
-            "/set top-p 3", "/set colour red", "/regen", "/help"]
+            "/set top-p 3", "/set colour red", "/set top-k many", "/set stop-id 5", "/regen", "/help"]
     done = run("chat", paths[1], stdin="\n".join(said))
     shown = dict(line.split("  ", 1) for line in done.stderr.splitlines() if "  " in line)
     assert shown["max-new-tokens"].strip() == "2"
-    assert shown["temperature"].strip() == "as the checkpoint recommends, else greedy"
-    assert shown["stop"].strip() == "('. ',)"
-    for message in ("top-p cannot be '3'", "there is no option colour: max-new-tokens, ", "nothing was answered yet",
-                    "/save FILE"):
+    assert shown["temperature"].strip() == "greedy"
+    assert shown["stop"].strip() == "'. '"
+    for message in ("top-p cannot be '3'", "top-k cannot be 'many': 'many' is not a valid integer",
+                    "there is no option colour: max-new-tokens, ", "nothing was answered yet", "/save FILE"):
         assert message in done.stderr
 
 

@@ -186,8 +186,6 @@ WRONG = {
                                       "a.png is not an image"),
     "import no scales": (lambda c, b, t: ("calibrate", c, "-o", t / "out", "--import-scales"),
                          "carries no scales of inputs"),
-    "bound without FP8": (lambda c, b, t: ("calibrate", c, "-o", t / "out", "--recipe", "int4", "--max-kl", "1",
-                                           *_text(t)), "int4 stores nothing in FP8"),
     "FP8 without calibration": (lambda c, b, t: ("build", c, "-o", t / "out", "--recipe", "fp8"),
                                 "pass --calibration DIRECTORY"),
     "upcycle nothing": (lambda c, b, t: ("upcycle", t / "none", "-o", t / "out"), "none does not exist"),

@@ -15,7 +15,7 @@ from herdgraph.cli import main
 from herdgraph.export.planner.plot import _visible
 from herdgraph.model.config import to_hf
 from herdgraph.model.config.parameter_counts import model_size
-from herdgraph.model.config.presets import MAVERICK, SCOUT
+from herdgraph.model.config.presets import MAVERICK, PRESETS, SCOUT
 from herdgraph.runtimes.benchmark.peaks import HardwarePeaks
 
 SHORT = ("--devices", "8xH100", "--context", "8k")
@@ -23,6 +23,11 @@ SHORT = ("--devices", "8xH100", "--context", "8k")
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["plan", *map(str, arguments)])
+
+
+def test_the_context_is_no_longer_than_the_models() -> None:
+    most = PRESETS["tiny-text"].text.max_position_embeddings
+    assert f"1 x {most} tokens" in run("tiny-text", "--devices", "8xH100").stdout
 
 
 def test_a_plan_is_said() -> None:

@@ -69,4 +69,4 @@ def test_four_bits_without_a_calibration_are_told(
         assert not caplog.records
         plan_build(checkpoint, tmp_path / "bundle", recipe="int4")
     assert "int4 without Hessians costs perplexity (+22 % instead of +3 % on a small model)" in caplog.text
-    assert "herdgraph calibrate --recipe int4" in caplog.text
+    assert "`herdgraph calibrate` and pass --calibration" in caplog.text

@@ -71,18 +71,18 @@ class Family:
         output = self.directory / f"{plan or 'whole'}-{recipe}-{caches}"
         if output.exists():
             return Bundle.open(output, verify=False)
-        calibrated = self.calibration(recipe) if precision.needs_calibration or recipe == "int4" else None
+        calibrated = self.calibration() if precision.needs_calibration or recipe == "int4" else None
         with open_checkpoint(self.directory / "checkpoint") as checkpoint:
             return build_bundle(checkpoint, output, recipe=precision, calibration=calibrated,
                                 shards=ShardPlan.parse(plan) if plan else None)
 
-    def calibration(self, recipe: str) -> Path:
-        output = self.directory / f"calibration-{recipe}"
+    def calibration(self) -> Path:
+        output = self.directory / "calibration"
         if output.exists():
             return output
         data = Data([Window(herds.tokens(60, seed)) for seed in range(3)], [])
         with open_checkpoint(self.directory / "checkpoint") as checkpoint:
-            calibrate(checkpoint, output, data, Options(RECIPES[recipe], min_tokens_shown=8))
+            calibrate(checkpoint, output, data, Options(min_tokens_shown=8))
         return output
 
     def engine(self, recipe: str = "fp32", caches: str = "float") -> Engine:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from herdgraph.calibration.calibrate import Options, calibrate
+from herdgraph.calibration.calibrate import calibrate
 from herdgraph.calibration.windows import Data, Window
 from herdgraph.errors import HerdError
 from herdgraph.export.pipeline import build_bundle
@@ -28,7 +28,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Engine]:
     herds.save(TINY, directory / "checkpoint")
     with open_checkpoint(directory / "checkpoint") as checkpoint:
         data = Data([Window(herds.tokens(200, seed)) for seed in (8, 9)], [])
-        calibrate(checkpoint, directory / "calibration", data, Options(RECIPE))
+        calibrate(checkpoint, directory / "calibration", data)
         build_bundle(checkpoint, directory / "exact")
         build_bundle(checkpoint, directory / "int8", recipe=RECIPE, calibration=directory / "calibration")
     return Engine.load(directory / "exact", threads=1), Engine.load(directory / "int8", threads=1)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from herdgraph.calibration.calibrate import Options, calibrate
+from herdgraph.calibration.calibrate import calibrate
 from herdgraph.calibration.windows import Data, Window
 from herdgraph.cli import main
 from herdgraph.errors import HerdError
@@ -18,7 +18,6 @@ from herdgraph.export.targets.options import PlanOptions
 from herdgraph.export.targets.tensorrt.plans import profiles_of
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import SCOUT, TINY
-from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.runtimes import Engine
 from herdgraph.runtimes.bundle.manifest import Bundle
 from herdgraph.runtimes.executors.tensorrt.load import check_device, check_version
@@ -43,7 +42,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     patches = [TINY.image_token_id] * (2 * vision.tokens_per_tile)
     data = Data([Window(herds.tokens(60, seed)) for seed in range(3)] + [Window([*patches, 5, 6], pixels)], [])
     with open_checkpoint(checkpoint) as source:
-        calibrate(source, calibration, data, Options(RECIPES["fp8"]))
+        calibrate(source, calibration, data)
     done = herdgraph("build", checkpoint, "-o", bundle, "--target", "tensorrt-rtx", "--recipe", "fp8", "--calibration",
                      calibration, "--kv", "fp8", "--context", 512, "--json")
     assert done.exit_code == 0, done.output

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from herdgraph.calibration.calibrate import Options, calibrate
+from herdgraph.calibration.calibrate import calibrate
 from herdgraph.calibration.windows import Data, Window
 from herdgraph.errors import HerdError
 from herdgraph.export.passes import LowerCollectives
@@ -20,7 +20,6 @@ from herdgraph.export.targets.tensorrt import check as check_module
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.model.llama4.operators import OPSET
-from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.runtimes.bundle.manifest import Bundle
 from support import graphs, herds
 
@@ -67,7 +66,7 @@ def test_fp8_products_of_a_range_of_experts(checkpoint: Path, tmp_path: Path) ->
     pytest.importorskip("tensorrt_rtx")
     data = Data([Window(herds.tokens(40, seed)) for seed in range(2)], [])
     with open_checkpoint(checkpoint) as source:
-        calibrate(source, tmp_path / "calibration", data, Options(RECIPES["fp8"]))
+        calibrate(source, tmp_path / "calibration", data)
         bundle = build_bundle(source, tmp_path / "b", target="tensorrt-rtx", recipe="fp8", options=OPTIONS,
                               calibration=tmp_path / "calibration", shards=ShardPlan(expert=2))
     for plan in bundle.manifest.plans.values():

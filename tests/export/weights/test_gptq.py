@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,19 +16,22 @@ from herdgraph.calibration.hessian import SHARED_HESSIAN_WEIGHT
 from herdgraph.calibration.measure import measure
 from herdgraph.calibration.windows import Data, Window, data_of
 from herdgraph.errors import HerdError
+from herdgraph.export.bounds import BOUNDS
 from herdgraph.export.pipeline import build_bundle
-from herdgraph.export.verify import fidelity
+from herdgraph.export.verify import compare, fidelity
 from herdgraph.export.weights.block import BlockCodes, BlockRounder, in_blocks
 from herdgraph.export.weights.gptq import gptq_quantize, inverse_hessian_cholesky
 from herdgraph.export.weights.stream import Weight
-from herdgraph.model.checkpoint import open_checkpoint
+from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
+from herdgraph.model.checkpoint.reader import TensorReader
 from herdgraph.model.checkpoint.rotated import RotatedCheckpoint
+from herdgraph.model.config.names import expected_tensors
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.data import Record
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.quantization.calibration_file import CalibrationFile
 from herdgraph.model.quantization.formats import BlockFormat
-from herdgraph.model.quantization.recipes import RECIPES
+from herdgraph.model.quantization.recipes import RECIPES, needs_hessian
 from herdgraph.runtimes import Engine
 from support import herds
 
@@ -96,34 +101,78 @@ def calibration(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     output = tmp_path_factory.mktemp("calibration") / "out"
     with open_checkpoint(checkpoint) as source:
         data = data_of(source, [Record("text", "text", document=(TEXT,))], most_tokens=5000, held_out=0)
-        calibrate(source, output, data, Options(RECIPES["int4"]))
+        calibrate(source, output, data)
     return output
 
 
-def test_hessians_are_those_of_the_inputs(checkpoint: Path, tmp_path: Path) -> None:
-    """Hooks on the torch model see the same inputs, an expert's scaled by its token's score."""
-    ids, seen = herds.tokens(50), []
-    with open_checkpoint(checkpoint) as source:
-        rotated = RotatedCheckpoint(source)
-        measure(rotated, RECIPES["int4"], Data([Window(ids)], []), tmp_path, key="", min_tokens_shown=1)
-        decoder = Llama4.from_checkpoint(rotated).eval().decoder
-    experts = decoder.layers[1].feed_forward.experts
-    experts.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs))
+def inputs_of(source: TensorReader, ids: list[int]) -> dict[str, torch.Tensor]:
+    """What the products of a model read, by hooks on the torch model; an expert's rows scaled by its token's score."""
+    decoder, seen = Llama4.from_checkpoint(source).eval().decoder, {}
+
+    def note(name: str, x_TD: torch.Tensor) -> None:
+        seen[f"{name}.weight"] = x_TD.reshape(-1, x_TD.shape[-1])
+
+    for name, module in decoder.named_modules():
+        if name.endswith("_proj"):
+            module.register_forward_pre_hook(lambda _module, inputs, name=name: note(name, inputs[0]))
+        elif name.endswith("experts"):
+            module.register_forward_pre_hook(lambda _module, inputs, name=name: seen.update({name: inputs}))
     with torch.inference_mode():
         decoder(torch.tensor([ids]))
-    x_TD, logits_TE = seen[0]
+    for name in [name for name in seen if name.endswith("experts")]:
+        x_TD, logits_TE = seen.pop(name)
+        best = logits_TE.max(-1)
+        for expert in range(4):
+            rows = (x_TD * torch.sigmoid(best.values)[:, None])[best.indices == expert]
+            assert len(rows), "its own tokens only, none is shown in addition"
+            seen[f"{name}.gate_up_proj {expert}"] = rows
+    return seen
+
+
+def test_hessians_are_those_of_the_inputs_in_either_basis(checkpoint: Path, tmp_path: Path) -> None:
+    """Measured once; the torch model sees the same inputs as it is, and rotated, where norms' weights are 0 too."""
+    ids = herds.tokens(50)
+    names = [name for name, shape in expected_tensors(TINY).items() if len(shape) > 1 and needs_hessian(name)]
+    with open_checkpoint(checkpoint) as plain:
+        odd = WithOddNorms(plain)
+        measure(odd, Data([Window(ids)], []), tmp_path, key="", min_tokens_shown=1)  # type: ignore[arg-type]
+        for source in (odd, RotatedCheckpoint(odd)):  # type: ignore[arg-type]
+            file = CalibrationFile(tmp_path, {}, "mse", source=source)
+            seen = inputs_of(source, ids)
+            for name in names:
+                found = file.hessian(name)
+                assert found is not None
+                if name in seen:
+                    assert_near(found, seen[name].T @ seen[name])
+                elif name.endswith("gate_up_proj"):
+                    sums = torch.stack([seen[f"{name} {expert}"].T @ seen[f"{name} {expert}"] for expert in range(4)])
+                    assert_near(found, sums + SHARED_HESSIAN_WEIGHT * sums.sum(0))
+                    assert_near(file.hessian(name, 2), found[2])
     stored = load_file(tmp_path / "hessians" / "layers.1.safetensors")
-    name = "layers.1.feed_forward.experts.gate_up_proj"
-    best, sums = logits_TE.max(-1), torch.zeros(4, 64, 64)
-    for expert in range(4):
-        rows = (x_TD * torch.sigmoid(best.values)[:, None])[best.indices == expert]
-        assert len(rows), "its own tokens only, none is shown in addition"
-        sums[expert] = rows.T @ rows
-    torch.testing.assert_close(stored[name], sums + SHARED_HESSIAN_WEIGHT * sums.sum(0), atol=1e-3, rtol=1e-4)
-    shared = stored["layers.1.feed_forward.shared_expert.up_proj.weight"]
-    torch.testing.assert_close(shared, x_TD.T @ x_TD, atol=1e-3, rtol=1e-4)
     assert not any("self_attn" in name or "router" in name for name in stored)
     assert not list(tmp_path.glob("hessians/*vision*"))
+
+
+class WithOddNorms:
+    """A checkpoint whose norms before feed-forwards have weights of all kinds: zero, tiny, negative, large."""
+
+    def __init__(self, source: Checkpoint) -> None:
+        self.source, self.config = source, source.config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.source, name)
+
+    def read(self, name: str, index: int | slice | None = None) -> torch.Tensor:
+        found = self.source.read(name, index)
+        if name.endswith("post_attention_layernorm.weight"):
+            found = found.clone()
+            found[:6] = torch.tensor([0.0, 1e-30, -1.0, 20.0, -0.0, 1e-3])
+        return found
+
+
+def assert_near(found: torch.Tensor | None, wanted: torch.Tensor) -> None:
+    assert found is not None
+    assert float((found - wanted).norm() / wanted.norm()) < 2e-6
 
 
 def test_a_bundle_rounded_by_data_is_closer_on_it(checkpoint: Path, calibration: Path, tmp_path: Path) -> None:
@@ -136,6 +185,20 @@ def test_a_bundle_rounded_by_data_is_closer_on_it(checkpoint: Path, calibration:
             logits[name] = engine.prefill(engine.new_sequence(), ids, all_positions=True)
     plain, gptq = (fidelity(logits["exact"], logits[name]) for name in ("plain", "gptq"))
     assert gptq.mean_kl < 0.7 * plain.mean_kl
+
+
+@pytest.mark.parametrize(("recipe", "caches"), [("int4", "int8"), ("int8", "int8"), ("fp8", "float")])
+def test_one_calibration_serves_every_recipe(
+    recipe: str, caches: Any, checkpoint: Path, calibration: Path, tmp_path: Path
+) -> None:
+    """As ``herdgraph verify`` judges it."""
+    with open_checkpoint(checkpoint) as source:
+        precision = replace(RECIPES[recipe], caches=caches)
+        bundle = build_bundle(source, tmp_path / "bundle", recipe=precision, calibration=calibration)
+        engine = Engine.load(bundle.directory, threads=1)
+        ids = engine.processor.tokenizer.encode(TEXT)[:128]
+        report = compare(engine, Llama4.from_checkpoint(source).eval(), ids)
+    assert not list(BOUNDS[recipe].broken(report.to_json()))
 
 
 def test_hessians_are_found_by_name_and_expert(checkpoint: Path, calibration: Path) -> None:
@@ -151,11 +214,11 @@ def test_hessians_are_found_by_name_and_expert(checkpoint: Path, calibration: Pa
     assert file.hessian("layers.0.self_attn.q_proj.weight") is None
 
 
-def test_a_calibration_for_another_recipe_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_calibration_without_hessians_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     """Weights that it does not know would be rounded to nearest, and nobody would notice."""
     with open_checkpoint(checkpoint) as source:
         data = data_of(source, [Record("text", "text", document=(TEXT,))], most_tokens=600)
-        calibrate(source, tmp_path / "calibration", data, Options(RECIPES["int8"]))
-        with pytest.raises(HerdError, match=r"says nothing of .* calibrate --recipe int4"):
+        calibrate(source, tmp_path / "calibration", data, Options(hessians=False))
+        with pytest.raises(HerdError, match=r"has no Hessians, .* without --no-hessians"):
             build_bundle(source, tmp_path / "bundle", recipe="int4", calibration=tmp_path / "calibration")
     assert not (tmp_path / "bundle").exists()
