@@ -47,6 +47,7 @@ class ShardOptions:
         prepack: copy weights into the layout that is fastest; see ``ExecutorOptions``.
         timeout: seconds that a rank may keep the others waiting in the middle of a call.
         devices: per rank the cores that it may use, such as ``0-3,8``; empty for any.
+        cache_bytes: of a rank; see ``ExecutorOptions``.
     """
 
     threads: int
@@ -54,6 +55,7 @@ class ShardOptions:
     prepack: bool = True
     timeout: float = TIMEOUT
     devices: tuple[str, ...] = ()
+    cache_bytes: int | None = None
 
 
 def plan_of(bundle: Bundle) -> ShardPlan:
@@ -74,7 +76,7 @@ def load_shard(bundle: Bundle, link: Collectives, options: ShardOptions) -> Shar
     if options.verify:
         by_block = checked_by_block(bundle, prepack=options.prepack)
         bundle.verify(name for name in bundle.files_of(link.rank) if name not in by_block)
-    shard = shard_runner(bundle, link, ExecutorOptions(options.threads, options.prepack, options.verify))
+    shard = shard_runner(bundle, link, ExecutorOptions(options.threads, options.prepack, options.verify, options.cache_bytes))
     link.barrier()
     return shard
 

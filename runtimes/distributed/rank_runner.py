@@ -199,7 +199,8 @@ def shard_runner(bundle: Bundle, link: Collectives, options: ExecutorOptions) ->
     plan, config = graph.plan, bundle.manifest.config
     # As many batches as stages: large batches run in so many parts.
     return runner_of(graph, replace(config, text=plan.local_text(config.text, link.rank)), batches=plan.pipeline,
-                     check=block_check([_weights_of(graph.path)]) if options.check_blocks else None)
+                     check=block_check([_weights_of(graph.path)]) if options.check_blocks else None,
+                     cache_bytes=options.cache_bytes)
 
 
 def rank_graph(shard: ShardRunner) -> RankGraph:

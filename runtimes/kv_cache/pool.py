@@ -12,6 +12,7 @@ import mmap
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,10 @@ from ...files import size
 
 BLOCK_TOKENS = 64
 """Tokens of a cache block."""
+
+_SHARE = 0.5
+"""Of the memory that is free when an engine is loaded: what keys and values may use unless somebody says otherwise."""
+_MEMORY = Path("/proc/meminfo")
 
 Array = np.ndarray[Any, Any]
 
@@ -125,3 +130,12 @@ def reserved(blocks: int, block_bytes: int) -> Array:
     """Zeros, uint8 [blocks, bytes], in pages of their own that take memory when they are written."""
     return np.frombuffer(mmap.mmap(-1, max(1, blocks * block_bytes)), np.uint8)[: blocks * block_bytes].reshape(
         blocks, block_bytes)
+
+
+def free_cache_bytes() -> int:
+    """Half of the memory that is free, where the operating system tells; otherwise 2 GB."""
+    if not _MEMORY.exists():
+        return 2 << 30
+    lines = _MEMORY.read_text(encoding="ascii").splitlines()
+    free = next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), 4 << 30)
+    return int(free * _SHARE)

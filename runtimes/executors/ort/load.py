@@ -33,7 +33,8 @@ def load_graphs(bundle: Bundle, options: ExecutorOptions) -> tuple[Runner, Visio
     weights = None
     if options.prepack and is_packed(path):
         weights = ResidentWeights(path.with_suffix(WEIGHTS), options.threads, verify=options.verify).values(session)
-    runner = runner_of(SessionGraph(path, session, weights), config, check=_check_of(path, options))
+    runner = runner_of(SessionGraph(path, session, weights), config, check=_check_of(path, options),
+                       cache_bytes=options.cache_bytes)
     present = {f"present.{layer}.{part}" for layer in range(config.text.num_layers) for part in ("key", "value")}
     inputs = {"input_ids", "past_lengths", "logit_rows"} | ({"image_features"} if config.vision else set())
     if isinstance(runner, PagedRunner):
@@ -43,7 +44,8 @@ def load_graphs(bundle: Bundle, options: ExecutorOptions) -> tuple[Runner, Visio
 
 
 def runner_of(
-    graph: DecoderGraph, config: HerdConfig, *, batches: int = 1, check: Run | None = None
+    graph: DecoderGraph, config: HerdConfig, *, batches: int = 1, check: Run | None = None,
+    cache_bytes: int | None = None,
 ) -> PagedRunner | DecoderRunner:
     """The runner that a graph was lowered for: over a list of tokens, or over a batch of sequences side by side.
 
@@ -52,9 +54,10 @@ def runner_of(
         config: the model; of a rank, what the rank holds of it.
         batches: batches whose buffers are kept, of the latter.
         check: see ``PagedRunner``.
+        cache_bytes: see ``PagedRunner``.
     """
     if any(item.name == "cumulative_lengths" for item in graph.inputs):
-        return PagedRunner(graph, config, check=check)
+        return PagedRunner(graph, config, cache_bytes=cache_bytes, check=check)
     return DecoderRunner(graph, config, batches=batches, check=check)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from ....errors import HerdError
 from ....model.config import HerdConfig
 from ...kv_cache.paged import CachePools, PagedCache
-from ...kv_cache.pool import BLOCK_TOKENS
+from ...kv_cache.pool import BLOCK_TOKENS, free_cache_bytes
 from ...kv_cache.sequence import Features, Sequence
 from ..runner import Logits, Runner
 from .decoder import DecoderGraph, Run, run_all
@@ -24,8 +24,6 @@ from .session import Values, ort_value
 
 KEPT_BINDINGS = 8
 """Sizes of batches whose arrays and bindings are kept for their next call."""
-_CACHES_SHARE = 0.5
-"""Of the memory that is free when an engine is loaded: what keys and values may use unless somebody says otherwise."""
 
 Array = np.ndarray[Any, Any]
 
@@ -120,7 +118,7 @@ class PagedRunner(Runner):
         self.tables = sorted(name for name in given if name.startswith("block_table."))
         self.takes_features = "image_features" in given
         size = _block_bytes(given, config, graph)
-        self.pools = CachePools.of(config.text, size, _default_cache_bytes() if cache_bytes is None else cache_bytes)
+        self.pools = CachePools.of(config.text, size, free_cache_bytes() if cache_bytes is None else cache_bytes)
         self._caches = {
             f"{layer}.{part}": ort_value(array) for layer in range(config.text.num_layers)
             for part, array in zip(("key", "value"), self.pools.keys_and_values(layer), strict=True)
@@ -235,13 +233,3 @@ def _block_bytes(inputs: dict[str, Any], config: HerdConfig, graph: DecoderGraph
         raise HerdError(f"{graph.path} has cache blocks of {sorted(sizes)} bytes, the manifest's configuration gives "
                         f"{4 * elements}, {2 * elements} or {elements + scales}: rebuild the bundle")
     return int(size)
-
-
-def _default_cache_bytes() -> int:
-    """Half of the memory that is free, where the operating system tells; otherwise 2 GB."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123
-            free = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return 2 << 30
-    return int(free * _CACHES_SHARE)
