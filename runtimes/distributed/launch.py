@@ -76,7 +76,8 @@ def load_shard(bundle: Bundle, link: Collectives, options: ShardOptions) -> Shar
     if options.verify:
         by_block = checked_by_block(bundle, prepack=options.prepack)
         bundle.verify(name for name in bundle.files_of(link.rank) if name not in by_block)
-    shard = shard_runner(bundle, link, ExecutorOptions(options.threads, options.prepack, options.verify, options.cache_bytes))
+    loading = ExecutorOptions(options.threads, options.prepack, options.verify, options.cache_bytes)
+    shard = shard_runner(bundle, link, loading)
     link.barrier()
     return shard
 
