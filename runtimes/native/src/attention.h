@@ -37,33 +37,51 @@ struct Int8Cache {
   }
 };
 
-// scores [rows][64] of M rows: keys are [d / group][64][group]
-template <class C, int M> inline void block_scores(const float* queries, int width, const uint8_t* keys, float* scores) {
-  for (int t = 0; t < kTokenVectors; t++) {
-    F acc[M] = {};
-    for (int d = 0; d < width / C::kGroup; d++) {
-      F key[C::kGroup];
-      C::load(keys, d, kCacheBlock, t * kLanes, key);
-      for (int j = 0; j < C::kGroup; j++)
-        for (int m = 0; m < M; m++) acc[m] = fma(splat(queries[size_t(m) * width + d * C::kGroup + j]), key[j], acc[m]);
+// Sums of M rows and V vectors stay in registers. Bytes are widened one vector after the other, floats all at once, so
+// that a value of the row that is loaded meets every vector.
+template <class C, int M, int V> inline void multiply_add(const float* rows, size_t stride, const uint8_t* block, int group, int block_stride, int at,
+                                                          F (&acc)[M][V]) {
+  if constexpr (C::kGroup == 1) {
+    F value[V][1];
+    for (int v = 0; v < V; v++) C::load(block, group, block_stride, at + v * kLanes, value[v]);
+    for (int m = 0; m < M; m++) {
+      F factor = splat(rows[m * stride]);
+      for (int v = 0; v < V; v++) acc[m][v] = fma(factor, value[v][0], acc[m][v]);
     }
-    for (int m = 0; m < M; m++) store(scores + m * kCacheBlock + t * kLanes, acc[m]);
+  } else {
+    for (int v = 0; v < V; v++) {
+      F value[C::kGroup];
+      C::load(block, group, block_stride, at + v * kLanes, value);
+      for (int j = 0; j < C::kGroup; j++)
+        for (int m = 0; m < M; m++) acc[m][v] = fma(splat(rows[m * stride + j]), value[j], acc[m][v]);
+    }
   }
 }
 
-// values [rows][d] += weights [rows][64] times the block's values of tokens first .. last - 1, [64 / group][d][group]
-template <class C, int M> inline void block_values(const float* weights, int width, const uint8_t* block, int first, int last, float* values) {
-  for (int d = 0; d < width; d += kLanes) {
-    F acc[M];
-    for (int m = 0; m < M; m++) acc[m] = load<F>(values + size_t(m) * width + d);
-    for (int t = first; t < last; t += C::kGroup) {
-      F value[C::kGroup];
-      C::load(block, t / C::kGroup, width, d, value);
-      for (int j = 0; j < C::kGroup; j++)
-        for (int m = 0; m < M; m++) acc[m] = fma(splat(weights[m * kCacheBlock + t + j]), value[j], acc[m]);
-    }
-    for (int m = 0; m < M; m++) store(values + size_t(m) * width + d, acc[m]);
+// scores [rows][64] of M rows: keys are [d / group][64][group]
+template <class C, int M> inline void block_scores(const float* queries, int width, const uint8_t* keys, float* scores) {
+  for (int t = 0; t < kCacheBlock; t += 2 * kLanes) {
+    F acc[M][2] = {};
+    for (int d = 0; d < width; d += C::kGroup) multiply_add<C, M, 2>(queries + d, width, keys, d / C::kGroup, kCacheBlock, t, acc);
+    for (int m = 0; m < M; m++)
+      for (int v = 0; v < 2; v++) store(scores + m * kCacheBlock + t + v * kLanes, acc[m][v]);
   }
+}
+
+// V vectors of values [rows][d] += weights [rows][64] times the block's tokens first .. last - 1, [64 / group][d][group]
+template <class C, int M, int V> inline void value_vectors(const float* weights, int width, const uint8_t* block, int first, int last, int d, float* values) {
+  F acc[M][V];
+  for (int m = 0; m < M; m++)
+    for (int v = 0; v < V; v++) acc[m][v] = load<F>(values + size_t(m) * width + d + v * kLanes);
+  for (int t = first; t < last; t += C::kGroup) multiply_add<C, M, V>(weights + t, kCacheBlock, block, t / C::kGroup, width, d, acc);
+  for (int m = 0; m < M; m++)
+    for (int v = 0; v < V; v++) store(values + size_t(m) * width + d + v * kLanes, acc[m][v]);
+}
+
+template <class C, int M> inline void block_values(const float* weights, int width, const uint8_t* block, int first, int last, float* values) {
+  int d = 0;
+  for (; d + 2 * kLanes <= width; d += 2 * kLanes) value_vectors<C, M, 2>(weights, width, block, first, last, d, values);
+  if (d < width) value_vectors<C, M, 1>(weights, width, block, first, last, d, values);
 }
 
 // ---- one cache block, M rows ------------------------------------------------------------------------------------------
