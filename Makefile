@@ -9,7 +9,7 @@ PIP := $(PY) -m pip --quiet --disable-pip-version-check
 PACKAGES := model export runtimes calibration cli
 TYPED := $(addprefix .editable/herdgraph/,$(PACKAGES) $(wildcard *.py))
 
-.PHONY: demo test test-slow test-packaging test-native fuzz coverage docs lint wheels clean
+.PHONY: demo test test-slow test-packaging test-lowest test-native fuzz coverage docs lint wheels clean
 
 demo: .venv/.demo
 	$(PY) examples/demo.py
@@ -41,6 +41,11 @@ docs: .venv/.docs
 # The wheel in fresh environments, every verb on every extra; prints the table.
 test-packaging: .venv/.dev
 	$(PY) -m pytest tests/packaging -m slow -s
+
+# Every verb with the oldest releases that pyproject.toml admits: two environments with torch, some minutes and PyPI, so
+# not in `.ci/run`. `make test` has the newest.
+test-lowest: .venv/.dev
+	$(PY) -m pytest tests/packaging/test_extras.py -m slow -k lowest -s
 
 # The operators on every unit that runs here, and their kernels under sanitizers, emulated processors and Bochs; what
 # needs a tool that is missing (qemu-user-static, clang-19, bochs) is skipped and says so.

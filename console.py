@@ -220,7 +220,9 @@ def succeed(verb: str, what: str) -> None:
 
 def progress(*columns: str | ProgressColumn, quiet: bool = False) -> Progress:
     """A progress display that vanishes; where there is no terminal it would leave empty lines, and is not shown."""
-    return Progress(*columns, console=stderr, disable=quiet or not stderr.is_terminal, transient=True)
+    hidden = quiet or not stderr.is_terminal
+    console = Console(quiet=True) if hidden else stderr  # rich before 14.3 ends a disabled display with a line, too
+    return Progress(*columns, console=console, disable=hidden, transient=True)
 
 
 def emit_json(value: Any) -> None:

@@ -42,7 +42,7 @@ _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
-class TokenCount(click.ParamType[int]):
+class TokenCount(click.ParamType):  # type: ignore[type-arg]  # older releases of click have no ParamType[int]
     """A number of tokens: 4096, 128k or 1m; k is 1024, m is 1024k.
 
     Args:

@@ -77,9 +77,10 @@ def _seconds(model: bytes, a: Array, b: Array, result: type[np.generic], threads
     options.intra_op_num_threads = threads or 0
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     io, value = session.io_binding(), onnxruntime.OrtValue.ortvalue_from_numpy
+    y = np.zeros((len(a), b.shape[1]), result)  # a binding of onnxruntime before 1.30 does not keep its arrays alive
     io.bind_ortvalue_input("a", value(a))
     io.bind_ortvalue_input("b", value(b))
-    io.bind_ortvalue_output("y", value(np.zeros((len(a), b.shape[1]), result)))
+    io.bind_ortvalue_output("y", value(y))
     return median_seconds(lambda: session.run_with_iobinding(io))
 
 

@@ -23,7 +23,7 @@ from ..executors.options import ExecutorOptions
 from ..executors.ort.decoder import DecoderRunner, Run
 from ..executors.ort.load import runner_of
 from ..executors.ort.paged import PagedRunner
-from ..executors.ort.session import Values, create_sessions, ort_value
+from ..executors.ort.session import Values, create_sessions, ort_value, run_bound
 from ..executors.ort.weights import ResidentWeights, is_packed
 from .collectives import Array, Collectives
 
@@ -146,9 +146,10 @@ class RankGraph:
                 yield partial(self.link.receive, place.numpy(), self.link.rank - self.plan.width)
             # 2. The partition itself.
             io = _bound(one, values, outputs)
-            for name, weight in self._weights_of_partition[index].items():
+            weights = self._weights_of_partition[index]
+            for name, weight in weights.items():
                 io.bind_ortvalue_input(name, weight)
-            yield partial(one.session.run_with_iobinding, io)
+            yield partial(run_bound, one.session, io, ({name: values[name] for name in one.inputs}, weights, outputs))
             values |= zip(one.outputs, io.get_outputs(), strict=True)
             # 3. Collectives on what it gave.
             for exchange in one.entry.after:

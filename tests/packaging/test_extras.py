@@ -2,7 +2,7 @@
 
 The table is proved twice. `make test` refuses the imports of what an installation would not have, which is quick but
 trusts the metadata; `make test-packaging` installs the wheel into fresh environments and runs every cell (`-s` prints
-the table).
+the table), with the newest releases of what we require and, as `make test-lowest` alone, with the oldest.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from herdgraph.model.config.presets import TINY
 from support import command_line, dense, herds
 
 ROOT = Path(__file__).parents[2]
+LOWEST = Path(__file__).with_name("lowest.txt")
 ENVIRONMENTS = ("base", "cpu", "cpu,build", "train")
 """Extras of ``pip install "herdgraph[...]"``; base has none."""
 
@@ -159,28 +160,33 @@ def test_table_has_every_verb() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("versions", "environments"), [("newest", ENVIRONMENTS), ("lowest", ("cpu,build", "train"))],
+                         ids=["newest", "lowest"])
 def test_verbs_in_fresh_environments(
-    wheel: Path, inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    versions: str, environments: tuple[str, ...], wheel: Path, inputs: Inputs, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     found: dict[str, list[str]] = {line: [] for line in TABLE}
-    for environment in ENVIRONMENTS:
-        python = installed(wheel, environment, tmp_path / environment)
+    for environment in environments:
+        python = installed(wheel, environment, tmp_path / environment, versions)
         for number, line in enumerate(TABLE):
             out = tmp_path / f"out {environment} {number}"
             found[line].append(cell(*run(python, inputs.arguments(line, out), tmp_path)))
         assert all(run(python, [verb, "--help"], tmp_path)[0] == 0 for verb in VERBS)
         shutil.rmtree(tmp_path / environment)
     with capsys.disabled():
-        print("\n" + as_markdown(found))
-    assert found == {line: list(cells) for line, cells in TABLE.items()}
+        print("\n" + as_markdown(found, environments))
+    columns = [ENVIRONMENTS.index(environment) for environment in environments]
+    assert found == {line: [cells[column] for column in columns] for line, cells in TABLE.items()}
 
 
-def installed(wheel: Path, environment: str, directory: Path) -> Path:
-    """The interpreter of a new virtual environment with the wheel and its extras."""
+def installed(wheel: Path, environment: str, directory: Path, versions: str) -> Path:
+    """The interpreter of a new virtual environment with the wheel and its extras, in newest or lowest versions."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory], check=True)
     extras = "" if environment == "base" else f"[{environment}]"
     constraints = directory / "constraints.txt"  # torch of another build may bring gigabytes of CUDA packages
-    constraints.write_text(f"torch=={importlib.metadata.version('torch')}\n")
+    lowest = LOWEST.read_text() if versions == "lowest" else ""
+    constraints.write_text(f"torch=={importlib.metadata.version('torch')}\n{lowest}")
     python = directory / "bin" / "python"
     subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--constraint", constraints,
                     f"{wheel}{extras}"], check=True, stderr=subprocess.PIPE)
@@ -195,7 +201,7 @@ def run(python: Path, arguments: list[str], directory: Path) -> tuple[int, str, 
     return done.returncode, done.stdout, done.stderr
 
 
-def as_markdown(found: dict[str, list[str]]) -> str:
+def as_markdown(found: dict[str, list[str]], environments: tuple[str, ...]) -> str:
     """The table for a reader: verbs by extras."""
-    rows = [["", *ENVIRONMENTS], ["---"] * (1 + len(ENVIRONMENTS)), *([f"`{line}`", *found[line]] for line in found)]
+    rows = [["", *environments], ["---"] * (1 + len(environments)), *([f"`{line}`", *found[line]] for line in found)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

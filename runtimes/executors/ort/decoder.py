@@ -21,7 +21,7 @@ from ...kv_cache.batch import BatchedKVCache
 from ...kv_cache.memory import Buffer, HostMemory
 from ...kv_cache.sequence import Features, Sequence
 from ..runner import Logits, Runner
-from .session import Values, ort_value
+from .session import Values, ort_value, run_bound
 
 Run = Callable[[], None]
 
@@ -62,7 +62,7 @@ class SessionGraph:
             io.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
             io.bind_ortvalue_output(name, value)
-        return partial(self.session.run_with_iobinding, io)
+        return partial(run_bound, self.session, io, (inputs, outputs))
 
 
 class DecodeBinding:

@@ -39,6 +39,11 @@ def load_onnxruntime() -> Any:
     return onnxruntime
 
 
+def run_bound(session: Any, io: Any, _values: tuple[Values, Values]) -> None:
+    """A call over bound values, held here: a binding of onnxruntime before 1.30 does not keep their arrays alive."""
+    session.run_with_iobinding(io)
+
+
 def ort_value(array: np.ndarray[Any, Any]) -> Any:
     """An ``OrtValue`` over an array's own memory."""
     return load_onnxruntime().OrtValue.ortvalue_from_numpy(array)
