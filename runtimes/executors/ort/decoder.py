@@ -58,7 +58,8 @@ class SessionGraph:
     def bind(self, inputs: Values, outputs: Values) -> Run:
         """See ``DecoderGraph``."""
         io = self.session.io_binding()
-        for name, value in (inputs | self._weights).items():
+        inputs = inputs | self._weights
+        for name, value in inputs.items():
             io.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
             io.bind_ortvalue_output(name, value)

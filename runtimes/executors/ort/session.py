@@ -39,7 +39,7 @@ def load_onnxruntime() -> Any:
     return onnxruntime
 
 
-def run_bound(session: Any, io: Any, _values: tuple[Values, Values]) -> None:
+def run_bound(session: Any, io: Any, _values: tuple[Values, ...]) -> None:
     """A call over bound values, held here: a binding of onnxruntime before 1.30 does not keep their arrays alive."""
     session.run_with_iobinding(io)
 
