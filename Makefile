@@ -42,8 +42,8 @@ docs: .venv/.docs
 test-packaging: .venv/.dev
 	$(PY) -m pytest tests/packaging -m slow -s
 
-# The operators on every unit that runs here, and their kernels under sanitizers, emulated processors and Bochs; what
-# needs a tool that is missing (qemu-user-static, clang-19, bochs) is skipped and says so.
+# The operators on every unit that runs here, and their kernels under sanitizers and on emulated processors; what needs
+# a tool that is missing (qemu-user-static, clang-19) is skipped and says so.
 test-native: .venv/.dev .venv/.native
 	$(PY) -m pytest tests/runtimes/native -m "slow or not slow" -rs
 
