@@ -47,8 +47,8 @@ test-packaging: .venv/.dev
 test-lowest: .venv/.dev
 	$(PY) -m pytest tests/packaging/test_extras.py -m slow -k lowest -s
 
-# The operators on every unit that runs here, and their kernels under sanitizers, emulated processors and Bochs; what
-# needs a tool that is missing (qemu-user-static, clang-19, bochs) is skipped and says so.
+# The operators on every unit that runs here, and their kernels under sanitizers and on emulated processors; what needs
+# a tool that is missing (qemu-user-static, clang-19) is skipped and says so.
 test-native: .venv/.dev .venv/.native
 	$(PY) -m pytest tests/runtimes/native -m "slow or not slow" -rs
 

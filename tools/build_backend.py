@@ -15,6 +15,7 @@ import base64
 import hashlib
 import importlib.util
 import os
+import shutil
 import sys
 import tempfile
 import zipfile
@@ -50,10 +51,16 @@ def get_requires_for_build_editable(config_settings: Any = None) -> list[str]:
 
 def build_wheel(wheel_directory: str, config_settings: Any = None, metadata_directory: str | None = None) -> str:
     """Setuptools' wheel, with the library if it can be compiled; returns its name (PEP 517)."""
-    name = setuptools.build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
-    with tempfile.TemporaryDirectory() as directory:
-        library = _compiled(Path(directory))
-        return _with_library(Path(wheel_directory) / name, library).name if library else name
+    with tempfile.TemporaryDirectory() as directory:  # other wheels that lie in wheel_directory stay there
+        pure = Path(directory) / setuptools.build_meta.build_wheel(directory, config_settings, metadata_directory)
+        compiled = _compiled(Path(directory))
+        return _moved(_with_library(pure, *compiled) if compiled else pure, wheel_directory)
+
+
+def _moved(wheel: Path, directory: str) -> str:
+    """The name of a wheel that goes where the caller wants it."""
+    shutil.move(wheel, Path(directory) / wheel.name)
+    return wheel.name
 
 
 def build_editable(wheel_directory: str, config_settings: Any = None, metadata_directory: str | None = None) -> str:
@@ -114,13 +121,11 @@ def _compiled(folder: Path | None) -> tuple[Path, str] | None:
     return library, target.wheel_tag
 
 
-def _with_library(pure: Path, compiled: tuple[Path, str]) -> Path:
+def _with_library(pure: Path, library: Path, tag: str) -> Path:
     """The wheel again, with the library in it, under the name for its platform."""
-    library, tag = compiled
     with zipfile.ZipFile(pure) as wheel:
         files = {name: wheel.read(name) for name in wheel.namelist() if not name.endswith("/")}
     files[f"herdgraph/{_COMPILE.parent.as_posix()}/lib/{library.name}"] = library.read_bytes()
-    pure.unlink()
     path = pure.with_name(pure.name.replace("-any.whl", f"-{tag}.whl"))
     _write_wheel(path, files)
     return path

@@ -133,7 +133,8 @@ def _compile(target: Target, directory: Path, cache: Path) -> Path:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compile_one, jobs, objects))
     library = directory / target.library
-    _zig(target, cache, f"-mcpu={plain}", "-shared", "-s", "-nostdlib++", *objects, "-lm", "-o", library)
+    name = [f"-Wl,-install_name,@rpath/{target.library}"] if "macos" in target.triple else []  # else the path here
+    _zig(target, cache, f"-mcpu={plain}", "-shared", "-s", "-nostdlib++", *name, *objects, "-lm", "-o", library)
     return library
 
 
