@@ -57,6 +57,7 @@ struct Matrix {
 // Rows of activations as products read them; every row has `inputs` elements.
 struct Rows {
   int inputs = 0;
+  int stride = 0;                   // elements from one row to the next
   const float* values = nullptr;    // for float32 weights
   const int8_t* codes = nullptr;    // for the others, with
   const int32_t* sums = nullptr;    //   the sum of the codes of every 32 inputs

@@ -182,7 +182,7 @@ ort::Status* Mixture::run(ort::Context* context) const {
   Segment* segments = scratch.take<Segment>(experts_ + 1);
 
   // 1. Norm, codes, router.
-  Rows floats{inputs, in.values, nullptr, nullptr, in.scales};
+  Rows floats = in.rows();
   auto route = [&](int t) {
     kernel.rms_norm(x + size_t(t) * dims, gain, dims, epsilon_, in.row(t));
     in.prepare(kernel, t, dims, kFloat32);

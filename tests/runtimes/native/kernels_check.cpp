@@ -111,7 +111,7 @@ static void check_product() {
   }
   a.codes = codes.data;
   a.scales = a.format == kInt8 ? channel_scales.data : nullptr;
-  Rows rows{a.inputs, values.data, row_codes.data, sums.data, scales.data};
+  Rows rows{a.inputs, a.inputs, values.data, row_codes.data, sums.data, scales.data};
   kernel.product(a, tile, rows, first, count, y.data);
   for (int r = 0; r < count; r++) {
     for (int c = 0; c < kTile; c++) {
