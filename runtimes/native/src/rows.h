@@ -62,20 +62,47 @@ void swiglu(const float* gate, const float* up, int count, float* y) {
   }
 }
 
-void hadamard(float* x, int width, int block) {
-  float norm = 1 / sqrtf(float(block));
-  for (int first = 0; first < width; first += block) {
-    float* v = x + first;
-    for (int n = 1; n < block; n *= 2) {
-      for (int i = 0; i < block; i += 2 * n) {
-        for (int j = i; j < i + n; j++) {
-          float a = v[j], b = v[j + n];
-          v[j] = a + b;
-          v[j + n] = a - b;
-        }
+inline void hadamard_8(float* v) {   // narrower than a register may be
+  for (int n = 1; n < 8; n *= 2)
+    for (int i = 0; i < 8; i++)
+      if (!(i & n)) {
+        float a = v[i], b = v[i + n];
+        v[i] = a + b;
+        v[i + n] = a - b;
       }
-    }
-    for (int i = 0; i < block; i++) v[i] *= norm;
+  for (int i = 0; i < 8; i++) v[i] *= 0.35355339f;
+}
+
+// Lane i becomes v[i] + v[i ^ N], or v[i ^ N] - v[i] where bit N of i is set: one step of the transform inside a register.
+template <int N, int... I> inline F butterfly(F v, Lanes<I...>) {
+  F other = __builtin_shufflevector(v, v, (I ^ N)...), sign = {((I & N) ? -1.f : 1.f)...};
+  return v * sign + other;
+}
+template <int N> inline F butterflies(F v) {
+  if constexpr (N < kLanes) return butterflies<2 * N>(butterfly<N>(v, AllLanes{}));
+  else return v;
+}
+
+template <int kVectorsOfBlock> inline void hadamard_block(float* x) {
+  F v[kVectorsOfBlock];
+  for (int i = 0; i < kVectorsOfBlock; i++) v[i] = butterflies<1>(load<F>(x + i * kLanes));
+  for (int n = 1; n < kVectorsOfBlock; n *= 2)
+    for (int i = 0; i < kVectorsOfBlock; i++)
+      if (!(i & n)) {
+        F a = v[i], b = v[i + n];
+        v[i] = a + b;
+        v[i + n] = a - b;
+      }
+  F norm = splat(1 / sqrtf(float(kVectorsOfBlock * kLanes)));
+  for (int i = 0; i < kVectorsOfBlock; i++) store(x + i * kLanes, v[i] * norm);
+}
+
+void hadamard(float* x, int width, int block) {
+  for (int first = 0; first < width; first += block) {
+    if (block == 64) hadamard_block<64 / kLanes>(x + first);
+    else if (block == 32) hadamard_block<32 / kLanes>(x + first);
+    else if (block == 16) hadamard_block<16 / kLanes>(x + first);
+    else hadamard_8(x + first);
   }
 }
 

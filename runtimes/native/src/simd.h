@@ -39,6 +39,12 @@ typedef uint8_t B __attribute__((vector_size(4 * kLanes)));       // 4 bytes of 
 typedef uint8_t Lane8 __attribute__((vector_size(kLanes)));       // 1 byte of each lane
 typedef _Float16 Half __attribute__((vector_size(2 * kLanes)));
 
+// The numbers of the lanes, 0 .. kLanes - 1, as a pack of template arguments.
+template <int... I> struct Lanes {};
+template <int N, int... I> struct CountLanes : CountLanes<N - 1, N - 1, I...> {};
+template <int... I> struct CountLanes<0, I...> { using Type = Lanes<I...>; };
+using AllLanes = CountLanes<kLanes>::Type;
+
 template <class V> inline V load(const void* from) {
   V v;
   memcpy(&v, from, sizeof v);
