@@ -24,7 +24,7 @@ from ..executors.ort.decoder import DecoderRunner, Run
 from ..executors.ort.load import runner_of
 from ..executors.ort.paged import PagedRunner
 from ..executors.ort.session import Values, create_sessions, ort_value, run_bound
-from ..executors.ort.weights import ResidentWeights, is_packed
+from ..executors.ort.weights import is_packed, load_weights
 from .collectives import Array, Collectives
 
 SIZES = 4
@@ -93,10 +93,9 @@ class RankGraph:
 
     def _resident(self, sessions: list[Any], options: ExecutorOptions) -> list[Values]:
         """Weights by partition, in memory of this rank's own; nothing where they are used as they are mapped."""
-        if not options.prepack or not is_packed(self.path):
-            return [{} for _ in sessions]
-        weights = ResidentWeights(_weights_of(self.path), options.threads, verify=options.verify)
-        return [weights.values(session) for session in sessions]
+        packed = options.prepack and is_packed(self.path)
+        resident = load_weights(_weights_of(self.path), options) if packed else None
+        return [resident.values(session) if resident else {} for session in sessions]
 
     @property
     def inputs(self) -> list[Any]:

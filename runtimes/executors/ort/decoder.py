@@ -46,8 +46,8 @@ class DecoderGraph(Protocol):
 class SessionGraph:
     """A decoder graph in one session; see ``DecoderGraph``."""
 
-    def __init__(self, path: Path, session: Any, weights: Values | None = None) -> None:
-        self.path, self.session, self._weights = path, session, weights or {}
+    def __init__(self, path: Path, session: Any, weights: Values) -> None:
+        self.path, self.session, self._weights = path, session, weights
 
     @property
     def inputs(self) -> Items[Any]:

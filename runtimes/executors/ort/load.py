@@ -18,7 +18,7 @@ from ..vision import VisionRunner
 from .decoder import DecoderGraph, DecoderRunner, Run, SessionGraph
 from .paged import PagedRunner
 from .session import check_names, create_session
-from .weights import ResidentWeights, is_packed
+from .weights import is_packed, load_weights
 
 
 def load_graphs(bundle: Bundle, options: ExecutorOptions) -> tuple[Runner, VisionRunner | None]:
@@ -30,9 +30,8 @@ def load_graphs(bundle: Bundle, options: ExecutorOptions) -> tuple[Runner, Visio
     path = bundle.graph("decoder")
     session = create_session(path, provider=bundle.manifest.provider, options=options)
     config = bundle.manifest.config
-    weights = None
-    if options.prepack and is_packed(path):
-        weights = ResidentWeights(path.with_suffix(WEIGHTS), options.threads, verify=options.verify).values(session)
+    resident = load_weights(path.with_suffix(WEIGHTS), options) if options.prepack and is_packed(path) else None
+    weights = resident.values(session) if resident else {}
     runner = runner_of(SessionGraph(path, session, weights), config, check=_check_of(path, options),
                        cache_bytes=options.cache_bytes)
     present = {f"present.{layer}.{part}" for layer in range(config.text.num_layers) for part in ("key", "value")}

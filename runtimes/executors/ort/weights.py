@@ -1,9 +1,10 @@
-"""Packed weights in memory of our own.
+"""Packed weights: mapped as they are, or read into memory of our own.
 
-A graph of our own operators holds its weights as they are used, so nothing is made of them while it loads. They are
-initializers that may be overridden, and that is done with ``memory="fast"``: the file is read into huge pages, which
-spares the processor a third of its time for finding pages, and every block is compared with its hash while it is in the
-processor's cache. With ``memory="low"`` ONNX Runtime maps the file and pages come and go.
+A graph of our own operators holds its weights as they are used, so nothing is made of them while it loads: ONNX
+Runtime maps the file. Where the file system keeps files in large pages (ext4 and XFS of recent kernels) that is as fast
+as memory gets. Elsewhere a processor spends up to a third of its time finding small pages; then, with
+``memory="fast"``, the file is read into huge pages of our own, which override the graph's initializers. Every block is
+compared with its hash on the way.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,17 +24,21 @@ from ....errors import HerdError
 from ....reading import open_file, read_bytes
 from ...bundle.blocks import BLOCK, BlockHashes
 from ...bundle.manifest import Bundle
+from ..options import ExecutorOptions
 from .session import GRAPH_BYTES, Values, ort_value
 
 KEY = "herdgraph.weights"
 """Where a graph says which initializer lies where in the file beside it: a JSON object of offset and size by name."""
 _HUGE_PAGE = 2 << 20
+_TRIED = 64 << 20
+"""Bytes of a file that are mapped to see what pages they lie in."""
+_SMAPS = Path("/proc/self/smaps")
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def is_packed(graph: Path) -> bool:
-    """Whether the weights of a graph are read by ``ResidentWeights``."""
+    """Whether a graph holds its weights as our own operators use them."""
     return graph.is_file() and KEY.encode() in read_bytes(graph, most=GRAPH_BYTES)
 
 
@@ -45,31 +51,58 @@ def checked_by_block(bundle: Bundle, *, prepack: bool) -> set[str]:
     return {name for name in bundle.weight_files if not prepack or any(map(is_packed, graphs(name)))}
 
 
-class ResidentWeights:
-    """The content of a weight file.
+def load_weights(path: Path, options: ExecutorOptions) -> ResidentWeights | None:
+    """Prepare a file of packed weights for speed: compare it with its hashes, and copy it where that pays.
 
-    Args:
-        path: the file.
-        threads: that read, None for one per core.
-        verify: compare every block with its hash.
+    Returns:
+        None where the file is best used as ONNX Runtime maps it.
 
     Raises:
         HerdError: a block was altered.
     """
+    hashes = BlockHashes(path) if options.verify else None
+    with open_file(path) as file:
+        count, copies = os.fstat(file.fileno()).st_size, not is_in_large_pages(file.fileno())
+        content = _huge_pages(count) if copies else _mapped(file.fileno(), count)
 
-    def __init__(self, path: Path, threads: int | None, *, verify: bool) -> None:
-        self._path, hashes = path, BlockHashes(path) if verify else None
-        with open_file(path) as file, ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-            self._bytes = _huge_pages(os.fstat(file.fileno()).st_size)
+        def check(begin: int) -> None:
+            block = content[begin : begin + BLOCK]
+            if copies and os.preadv(file.fileno(), [block.data], begin) != len(block):
+                raise HerdError(f"{path} became shorter while it was read: copy or rebuild the bundle")
+            if hashes is not None:
+                hashes.check(begin // BLOCK, block.data)
 
-            def read(begin: int) -> None:
-                block = self._bytes[begin : begin + BLOCK]
-                if os.preadv(file.fileno(), [block.data], begin) != len(block):
-                    raise HerdError(f"{path} became shorter while it was read: copy or rebuild the bundle")
-                if hashes is not None:
-                    hashes.check(begin // BLOCK, block.data)
+        if copies or hashes is not None:
+            with ThreadPoolExecutor(options.threads or os.cpu_count()) as pool:
+                list(pool.map(check, range(0, count, BLOCK)))
+    return ResidentWeights(path, content) if copies else None
 
-            list(pool.map(read, range(0, len(self._bytes), BLOCK)))
+
+def is_in_large_pages(file: int) -> bool:
+    """Whether the operating system keeps an open file in large pages, tried on its beginning; a small file needs none.
+
+    A file that is in any huge page is for the rest in pages of some size between: the file system has such pages.
+    """
+    count = min(os.fstat(file).st_size, _TRIED)
+    if count < _TRIED or not _SMAPS.exists():
+        return count < _TRIED
+    content = _mapped(file, count)
+    content[:: mmap.PAGESIZE].max()  # pages are mapped when they are first read
+    found = re.search(rf"^{content.ctypes.data:x}-.*?^FilePmdMapped: +(\d+) kB", _SMAPS.read_text(encoding="utf-8"),
+                      re.MULTILINE | re.DOTALL)
+    return found is not None and int(found[1]) > 0
+
+
+class ResidentWeights:
+    """The content of a weight file in memory of our own.
+
+    Args:
+        path: the file, for messages.
+        content: its bytes.
+    """
+
+    def __init__(self, path: Path, content: Bytes) -> None:
+        self._path, self._bytes = path, content
 
     def values(self, session: Any) -> Values:
         """What overrides a session's initializers, by name.
@@ -85,6 +118,10 @@ class ResidentWeights:
         if not 0 <= offset <= offset + count <= len(self._bytes) or count != np.prod(list(shape), dtype=np.int64):
             raise HerdError(f"{self._path} has no {name!r} where the graph says: rebuild the bundle")
         return self._bytes[offset : offset + count].reshape(tuple(shape))
+
+
+def _mapped(file: int, count: int) -> Bytes:
+    return np.frombuffer(mmap.mmap(file, count, access=mmap.ACCESS_READ), np.uint8)
 
 
 def _huge_pages(count: int) -> Bytes:
