@@ -101,13 +101,17 @@ struct Kernels {
   void (*rotate)(float* x, const float* cos, const float* sin, int width);
   // append one token of one head to its cache block
   void (*append)(CacheType, const float* key, const float* value, int width, uint8_t* keys, uint8_t* values, int slot);
-  // partial results of a task, started afresh; `scratch` holds attention_scratch(d) floats
+  // partial results of a task, started afresh; `scratch` holds attention_scratch(rows, d) floats
   void (*attend)(const AttentionTask&, const Partial&, float* scratch);
   // total = total and part together
   void (*merge)(const Partial& total, const Partial& part, int rows, int width);
 };
 
-inline size_t attention_scratch(int width) { return size_t(2) * kCacheBlock * width + 64 * kCacheBlock; }
+// Floats: two blocks widened and scores of some rows, or queries in integers.
+inline size_t attention_scratch(int rows, int width) {
+  size_t floats = size_t(2) * kCacheBlock * width + 16 * kCacheBlock, integers = round_up(rows, 16) + size_t(rows) * (width / 2);
+  return floats > integers ? floats : integers;
+}
 inline size_t keys_bytes(CacheType type, int width) {   // of one head's cache block, and as many for values
   size_t elements = size_t(kCacheBlock) * width;
   if (type == kCacheFloat32) return elements * 4;

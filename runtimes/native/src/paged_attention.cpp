@@ -171,11 +171,11 @@ ort::Status* PagedAttention::run(ort::Context* context) const {
     const TokenTile& tile = tiles[i];
     int count = tile.count * group;
     if (tile.splits) {
-      Scratch local(Scratch::needs<float>(attention_scratch(width)));
-      return kernel.attend(task_of(tile, item), part_at(tile.partial + size_t(item) * count), local.take<float>(attention_scratch(width)));
+      Scratch local(Scratch::needs<float>(attention_scratch(count, width)));
+      return kernel.attend(task_of(tile, item), part_at(tile.partial + size_t(item) * count), local.take<float>(attention_scratch(count, width)));
     }
-    Scratch local(Scratch::needs<float>(attention_scratch(width)) + 2 * Scratch::needs<float>(count) + Scratch::needs<float>(size_t(count) * width));
-    float* space = local.take<float>(attention_scratch(width));
+    Scratch local(Scratch::needs<float>(attention_scratch(count, width)) + 2 * Scratch::needs<float>(count) + Scratch::needs<float>(size_t(count) * width));
+    float* space = local.take<float>(attention_scratch(count, width));
     Partial part{local.take<float>(count), local.take<float>(count), local.take<float>(size_t(count) * width)}, total = part_at(tile.partial);
     int used = (tile.slot + tile.count + kCacheBlock - 1) / kCacheBlock;
     kernel.attend(task_of(tile, 0), total, space);

@@ -144,14 +144,14 @@ inline I multiply8(I acc, Weights8 w, I x) {
 }
 #else   // x86-64 without extensions
 constexpr int32_t kOffset = 0;
-typedef int16_t Short __attribute__((vector_size(16)));
-struct Weights8 { Short even, odd; };
+typedef int16_t Words __attribute__((vector_size(16)));
+struct Weights8 { Words even, odd; };
 inline Weights8 weights8(B raw) {
-  Short w = (Short)(raw ^ 0x80);
-  return {(Short)(w << 8) >> 8, w >> 8};
+  Words w = (Words)(raw ^ 0x80);
+  return {(Words)(w << 8) >> 8, w >> 8};
 }
 inline I multiply8(I acc, Weights8 w, I x) {
-  Short v = (Short)x, even = (Short)(v << 8) >> 8, odd = v >> 8;
+  Words v = (Words)x, even = (Words)(v << 8) >> 8, odd = v >> 8;
   return acc + (I)_mm_madd_epi16((__m128i)w.even, (__m128i)even) + (I)_mm_madd_epi16((__m128i)w.odd, (__m128i)odd);
 }
 #endif
@@ -171,5 +171,27 @@ typedef I Sum4;
 inline void multiply4(Sum4& acc, B w, I x) { acc = multiply8(acc, weights8(w ^ 0x80), x); }
 inline I widen4(Sum4 acc) { return acc; }
 #endif
+
+// ---- products of signed bytes with 15-bit numbers: bytes 0 and 2 of a lane, then 1 and 3 -------------------------------
+
+typedef int16_t Short __attribute__((vector_size(4 * kLanes)));
+struct Widened { Short even, odd; };
+inline Widened widen(I four) {
+  Short v = (Short)four;
+  return {(Short)(v << 8) >> 8, v >> 8};
+}
+// acc[lane] += sum of 2 products; 2^31 is far: 127 * 32767 * 2 * 128 fits
+inline I multiply16(I acc, Short a, I pair) {
+#if defined(__AVX512VNNI__)
+  return (I)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)a, (__m512i)pair);
+#elif defined(__AVX2__)
+  return acc + (I)_mm256_madd_epi16((__m256i)a, (__m256i)pair);
+#elif defined(__x86_64__)
+  return acc + (I)_mm_madd_epi16((__m128i)a, (__m128i)pair);
+#else
+  int16x8_t x = (int16x8_t)a, y = (int16x8_t)pair;
+  return acc + (I)vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
+#endif
+}
 
 }  // namespace

@@ -1,5 +1,5 @@
 // The kernels, compiled once per instruction set (compile.py): -DUNIT=avx2 makes kernels_avx2.
-#include "attention.h"
+#include "attention_int8.h"
 #include "products.h"
 #include "rows.h"
 

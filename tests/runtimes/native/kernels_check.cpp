@@ -261,7 +261,7 @@ struct Results {
 
 static void attend(AttentionTask task, int split, int blocks, const Results& total) {
   Results part(task.rows, task.width);
-  Buffer<float> scratch(attention_scratch(task.width));
+  Buffer<float> scratch(attention_scratch(task.rows, task.width));
   for (int first = 0; first < blocks; first += split) {
     task.first_block = first, task.last_block = first + split < blocks ? first + split : blocks;
     kernel.attend(task, first ? part.partial() : total.partial(), scratch.data);
