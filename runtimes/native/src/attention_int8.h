@@ -44,9 +44,11 @@ inline float pack_row(const float* x, int count, int32_t* pairs) {
 
 // acc[m][v] += 4 numbers of each of M rows times the bytes of V vectors
 template <int M, int V> inline void multiply_bytes(const int32_t* pairs, size_t stride, const uint8_t* bytes, I (&acc)[M][V]) {
-  for (int v = 0; v < V; v++) {
-    Widened w = widen(load<I>(bytes + v * kLanes * 4));
-    for (int m = 0; m < M; m++) acc[m][v] = multiply16(multiply16(acc[m][v], w.even, I{} + pairs[m * stride]), w.odd, I{} + pairs[m * stride + 1]);
+  Widened w[V];
+  for (int v = 0; v < V; v++) w[v] = widen(load<I>(bytes + v * kLanes * 4));
+  for (int m = 0; m < M; m++) {
+    I even = I{} + pairs[m * stride], odd = I{} + pairs[m * stride + 1];
+    for (int v = 0; v < V; v++) acc[m][v] = multiply16(multiply16(acc[m][v], w[v].even, even), w[v].odd, odd);
   }
 }
 
