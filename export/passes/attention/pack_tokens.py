@@ -18,6 +18,8 @@ without a past, until ``LowerPagedAttention`` reads lengths and tables.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
@@ -53,6 +55,8 @@ class PackTokens(InPlacePass):
         graph.inputs.extend([positions, *new])
         graph.insert_before(graph[0], build.nodes)
         self._logits(graph)
+        for value in _values(graph):
+            value.shape = _of_one_row(value.shape)
         return report(self, model, [*graph.inputs, *graph.outputs])
 
     @staticmethod
@@ -80,14 +84,39 @@ class PackTokens(InPlacePass):
         index = next((index for index, value in enumerate(graph.outputs) if value.name == "logits"), None)
         if index is None:  # a pipeline's last stage has them
             return
-        whole, build = graph.outputs[index], Builder("logits")
-        whole.name = "logits/row"
-        logits: ir.Value = build("Squeeze", whole, build.constant([0]))
-        vocabulary = (whole.shape or (None,))[-1]
-        logits.name, logits.type, logits.shape = "logits", whole.type, ir.Shape(["rows", vocabulary])
-        graph.outputs[index] = logits
-        graph.extend(build.nodes)
+        whole = graph.outputs[index]
+        gather = whole.producer()
+        if gather is None or gather.op_type != "AllGather":
+            graph.outputs[index] = _squeezed(graph, whole, "logits")
+        elif (part := gather.inputs[0]) is not None:  # parts are lists too, so that nothing is left to do behind it
+            gather.replace_input_with(0, _squeezed(graph, part, str(part.name)))
+            whole.shape = ir.Shape(list(whole.shape or ())[1:])
+
+
+def _squeezed(graph: ir.Graph, row: ir.Value, name: str) -> ir.Value:
+    """[1, rows, N] as [rows, N] under a name, that of the row included."""
+    build, maker = Builder(name), row.producer()
+    assert maker is not None
+    row.name = f"{name}/row"
+    logits: ir.Value = build("Squeeze", row, build.constant([0]))
+    logits.name, logits.type, logits.shape = name, row.type, ir.Shape(list(row.shape or ())[1:])
+    graph.insert_after(maker, build.nodes)
+    return logits
 
 
 def _vector(name: str, dims: list[str], dtype: ir.DataType = ir.DataType.INT32) -> ir.Value:
     return ir.Value(name=name, shape=ir.Shape(dims), type=ir.TensorType(dtype))
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Every value of a graph that is computed or given, caches included."""
+    yield from graph.inputs
+    for node in graph:
+        yield from node.outputs
+
+
+def _of_one_row(shape: ir.Shape | None) -> ir.Shape | None:
+    """A shape of a batch as that of a list: [batch, tokens, D] is [1, tokens, D], [batch*tokens, D] is [tokens, D]."""
+    names = {"batch": 1, "batch*tokens": "tokens", "tokens*batch": "tokens"}
+    return None if shape is None else ir.Shape(
+        [dim if isinstance(dim, int) else names.get(str(dim.value), dim) for dim in shape])

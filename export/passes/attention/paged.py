@@ -106,14 +106,19 @@ class _Prologue:
 
     def _list(self, value: ir.Value | None) -> ir.Value:
         """[1, tokens, N] as [tokens, N]."""
-        listed: ir.Value = self.build("Squeeze", value, self.build.constant([0]))
-        return listed
+        assert value is not None
+        rows: ir.Value = self.build("Squeeze", value, self.build.constant([0]))
+        rows.type, rows.shape = value.type, ir.Shape(list(value.shape)[1:]) if value.shape is not None else None
+        return rows
 
     def _before_temperature(self, q: ir.Value | None) -> ir.Value | None:
         product = made_by(q, "Mul")
         if product is None:
             return q
-        self.temperature = self.build("Reshape", product.inputs[1], self.build.constant([-1]))
+        factor = product.inputs[1]
+        assert factor is not None
+        self.temperature = self.build("Reshape", factor, self.build.constant([-1]))
+        self.temperature.type, self.temperature.shape = factor.type, ir.Shape(["tokens"])
         return product.inputs[0]
 
     def _before_norm(self, x: ir.Value | None) -> ir.Value | None:
