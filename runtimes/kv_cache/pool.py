@@ -25,6 +25,8 @@ BLOCK_TOKENS = 64
 
 _SHARE = 0.5
 """Of the memory that is free when an engine is loaded: what keys and values may use unless somebody says otherwise."""
+_SMALL_PAGES = 4 << 20
+"""Bytes of every array that stay in small pages: short sequences take no more memory than they need."""
 _MEMORY = Path("/proc/meminfo")
 
 Array = np.ndarray[Any, Any]
@@ -127,9 +129,15 @@ class BlockPool:
 
 
 def reserved(blocks: int, block_bytes: int) -> Array:
-    """Zeros, uint8 [blocks, bytes], in pages of their own that take memory when they are written."""
-    return np.frombuffer(mmap.mmap(-1, max(1, blocks * block_bytes)), np.uint8)[: blocks * block_bytes].reshape(
-        blocks, block_bytes)
+    """Zeros, uint8 [blocks, bytes], in pages of their own that take memory when they are written.
+
+    Where much is used, huge pages are faster and waste little: all but the beginning asks for them.
+    """
+    count = blocks * block_bytes
+    region = mmap.mmap(-1, max(1, count))
+    if hasattr(mmap, "MADV_HUGEPAGE") and count > _SMALL_PAGES:
+        region.madvise(mmap.MADV_HUGEPAGE, _SMALL_PAGES, count - _SMALL_PAGES)
+    return np.frombuffer(region, np.uint8)[:count].reshape(blocks, block_bytes)
 
 
 def free_cache_bytes() -> int:
