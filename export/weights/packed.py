@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ...errors import HerdError
 from ...model.quantization.formats import BlockFormat, ChannelFormat
+from ...model.quantization.packed_sizes import INPUT_BLOCK, SCALE_BLOCK, TILE, codes_bytes, filled
 from .block import BlockRounder, in_blocks, inverse_cholesky_of
 from .channel import ZERO, channel_scales
 from .origin import joined_origin, origin_of, with_origin
@@ -32,14 +33,6 @@ Array = np.ndarray[Any, Any]
 Packable = ChannelFormat | BlockFormat | None
 """How a weight can be packed; None for float32."""
 
-TILE = 32
-"""Output channels of a tile."""
-INPUT_BLOCK = 64
-"""The inputs of a packed matrix are a multiple of it."""
-SCALE_BLOCK = 32
-"""Inputs that share a scale in 4 bits."""
-RECORD = 1216
-"""Bytes of 64 inputs and 32 channels in 4 bits: codes, float16 scales and zero points of two blocks."""
 _LARGEST_SCALE = float(np.finfo(np.float16).max)
 
 
@@ -73,27 +66,9 @@ class GateUp(ir.LazyTensor):
         return iter([rows_NK[:half]]), iter([rows_NK[half:]])
 
 
-def can_pack(layout: object) -> bool:
-    """Whether there is a packed form of a format."""
-    is_int4 = isinstance(layout, BlockFormat) and (layout.bits, layout.block) == (4, SCALE_BLOCK)
-    return layout is None or isinstance(layout, ChannelFormat) or is_int4
-
-
 def format_number(layout: Packable) -> int:
     """The number of a format in an operator's attributes (``Format`` in kernels.h)."""
     return 0 if layout is None else 1 if isinstance(layout, ChannelFormat) else 2
-
-
-def filled(count: int, multiple: int) -> int:
-    """The next multiple."""
-    return -(-count // multiple) * multiple
-
-
-def matrix_bytes(inputs: int, channels: int, layout: Packable) -> int:
-    """Bytes of a packed matrix without the scales that lie beside it."""
-    inputs, tiles = filled(inputs, INPUT_BLOCK), filled(channels, TILE) // TILE
-    tile = {0: inputs * TILE * 4, 1: inputs * TILE, 2: inputs // INPUT_BLOCK * RECORD}[format_number(layout)]
-    return tiles * tile
 
 
 class PackedMatrix(ir.LazyTensor):
@@ -109,7 +84,7 @@ class PackedMatrix(ir.LazyTensor):
         self.source, self.layout, self._hessian_KK = source, layout, hessian_KK
         self.inputs, self.channels = source.shape.numpy()
         self._scales: Array | None = None
-        count = matrix_bytes(self.inputs, self.channels, layout)
+        count = codes_bytes(self.inputs, self.channels, layout)
         super().__init__(lambda: ir.Tensor(self._whole()), dtype=ir.DataType.UINT8, shape=ir.Shape((count,)))
         with_origin(self, origin_of(source))
 

@@ -14,6 +14,7 @@ from typing import Literal
 
 from ..config.names import Shape
 from .formats import BlockFormat, ChannelFormat, Format, Fp8Format
+from .packed_sizes import can_pack, packed_bytes
 
 Caches = Literal["float", "float16", "int8", "fp8"]
 """How keys and values are stored; ``float`` is the type that the target computes in."""
@@ -96,18 +97,22 @@ class Recipe:
 
     def layout_of_tensor(self, name: str, shape: Shape) -> Format | None:
         """As ``layout_of``, for any tensor of a checkpoint: vectors and tables that are looked up stay floats."""
-        return None if len(shape) == 1 or is_table(name) else self.layout_of(name)
+        return self.layout_of(name) if len(shape) > 1 and not is_table(name) else None
 
-    def stored_bytes(self, name: str, shape: Shape, float_bytes: int) -> float:
+    def stored_bytes(self, name: str, shape: Shape, float_bytes: int, *, packed: bool = False) -> float:
         """Bytes of a tensor or of a rank's slice of it.
 
         Args:
             name: canonical.
             shape: [N, K], or [E, K, N] of experts.
             float_bytes: of an element that stays in floating point; vectors and routers always take 4.
+            packed: as our own CPU operators read it, where they have its format.
         """
-        if (layout := self.layout_of_tensor(name, shape)) is not None:
-            experts, outputs, inputs = (shape[0], shape[2], shape[1]) if len(shape) == 3 else (1, *shape)
+        layout = self.layout_of_tensor(name, shape)
+        experts, outputs, inputs = (shape[0], shape[2], shape[1]) if len(shape) == 3 else (1, shape[0], shape[-1])
+        if packed and not self.fp8 and _is_matrix(name, shape) and can_pack(layout):
+            return float(experts * packed_bytes(inputs, outputs, layout))
+        if layout is not None:
             return float(experts * layout.stored_bytes(inputs, outputs))
         is_float32 = len(shape) == 1 or ".router." in name
         return float((4 if is_float32 else float_bytes) * math.prod(shape))

@@ -34,6 +34,11 @@ class CachePools:
     chunked: BlockPool
     chunk: int
 
+    @property
+    def budget(self) -> CacheBudget:
+        """What the pools may use together."""
+        return self.whole.budget
+
     @classmethod
     def of(cls, text: TextConfig, block_bytes: int, cache_bytes: int) -> CachePools:
         """Pools of a decoder.
@@ -82,6 +87,17 @@ class BlockTable:
         while len(self._held) * BLOCK_TOKENS < end:
             self._append(self.pool.allocate())
 
+    def missing(self, first: int, end: int, *, anew: bool = False) -> int:
+        """Blocks that ``make_room`` would take from the pool; after ``keep(0)`` where the table begins ``anew``.
+
+        Blocks that beginning anew gives back count against those that it takes.
+        """
+        wanted = -(-end // BLOCK_TOKENS)
+        if anew:
+            return wanted - sum(not self.pool.is_shared(block) for block in self._held)
+        copied = first % BLOCK_TOKENS and first < end and self.pool.is_shared(self._held[first // BLOCK_TOKENS])
+        return max(0, wanted - len(self._held)) + bool(copied)
+
     def keep(self, tokens: int) -> None:
         """Release what lies behind the first ``tokens`` slots."""
         count = -(-tokens // BLOCK_TOKENS)
@@ -121,15 +137,27 @@ class PagedCache:
         Tables are read anew for every call, so nothing that was bound moves. See ``SequenceCache``.
 
         Raises:
-            HerdError: the pools are full.
+            HerdError: the pools are full; nothing has changed.
         """
-        if self.pools.whole.capacity:
-            self.whole.make_room(first, end)
-        if chunk := self.pools.chunk:
-            if first % chunk == 0:
+        pools, chunk = self.pools, self.pools.chunk
+        with pools.budget.lock:
+            pools.budget.require(self.missing(first, end))
+            if chunk and first % chunk == 0:
                 self.chunked.keep(0)
-            self.chunked.make_room(first % chunk, first % chunk + end - first)
+            if pools.whole.capacity:
+                self.whole.make_room(first, end)
+            if chunk:
+                self.chunked.make_room(first % chunk, first % chunk + end - first)
         return False
+
+    def missing(self, first: int, end: int) -> int:
+        """Bytes that ``make_room`` would take; less than none where it gives back more."""
+        whole, chunked, chunk = self.pools.whole, self.pools.chunked, self.pools.chunk
+        count = whole.cost * self.whole.missing(first, end) if whole.capacity else 0
+        if chunk:
+            slot = first % chunk
+            count += chunked.cost * self.chunked.missing(slot, slot + end - first, anew=slot == 0)
+        return count
 
     def truncate(self, length: int) -> None:
         """Forget all but the first ``length`` positions, the last of which lies in the current attention chunk."""

@@ -19,9 +19,12 @@ import numpy as np
 
 from ...errors import HerdError
 from ...files import size
+from ...model.quantization.recipes import Caches
 
 BLOCK_TOKENS = 64
 """Tokens of a cache block."""
+_DIMENSION = 16
+"""Heads are filled up to a multiple of it."""
 
 _SHARE = 0.5
 """Of the memory that is free when an engine is loaded: what keys and values may use unless somebody says otherwise."""
@@ -30,6 +33,19 @@ _SMALL_PAGES = 4 << 20
 _MEMORY = Path("/proc/meminfo")
 
 Array = np.ndarray[Any, Any]
+
+
+def block_bytes(heads: int, head_dim: int, caches: Caches) -> int:
+    """Bytes of a block of one layer's keys, and as many of its values; 8-bit ones have a float32 scale per token."""
+    elements = heads * BLOCK_TOKENS * -(-head_dim // _DIMENSION) * _DIMENSION
+    scales = 4 * heads * BLOCK_TOKENS if caches == "int8" else 0
+    return elements * {"float": 4, "float16": 2, "int8": 1, "fp8": 1}[caches] + scales
+
+
+def caches_of_block(count: int, heads: int, head_dim: int) -> Caches | None:
+    """How keys and values are stored in blocks of so many bytes, None where no way gives as many."""
+    kinds: tuple[Caches, ...] = ("float", "float16", "int8")
+    return next((kind for kind in kinds if block_bytes(heads, head_dim, kind) == count), None)
 
 
 @dataclass
@@ -46,6 +62,16 @@ class CacheBudget:
     used: int = 0
     lock: Any = field(default_factory=threading.RLock)
 
+    def require(self, count: int) -> None:
+        """Refuse what would not fit beside what is used now.
+
+        Raises:
+            HerdError: so many bytes do not fit.
+        """
+        if self.used + count > self.most:
+            raise HerdError(f"keys and values need {size(count)} more and have {size(self.most - self.used)} of their "
+                            f"{size(self.most)}: end sequences, or load the engine with a larger cache_bytes")
+
 
 class BlockPool:
     """Cache blocks of the layers of one kind.
@@ -56,6 +82,7 @@ class BlockPool:
         budget: shared with other pools.
 
     Attributes:
+        budget: see above.
         cost: bytes of a block in all layers.
         capacity: blocks that the pool has addresses for.
         keys: uint8 [blocks, ``block_bytes``] by layer.
@@ -64,7 +91,7 @@ class BlockPool:
 
     def __init__(self, layers: Iterable[int], block_bytes: int, budget: CacheBudget) -> None:
         numbers = list(layers)
-        self._budget, self.cost = budget, 2 * block_bytes * len(numbers)
+        self.budget, self.cost = budget, 2 * block_bytes * len(numbers)
         self.capacity = max(1, budget.most // max(1, self.cost)) if numbers else 0
         self.keys, self.values = ({layer: reserved(self.capacity, block_bytes) for layer in numbers} for _ in range(2))
         self._references: list[int] = []
@@ -76,7 +103,7 @@ class BlockPool:
         Raises:
             HerdError: the budget is used up.
         """
-        budget = self._budget
+        budget = self.budget
         with budget.lock:
             if budget.used + self.cost > budget.most or (not self._free and len(self._references) == self.capacity):
                 raise HerdError(f"keys and values fill their {size(budget.most)}: end sequences, or load the engine "
@@ -89,31 +116,23 @@ class BlockPool:
             self._references[block] = 1
             return block
 
-    def require(self, blocks: int) -> None:
-        """Refuse what would not fit beside what is used now.
-
-        Raises:
-            HerdError: so many blocks do not fit.
-        """
-        budget = self._budget
-        if budget.used + blocks * self.cost > budget.most:
-            raise HerdError(f"keys and values need {size(blocks * self.cost)} more and have "
-                            f"{size(budget.most - budget.used)} of their {size(budget.most)}: end sequences, or load "
-                            "the engine with a larger cache_bytes")
+    def is_shared(self, block: int) -> bool:
+        """Whether a second one refers to a block."""
+        return self._references[block] > 1
 
     def share(self, block: int) -> int:
         """Refer to a block once more; returns it."""
-        with self._budget.lock:
+        with self.budget.lock:
             self._references[block] += 1
         return block
 
     def release(self, blocks: Iterable[int]) -> None:
         """Refer to blocks once less."""
-        with self._budget.lock:
+        with self.budget.lock:
             for block in blocks:
                 self._references[block] -= 1
                 if not self._references[block]:
-                    self._budget.used -= self.cost
+                    self.budget.used -= self.cost
                     heapq.heappush(self._free, block)
 
     def own(self, block: int) -> int:

@@ -142,11 +142,10 @@ def test_truncation_with_images(engine: Engine) -> None:
     np.testing.assert_allclose(engine.prefill(sequence, tail), expected, atol=1e-5)
 
 
-def test_buffers_grow_with_the_sequence_and_stop_at_the_chunk(engine: Engine) -> None:
+def test_caches_grow_with_the_sequence_and_stop_at_the_chunk(engine: Engine) -> None:
     sequence = engine.new_sequence()
     engine.prefill(sequence, herds.tokens(600))
-    slots = [k.shape[2] for k, _ in sequence.buffers.layers]
-    assert slots == [CHUNK, CHUNK, CHUNK, 1024]
+    assert (len(sequence.cache.whole.numbers), len(sequence.cache.chunked.numbers)) == (10, 1), "blocks of 64 tokens"
     for token in herds.tokens(450, seed=2):
         last = engine.decode(sequence, token)
     np.testing.assert_allclose(last, _logits(engine, herds.tokens(600) + herds.tokens(450, seed=2)), atol=1e-5)

@@ -26,7 +26,7 @@ class Rank:
     """Sessions and caches of one rank; ``values`` is what it knows by name."""
 
     def __init__(self, bundle: Bundle, rank: int) -> None:
-        shards, config = bundle.manifest.shards, bundle.manifest.config
+        shards = bundle.manifest.shards
         assert shards is not None
         self.entry = shards.ranks[rank]
         self.sessions = [_session(bundle.directory / partition.graph) for partition in self.entry.partitions]

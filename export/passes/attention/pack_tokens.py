@@ -44,7 +44,8 @@ class PackTokens(InPlacePass):
         build = Builder("packed")
         chunked = {node.attributes["chunk"].as_int() > 0 for node in graph if node.op_type == "CachedAttention"}
         tables = [name for name, kind in ((GLOBAL_TABLE, False), (CHUNKED_TABLE, True)) if kind in chunked]
-        new = [_vector(name, dims) for name, dims in (*_LENGTHS.items(), *((name, _TABLES[name]) for name in tables))]
+        wanted = _LENGTHS | {name: _TABLES[name] for name in tables}
+        new = [_vector(name, dims) for name, dims in wanted.items()]
         positions = _vector("positions", ["tokens"], ir.DataType.INT64)
         self._positions(graph, build, positions)
         if "input_ids" in given:

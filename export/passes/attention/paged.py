@@ -12,24 +12,15 @@ from onnx_ir.passes import InPlacePass, PassResult, common
 
 from ....model.llama4.operators import DOMAIN as HERDGRAPH
 from ....model.quantization.recipes import Caches
+from ....runtimes.kv_cache.pool import block_bytes
 from ...graph.builder import Builder
 from ..native._matching import made_by
 from ..native._weights import DOMAIN
 from ..report import report
 from .pack_tokens import CHUNKED_TABLE, GLOBAL_TABLE
 
-BLOCK_TOKENS = 64
-_TYPES: dict[Caches, tuple[int, float]] = {"float": (0, 4), "float16": (1, 2), "int8": (2, 1)}
-"""Number of a cache type in the operator's attribute, and bytes of an element."""
-_DIMENSION = 16
-"""Heads are filled up to a multiple of it."""
-
-
-def block_bytes(heads: int, head_dim: int, caches: Caches) -> int:
-    """Bytes of one cache block of all heads of a layer, keys or values."""
-    elements = BLOCK_TOKENS * -(-head_dim // _DIMENSION) * _DIMENSION
-    scales = 4 * BLOCK_TOKENS if caches == "int8" else 0
-    return heads * (int(elements * _TYPES[caches][1]) + scales)
+CACHE_TYPES: tuple[Caches, ...] = ("float", "float16", "int8")
+"""How keys and values are stored, in the order of the numbers that the operator has for it."""
 
 
 class LowerPagedAttention(InPlacePass):
@@ -70,7 +61,7 @@ class LowerPagedAttention(InPlacePass):
         outputs = build(
             "PagedAttention", *prepared.qkv, past_k, past_v, given["cumulative_lengths"], given["past_lengths"], table,
             *prepared.rotation, prepared.temperature, outputs=3, domain=DOMAIN, num_heads=heads, kv_num_heads=groups,
-            chunk=chunk, cache_type=_TYPES[self.caches][0], norm_epsilon=prepared.epsilon,
+            chunk=chunk, cache_type=CACHE_TYPES.index(self.caches), norm_epsilon=prepared.epsilon,
         )
         y, old = outputs[0], node.outputs[0]
         y.type, y.shape = old.type, old.shape

@@ -9,10 +9,11 @@ import onnx_ir as ir
 
 from ....model.quantization.calibration_file import CalibrationFile
 from ....model.quantization.formats import ChannelFormat
+from ....model.quantization.packed_sizes import can_pack
 from ....model.quantization.recipes import Recipe
 from ...graph.builder import Builder
 from ...weights.origin import origin_of
-from ...weights.packed import Packable, PackedExperts, PackedMatrix, PackedScales, can_pack
+from ...weights.packed import Packable, PackedExperts, PackedMatrix, PackedScales
 from ..quantize._hessians import hessian_of
 
 DOMAIN = "herdgraph.cpu"

@@ -5,9 +5,9 @@ levels where that is higher, so that little crosses cuts; partition k holds the 
 reads leaves partition k under its name, what it gives enters later partitions under another. Collectives of one level
 share a cut.
 
-Constants, sizes and rows of an input list are repeated in every partition that uses them. Every other value is computed once, and crosses
-cuts under its own name, in a shape that the graph says in the names of its inputs' sizes, such as [``batch*tokens``,
-5120].
+Constants, sizes and rows of an input list are repeated in every partition that uses them. Every other value is computed
+once, and crosses cuts under its own name, in a shape that the graph says in the names of its inputs' sizes, such as
+[``batch*tokens``, 5120].
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import numpy as np
 from ....errors import HerdError
 from ....model.config import HerdConfig
 from ...kv_cache.paged import CachePools, PagedCache
-from ...kv_cache.pool import BLOCK_TOKENS, free_cache_bytes
+from ...kv_cache.pool import BLOCK_TOKENS, block_bytes, caches_of_block, free_cache_bytes
 from ...kv_cache.sequence import Features, Sequence
 from ..runner import Logits, Runner
 from .decoder import DecoderGraph, Run, run_all
@@ -132,7 +132,7 @@ class PagedRunner(Runner):
     def make_room(self, sequence: Sequence, tokens: int) -> None:
         """Blocks are taken call by call; the pools' budget is what can be known beforehand."""
         blocks = -(-(len(sequence) + tokens) // BLOCK_TOKENS) - len(sequence.cache.whole.numbers)
-        self.pools.whole.require(max(0, blocks))
+        self.pools.budget.require(self.pools.whole.cost * max(0, blocks))
 
     def step(self, steps: Items[Step]) -> Logits:
         """Append tokens to several sequences in one call.
@@ -146,8 +146,10 @@ class PagedRunner(Runner):
         Raises:
             HerdError: the pools are full; no sequence has grown.
         """
-        for step in steps:
-            step.sequence.make_room(len(step.token_ids))
+        with self.pools.budget.lock:
+            self.pools.budget.require(sum(_missing(step) for step in steps))
+            for step in steps:
+                step.sequence.make_room(len(step.token_ids))
         arrays = self._arrays(_size_of(steps))
         arrays.fill(steps)
         arrays.run()
@@ -203,6 +205,12 @@ class PagedRunner(Runner):
         return made
 
 
+def _missing(step: Step) -> int:
+    """Bytes of cache blocks that a step will take."""
+    past = len(step.sequence)
+    return max(0, step.sequence.cache.missing(past, past + len(step.token_ids)))
+
+
 def _size_of(steps: Items[Step]) -> _Size:
     caches = [step.sequence.cache for step in steps]
     return _Size(
@@ -227,9 +235,8 @@ def _block_bytes(inputs: dict[str, Any], config: HerdConfig, graph: DecoderGraph
         raise HerdError(f"{graph.path} takes {len(found)} caches, the manifest's configuration gives {len(wanted)}: "
                         "rebuild the bundle")
     sizes = {shape[1] for shape in found.values()}
-    elements = text.num_kv_heads * BLOCK_TOKENS * -(-text.head_dim // 16) * 16
-    scales = 4 * BLOCK_TOKENS * text.num_kv_heads
-    if len(sizes) != 1 or (size := next(iter(sizes))) not in (4 * elements, 2 * elements, elements + scales):
+    if len(sizes) != 1 or caches_of_block(size := next(iter(sizes)), text.num_kv_heads, text.head_dim) is None:
+        wanted_sizes = [block_bytes(text.num_kv_heads, text.head_dim, kind) for kind in ("float", "float16", "int8")]
         raise HerdError(f"{graph.path} has cache blocks of {sorted(sizes)} bytes, the manifest's configuration gives "
-                        f"{4 * elements}, {2 * elements} or {elements + scales}: rebuild the bundle")
+                        f"one of {wanted_sizes}: rebuild the bundle")
     return int(size)
