@@ -2,8 +2,8 @@
 
 An ONNX file is a protocol buffer: fields of a number and a wire type, messages within messages. The way to an input's
 type is ``ModelProto.graph`` (7), ``GraphProto.input`` (11), ``ValueInfoProto.name`` (1) and ``.type`` (2),
-``TypeProto.tensor_type`` (1), ``elem_type`` (1) and ``shape`` (2), ``dim`` (1), ``dim_value`` (1). Cache blocks are bytes:
-their number says what they hold. Torch-free: a bundle is inspected in the base install.
+``TypeProto.tensor_type`` (1), ``elem_type`` (1) and ``shape`` (2), ``dim`` (1), ``dim_value`` (1). Cache blocks are
+bytes, and their number says what they hold. Torch-free: a bundle is inspected in the base install.
 """
 
 from __future__ import annotations

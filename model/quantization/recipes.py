@@ -97,7 +97,7 @@ class Recipe:
 
     def layout_of_tensor(self, name: str, shape: Shape) -> Format | None:
         """As ``layout_of``, for any tensor of a checkpoint: vectors and tables that are looked up stay floats."""
-        return self.layout_of(name) if len(shape) > 1 and not is_table(name) else None
+        return self.layout_of(name) if _is_matrix(name, shape) else None
 
     def stored_bytes(self, name: str, shape: Shape, float_bytes: int, *, packed: bool = False) -> float:
         """Bytes of a tensor or of a rank's slice of it.
@@ -121,6 +121,11 @@ class Recipe:
 def is_table(name: str) -> bool:
     """Whether a tensor's rows are looked up instead of multiplied."""
     return "embed" in name and "patch_embedding" not in name
+
+
+def _is_matrix(name: str, shape: Shape) -> bool:
+    """Whether a tensor of a checkpoint is multiplied with, not added or looked up."""
+    return len(shape) > 1 and not is_table(name)
 
 
 _CHANNEL = ChannelFormat()
