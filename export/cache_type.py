@@ -2,13 +2,13 @@
 
 An ONNX file is a protocol buffer: fields of a number and a wire type, messages within messages. The way to an input's
 type is ``ModelProto.graph`` (7), ``GraphProto.input`` (11), ``ValueInfoProto.name`` (1) and ``.type`` (2),
-``TypeProto.tensor_type`` (1), ``elem_type`` (1) and ``shape`` (2), ``dim`` (1), ``dim_value`` (1). Cache blocks are bytes:
-their number says what they hold. Torch-free: a bundle is inspected in the base install.
+``TypeProto.tensor_type`` (1), ``elem_type`` (1) and ``shape`` (2), ``dim`` (1), ``dim_value`` (1). Cache blocks are
+bytes: their number says what they hold. Torch-free: a bundle is inspected in the base install.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +35,8 @@ def cache_type(bundle: Bundle) -> str | None:
     manifest, text = bundle.manifest, bundle.manifest.config.text
     names = manifest.shards.graphs() if manifest.shards else [manifest.graphs["decoder"]]
     local = manifest.shards.plan.local_text(text, 0) if manifest.shards else text
-    readers = {".onnx": partial(_type_in_graph, text=local), PLAN: _type_in_plan}
+    readers: dict[str, Callable[[Path], str | None]] = {
+        ".onnx": partial(_type_in_graph, text=local), PLAN: _type_in_plan}
     paths = [bundle.directory / name for name in names]
     return next(filter(None, (readers[path.suffix](path) for path in paths if path.suffix in readers)), None)
 

@@ -1,7 +1,7 @@
 """Packed weights that whoever runs a graph may override with the same bytes in memory of its own.
 
-An initializer that is also an input of the graph can be given by the caller. One that is not given is the file's, so the
-graph stays whole without us (``runtimes/executors/ort/weights.py``).
+An initializer that is also an input of the graph can be given by the caller. One that is not given is the file's, so
+the graph stays whole without us (``runtimes/executors/ort/weights.py``).
 """
 
 from __future__ import annotations

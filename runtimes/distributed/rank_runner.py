@@ -183,8 +183,8 @@ class RankGraph:
 ShardRunner = PagedRunner | DecoderRunner
 """One rank's part of the decoder behind the interface of the whole; its ``graph`` is a ``RankGraph``.
 
-Logits that it returns are filled on the ranks of the last stage; the first of them sends them to rank 0, which takes them
-by ``RankGraph.collect`` when it needs them."""
+Logits that it returns are filled on the ranks of the last stage; the first of them sends them to rank 0, which takes
+them by ``RankGraph.collect`` when it needs them."""
 
 
 def shard_runner(bundle: Bundle, link: Collectives, options: ExecutorOptions) -> ShardRunner:

@@ -52,7 +52,7 @@ class LowerPagedAttention(InPlacePass):
         heads, groups, chunk = (node.attributes[name].as_int() for name in ("num_heads", "kv_heads", "chunk"))
         past_k, past_v = node.inputs[3:5]
         assert past_k is not None and past_v is not None and past_k.shape is not None  # noqa: PT018
-        size = block_bytes(groups, int(past_k.shape[3]), self.caches)  # type: ignore[call-overload]
+        size = block_bytes(groups, int(past_k.shape[3]), self.caches)  # type: ignore[arg-type]
         for value in (past_k, past_v, *node.outputs[1:]):
             value.type, value.shape = ir.TensorType(ir.DataType.UINT8), ir.Shape([_pool(chunk), size])
         table = given[CHUNKED_TABLE if chunk else GLOBAL_TABLE]

@@ -1,4 +1,4 @@
-"""Feed-forward layers as our own ``Mixture``: norm, router, shared and routed experts, and the residual, in one operator.
+"""Feed-forward layers as our own ``Mixture``: norm, router, shared and routed experts and the residual in one operator.
 
     y = [x +] shared(n) + sum over the chosen e of expert_e(sigmoid(l_e) n),     n = norm(x),  l = router n
 
@@ -64,7 +64,8 @@ class LowerMixtures(InPlacePass):
         return report(self, model, [layer.end for layer in found])
 
     def _can_pack(self, layer: FeedForward) -> bool:
-        weights = [*(layer.shared.weights if layer.shared else ()), *(layer.experts.inputs[2:4] if layer.experts else ())]
+        weights = [*(layer.shared.weights if layer.shared else ()),
+                   *(layer.experts.inputs[2:4] if layer.experts else ())]
         return all(weight is not None and weight.const_value is not None and self.packer.can_pack(weight.const_value)
                    for weight in weights)
 
@@ -140,8 +141,9 @@ class _Lowering:
         assert layouts[0] == layouts[1], "a recipe's rules name whole feed-forwards"
         self.attributes |= {"shared_format": format_number(layouts[0]), "shared_width": int(down.shape.numpy()[0])}
         prefix = "shared_expert." if self.layer.experts is not None else ""
+        down = self._rotated(down, "shared_hadamard")
         return [*self.packer.matrix(self.build, f"{prefix}gate_up_proj", GateUp(gate, up), layouts[0]),
-                *self.packer.matrix(self.build, f"{prefix}down_proj", self._rotated(down, "shared_hadamard"), layouts[1])]
+                *self.packer.matrix(self.build, f"{prefix}down_proj", down, layouts[1])]
 
     def _rotated(self, down: ir.TensorProtocol, attribute: str) -> ir.TensorProtocol:
         """The weight for hidden channels that are rotated before they are quantised (``rotate_hidden.py``)."""

@@ -81,7 +81,8 @@ class QuantizeMatMuls(InPlacePass):
     def _blocks(self, build: Builder, graph: ir.Graph, x: ir.Value, weight: ir.Value, layout: BlockFormat) -> ir.Value:
         assert weight.const_value is not None
         inputs, channels = weight.const_value.shape.numpy()
-        codes = BlockCodes(weight.const_value, layout, hessian_of(weight.const_value, layout, self.calibration, self.recipe))
+        hessian_KK = hessian_of(weight.const_value, layout, self.calibration, self.recipe)
+        codes = BlockCodes(weight.const_value, layout, hessian_KK)
         # Codes first: writing them finds the scales and zero points.
         tensors: dict[str, ir.TensorProtocol] = {"codes": codes, "scales": BlockScales(codes)}
         if layout.bits == 4:

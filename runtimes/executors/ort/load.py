@@ -20,7 +20,7 @@ from .session import check_names, create_session
 from .weights import ResidentWeights, is_packed
 
 
-def load_graphs(bundle: Bundle, options: ExecutorOptions) -> tuple[DecoderRunner, VisionRunner | None]:
+def load_graphs(bundle: Bundle, options: ExecutorOptions) -> tuple[PagedRunner | DecoderRunner, VisionRunner | None]:
     """Runners of a bundle's decoder and image graphs.
 
     Raises:

@@ -1,7 +1,7 @@
 """Runs a decoder over a list of tokens of any sequences: prefill chunks and single tokens in one call.
 
-Keys and values lie in cache blocks (``kv_cache/pool.py``), whose arrays are bound once and for all: a call says in block
-tables which of them belong to whom. A batch is what a call is told, so sequences join and leave without being moved.
+Keys and values lie in cache blocks (``kv_cache/pool.py``), whose arrays are bound once and for all: a call says in
+block tables which of them belong to whom. A batch is what a call is told, so sequences join and leave and nothing moves.
 """
 
 from __future__ import annotations
@@ -165,7 +165,8 @@ class PagedRunner(Runner):
 
     def decode_batch(self, sequences: Items[Sequence], token_ids: Items[int]) -> Logits:
         """Append one text token to each of several sequences; see ``Runner``."""
-        return self.step([Step(*pair, [0]) for pair in zip(sequences, ([int(token)] for token in token_ids), strict=True)])
+        pairs = zip(sequences, token_ids, strict=True)
+        return self.step([Step(sequence, [int(token)], [0]) for sequence, token in pairs])
 
     def prefill_chunk(self, sequence: Sequence, token_ids: list[int], features: Features, rows: Features) -> Logits:
         """Compute a prefill chunk; see ``Runner``."""

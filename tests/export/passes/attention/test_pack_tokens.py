@@ -1,4 +1,4 @@
-"""PackTokens: the interface of a list of tokens, for decoders, stages of a pipeline and ranks; images are left alone."""
+"""PackTokens: the interface of a list of tokens, for decoders, stages and ranks; image towers are left alone."""
 
 from __future__ import annotations
 
