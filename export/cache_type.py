@@ -8,7 +8,7 @@ bytes, and their number says what they hold. Torch-free: a bundle is inspected i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +35,8 @@ def cache_type(bundle: Bundle) -> str | None:
     manifest, text = bundle.manifest, bundle.manifest.config.text
     names = manifest.shards.graphs() if manifest.shards else [manifest.graphs["decoder"]]
     local = manifest.shards.plan.local_text(text, 0) if manifest.shards else text
-    readers = {".onnx": partial(_type_in_graph, text=local), PLAN: _type_in_plan}
+    readers: dict[str, Callable[[Path], str | None]] = {
+        ".onnx": partial(_type_in_graph, text=local), PLAN: _type_in_plan}
     paths = [bundle.directory / name for name in names]
     return next(filter(None, (readers[path.suffix](path) for path in paths if path.suffix in readers)), None)
 

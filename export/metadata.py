@@ -41,7 +41,7 @@ def describe_graph(model: ir.Model, role: str, checkpoint: Checkpoint, *, target
 
 def _decoder(text: TextConfig, model: ir.Model) -> dict[str, str]:
     """Sizes of the caches. A chunked layer has one chunk of slots, and no call may cross a multiple of it."""
-    blocks = {CACHE_TYPES[node.attributes["cache_type"].as_int()] for node in model.graph
+    blocks: set[str] = {CACHE_TYPES[node.attributes["cache_type"].as_int()] for node in model.graph
               if node.op_type == "PagedAttention"}
     types = blocks or {value.dtype.name.lower() for value in model.graph.inputs
                        if str(value.name).startswith("past.") and value.dtype is not None}

@@ -30,13 +30,24 @@ def filled(count: int, multiple: int) -> int:
 
 def codes_bytes(inputs: int, channels: int, layout: Format | None) -> int:
     """Bytes of a packed matrix without the scales that lie beside it."""
-    inputs, tiles = filled(inputs, INPUT_BLOCK), filled(channels, TILE) // TILE
+    return filled(channels, TILE) * _channel_bytes(inputs, layout)
+
+
+def packed_bytes(inputs: int, channels: int, layout: Format | None, *, shares_tiles: bool = False) -> int:
+    """Bytes of a packed matrix with all its scales.
+
+    Args:
+        inputs: K.
+        channels: N.
+        layout: its format.
+        shares_tiles: it is a gate or up projection, which has half of each tile.
+    """
+    scale = 4 if isinstance(layout, ChannelFormat) else 0
+    return filled(channels, TILE // 2 if shares_tiles else TILE) * (_channel_bytes(inputs, layout) + scale)
+
+
+def _channel_bytes(inputs: int, layout: Format | None) -> int:
+    inputs = filled(inputs, INPUT_BLOCK)
     if isinstance(layout, BlockFormat):
-        return tiles * inputs // INPUT_BLOCK * RECORD
-    return tiles * inputs * TILE * (1 if isinstance(layout, ChannelFormat) else 4)
-
-
-def packed_bytes(inputs: int, channels: int, layout: Format | None) -> int:
-    """Bytes of a packed matrix with all its scales."""
-    scales = 4 * filled(channels, TILE) if isinstance(layout, ChannelFormat) else 0
-    return codes_bytes(inputs, channels, layout) + scales
+        return inputs // INPUT_BLOCK * RECORD // TILE
+    return inputs * (1 if isinstance(layout, ChannelFormat) else 4)

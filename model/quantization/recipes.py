@@ -111,7 +111,8 @@ class Recipe:
         layout = self.layout_of_tensor(name, shape)
         experts, outputs, inputs = (shape[0], shape[2], shape[1]) if len(shape) == 3 else (1, shape[0], shape[-1])
         if packed and not self.fp8 and _is_matrix(name, shape) and can_pack(layout):
-            return float(experts * packed_bytes(inputs, outputs, layout))
+            shares = ".gate_proj." in name or ".up_proj." in name
+            return float(experts * packed_bytes(inputs, outputs, layout, shares_tiles=shares))
         if layout is not None:
             return float(experts * layout.stored_bytes(inputs, outputs))
         is_float32 = len(shape) == 1 or ".router." in name

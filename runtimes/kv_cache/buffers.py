@@ -9,6 +9,7 @@ Per token a layer needs 2 · kv_heads · head_dim elements: 4 bytes each in floa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Items
 
 from ...model.config import TextConfig
@@ -92,6 +93,12 @@ class KVBuffers:
         new = self.memory.zeros(buffer.shape)
         self.memory.copy(buffer, new)
         return new
+
+    @property
+    def element_bytes(self) -> float:
+        """See ``SequenceCache``."""
+        key = self._layers[0][0]
+        return key.nbytes / math.prod(key.shape)
 
     @property
     def nbytes(self) -> int:

@@ -28,11 +28,13 @@ class CachePools:
         whole: of layers that see their whole past.
         chunked: of chunked layers.
         chunk: tokens of their attention chunk, 0 without such layers.
+        element_bytes: that an element of keys or values takes.
     """
 
     whole: BlockPool
     chunked: BlockPool
     chunk: int
+    element_bytes: float
 
     @property
     def budget(self) -> CacheBudget:
@@ -53,7 +55,8 @@ class CachePools:
         assert len(chunks) <= 1, "all chunked layers have chunks of one size"
         kinds = [[layer for layer in layers if bool(text.chunk_of(layer)) == chunked] for chunked in (False, True)]
         whole, chunked = (BlockPool(kind, block_bytes, budget) for kind in kinds)
-        return cls(whole, chunked, max(chunks, default=0))
+        element_bytes = block_bytes / (BLOCK_TOKENS * text.num_kv_heads * text.head_dim)
+        return cls(whole, chunked, max(chunks, default=0), element_bytes)
 
     def keys_and_values(self, layer: int) -> tuple[Array, Array]:
         """Keys and values of a layer, uint8 [blocks, bytes] each."""
@@ -175,6 +178,11 @@ class PagedCache:
         """Slots that the last chunk of so many positions fills; a full one stays until the next chunk begins."""
         chunk = self.pools.chunk
         return length - (length - 1) // chunk * chunk if chunk and length else 0
+
+    @property
+    def element_bytes(self) -> float:
+        """See ``SequenceCache``."""
+        return self.pools.element_bytes
 
     @property
     def nbytes(self) -> int:

@@ -19,12 +19,13 @@ import numpy as np
 
 from ...errors import HerdError
 from ...files import size
-from ...model.quantization.recipes import Caches
 
 BLOCK_TOKENS = 64
 """Tokens of a cache block."""
 _DIMENSION = 16
 """Heads are filled up to a multiple of it."""
+_ELEMENT_BYTES = {"float": 4, "float16": 2, "int8": 1}
+"""By how keys and values are stored."""
 
 _SHARE = 0.5
 """Of the memory that is free when an engine is loaded: what keys and values may use unless somebody says otherwise."""
@@ -35,17 +36,16 @@ _MEMORY = Path("/proc/meminfo")
 Array = np.ndarray[Any, Any]
 
 
-def block_bytes(heads: int, head_dim: int, caches: Caches) -> int:
+def block_bytes(heads: int, head_dim: int, caches: str) -> int:
     """Bytes of a block of one layer's keys, and as many of its values; 8-bit ones have a float32 scale per token."""
     elements = heads * BLOCK_TOKENS * -(-head_dim // _DIMENSION) * _DIMENSION
     scales = 4 * heads * BLOCK_TOKENS if caches == "int8" else 0
-    return elements * {"float": 4, "float16": 2, "int8": 1, "fp8": 1}[caches] + scales
+    return elements * _ELEMENT_BYTES[caches] + scales
 
 
-def caches_of_block(count: int, heads: int, head_dim: int) -> Caches | None:
+def caches_of_block(count: int, heads: int, head_dim: int) -> str | None:
     """How keys and values are stored in blocks of so many bytes, None where no way gives as many."""
-    kinds: tuple[Caches, ...] = ("float", "float16", "int8")
-    return next((kind for kind in kinds if block_bytes(heads, head_dim, kind) == count), None)
+    return next((kind for kind in _ELEMENT_BYTES if block_bytes(heads, head_dim, kind) == count), None)
 
 
 @dataclass

@@ -40,6 +40,10 @@ class SequenceCache(Protocol):
     def nbytes(self) -> int:
         """Bytes of memory that it refers to."""
 
+    @property
+    def element_bytes(self) -> float:
+        """Bytes that an element of keys or values takes, what fills up and scales included."""
+
 
 class Sequence:
     """Tokens that a model has seen, with their keys and values. Made by ``Engine.new_sequence``.

@@ -118,6 +118,6 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 def _of_one_row(shape: ir.Shape | None) -> ir.Shape | None:
     """A shape of a batch as that of a list: [batch, tokens, D] is [1, tokens, D], [batch*tokens, D] is [tokens, D]."""
-    names = {"batch": 1, "batch*tokens": "tokens", "tokens*batch": "tokens"}
+    names: dict[str, int | str] = {"batch": 1, "batch*tokens": "tokens", "tokens*batch": "tokens"}
     return None if shape is None else ir.Shape(
-        [dim if isinstance(dim, int) else names.get(str(dim.value), dim) for dim in shape])
+        [dim if isinstance(dim, int) else names.get(str(dim.value), dim.value) for dim in shape])

@@ -141,9 +141,9 @@ class _Lowering:
         assert layouts[0] == layouts[1], "a recipe's rules name whole feed-forwards"
         self.attributes |= {"shared_format": format_number(layouts[0]), "shared_width": int(down.shape.numpy()[0])}
         prefix = "shared_expert." if self.layer.experts is not None else ""
+        down = self._rotated(down, "shared_hadamard")
         return [*self.packer.matrix(self.build, f"{prefix}gate_up_proj", GateUp(gate, up), layouts[0]),
-                *self.packer.matrix(self.build, f"{prefix}down_proj", self._rotated(down, "shared_hadamard"),
-                                    layouts[1])]
+                *self.packer.matrix(self.build, f"{prefix}down_proj", down, layouts[1])]
 
     def _rotated(self, down: ir.TensorProtocol, attribute: str) -> ir.TensorProtocol:
         """The weight for hidden channels that are rotated before they are quantised (``rotate_hidden.py``)."""

@@ -17,6 +17,8 @@ from .page_release import drop_page_cache_during_load
 
 GRAPH_BYTES = 2 << 30
 """Most bytes of a graph without its weights: the limit of its format."""
+_OWN_OPERATORS = b"herdgraph.cpu"
+"""Their ONNX domain, as graphs that use it say."""
 _LOOPS = (b"\x22\x04Loop", b"\x22\x04Scan")
 """How the operators that repeat a graph are written: field 4 of a node, a text of 4 letters."""
 
@@ -137,7 +139,12 @@ def _session(path: Path, provider: str, options: Any) -> Any:
     if provider not in (found := onnxruntime.get_available_providers()):
         raise HerdError(f"{path} is built for {provider}, this onnxruntime {onnxruntime.__version__} has "
                         f"{', '.join(found)}: install the onnxruntime that has it, or build for another target")
-    if any(loop in read_bytes(path, most=GRAPH_BYTES) for loop in _LOOPS):
+    graph = read_bytes(path, most=GRAPH_BYTES)
+    if _OWN_OPERATORS in graph and library_path() is None:
+        raise HerdError(f"{path} needs herdgraph's own CPU operators, which are not installed here: install a wheel of "
+                        "herdgraph that has them for this platform, or compile them (docs/native.md); or build the "
+                        "bundle with --target cpu-stock")
+    if any(loop in graph for loop in _LOOPS):
         raise HerdError(f"{path} holds a loop, which no graph of herdgraph does and which may never end: rebuild the "
                         "bundle")
     try:

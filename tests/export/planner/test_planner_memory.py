@@ -23,7 +23,7 @@ from herdgraph.export.planner.traffic import cache_bytes
 from herdgraph.export.weights.block import BlockCodes, BlockScales, BlockZeros
 from herdgraph.export.weights.channel import ChannelCodes, ChannelScales
 from herdgraph.export.weights.fp8 import ChannelRatios, Fp8Codes
-from herdgraph.export.weights.packed import PackedMatrix, PackedScales
+from herdgraph.export.weights.packed import GateUp, PackedMatrix, PackedScales
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.names import expected_tensors
@@ -100,9 +100,10 @@ def exported_bytes(recipe: str, name: str, shape: tuple[int, ...], float_bytes: 
     experts, inputs, outputs = shape if len(shape) == 3 else (1, *shape[::-1])
     source: Any = SimpleNamespace(shape=ir.Shape((inputs, outputs)), name=name, meta={})
     if packed and can_pack(layout):
-        matrix = PackedMatrix(source, layout)
+        shares = ".gate_proj." in name or ".up_proj." in name
+        matrix = PackedMatrix(GateUp(source, source) if shares else source, layout)
         scales = PackedScales(matrix).nbytes if isinstance(layout, ChannelFormat) else 0
-        return experts * (matrix.nbytes + scales)
+        return experts * (matrix.nbytes + scales) / (2 if shares else 1)
     if layout is None:
         return (4 if "router" in name else float_bytes) * math.prod(shape)
     if isinstance(layout, BlockFormat):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from dataclasses import replace
 
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from herdgraph.errors import HerdError
 from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes.kv_cache.paged import BlockTable, CachePools, PagedCache
-from herdgraph.runtimes.kv_cache.pool import BLOCK_TOKENS
+from herdgraph.runtimes.kv_cache.pool import BLOCK_TOKENS, BlockPool
 
 BYTES = 4 * BLOCK_TOKENS
 """A block of one layer's keys: a stamp of 4 bytes for each token."""
@@ -39,9 +38,11 @@ class Writer:
         self.cache.make_room(first, first + len(stamps))
         self.stamps += stamps
         self.written = len(self.stamps)
-        for position, stamp in enumerate(stamps, first):
-            for place in self._places(position):
-                place[...] = stamp
+        for table, pool, slot in self._tables(first):
+            for index, stamp in enumerate(stamps, slot):
+                for arrays in (pool.keys, pool.values):
+                    for array in arrays.values():
+                        array[table.numbers[index // BLOCK_TOKENS]].view(np.uint32)[index % BLOCK_TOKENS] = stamp
 
     def truncate(self, length: int) -> None:
         """Forget; a chunk that was left before is written anew, as runners do."""
@@ -58,21 +59,24 @@ class Writer:
         twin.stamps, twin.written = self.stamps.copy(), self.written
         return twin
 
-    def _places(self, position: int) -> list[np.ndarray]:
-        pools, chunk = self.cache.pools, self.cache.pools.chunk
-        kinds = [(self.cache.whole, pools.whole, position)] if pools.whole.keys else []
-        kinds += [(self.cache.chunked, pools.chunked, position % chunk)] if chunk else []
-        return [array[table.numbers[slot // BLOCK_TOKENS]].view(np.uint32)[slot % BLOCK_TOKENS :][:1]
-                for table, pool, slot in kinds for arrays in (pool.keys, pool.values) for array in arrays.values()]
+    def _tables(self, position: int) -> list[tuple[BlockTable, BlockPool, int]]:
+        """Tables with their pools, and the slot of a position."""
+        pools = self.cache.pools
+        whole = (self.cache.whole, pools.whole, position)
+        return [whole, (self.cache.chunked, pools.chunked, position % pools.chunk)] if pools.chunk else [whole]
 
     def check(self) -> None:
         """Every position that attention can ask for holds what was written there."""
-        chunk, length = self.cache.pools.chunk, len(self.stamps)
-        begin = (length - 1) // chunk * chunk if chunk and self.written == length else length
-        whole = 0 if self.cache.pools.whole.keys else begin
-        for position in range(whole, length):
-            values = [int(place[0]) for place in self._places(position)[: None if position >= begin else 2]]
-            assert set(values) == {self.stamps[position]}
+        for table, pool, slots in self._tables(len(self.stamps)):
+            if table is self.cache.chunked and self.written != len(self.stamps):
+                continue  # cut off: the next chunk begins, or the last one is written anew
+            is_full = table is self.cache.chunked and self.stamps and not slots
+            count = self.cache.pools.chunk if is_full else slots
+            wanted = self.stamps[len(self.stamps) - count :]
+            for arrays in (pool.keys, pool.values):
+                for array in arrays.values():
+                    found = [array[block].view(np.uint32) for block in table.numbers]
+                    assert np.concatenate([np.zeros(0, np.uint32), *found])[:count].tolist() == wanted
 
 
 def _check_counts(pools: CachePools, writers: list[Writer]) -> None:
@@ -89,15 +93,15 @@ def _check_counts(pools: CachePools, writers: list[Writer]) -> None:
 
 
 ACTIONS = st.lists(st.tuples(st.sampled_from(["append", "append", "append", "truncate", "fork", "drop", "new"]),
-                             st.integers(0, 1 << 16), st.integers(1, 150)), min_size=1, max_size=25)
+                             st.integers(0, 1 << 16), st.integers(1, 150)), min_size=1, max_size=20)
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(ACTIONS, st.sampled_from([0, 5, 16, 64, 100, 130]), st.integers(3, 12))
 def test_random_lives_of_sequences(actions: list[tuple[str, int, int]], chunk: int, blocks: int) -> None:
     pools = _pools(chunk, blocks)
     writers = [Writer(PagedCache(pools))]
-    stamp = 0
+    stamp, refusals = 0, list[str]()
     for action, which, count in actions:
         if action == "new" or not writers:
             writers.append(Writer(PagedCache(pools)))
@@ -114,20 +118,18 @@ def test_random_lives_of_sequences(actions: list[tuple[str, int, int]], chunk: i
                 writers.append(writer.fork())
             else:
                 writers.remove(writer)
-                del writer
         except HerdError as error:
-            assert "load the engine with a larger cache_bytes" in str(error)  # noqa: PT017
+            refusals.append(str(error))
             if action == "append":
                 assert before[0] == writer.stamps
                 np.testing.assert_array_equal(writer.cache.whole.numbers, before[1])
                 np.testing.assert_array_equal(writer.cache.chunked.numbers, before[2])
-        gc.collect(0)
+        del writer
         _check_counts(pools, writers)
-        for each in writers:
-            each.check()
+        for index in range(len(writers)):
+            writers[index].check()
     writers.clear()
-    writer = each = None  # type: ignore[assignment]
-    gc.collect()
+    assert all(text.startswith("keys and values") and "\n" not in text for text in refusals)
     assert pools.budget.used == 0, "nothing leaks"
 
 
