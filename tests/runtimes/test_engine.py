@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -404,3 +405,19 @@ def test_chunks_are_shorter_where_the_past_is_long(engine: Engine) -> None:
     lengths = {len(chunk) for chunk in decoder.chunk_prompt(far, list(range(64)))}
     assert max(lengths) == SHORTEST_CHUNK
     assert 4 * heads * (far + PREFILL_CHUNK) * SHORTEST_CHUNK > SCORES_BYTES
+
+
+def test_threads_with_sequences_of_their_own_get_what_each_gets_alone(engine: Engine) -> None:
+    """Arrays that a call reads and writes are kept for the next call of the same thread, never of another."""
+    prompts = [herds.tokens(24, seed) for seed in (1, 2)]
+
+    def decoded(ids: list[int]) -> np.ndarray:
+        sequence = engine.new_sequence()
+        engine.prefill(sequence, ids[:8])
+        return np.stack([engine.decode(sequence, token) for token in ids[8:]])
+
+    alone = [decoded(ids) for ids in prompts]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(10):
+            for found, wanted in zip(pool.map(decoded, prompts), alone, strict=True):
+                np.testing.assert_array_equal(found, wanted)

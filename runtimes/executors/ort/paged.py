@@ -6,6 +6,7 @@ block tables which of them belong to whom. A batch is what a call is told: seque
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence as Items
 from functools import partial
@@ -22,8 +23,8 @@ from ..runner import Logits, Runner
 from .decoder import DecoderGraph, Run, run_all
 from .session import Values, ort_value
 
-KEPT_BINDINGS = 8
-"""Sizes of batches whose arrays and bindings are kept for their next call."""
+KEPT_BINDINGS = 16
+"""Sizes of batches, by thread, whose arrays and bindings are kept for their next call."""
 
 Array = np.ndarray[Any, Any]
 
@@ -123,7 +124,8 @@ class PagedRunner(Runner):
             f"{layer}.{part}": ort_value(array) for layer in range(config.text.num_layers)
             for part, array in zip(("key", "value"), self.pools.keys_and_values(layer), strict=True)
         }
-        self._kept: OrderedDict[_Size, _Arrays] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, _Size], _Arrays] = OrderedDict()
+        self._keeping = threading.Lock()
 
     def new_cache(self) -> PagedCache:
         """See ``Runner``."""
@@ -141,7 +143,7 @@ class PagedRunner(Runner):
             steps: of different sequences.
 
         Returns:
-            float32 [rows, vocabulary], the rows of all steps in order; valid until the next call.
+            float32 [rows, vocabulary], the rows of all steps in order; valid until this thread's next call.
 
         Raises:
             HerdError: the pools are full; no sequence has grown.
@@ -193,16 +195,18 @@ class PagedRunner(Runner):
         return run if self._check is None else partial(run_all, (run, self._check))
 
     def _arrays(self, size: _Size) -> _Arrays:
-        """Arrays of a size; those of batches of single tokens are kept."""
-        if size in self._kept:
-            self._kept.move_to_end(size)
-            return self._kept[size]
-        made = _Arrays(self, size)
-        if size.tokens == size.sequences:
-            self._kept[size] = made
-            if len(self._kept) > KEPT_BINDINGS:
-                self._kept.popitem(last=False)
-        return made
+        """Arrays of a size for this thread alone; those of batches of single tokens are kept."""
+        key = threading.get_ident(), size
+        with self._keeping:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+            made = _Arrays(self, size)
+            if size.tokens == size.sequences:
+                self._kept[key] = made
+                if len(self._kept) > KEPT_BINDINGS:
+                    self._kept.popitem(last=False)
+            return made
 
 
 def _missing(step: Step) -> int:
