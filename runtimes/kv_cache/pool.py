@@ -21,6 +21,7 @@ from ...files import size
 
 BLOCK_TOKENS = 64
 """Tokens of a cache block."""
+_PRIVATE: Any = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 _DIMENSION = 16
 """Heads are filled up to a multiple of it."""
 _ELEMENT_BYTES = {"float": 4, "float16": 2, "int8": 1}
@@ -142,5 +143,5 @@ class BlockPool:
 
 def reserved(blocks: int, block_bytes: int) -> Array:
     """Zeros, uint8 [blocks, bytes], in pages of their own that take memory when they are written."""
-    return np.frombuffer(mmap.mmap(-1, max(1, blocks * block_bytes)), np.uint8)[: blocks * block_bytes].reshape(
-        blocks, block_bytes)
+    count = blocks * block_bytes
+    return np.frombuffer(mmap.mmap(-1, max(1, count), **_PRIVATE), np.uint8)[:count].reshape(blocks, block_bytes)

@@ -1,7 +1,7 @@
 """Runs a decoder over a list of tokens of any sequences: prefill chunks and single tokens in one call.
 
 Keys and values lie in cache blocks (``kv_cache/pool.py``), whose arrays are bound once and for all: a call says in
-block tables which of them belong to whom. A batch is what a call is told, so sequences join and leave and nothing moves.
+block tables which of them belong to whom. A batch is what a call is told, so sequences come and go and nothing moves.
 """
 
 from __future__ import annotations

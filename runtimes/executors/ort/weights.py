@@ -27,6 +27,8 @@ from .session import GRAPH_BYTES, Values, ort_value
 KEY = "herdgraph.weights"
 """Where a graph says which initializer lies where in the file beside it: a JSON object of offset and size by name."""
 _HUGE_PAGE = 2 << 20
+_PRIVATE: Any = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+"""Memory that may be shared, which is what Python asks for otherwise, gets no huge pages."""
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -89,7 +91,7 @@ class ResidentWeights:
 
 def _huge_pages(count: int) -> Bytes:
     """Memory that begins at a huge page, in huge pages where the operating system has them for who asks."""
-    region = mmap.mmap(-1, count + _HUGE_PAGE)
+    region = mmap.mmap(-1, count + _HUGE_PAGE, **_PRIVATE)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         region.madvise(mmap.MADV_HUGEPAGE)
     whole: Bytes = np.frombuffer(region, np.uint8)
