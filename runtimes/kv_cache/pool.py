@@ -22,6 +22,7 @@ from ...files import size
 
 BLOCK_TOKENS = 64
 """Tokens of a cache block."""
+_PRIVATE: Any = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 _DIMENSION = 16
 """Heads are filled up to a multiple of it."""
 _ELEMENT_BYTES = {"float": 4, "float16": 2, "int8": 1}
@@ -153,7 +154,7 @@ def reserved(blocks: int, block_bytes: int) -> Array:
     Where much is used, huge pages are faster and waste little: all but the beginning asks for them.
     """
     count = blocks * block_bytes
-    region = mmap.mmap(-1, max(1, count))
+    region = mmap.mmap(-1, max(1, count), **_PRIVATE)
     if hasattr(mmap, "MADV_HUGEPAGE") and count > _SMALL_PAGES:
         region.madvise(mmap.MADV_HUGEPAGE, _SMALL_PAGES, count - _SMALL_PAGES)
     return np.frombuffer(region, np.uint8)[:count].reshape(blocks, block_bytes)

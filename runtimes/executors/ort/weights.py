@@ -33,6 +33,8 @@ _HUGE_PAGE = 2 << 20
 _TRIED = 64 << 20
 """Bytes of a file that are mapped to see what pages they lie in."""
 _SMAPS = Path("/proc/self/smaps")
+_PRIVATE: Any = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+"""Memory that may be shared, which is what Python asks for otherwise, gets no huge pages."""
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -126,7 +128,7 @@ def _mapped(file: int, count: int) -> Bytes:
 
 def _huge_pages(count: int) -> Bytes:
     """Memory that begins at a huge page, in huge pages where the operating system has them for who asks."""
-    region = mmap.mmap(-1, count + _HUGE_PAGE)
+    region = mmap.mmap(-1, count + _HUGE_PAGE, **_PRIVATE)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         region.madvise(mmap.MADV_HUGEPAGE)
     whole: Bytes = np.frombuffer(region, np.uint8)
