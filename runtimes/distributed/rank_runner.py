@@ -21,10 +21,10 @@ from ..bundle.manifest import WEIGHTS, Bundle
 from ..bundle.shards import CollectiveOp, PartitionEntry
 from ..executors.options import ExecutorOptions
 from ..executors.ort.decoder import DecoderRunner, Run
-from ..executors.ort.load import runner_of
+from ..executors.ort.load import prepare_weights, runner_of
 from ..executors.ort.paged import PagedRunner
 from ..executors.ort.session import Values, create_sessions, ort_value, run_bound
-from ..executors.ort.weights import is_packed, load_weights
+from ..executors.ort.weights import ResidentWeights
 from .collectives import Array, Collectives
 
 SIZES = 4
@@ -86,16 +86,14 @@ class RankGraph:
         self.path, self.link, self.plan = graphs[0], link, shards.plan
         self.before_send: Callable[[], None] = _nothing
         self._stage, self._width = self.plan.stage_of(link.rank), bundle.manifest.config.text.hidden_size
-        self._weights_of_partition = self._resident(sessions, options)
+        self._weights_of_partition: list[Values] = [{} for _ in sessions]
         self._partitions = [Partition.of(session, entry) for session, entry in zip(sessions, entries, strict=True)]
         self._last_use = {name: index for index, one in enumerate(self._partitions) for name in one.inputs}
         self._buffers: dict[int, Values] = {}
 
-    def _resident(self, sessions: list[Any], options: ExecutorOptions) -> list[Values]:
-        """Weights by partition, in memory of this rank's own; nothing where they are used as they are mapped."""
-        packed = options.prepack and is_packed(self.path)
-        resident = load_weights(_weights_of(self.path), options) if packed else None
-        return [resident.values(session) if resident else {} for session in sessions]
+    def override(self, weights: ResidentWeights) -> None:
+        """See ``DecoderGraph``."""
+        self._weights_of_partition = [weights.values(one.session) for one in self._partitions]
 
     @property
     def inputs(self) -> list[Any]:
@@ -198,9 +196,11 @@ def shard_runner(bundle: Bundle, link: Collectives, options: ExecutorOptions) ->
     graph = RankGraph(bundle, link, options)
     plan, config = graph.plan, bundle.manifest.config
     # As many batches as stages: large batches run in so many parts.
-    return runner_of(graph, replace(config, text=plan.local_text(config.text, link.rank)), batches=plan.pipeline,
+    runner = runner_of(graph, replace(config, text=plan.local_text(config.text, link.rank)), batches=plan.pipeline,
                      check=block_check([_weights_of(graph.path)]) if options.check_blocks else None,
                      cache_bytes=options.cache_bytes)
+    prepare_weights(runner, _weights_of(graph.path), options)
+    return runner
 
 
 def rank_graph(shard: ShardRunner) -> RankGraph:

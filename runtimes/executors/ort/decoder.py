@@ -22,6 +22,7 @@ from ...kv_cache.memory import Buffer, HostMemory
 from ...kv_cache.sequence import Features, Sequence
 from ..runner import Logits, Runner
 from .session import Values, ort_value, run_bound
+from .weights import ResidentWeights
 
 Run = Callable[[], None]
 
@@ -42,18 +43,26 @@ class DecoderGraph(Protocol):
     def bind(self, inputs: Values, outputs: Values) -> Run:
         """A call over fixed memory: what is written there later is what the next call reads."""
 
+    def override(self, weights: ResidentWeights) -> None:
+        """Let calls that are bound from now on read these weights."""
+
 
 class SessionGraph:
     """A decoder graph in one session; see ``DecoderGraph``."""
 
-    def __init__(self, path: Path, session: Any, weights: Values) -> None:
-        self.path, self.session, self._weights = path, session, weights
+    def __init__(self, path: Path, session: Any) -> None:
+        self.path, self.session = path, session
+        self._weights: Values = {}
 
     @property
     def inputs(self) -> Items[Any]:
         """See ``DecoderGraph``."""
         inputs: Items[Any] = self.session.get_inputs()
         return inputs
+
+    def override(self, weights: ResidentWeights) -> None:
+        """See ``DecoderGraph``."""
+        self._weights = weights.values(self.session)
 
     def bind(self, inputs: Values, outputs: Values) -> Run:
         """See ``DecoderGraph``."""

@@ -18,7 +18,7 @@ from ..vision import VisionRunner
 from .decoder import DecoderGraph, DecoderRunner, Run, SessionGraph
 from .paged import PagedRunner
 from .session import check_names, create_session
-from .weights import is_packed, load_weights
+from .weights import is_packed, verify_weights
 
 
 def load_graphs(bundle: Bundle, options: ExecutorOptions) -> tuple[Runner, VisionRunner | None]:
@@ -30,16 +30,28 @@ def load_graphs(bundle: Bundle, options: ExecutorOptions) -> tuple[Runner, Visio
     path = bundle.graph("decoder")
     session = create_session(path, provider=bundle.manifest.provider, options=options)
     config = bundle.manifest.config
-    resident = load_weights(path.with_suffix(WEIGHTS), options) if options.prepack and is_packed(path) else None
-    weights = resident.values(session) if resident else {}
-    runner = runner_of(SessionGraph(path, session, weights), config, check=_check_of(path, options),
+    runner = runner_of(SessionGraph(path, session), config, check=_check_of(path, options),
                        cache_bytes=options.cache_bytes)
+    prepare_weights(runner, path.with_suffix(WEIGHTS), options)
     present = {f"present.{layer}.{part}" for layer in range(config.text.num_layers) for part in ("key", "value")}
     inputs = {"input_ids", "past_lengths", "logit_rows"} | ({"image_features"} if config.vision else set())
     if isinstance(runner, PagedRunner):
         inputs |= {"positions", "cumulative_lengths", *runner.tables}
     check_names(session, path, inputs=inputs, outputs={"logits"} | present)
     return runner, load_vision(bundle, options)
+
+
+def prepare_weights(runner: PagedRunner | DecoderRunner, data: Path, options: ExecutorOptions) -> None:
+    """Compare packed weights with their hashes, and begin to copy them into faster memory.
+
+    Raises:
+        HerdError: they were altered.
+    """
+    if not isinstance(runner, PagedRunner) or not options.prepack or not is_packed(runner.graph.path):
+        return
+    if options.verify:
+        verify_weights(data, options.threads)
+    runner.copy_weights(data)
 
 
 def runner_of(

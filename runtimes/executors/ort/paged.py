@@ -6,10 +6,12 @@ block tables which of them belong to whom. A batch is what a call is told: seque
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence as Items
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +24,7 @@ from ...kv_cache.sequence import Features, Sequence
 from ..runner import Logits, Runner
 from .decoder import DecoderGraph, Run, run_all
 from .session import Values, ort_value
+from .weights import SMALL, resident_weights
 
 KEPT_BINDINGS = 16
 """Sizes of batches, by thread, whose arrays and bindings are kept for their next call."""
@@ -125,7 +128,8 @@ class PagedRunner(Runner):
             for part, array in zip(("key", "value"), self.pools.keys_and_values(layer), strict=True)
         }
         self._kept: OrderedDict[tuple[int, _Size], _Arrays] = OrderedDict()
-        self._keeping = threading.Lock()
+        self._keeping, self._stopped = threading.Lock(), threading.Event()
+        self._copying: threading.Thread | None = None
 
     def new_cache(self) -> PagedCache:
         """See ``Runner``."""
@@ -177,10 +181,31 @@ class PagedRunner(Runner):
         arrays.run()
         return arrays.logits
 
+    def copy_weights(self, data: Path) -> None:
+        """Begin to copy the weights into huge pages, where that pays; results stay the same bits.
+
+        Args:
+            data: the file that holds them.
+        """
+        count = data.stat().st_size
+        if count >= SMALL and hasattr(mmap, "MADV_HUGEPAGE") and count < free_cache_bytes():
+            self._copying = threading.Thread(target=self._copy, args=(data,), daemon=True, name="herdgraph-weights")
+            self._copying.start()
+
+    def _copy(self, data: Path) -> None:
+        weights = resident_weights(data, self._stopped)
+        if weights is not None:
+            with self._keeping:
+                self.graph.override(weights)
+                self._kept.clear()
+
     def close(self) -> None:
         """Free the weights; see ``Runner``."""
         if not self.closed:
             super().close()
+            self._stopped.set()
+            if self._copying is not None:
+                self._copying.join()
             self._kept.clear()
             del self.graph
 

@@ -1,10 +1,9 @@
-"""Packed weights: mapped as they are, or read into memory of our own.
+"""Packed weights: mapped at once, and copied into huge pages meanwhile.
 
-A graph of our own operators holds its weights as they are used, so nothing is made of them while it loads: ONNX
-Runtime maps the file. Where the file system keeps files in large pages (ext4 and XFS of recent kernels) that is as fast
-as memory gets. Elsewhere a processor spends up to a third of its time finding small pages; then, with
-``memory="fast"``, the file is read into huge pages of our own, which override the graph's initializers. Every block is
-compared with its hash on the way.
+A graph of our own operators holds its weights as they are used, so nothing is made of them while it loads: ONNX Runtime
+maps the file. A mapped file lies in small pages on most systems, and a processor spends up to a third of its time
+finding them. So with ``memory="fast"`` the file is also read into huge pages of our own, on a thread beside the first
+calls; the graph's initializers may be overridden, and calls that begin afterwards use the copy.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -24,15 +23,13 @@ from ....errors import HerdError
 from ....reading import open_file, read_bytes
 from ...bundle.blocks import BLOCK, BlockHashes
 from ...bundle.manifest import Bundle
-from ..options import ExecutorOptions
 from .session import GRAPH_BYTES, Values, ort_value
 
 KEY = "herdgraph.weights"
 """Where a graph says which initializer lies where in the file beside it: a JSON object of offset and size by name."""
 _HUGE_PAGE = 2 << 20
-_TRIED = 64 << 20
-"""Bytes of a file that are mapped to see what pages they lie in."""
-_SMAPS = Path("/proc/self/smaps")
+SMALL = 64 << 20
+"""Bytes of a file that is not worth a copy."""
 _PRIVATE: Any = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 """Memory that may be shared, which is what Python asks for otherwise, gets no huge pages."""
 
@@ -53,46 +50,35 @@ def checked_by_block(bundle: Bundle, *, prepack: bool) -> set[str]:
     return {name for name in bundle.weight_files if not prepack or any(map(is_packed, graphs(name)))}
 
 
-def load_weights(path: Path, options: ExecutorOptions) -> ResidentWeights | None:
-    """Prepare a file of packed weights for speed: compare it with its hashes, and copy it where that pays.
+def verify_weights(path: Path, threads: int | None) -> None:
+    """Compare every block of a weight file with its hash.
 
-    Returns:
-        None where the file is best used as ONNX Runtime maps it.
+    Args:
+        path: the file.
+        threads: that read, None for one per core.
 
     Raises:
         HerdError: a block was altered.
     """
-    hashes = BlockHashes(path) if options.verify else None
+    hashes = BlockHashes(path)
+    with open_file(path) as file, ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        count = os.fstat(file.fileno()).st_size
+        if not count:
+            return
+        content = np.frombuffer(mmap.mmap(file.fileno(), count, access=mmap.ACCESS_READ), np.uint8)
+        list(pool.map(lambda block: hashes.check(block, content[block * BLOCK : (block + 1) * BLOCK].data),
+                      range(len(hashes))))
+
+
+def resident_weights(path: Path, stopped: Event) -> ResidentWeights | None:
+    """Copy a weight file into huge pages; None where it was stopped, or the file became shorter meanwhile."""
     with open_file(path) as file:
-        count, copies = os.fstat(file.fileno()).st_size, not is_in_large_pages(file.fileno())
-        content = _huge_pages(count) if copies else _mapped(file.fileno(), count)
-
-        def check(begin: int) -> None:
+        content = _huge_pages(os.fstat(file.fileno()).st_size)
+        for begin in range(0, len(content), BLOCK):
             block = content[begin : begin + BLOCK]
-            if copies and os.preadv(file.fileno(), [block.data], begin) != len(block):
-                raise HerdError(f"{path} became shorter while it was read: copy or rebuild the bundle")
-            if hashes is not None:
-                hashes.check(begin // BLOCK, block.data)
-
-        if copies or hashes is not None:
-            with ThreadPoolExecutor(options.threads or os.cpu_count()) as pool:
-                list(pool.map(check, range(0, count, BLOCK)))
-    return ResidentWeights(path, content) if copies else None
-
-
-def is_in_large_pages(file: int) -> bool:
-    """Whether the operating system keeps an open file in large pages, tried on its beginning; a small file needs none.
-
-    A file that is in any huge page is for the rest in pages of some size between: the file system has such pages.
-    """
-    count = min(os.fstat(file).st_size, _TRIED)
-    if count < _TRIED or not _SMAPS.exists():
-        return count < _TRIED
-    content = _mapped(file, count)
-    content[:: mmap.PAGESIZE].max()  # pages are mapped when they are first read
-    found = re.search(rf"^{content.ctypes.data:x}-.*?^FilePmdMapped: +(\d+) kB", _SMAPS.read_text(encoding="utf-8"),
-                      re.MULTILINE | re.DOTALL)
-    return found is not None and int(found[1]) > 0
+            if stopped.is_set() or os.preadv(file.fileno(), [block.data], begin) != len(block):
+                return None
+    return ResidentWeights(path, content)
 
 
 class ResidentWeights:
@@ -120,10 +106,6 @@ class ResidentWeights:
         if not 0 <= offset <= offset + count <= len(self._bytes) or count != np.prod(list(shape), dtype=np.int64):
             raise HerdError(f"{self._path} has no {name!r} where the graph says: rebuild the bundle")
         return self._bytes[offset : offset + count].reshape(tuple(shape))
-
-
-def _mapped(file: int, count: int) -> Bytes:
-    return np.frombuffer(mmap.mmap(file, count, access=mmap.ACCESS_READ), np.uint8)
 
 
 def _huge_pages(count: int) -> Bytes:
