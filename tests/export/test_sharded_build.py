@@ -22,6 +22,7 @@ from herdgraph.calibration.calibrate import Options, calibrate
 from herdgraph.calibration.windows import Data, Window
 from herdgraph.errors import HerdError
 from herdgraph.export import job
+from herdgraph.export.cache_type import cache_type
 from herdgraph.export.graph import capture
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.checkpoint import open_checkpoint
@@ -147,6 +148,7 @@ def test_recipes_are_as_near_to_float32_as_the_single_engine(
 ) -> None:
     ids, plain = herds.tokens(52), family("plain")
     exact = _single(plain.engine(), ids, 44)
+    assert cache_type(plain.build(plan, recipe, caches)) == {"float": "float32", "int8": "int8"}[caches]
     alone = np.abs(_single(plain.engine(recipe, caches), ids, 44) - exact)
     found = np.abs(_decoded(plain.lockstep(plan, recipe, caches), ids, 44) - exact)
     assert 0 < found.mean() < 1.3 * alone.mean()

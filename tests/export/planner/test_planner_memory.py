@@ -130,7 +130,7 @@ def test_every_tensor_is_counted_as_the_export_stores_it(recipe: str, config: He
             assert storage.bytes_of(name, shape) == expected, (name, shape)
 
 
-@pytest.mark.parametrize("recipe", ["int8", "int4"])
+@pytest.mark.parametrize("recipe", ["fp32", "int8", "int4"])
 def test_a_real_bundle_is_as_large_as_planned(recipe: str, tmp_path: Path) -> None:
     """Tensor by tensor; the file has page boundaries between them."""
     config = HerdConfig(text=replace(TINY.text, vocab_size=2048, hidden_size=192, expert_size=416, dense_size=800))

@@ -182,19 +182,19 @@ def _tight(runner: PagedRunner, blocks: int) -> PagedRunner:
 
 
 def test_full_pools_refuse_and_change_nothing(fp32: PagedRunner) -> None:
-    runner = _tight(fp32, 2)
-    full, small = _started(runner, herds.tokens(63)), _started(runner, herds.tokens(CHUNK, 1))
+    runner = _tight(fp32, 3)  # room for the first two steps, and not for all of the third
+    full, small = _started(runner, herds.tokens(64)), _started(runner, herds.tokens(CHUNK, 1))
     used = runner.pools.budget.used
     steps = [Step(full, [5], [0]), Step(small, [6], [0]), Step(runner.new_sequence(), [7], [0])]
     with pytest.raises(HerdError, match=r"^keys and values need [^\n]* end sequences, or load the engine with a larger "
                                         r"cache_bytes$"):
         runner.step(steps)
-    assert (len(full), len(small), runner.pools.budget.used) == (63, CHUNK, used)
+    assert (len(full), len(small), runner.pools.budget.used) == (64, CHUNK, used)
     with pytest.raises(HerdError, match="keys and values need"):
-        runner.prefill(small, herds.tokens(100), np.zeros((0, 64), np.float32), all_positions=False)
+        runner.prefill(small, herds.tokens(400), np.zeros((0, 64), np.float32), all_positions=False)
     runner.truncate(small, CHUNK - 2)  # its last chunk is still there
     found = runner.decode_batch([full, small], [5, 6]).copy()
-    for row, own in zip(found, ([*herds.tokens(63), 5], [*herds.tokens(CHUNK, 1)[:-2], 6]), strict=True):
+    for row, own in zip(found, ([*herds.tokens(64), 5], [*herds.tokens(CHUNK, 1)[:-2], 6]), strict=True):
         np.testing.assert_array_equal(row, _alone(fp32, own)[-1])
 
 
