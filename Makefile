@@ -9,14 +9,14 @@ PIP := $(PY) -m pip --quiet --disable-pip-version-check
 PACKAGES := model export runtimes calibration cli
 TYPED := $(addprefix .editable/herdgraph/,$(PACKAGES) $(wildcard *.py))
 
-.PHONY: demo test test-slow test-packaging test-lowest fuzz coverage docs lint clean
+.PHONY: demo test test-slow test-packaging test-lowest test-native fuzz coverage docs lint wheels clean
 
 demo: .venv/.demo
 	$(PY) examples/demo.py
 
 # Two workers with one thread each; a file's tests stay together, and conftest.py puts the longest files first.
 test: export PYTHONDONTWRITEBYTECODE =
-test: .venv/.dev
+test: .venv/.dev .venv/.native
 	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 test-slow: .venv/.dev
@@ -47,13 +47,22 @@ test-packaging: .venv/.dev
 test-lowest: .venv/.dev
 	$(PY) -m pytest tests/packaging/test_extras.py -m slow -k lowest -s
 
+# The operators on every unit that runs here, and their kernels under sanitizers and on emulated processors; what needs
+# a tool that is missing (qemu-user-static, clang-19) is skipped and says so.
+test-native: .venv/.dev .venv/.native
+	$(PY) -m pytest tests/runtimes/native -m "slow or not slow" -rs
+
+# Wheels for every target, and one for any machine, into dist/.
+wheels: .venv/.dev
+	$(PY) tools/wheels.py
+
 lint: .venv/.dev
 	$(PY) -m ruff check .
 	@mkdir -p .editable && ln -sfn .. .editable/herdgraph
 	MYPYPATH=.editable $(PY) -m mypy $(TYPED)
 
 clean:
-	rm -rf .venv .cache .editable .coverage htmlcov build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv runtimes/native/lib .cache .editable .coverage htmlcov build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # torch first and pinned: the newest build that a range admits may bring gigabytes of CUDA packages.
 .venv/bin/python:
@@ -71,6 +80,10 @@ clean:
 .venv/.dev: pyproject.toml | .venv/.torch
 	$(PIP) install -e ".[cpu,build,train,cluster,tensorrt-rtx,test,dev]"
 	@touch $@ .venv/.demo
+
+# The native operators, again when their sources change; without them bundles run on the runtime's own.
+.venv/.native: runtimes/native/compile.py $(wildcard runtimes/native/src/*) | .venv/.dev
+	-$(PY) -m herdgraph.runtimes.native.compile && touch $@
 
 .venv/.docs: pyproject.toml | .venv/.torch
 	$(PIP) install -e ".[cpu,build,train,docs]"

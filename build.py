@@ -24,6 +24,7 @@ from herdgraph.console import HerdCommand, emit_json, print_warning, progress, q
 from herdgraph.errors import HerdError
 from herdgraph.export.targets.precision import PRECISIONS, caches_by_target, recipes_by_target
 from herdgraph.options import COUNT, PATH, TokenCount, context_option, json_option, kv_option, recipe_option
+from herdgraph.runtimes.native.library import library_path
 
 if TYPE_CHECKING:
     from herdgraph.export.pipeline import BuildPlan, BuildProgress, PlanOptions
@@ -35,10 +36,10 @@ if TYPE_CHECKING:
 @click.command(cls=HerdCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("checkpoint", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="Bundle directory to create.")
-@click.option("--target", default="cpu", show_default=True,
+@click.option("--target", show_default="cpu, or cpu-stock where our own operators are not installed",
               help=f"One of {', '.join(PRECISIONS)}; the last is not lowered, and portable.")
 @recipe_option("fp32", recipes_by_target())
-@kv_option(f"float as the target computes, {caches_by_target()}; 8 bits need --calibration")
+@kv_option(f"float as the target computes, {caches_by_target()}; 8 bits need --calibration, but for cpu")
 @click.option("--calibration", type=PATH,
               help="Directory that `herdgraph calibrate` wrote: fp8 needs it, 4-bit weights are rounded by it.")
 @click.option("--sm", default="89,120", show_default=True, help="tensorrt-rtx: compute capabilities of one plan.")
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Check the checkpoint, print the memory plan and stop.")
 @json_option
 def main(
-    checkpoint: Path, output: Path, target: str, recipe: str, kv: str, calibration: Path | None, sm: str,
+    checkpoint: Path, output: Path, target: str | None, recipe: str, kv: str, calibration: Path | None, sm: str,
     shards: str | None, devices: str | None, overwrite: bool, dry_run: bool, as_json: bool, **limits: Any,
 ) -> None:
     """Build a bundle from a checkpoint.
@@ -67,6 +68,7 @@ def main(
     from herdgraph.export.targets.registry import target_of
     from herdgraph.model.checkpoint import open_checkpoint
 
+    target = target or _default_target()
     _, precision = target_of(target, recipe)
     precision = replace(precision, caches=kv)  # type: ignore[arg-type]
     options = PlanOptions(sm=tuple(filter(None, sm.replace(" ", "").split(","))), **limits)
@@ -90,6 +92,15 @@ def main(
         emit_json(built | asdict(plan.memory))
     else:
         succeed("built", f"{bundle.directory} ({size(bundle.bytes)}) in {seconds:.1f} s")
+
+
+def _default_target() -> str:
+    """The target for this machine's CPU: with our own operators where they are."""
+    if library_path() is not None:
+        return "cpu"
+    print_warning("herdgraph's own CPU operators are not installed here: building for cpu-stock, which runs without "
+                  "them and is slower (--target cpu builds for machines that have them)")
+    return "cpu-stock"
 
 
 def _split(

@@ -1,8 +1,8 @@
 """Speed against other runtimes, on the same weights, the same tokens and in the same minutes.
 
     python -m benchmarks.compare CHECKPOINT [--threads 1] [--prompt 512] [--new 32] [--batch 8] [--rounds 3]
-        [--recipes fp32 int8 int4] [--opponents transformers llama.cpp openvino] [--bf16]
-        [--llama-python PYTHON] [--json]
+        [--recipes fp32 int8 int8+int8 int4] [--opponents transformers llama.cpp openvino] [--bf16]
+        [--llama-python PYTHON] [--llama-build ik=DIRECTORY] [--json]
 
 Everybody runs in a fresh process, one after the other and never two at a time; a round is ours, theirs, ours, theirs.
 Rates are medians over all rounds with the lowest and the highest; ratios are medians of the ratios within a round, so
@@ -14,6 +14,7 @@ transformers   ``Llama4ForCausalLM``, float32 (``--bf16``: bfloat16 too), its ow
 llama.cpp      through llama-cpp-python; a GGUF of the same weights (``gguf_export.py``) in Q8_0 and
                Q4_0; whichever of flash attention on and off is faster in a trial before the rounds
 openvino       not measured yet, only reported as missing or present
+a build        of llama.cpp or ik_llama.cpp, by its own ``llama-bench`` (``llama_bench_worker.py``)
 =============  ======================================================================================
 
 Bundles and GGUF files are made in ``.cache/bench`` when they are missing or were made by other code.
@@ -106,10 +107,11 @@ def compete(contestants: Sequence[Contestant], task: Task, rounds: int) -> list[
         for result in results:
             stderr.print(f"[dim]round {number + 1} of {rounds}: {result.contestant.name}[/dim]")
             result.rounds.append(run(result.contestant, task if number == 0 else replace(task, probe=[])))
-            if number == 0:
-                logits[result.contestant.name] = np.load(task.logits)
+            if number == 0 and (written := Path(task.logits)).exists():  # not everybody shows logits
+                logits[result.contestant.name] = np.load(written)
+                written.unlink()
     reference = logits[next(result.contestant.name for result in results if result.contestant.ours)]
-    for result in results:
+    for result in [result for result in results if result.contestant.name in logits]:
         found = logits[result.contestant.name]
         result.correlation = float(np.corrcoef(reference.ravel(), found.ravel())[0, 1])
         result.top1 = float((reference.argmax(-1) == found.argmax(-1)).mean())
@@ -224,7 +226,7 @@ def footnotes(results: list[Result]) -> list[str]:
     first = next(result.contestant.name for result in results if result.contestant.ours)
     notes = [f"logits of {PROBE} tokens, correlation with {first} (same top token): " + ", ".join(
         f"{result.contestant.name} {result.correlation:.4f} ({result.top1:.0%})"
-        for result in results if result.contestant.name != first)]
+        for result in results if result.contestant.name != first and np.isfinite(result.correlation))]
     flash = [f"{result.contestant.name} {result.contestant.variant}" for result in results
              if result.contestant.worker == "llama_cpp_worker"]
     if flash:
@@ -257,6 +259,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--opponents", nargs="*", choices=OPPONENTS, default=OPPONENTS)
     parser.add_argument("--bf16", action="store_true", help="transformers in bfloat16 too")
     parser.add_argument("--llama-python", default=sys.executable, help="a Python that has llama_cpp")
+    parser.add_argument("--llama-build", nargs="*", default=[], metavar="NAME=DIRECTORY",
+                        help="builds of llama.cpp or ik_llama.cpp, measured by their own bin/llama-bench")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args()
     if min(args.threads, args.prompt, args.new, args.batch, args.rounds) < 1:

@@ -21,6 +21,7 @@ from herdgraph.errors import HerdError
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / ".cache" / "bench"
 OPPONENTS = ("transformers", "llama.cpp", "openvino")
+KINDS = ("Q8_0", "Q4_0")
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,12 @@ class Contestant:
 
 
 def ours(checkpoint: Path, recipes: Iterable[str]) -> list[Contestant]:
-    """Bundles of a checkpoint, built when there is none of today's code."""
+    """Bundles of a checkpoint, built when there is none of today's code; ``int8+int8`` has 8-bit caches."""
     found = []
     for recipe in recipes:
-        bundle = CACHE / f"{checkpoint.name}-{recipe}"
-        command = [sys.executable, "build.py", str(checkpoint), "-o", str(bundle), "--recipe", recipe, "--overwrite"]
+        bundle, (precision, _, kv) = CACHE / f"{checkpoint.name}-{recipe}", recipe.partition("+")
+        command = [sys.executable, "build.py", str(checkpoint), "-o", str(bundle), "--recipe", precision, "--overwrite",
+                   *(["--kv", kv] if kv else [])]
         _make(bundle, command, [checkpoint, ROOT / "export", ROOT / "model"])
         found.append(Contestant(f"herdgraph {recipe}", True, sys.executable, "herdgraph_worker", bundle))
     return found
@@ -65,13 +67,28 @@ def transformers(checkpoint: Path, *, bf16: bool) -> list[Contestant]:
 
 def llama_cpp(checkpoint: Path, python: str) -> list[Contestant]:
     """llama.cpp in two number formats; flash attention is decided by ``faster_variant``."""
+    return [Contestant(f"llama.cpp {kind}", False, python, "llama_cpp_worker", gguf_file(checkpoint, kind))
+            for kind in KINDS]
+
+
+def llama_builds(checkpoint: Path, builds: Iterable[str]) -> list[Contestant]:
+    """Builds of llama.cpp or its forks, given as NAME=DIRECTORY, in two number formats."""
     found = []
-    for kind in ("Q8_0", "Q4_0"):
-        file = CACHE / f"{checkpoint.name}-{kind}.gguf"
-        command = [sys.executable, "-m", "benchmarks.gguf_export", str(checkpoint), str(file), "--kind", kind]
-        _make(file, command, [checkpoint, ROOT / "benchmarks" / "gguf_export.py"])
-        found.append(Contestant(f"llama.cpp {kind}", False, python, "llama_cpp_worker", file))
+    for build in builds:
+        name, _, directory = build.partition("=")
+        if not (Path(directory) / "bin" / "llama-bench").is_file():
+            raise HerdError(f"--llama-build {build}: there is no bin/llama-bench in {directory or 'it'}")
+        found += [Contestant(f"{name} {kind}", False, sys.executable, "llama_bench_worker", gguf_file(checkpoint, kind),
+                             str(Path(directory).resolve())) for kind in KINDS]
     return found
+
+
+def gguf_file(checkpoint: Path, kind: str) -> Path:
+    """The checkpoint's weights for llama.cpp, made when there is no such file of today's code."""
+    file = CACHE / f"{checkpoint.name}-{kind}.gguf"
+    command = [sys.executable, "-m", "benchmarks.gguf_export", str(checkpoint), str(file), "--kind", kind]
+    _make(file, command, [checkpoint, ROOT / "benchmarks" / "gguf_export.py"])
+    return file
 
 
 def _make(target: Path, command: list[str], sources: list[Path]) -> None:
@@ -115,6 +132,7 @@ def opponents(args: argparse.Namespace) -> tuple[list[Contestant], list[str]]:
     """Opponents that are here and can run the model, and a note on each of the others."""
     found: list[Contestant] = []
     notes = []
+    found += llama_builds(args.checkpoint, args.llama_build)
     for name in args.opponents:
         try:
             found += _opponent(name, args)

@@ -33,9 +33,9 @@ def with_past(engine: Engine, tokens: int, *, real: bool) -> tuple[Sequence, flo
         started = time.perf_counter()
         engine.prefill(sequence, ids)
         return sequence, time.perf_counter() - started
-    sequence.reserve(tokens + STEPS + 1)
+    sequence.make_room(tokens + STEPS + 1)
     random = np.random.default_rng(1)
-    for buffers in sequence.buffers.layers:
+    for buffers in sequence.cache.layers:
         for buffer in buffers:
             block = random.normal(size=(1 << 16)).astype(np.float32)
             flat = buffer.reshape(-1)
@@ -66,9 +66,9 @@ def measure(bundle: Path, args: argparse.Namespace) -> list[tuple[float, float]]
         stderr.print(f"[dim]{context} tokens[/dim]")
         sequence, prefill = with_past(engine, context, real=args.real)
         found.append((context, 1e3 * seconds_per_token(engine, sequence)))
-        local = sum(k.nbytes + v.nbytes for i, (k, v) in enumerate(sequence.buffers.layers) if config.chunk_of(i))
+        local = sum(k.nbytes + v.nbytes for i, (k, v) in enumerate(sequence.cache.layers) if config.chunk_of(i))
         table.add_row(
-            f"{context:,}", f"{found[-1][1]:.2f}", f"{found[-1][1] / found[0][1]:.2f}", size(sequence.buffers.nbytes),
+            f"{context:,}", f"{found[-1][1]:.2f}", f"{found[-1][1] / found[0][1]:.2f}", size(sequence.cache.nbytes),
             size(local),
             f"{context / prefill:.0f} tokens/s" if prefill else "-",
         )

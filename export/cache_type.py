@@ -2,18 +2,24 @@
 
 An ONNX file is a protocol buffer: fields of a number and a wire type, messages within messages. The way to an input's
 type is ``ModelProto.graph`` (7), ``GraphProto.input`` (11), ``ValueInfoProto.name`` (1) and ``.type`` (2),
-``TypeProto.tensor_type`` (1), ``elem_type`` (1). Torch-free: a bundle is inspected in the base install.
+``TypeProto.tensor_type`` (1), ``elem_type`` (1) and ``shape`` (2), ``dim`` (1), ``dim_value`` (1). Cache blocks are
+bytes, and their number says what they hold. Torch-free: a bundle is inspected in the base install.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from ..errors import HerdError
+from ..model.config import TextConfig
 from ..runtimes.bundle.manifest import Bundle
+from ..runtimes.kv_cache.pool import caches_of_block
 from .plan_description import PLAN, describe_plan
 
+_BYTES = 2
+"""The element type of cache blocks."""
 _NAMES = {1: "float32", 3: "int8", 10: "float16", 16: "bf16", 17: "fp8"}
 """Numbers of ``TensorProto.DataType``, by the names that the planner uses."""
 
@@ -25,10 +31,12 @@ _FIXED = {1: 8, 5: 4}
 
 
 def cache_type(bundle: Bundle) -> str | None:
-    """How a bundle stores keys and values: ``float32``, ``int8``, ``bf16`` or ``fp8``; None where nothing says it."""
-    manifest = bundle.manifest
+    """How a bundle stores keys and values: ``float32``, ``float16``, ``int8``, ``bf16`` or ``fp8``, None if unknown."""
+    manifest, text = bundle.manifest, bundle.manifest.config.text
     names = manifest.shards.graphs() if manifest.shards else [manifest.graphs["decoder"]]
-    readers = {".onnx": _type_in_graph, PLAN: _type_in_plan}
+    local = manifest.shards.plan.local_text(text, 0) if manifest.shards else text
+    readers: dict[str, Callable[[Path], str | None]] = {
+        ".onnx": partial(_type_in_graph, text=local), PLAN: _type_in_plan}
     paths = [bundle.directory / name for name in names]
     return next(filter(None, (readers[path.suffix](path) for path in paths if path.suffix in readers)), None)
 
@@ -43,17 +51,27 @@ def _type_in_plan(path: Path) -> str | None:
     return _PLAN_NAMES.get(kind, kind) or None
 
 
-def _type_in_graph(path: Path) -> str | None:
+def _type_in_graph(path: Path, text: TextConfig) -> str | None:
     """Element type of the first key of a graph, None if it takes none."""
     try:
         for graph in _messages(path.read_bytes(), 7):
             for value in _messages(graph, 11):
                 if bytes(next(_messages(value, 1), b"")).startswith(b"past."):
                     kind = next(_messages(next(_messages(value, 2)), 1))
-                    return _NAMES.get(next(number for field, number in _fields(kind) if field == 1))  # type: ignore[arg-type]
+                    element = next(number for field, number in _fields(kind) if field == 1)
+                    return _type_of_block(kind, text) if element == _BYTES else _NAMES.get(element)  # type: ignore[arg-type]
     except (IndexError, StopIteration, ValueError):  # no protocol buffer
         return None
     return None
+
+
+def _type_of_block(kind: memoryview, text: TextConfig) -> str | None:
+    """The type of keys in blocks [blocks, bytes]."""
+    *_, last = _messages(next(_messages(kind, 2)), 1)
+    count = next(number for field, number in _fields(last) if field == 1)
+    assert isinstance(count, int)
+    caches = caches_of_block(count, text.num_kv_heads, text.head_dim)
+    return "float32" if caches == "float" else caches
 
 
 def _messages(data: bytes | memoryview, wanted: int) -> Iterator[memoryview]:

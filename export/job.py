@@ -20,6 +20,7 @@ from .graph.capture import bind_weights, capture_decoder, capture_vision
 from .metadata import describe_graph
 from .targets.options import PlanOptions
 from .targets.target import Target, WritePlan
+from .weights.exposed import expose_weights
 from .weights.origin import origin_of
 from .weights.stream import initializers, stream
 
@@ -122,6 +123,8 @@ class Job:
     def describe(self, model: ir.Model, role: str) -> None:
         """Let a graph say what a loader needs that knows nothing of bundles."""
         describe_graph(model, role, self.checkpoint, target=self.target.name, recipe=self.recipe.name)
+        if self.target.packs_weights:
+            expose_weights(model)
 
     def compiled(self, write: WritePlan, model: ir.Model, directory: Path, role: str) -> tuple[str, dict[str, Any]]:
         """Write the plan of a lowered graph; its file name, and what the manifest is to say of it."""

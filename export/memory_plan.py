@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..files import free_bytes
 from ..model.config import HerdConfig
-from ..model.config.names import expected_tensors
+from ..model.config.names import Shape, expected_tensors
 from ..model.config.parameter_counts import model_size
 from ..model.config.shard_plan import ShardPlan, shapes_of_rank
 from ..model.quantization.recipes import Recipe
@@ -41,7 +43,8 @@ class MemoryPlan:
 
 
 def memory_plan(
-    config: HerdConfig, output: Path, recipe: Recipe, shards: ShardPlan | None = None, *, float_bytes: int = 4
+    config: HerdConfig, output: Path, recipe: Recipe, shards: ShardPlan | None = None, *, float_bytes: int = 4,
+    packed: bool = False,
 ) -> MemoryPlan:
     """Plan a build of a configuration by a precision recipe, for all ranks when it is split.
 
@@ -51,9 +54,11 @@ def memory_plan(
         recipe: precision.
         shards: how the decoder is split, None for a whole one.
         float_bytes: of an element of a weight that stays in floating point.
+        packed: weights are written as our own CPU operators read them.
     """
+    stored = partial(recipe.stored_bytes, float_bytes=float_bytes, packed=packed)
     plan = shards or ShardPlan()
-    ranks = [_stored_bytes(config, plan, rank, recipe, float_bytes) for rank in range(plan.world)]
+    ranks = [_stored_bytes(config, plan, rank, stored) for rank in range(plan.world)]
     shapes = expected_tensors(config)
     expert = max((math.prod(shape[1:]) for name, shape in shapes.items() if ".experts." in name), default=0)
     return MemoryPlan(
@@ -65,13 +70,13 @@ def memory_plan(
     )
 
 
-def _stored_bytes(config: HerdConfig, plan: ShardPlan, rank: int, recipe: Recipe, float_bytes: int) -> float:
+def _stored_bytes(config: HerdConfig, plan: ShardPlan, rank: int, stored: Callable[[str, Shape], float]) -> float:
     """Bytes of the weights of a rank. A tied table is stored twice: as floats that are looked up, and as the head."""
     shapes = shapes_of_rank(plan, config, rank)
-    total = sum(recipe.stored_bytes(name, shape, float_bytes) for name, shape in shapes.items())
+    total = sum(stored(name, shape) for name, shape in shapes.items())
     table, stage = shapes.get("embed_tokens.weight"), plan.stage_of(rank)
     if config.text.tie_word_embeddings and table is not None:
         is_first, is_last = stage == 0, stage == plan.pipeline - 1
-        total += recipe.stored_bytes("lm_head.weight", table, float_bytes) if is_last else 0
-        total -= 0 if is_first else recipe.stored_bytes("embed_tokens.weight", table, float_bytes)
+        total += stored("lm_head.weight", table) if is_last else 0
+        total -= 0 if is_first else stored("embed_tokens.weight", table)
     return total

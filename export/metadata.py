@@ -14,6 +14,7 @@ from .. import __version__
 from ..model.checkpoint import Checkpoint
 from ..model.config import TextConfig, VisionConfig
 from ..model.processing import PromptProcessor
+from .passes.attention.paged import CACHE_TYPES
 
 PREFIX = "herdgraph."
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model")
@@ -40,8 +41,10 @@ def describe_graph(model: ir.Model, role: str, checkpoint: Checkpoint, *, target
 
 def _decoder(text: TextConfig, model: ir.Model) -> dict[str, str]:
     """Sizes of the caches. A chunked layer has one chunk of slots, and no call may cross a multiple of it."""
-    types = {value.dtype.name.lower() for value in model.graph.inputs
-             if str(value.name).startswith("past.") and value.dtype is not None}
+    blocks: set[str] = {CACHE_TYPES[node.attributes["cache_type"].as_int()] for node in model.graph
+              if node.op_type == "PagedAttention"}
+    types = blocks or {value.dtype.name.lower() for value in model.graph.inputs
+                       if str(value.name).startswith("past.") and value.dtype is not None}
     return {
         "vocab_size": str(text.vocab_size), "context": str(text.max_position_embeddings),
         "layers": str(text.num_layers), "kv_heads": str(text.num_kv_heads), "head_dim": str(text.head_dim),

@@ -131,7 +131,8 @@ def plan_build(
     check_processor_files(checkpoint)
     # 3. what it needs, and whether there is room
     float_bytes = 4 if writer is None else 2
-    memory = memory_plan(checkpoint.config, output, precision, shards, float_bytes=float_bytes)
+    memory = memory_plan(checkpoint.config, output, precision, shards, float_bytes=float_bytes,
+                         packed=lowering.packs_weights)
     job = Job(checkpoint, lowering, precision, measured, options, writer)
     refusal = _refusal(checkpoint, output, memory, overwrite=overwrite)
     return BuildPlan(job, output, shards, overwrite, memory, refusal)

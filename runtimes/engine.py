@@ -43,7 +43,7 @@ class Engine:
     @classmethod
     def load(
         cls, path: str | Path, *, threads: int | None = None, verify: bool = True, memory: Memory = "fast",
-        devices: Items[str] | None = None, timeout: float = TIMEOUT,
+        cache_bytes: int | None = None, devices: Items[str] | None = None, timeout: float = TIMEOUT,
     ) -> Engine:
         """Open, check and load a bundle.
 
@@ -55,6 +55,8 @@ class Engine:
             memory: ``fast`` packs all weights for speed, in memory of their own; ``low`` uses them as they lie in the
                 bundle, and the operating system reads and drops them page by page: a bundle may be larger than the
                 memory, and experts that are never chosen are never read.
+            cache_bytes: that keys and values of all sequences may use, on every rank; None for half of the memory that
+                is free then. Memory is taken as sequences grow.
             devices: of a sharded bundle, per rank the cores that it may use, such as ``["0-7", "8-15"]``.
             timeout: of a sharded bundle, seconds that a rank may keep the others waiting in the middle of a call.
 
@@ -64,7 +66,7 @@ class Engine:
         Raises:
             HerdError: the bundle is incomplete, altered, or made for another runtime.
         """
-        options = ExecutorOptions.of(threads, memory, verify=verify)
+        options = ExecutorOptions.of(threads, memory, verify=verify, cache_bytes=cache_bytes)
         bundle = Bundle.open(path, verify=False)
         engine = cls(bundle, *load_runners(bundle, options, verify=verify, devices=devices, timeout=timeout))
         engine._warm_up()

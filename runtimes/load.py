@@ -11,6 +11,8 @@ from .distributed.launch import ShardOptions, check_devices, threads_of
 from .executors.load import Runners, load_executor
 from .executors.options import ExecutorOptions
 from .executors.ort.load import load_vision
+from .executors.ort.weights import checked_by_block
+from .kv_cache.pool import free_cache_bytes
 
 
 def load_runners(
@@ -20,7 +22,9 @@ def load_runners(
     ranks = bundle.manifest.shards.plan.world if bundle.manifest.shards else 1
     places = check_devices(devices, ranks)
     if bundle.manifest.shards:
-        shards = ShardOptions(threads_of(options.threads, ranks), verify, options.prepack, timeout, places)
+        # Ranks of one machine would each take half of what is free.
+        each = free_cache_bytes() // ranks if options.cache_bytes is None else options.cache_bytes
+        shards = ShardOptions(threads_of(options.threads, ranks), verify, options.prepack, timeout, places, each)
         return load_sharded(bundle, shards), load_vision(bundle, options)
     return _load_verified(bundle, options) if verify else load_executor(bundle, options)
 
@@ -28,8 +32,8 @@ def load_runners(
 def _load_verified(bundle: Bundle, options: ExecutorOptions) -> Runners:
     """Load a whole bundle, and hash its weights meanwhile."""
     bundle.verify(set(bundle.manifest.files) - set(bundle.weight_files))
-    # Weights that are used as they are mapped may be larger than the memory: hashing would read them all.
-    weights = bundle.weight_files if options.prepack else []
+    by_block = checked_by_block(bundle, prepack=options.prepack)
+    weights = [name for name in bundle.weight_files if name not in by_block]
     with ThreadPoolExecutor(1) as pool:
         hashing = pool.submit(bundle.verify, weights)
         try:

@@ -2,6 +2,8 @@
 
 from .attention.explicit_mask import LowerExplicitAttention
 from .attention.group_query import LowerCachedAttention
+from .attention.pack_tokens import PackTokens
+from .attention.paged import LowerPagedAttention
 from .experts.dense import LowerExpertsDense
 from .experts.fused import LowerExpertsFused
 from .experts.gathered import LowerExpertsGathered
@@ -11,6 +13,8 @@ from .layout.compute_in import ComputeIn
 from .layout.fold_weight_transposes import FoldWeightTransposes
 from .layout.join_matmuls import JoinMatMuls
 from .layout.tidy import Tidy
+from .native.mixture import LowerMixtures
+from .native.project import LowerProjects
 from .quantize.fp8 import QuantizeFp8
 from .quantize.kv_fp8 import QuantizeCachesFp8
 from .quantize.kv_int8 import QuantizeCaches
@@ -23,6 +27,6 @@ from .shard.split_width import SplitWidth
 __all__ = [
     "ComputeIn", "FoldWeightTransposes", "JoinMatMuls", "KeepStage", "LowerCachedAttention", "LowerCollectives",
     "LowerExpertsDense", "LowerExpertsFused", "LowerExpertsGathered", "LowerExpertsUnrolled", "LowerExplicitAttention",
-    "LowerRoutedExperts", "QuantizeCaches", "QuantizeCachesFp8", "QuantizeFp8", "QuantizeMatMuls", "RotateHidden",
-    "SplitWidth", "Tidy",
+    "LowerMixtures", "LowerPagedAttention", "LowerProjects", "LowerRoutedExperts", "PackTokens", "QuantizeCaches",
+    "QuantizeCachesFp8", "QuantizeFp8", "QuantizeMatMuls", "RotateHidden", "SplitWidth", "Tidy",
 ]

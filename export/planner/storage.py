@@ -1,7 +1,7 @@
 """Bytes of weights, keys and values as recipes store them.
 
 Weights in floating point take 2 bytes (bfloat16) in plans of TensorRT and 4 on the CPU; router and norms always take 4.
-What the formats of a recipe take stands in ``model/quantization/formats.py``.
+What the formats of a recipe take stands in ``model/quantization/formats.py``, for a CPU in ``packed_sizes.py``.
 """
 
 from __future__ import annotations
@@ -96,4 +96,4 @@ class Storage:
 
     def bytes_of(self, name: str, shape: Shape) -> float:
         """Bytes of a tensor or of a rank's slice of it: [N, K], or [E, K, N] of experts."""
-        return RECIPES[self.recipe].stored_bytes(name, shape, self.float_bytes)
+        return RECIPES[self.recipe].stored_bytes(name, shape, self.float_bytes, packed=self.on_cpu)

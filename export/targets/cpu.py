@@ -1,4 +1,4 @@
-"""Target ``cpu``: graphs for ONNX Runtime's CPU provider."""
+"""Target ``cpu``: graphs for ONNX Runtime's CPU provider with our own operators (docs/native.md)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,27 @@ from onnx_ir.passes import InPlacePass
 
 from ...model.quantization.calibration_file import CalibrationFile
 from ...model.quantization.recipes import Recipe
-from ..passes import FoldWeightTransposes, JoinMatMuls, LowerCachedAttention, LowerRoutedExperts, QuantizeCaches, Tidy
+from ..passes import (
+    FoldWeightTransposes,
+    JoinMatMuls,
+    LowerMixtures,
+    LowerPagedAttention,
+    LowerProjects,
+    LowerRoutedExperts,
+    PackTokens,
+    Tidy,
+)
 from .options import PlanOptions
 from .target import Target, precision_passes
 
 
 class CpuTarget(Target):
-    """Only routed experts run, and caches are appended in place."""
+    """Tokens of several sequences in one list, caches in blocks, four operators per layer."""
+
+    @property
+    def packs_weights(self) -> bool:
+        """See ``Target``."""
+        return True
 
     def pipeline(
         self, recipe: Recipe, options: PlanOptions, calibration: CalibrationFile | None = None
@@ -20,14 +34,19 @@ class CpuTarget(Target):
         """See ``Target``."""
         del options
         return [
+            PackTokens(),
             FoldWeightTransposes(),
+            # FP8 products are emulated with standard operators, experts included.
+            *([] if recipe.fp8 else [LowerMixtures(recipe, calibration)]),
             JoinMatMuls(),
-            LowerCachedAttention(),
+            LowerPagedAttention(recipe.caches),
             LowerRoutedExperts(),
-            *precision_passes(recipe, calibration, caches=QuantizeCaches),
+            *([] if recipe.fp8 else [LowerProjects(recipe, calibration)]),
+            *precision_passes(recipe, calibration),
             Tidy(),
         ]
 
 
-CPU = CpuTarget("cpu", "ONNX Runtime on a CPU: only routed experts run, caches are appended in place",
+CPU = CpuTarget("cpu", "ONNX Runtime on a CPU with our own operators: packed weights, paged caches",
                 "onnxruntime", "CPUExecutionProvider")
+"""What a canonical graph is lowered to."""

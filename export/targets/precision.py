@@ -14,16 +14,19 @@ class Precision(NamedTuple):
     Attributes:
         recipes: names of the recipes that it can build.
         caches: how it can store keys and values.
+        token_scales: 8-bit keys and values have a scale per token, which needs no calibration.
     """
 
     recipes: tuple[str, ...]
     caches: tuple[Caches, ...] = ("float",)
+    token_scales: bool = False
 
 
 _TENSORRT = Precision(("bf16", "fp8"), ("float", "fp8"))
 
 PRECISIONS = {
-    "cpu": Precision(("fp32", "int8", "int4", "fp8"), ("float", "int8")),
+    "cpu": Precision(("fp32", "int8", "int4", "fp8"), ("float", "float16", "int8"), token_scales=True),
+    "cpu-stock": Precision(("fp32", "int8", "int4", "fp8"), ("float", "int8")),
     "tensorrt-rtx": _TENSORRT,
     "tensorrt": _TENSORRT,
     "canonical": Precision(("fp32",)),

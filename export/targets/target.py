@@ -54,9 +54,19 @@ class Target(ABC):
         return PRECISIONS[self.name].caches
 
     @property
+    def token_scales(self) -> bool:
+        """Whether 8-bit keys and values have a scale per token, which needs no calibration."""
+        return PRECISIONS[self.name].token_scales
+
+    @property
     def is_lowered(self) -> bool:
         """Whether the result is free of herdgraph's own operators; only such graphs can be split over ranks."""
         return True
+
+    @property
+    def packs_weights(self) -> bool:
+        """Whether weights are written as operators of ours read them."""
+        return False
 
     @abstractmethod
     def pipeline(
@@ -111,5 +121,5 @@ def precision_passes(
         return [*rotate, *weights]
     assert calibration is not None, "plan_build refuses such a recipe without calibration"
     fp8 = [QuantizeFp8(recipe, calibration)] if recipe.fp8 else []
-    kv = [caches(calibration)] if caches is not None and recipe.caches != "float" else []
+    kv = [caches(calibration)] if caches is not None and recipe.measured_caches else []
     return [*rotate, *weights, *fp8, *kv]

@@ -133,7 +133,9 @@ class BlockCodes(ir.LazyTensor):
     def _quantize(self, use: Callable[[int, Array], None]) -> None:
         scales = np.empty((self.channels, self.blocks), np.float32)
         zeros = np.empty((self.channels, self.blocks), np.uint8)
-        first, factor_KK, rounder = 0, self._factor(), BlockRounder(self.layout)
+        inputs = self.blocks * self.layout.block
+        first, factor_KK = 0, inverse_cholesky_of(self.source, self._hessian_KK, inputs)
+        rounder = BlockRounder(self.layout)
         for rows_NK in channels_of(self.source):
             self._check(rows_NK)
             found = rounder.quantize(in_blocks(rows_NK, self.layout.block), factor_KK)
@@ -147,17 +149,6 @@ class BlockCodes(ir.LazyTensor):
         if rows_NK.size and (largest := max(float(rows_NK.max()), -float(rows_NK.min()))) > LARGEST:
             raise HerdError(f"{origin_of(self.source).name} holds {largest:g}, weights of {self.layout.bits} bits end "
                             f"at {LARGEST:.3g}: the checkpoint is damaged, or build it with another recipe")
-
-    def _factor(self) -> Tensor | None:
-        """What GPTQ rounds by; inputs that fill up the last block count as never seen."""
-        if self._hessian_KK is None:
-            return None
-        rest = self.blocks * self.layout.block - len(self._hessian_KK)
-        try:
-            return inverse_hessian_cholesky(functional.pad(self._hessian_KK, (0, rest, 0, rest)))
-        except RuntimeError as error:  # LinAlgError, which torch does not export
-            raise HerdError(f"the Hessian of {origin_of(self.source).name} is no sum of squares: write the calibration "
-                            "again with `herdgraph calibrate`") from error
 
 
 class BlockScales(ir.LazyTensor):
@@ -174,6 +165,22 @@ class BlockZeros(ir.LazyTensor):
     def __init__(self, codes: BlockCodes) -> None:
         shape = ir.Shape((codes.channels, -(-codes.blocks // 2)))
         super().__init__(lambda: ir.Tensor(packed(codes.parameters()[1])), dtype=ir.DataType.UINT8, shape=shape)
+
+
+def inverse_cholesky_of(weight: ir.TensorProtocol, hessian_KK: Tensor | None, inputs: int) -> Tensor | None:
+    """What GPTQ rounds a weight by, None without a Hessian; ``inputs`` that fill up the last block count as never seen.
+
+    Raises:
+        HerdError: the Hessian cannot be one.
+    """
+    if hessian_KK is None:
+        return None
+    rest = inputs - len(hessian_KK)
+    try:
+        return inverse_hessian_cholesky(functional.pad(hessian_KK, (0, rest, 0, rest)))
+    except RuntimeError as error:  # LinAlgError, which torch does not export
+        raise HerdError(f"the Hessian of {origin_of(weight).name} is no sum of squares: write the calibration again "
+                        "with `herdgraph calibrate`") from error
 
 
 def in_blocks(rows_NK: Array, block: int) -> Array:

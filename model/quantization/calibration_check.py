@@ -49,7 +49,7 @@ def _require_measured(calibration: CalibrationFile, recipe: Recipe, config: Herd
     measured = read_header(scales).keys() if scales.exists() else ()
     wanted = {name: calibration.observer for name, shape in expected_tensors(config).items()
               if isinstance(recipe.layout_of_tensor(name, shape), Fp8Format)}
-    if recipe.caches != "float":
+    if recipe.measured_caches:
         observer = "max" if recipe.caches == "int8" else calibration.observer
         wanted |= {f"layers.{layer}.self_attn.{KV_AMAX}": observer for layer in range(config.text.num_layers)}
     if recipe.uses_hessians and not calibration.has_hessians:

@@ -53,5 +53,5 @@ class Fp8Format:
 
 Format = BlockFormat | ChannelFormat | Fp8Format
 
-CACHE_BYTES = {"float32": 4, "bf16": 2, "fp8": 1, "int8": 1}
+CACHE_BYTES = {"float32": 4, "float16": 2, "bf16": 2, "fp8": 1, "int8": 1}
 """Bytes of an element of keys or values by their type; scales are constants of the graph."""

@@ -14,8 +14,9 @@ from typing import Literal
 
 from ..config.names import Shape
 from .formats import BlockFormat, ChannelFormat, Format, Fp8Format
+from .packed_sizes import can_pack, packed_bytes
 
-Caches = Literal["float", "int8", "fp8"]
+Caches = Literal["float", "float16", "int8", "fp8"]
 """How keys and values are stored; ``float`` is the type that the target computes in."""
 
 
@@ -48,7 +49,9 @@ class Recipe:
         rules: the first that applies decides.
         rotated: compute in a basis in which no channel stands out (``model/checkpoint/rotated.py``), as integer formats
             want.
-        caches: how keys and values are stored; 8 bits need a calibration.
+        caches: how keys and values are stored.
+        token_scales: 8-bit keys and values have a scale per token, which is found when they are stored; otherwise one
+            per layer, which has to be measured.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Recipe:
     rules: tuple[Rule, ...] = ()
     rotated: bool = False
     caches: Caches = "float"
+    token_scales: bool = False
 
     def layout_of(self, *names: str) -> Format | None:
         """The format of a weight, None for floating point.
@@ -84,22 +88,32 @@ class Recipe:
         """What cannot be stored without a calibration, for a message; empty when nothing is."""
         if self.fp8:
             return "FP8 inputs of matrix products"
-        return "" if self.caches == "float" else "8-bit keys and values"
+        return "8-bit keys and values" if self.measured_caches else ""
+
+    @property
+    def measured_caches(self) -> bool:
+        """Whether the scales of keys and values come from a calibration."""
+        return self.caches in ("int8", "fp8") and not self.token_scales
 
     def layout_of_tensor(self, name: str, shape: Shape) -> Format | None:
         """As ``layout_of``, for any tensor of a checkpoint: vectors and tables that are looked up stay floats."""
-        return None if len(shape) == 1 or is_table(name) else self.layout_of(name)
+        return self.layout_of(name) if _is_matrix(name, shape) else None
 
-    def stored_bytes(self, name: str, shape: Shape, float_bytes: int) -> float:
+    def stored_bytes(self, name: str, shape: Shape, float_bytes: int, *, packed: bool = False) -> float:
         """Bytes of a tensor or of a rank's slice of it.
 
         Args:
             name: canonical.
             shape: [N, K], or [E, K, N] of experts.
             float_bytes: of an element that stays in floating point; vectors and routers always take 4.
+            packed: as our own CPU operators read it, where they have its format.
         """
-        if (layout := self.layout_of_tensor(name, shape)) is not None:
-            experts, outputs, inputs = (shape[0], shape[2], shape[1]) if len(shape) == 3 else (1, *shape)
+        layout = self.layout_of_tensor(name, shape)
+        experts, outputs, inputs = (shape[0], shape[2], shape[1]) if len(shape) == 3 else (1, shape[0], shape[-1])
+        if packed and not self.fp8 and _is_matrix(name, shape) and can_pack(layout):
+            shares = ".gate_proj." in name or ".up_proj." in name
+            return float(experts * packed_bytes(inputs, outputs, layout, shares_tiles=shares))
+        if layout is not None:
             return float(experts * layout.stored_bytes(inputs, outputs))
         is_float32 = len(shape) == 1 or ".router." in name
         return float((4 if is_float32 else float_bytes) * math.prod(shape))
@@ -108,6 +122,11 @@ class Recipe:
 def is_table(name: str) -> bool:
     """Whether a tensor's rows are looked up instead of multiplied."""
     return "embed" in name and "patch_embedding" not in name
+
+
+def _is_matrix(name: str, shape: Shape) -> bool:
+    """Whether a tensor of a checkpoint is multiplied with, not added or looked up."""
+    return len(shape) > 1 and not is_table(name)
 
 
 _CHANNEL = ChannelFormat()

@@ -118,8 +118,8 @@ def bench(
     engine.close()
     peaks = measure_peaks(threads)
     prefill, decode = Spread.of(prompt, prefills), Spread.of(new, decodes)
-    element = sequence.buffers.layers[0][0].itemsize
-    bytes_per_token = engine.bundle.manifest.active_bytes + kv_bytes(engine.config.text, context, element)
+    keys_and_values = kv_bytes(engine.config.text, context, sequence.cache.element_bytes)
+    bytes_per_token = engine.bundle.manifest.active_bytes + keys_and_values
     return BenchReport(
         prompt_tokens=prompt, new_tokens=new, context=context, repeats=repeats, load_seconds=loaded,
         first_token_seconds=statistics.median(prefills), prefill=prefill,
@@ -131,7 +131,7 @@ def bench(
     )
 
 
-def kv_bytes(text: TextConfig, context: int, element: int = 4) -> int:
+def kv_bytes(text: TextConfig, context: int, element: float = 4) -> float:
     """Bytes of keys and values, of ``element`` bytes each, that one token reads after ``context`` tokens."""
     visible = sum(_visible(text, layer, context) for layer in range(text.num_layers))
     return 2 * text.num_kv_heads * text.head_dim * element * visible

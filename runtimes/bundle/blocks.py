@@ -65,23 +65,51 @@ def block_check(files: Iterable[Path]) -> Callable[[], None]:
     return check
 
 
-class _BlockCheck:
-    """Checks the blocks of one file that are in memory and were not checked before."""
+class BlockHashes:
+    """The hashes of a weight file's blocks, which lie beside it.
+
+    Args:
+        path: the weight file.
+
+    Raises:
+        HerdError: there are none, or not as many as blocks.
+    """
 
     def __init__(self, path: Path) -> None:
         hashes = path.with_name(path.name + SUFFIX)
         if not hashes.is_file():
-            raise HerdError(f"{path} has no block hashes beside it, which memory='low' needs: rebuild the bundle")
+            raise HerdError(f"{path} has no block hashes beside it, by which it is checked: rebuild the bundle")
         self._path, self._hashes = path, read_text(hashes).split()
+        blocks = -(-path.stat().st_size // BLOCK)
+        if len(self._hashes) != blocks:
+            raise HerdError(f"{hashes} has {len(self._hashes)} hashes for {blocks} blocks: rebuild the bundle")
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def check(self, block: int, content: bytes | memoryview) -> None:
+        """Compare a block's content with its hash.
+
+        Raises:
+            HerdError: it was altered.
+        """
+        found, wanted = hashlib.sha256(content).hexdigest(), self._hashes[block]
+        if found != wanted:
+            raise HerdError(f"{self._path} was altered: SHA-256 of block {block} is {found[:12]}…, the bundle says "
+                            f"{wanted[:12]}…; copy or rebuild the bundle")
+
+
+class _BlockCheck:
+    """Checks the blocks of one file that are in memory and were not checked before."""
+
+    def __init__(self, path: Path) -> None:
+        self._hashes = BlockHashes(path)
         with open_file(path) as file:
             self._file = os.dup(file.fileno())
             weakref.finalize(self, os.close, self._file)
             # Mapped to ask about its pages; blocks are read, since mapped pages would count as this process's memory.
             self._pages: Bytes = np.frombuffer(mmap.mmap(self._file, 0, access=mmap.ACCESS_READ), np.uint8)
-        blocks = -(-len(self._pages) // BLOCK)
-        if len(self._hashes) != blocks:
-            raise HerdError(f"{hashes} has {len(self._hashes)} hashes for {blocks} blocks: rebuild the bundle")
-        self._unchecked = np.ones(blocks, bool)
+        self._unchecked = np.ones(len(self._hashes), bool)
 
     def __call__(self) -> None:
         """Check.
@@ -90,11 +118,7 @@ class _BlockCheck:
             HerdError: a block was altered.
         """
         for block in map(int, np.flatnonzero(self._unchecked & self._resident())):
-            found = hashlib.sha256(os.pread(self._file, BLOCK, block * BLOCK)).hexdigest()
-            wanted = self._hashes[block]
-            if found != wanted:
-                raise HerdError(f"{self._path} was altered: SHA-256 of block {block} is {found[:12]}…, the bundle says "
-                                f"{wanted[:12]}…; copy or rebuild the bundle")
+            self._hashes.check(block, os.pread(self._file, BLOCK, block * BLOCK))
             self._unchecked[block] = False
 
     def _resident(self) -> Flags:

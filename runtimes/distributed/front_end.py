@@ -22,15 +22,13 @@ from typing import NoReturn
 import numpy as np
 
 from ...errors import HerdError
-from ...model.config import TextConfig
 from ..bundle.manifest import Bundle
 from ..executors.runner import Logits, Runner
-from ..kv_cache.memory import CacheMemory
-from ..kv_cache.sequence import Features, Sequence
+from ..kv_cache.sequence import Features, Sequence, SequenceCache
 from .collectives import Collectives
 from .commands import Command, Kind, broadcast_command
 from .launch import Processes, ShardOptions, join, launched_externally, load_shard, start
-from .rank_runner import ShardRunner
+from .rank_runner import ShardRunner, rank_graph
 from .worker import serve
 
 PART = 4
@@ -44,12 +42,12 @@ class ShardedSequence(Sequence):
 
     Args:
         runner: tells the others.
-        config: rank 0's part of the decoder.
-        memory: where its caches live.
+        cache: rank 0's part of its keys and values.
+        width: of image features.
     """
 
-    def __init__(self, runner: ShardedRunner, config: TextConfig, memory: CacheMemory) -> None:
-        super().__init__(config, memory)
+    def __init__(self, runner: ShardedRunner, cache: SequenceCache, width: int) -> None:
+        super().__init__(cache, width)
         self._runner = runner
         self.key = runner.known(self)
 
@@ -76,9 +74,10 @@ class ShardedRunner(Runner):
     """
 
     def __init__(self, shard: ShardRunner, bundle: Bundle, processes: Processes | None) -> None:
-        self.shard, self.config, self.memory = shard, bundle.manifest.config, shard.memory
+        self.shard, self.config = shard, bundle.manifest.config
         self.takes_features = shard.takes_features
-        self._graph, self._stages = shard.rank_graph, shard.rank_graph.plan.pipeline
+        self._graph = rank_graph(shard)
+        self._stages = self._graph.plan.pipeline
         self._awaited: deque[Logits] = deque()
         self._graph.before_send = lambda: self._collect(self._stages - 2)
         self._lock, self._keys, self._freed = threading.Lock(), itertools.count(), deque[int]()
@@ -100,7 +99,7 @@ class ShardedRunner(Runner):
 
     def new_sequence(self) -> ShardedSequence:
         """An empty sequence."""
-        return ShardedSequence(self, self.shard.config.text, self.memory)
+        return ShardedSequence(self, self.shard.new_cache(), self.config.text.hidden_size)
 
     def known(self, sequence: ShardedSequence) -> int:
         """A number for a sequence; the others forget it when the sequence is gone."""

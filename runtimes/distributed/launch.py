@@ -27,8 +27,9 @@ from ...files import sha256_of
 from ...model.config.shard_plan import ShardPlan
 from ..bundle.manifest import MANIFEST, Bundle
 from ..executors.options import ExecutorOptions
+from ..executors.ort.weights import checked_by_block
 from .collectives import TIMEOUT, Collectives
-from .rank_runner import ShardRunner
+from .rank_runner import ShardRunner, shard_runner
 from .shared_memory import SharedMemory, alive, create, supported
 
 EXIT_REPORTED = 3
@@ -46,6 +47,7 @@ class ShardOptions:
         prepack: copy weights into the layout that is fastest; see ``ExecutorOptions``.
         timeout: seconds that a rank may keep the others waiting in the middle of a call.
         devices: per rank the cores that it may use, such as ``0-3,8``; empty for any.
+        cache_bytes: of a rank; see ``ExecutorOptions``.
     """
 
     threads: int
@@ -53,6 +55,7 @@ class ShardOptions:
     prepack: bool = True
     timeout: float = TIMEOUT
     devices: tuple[str, ...] = ()
+    cache_bytes: int | None = None
 
 
 def plan_of(bundle: Bundle) -> ShardPlan:
@@ -71,10 +74,10 @@ def load_shard(bundle: Bundle, link: Collectives, options: ShardOptions) -> Shar
     if options.devices:
         os.sched_setaffinity(0, cores(options.devices[link.rank]))
     if options.verify:
-        large = bundle.weight_files if not options.prepack else ()
-        bundle.verify(name for name in bundle.files_of(link.rank) if name not in large)
-    check_blocks = options.verify and not options.prepack
-    shard = ShardRunner(bundle, link, ExecutorOptions(options.threads, options.prepack, check_blocks))
+        by_block = checked_by_block(bundle, prepack=options.prepack)
+        bundle.verify(name for name in bundle.files_of(link.rank) if name not in by_block)
+    loading = ExecutorOptions(options.threads, options.prepack, options.verify, options.cache_bytes)
+    shard = shard_runner(bundle, link, loading)
     link.barrier()
     return shard
 

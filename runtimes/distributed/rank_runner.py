@@ -21,7 +21,10 @@ from ..bundle.manifest import WEIGHTS, Bundle
 from ..bundle.shards import CollectiveOp, PartitionEntry
 from ..executors.options import ExecutorOptions
 from ..executors.ort.decoder import DecoderRunner, Run
+from ..executors.ort.load import prepare_weights, runner_of
+from ..executors.ort.paged import PagedRunner
 from ..executors.ort.session import Values, create_sessions, ort_value, run_bound
+from ..executors.ort.weights import ResidentWeights
 from .collectives import Array, Collectives
 
 SIZES = 4
@@ -83,9 +86,14 @@ class RankGraph:
         self.path, self.link, self.plan = graphs[0], link, shards.plan
         self.before_send: Callable[[], None] = _nothing
         self._stage, self._width = self.plan.stage_of(link.rank), bundle.manifest.config.text.hidden_size
+        self._weights_of_partition: list[Values] = [{} for _ in sessions]
         self._partitions = [Partition.of(session, entry) for session, entry in zip(sessions, entries, strict=True)]
         self._last_use = {name: index for index, one in enumerate(self._partitions) for name in one.inputs}
         self._buffers: dict[int, Values] = {}
+
+    def override(self, weights: ResidentWeights) -> None:
+        """See ``DecoderGraph``."""
+        self._weights_of_partition = [weights.values(one.session) for one in self._partitions]
 
     @property
     def inputs(self) -> list[Any]:
@@ -94,11 +102,14 @@ class RankGraph:
 
     def bind(self, inputs: Values, outputs: Values) -> Run:
         """See ``DecoderGraph``."""
-        batch, tokens = inputs["input_ids"].shape()
-        if tokens > 1:
-            return partial(_run_once, self._steps(inputs, outputs, (batch, tokens), None))
-        kept = self._buffers_of(batch)
-        return CapturedCall(self._steps(inputs, outputs | kept, (batch, tokens), kept))
+        shape = tuple(inputs["input_ids"].shape())
+        is_list = len(shape) == 1
+        sequences = inputs["cumulative_lengths"].shape()[0] - 1 if is_list else shape[0]
+        shape = (1, *shape) if is_list else shape
+        if shape[0] * shape[1] > sequences:
+            return partial(_run_once, self._steps(inputs, outputs, shape, None))
+        kept = self._buffers_of(sequences)
+        return CapturedCall(self._steps(inputs, outputs | kept, shape, kept))
 
     def collect(self, logits: Array) -> None:
         """On rank 0 of a pipeline: take the logits of the oldest call whose logits were not taken."""
@@ -132,7 +143,10 @@ class RankGraph:
                 yield partial(self.link.receive, place.numpy(), self.link.rank - self.plan.width)
             # 2. The partition itself.
             io = _bound(one, values, outputs)
-            yield partial(run_bound, one.session, io, ({name: values[name] for name in one.inputs}, outputs))
+            weights = self._weights_of_partition[index]
+            for name, weight in weights.items():
+                io.bind_ortvalue_input(name, weight)
+            yield partial(run_bound, one.session, io, ({name: values[name] for name in one.inputs}, weights, outputs))
             values |= zip(one.outputs, io.get_outputs(), strict=True)
             # 3. Collectives on what it gave.
             for exchange in one.entry.after:
@@ -164,28 +178,35 @@ class RankGraph:
         self.link.send(hidden, self.link.rank + self.plan.width)
 
 
-class ShardRunner(DecoderRunner):
-    """One rank's part of the decoder behind the interface of the whole.
+ShardRunner = PagedRunner | DecoderRunner
+"""One rank's part of the decoder behind the interface of the whole; its ``graph`` is a ``RankGraph``.
 
-    Logits that it returns are filled on the ranks of the last stage; the first of them sends them to rank 0, which
-    takes them by ``RankGraph.collect`` when it needs them.
+Logits that it returns are filled on the ranks of the last stage; the first of them sends them to rank 0, which takes
+them by ``RankGraph.collect`` when it needs them."""
+
+
+def shard_runner(bundle: Bundle, link: Collectives, options: ExecutorOptions) -> ShardRunner:
+    """A rank's runner.
 
     Args:
         bundle: a sharded one.
         link: this rank's exchanges.
         options: how sessions are made.
-
-    Attributes:
-        rank_graph: what runs, and exchanges with the other ranks.
     """
+    graph = RankGraph(bundle, link, options)
+    plan, config = graph.plan, bundle.manifest.config
+    # As many batches as stages: large batches run in so many parts.
+    runner = runner_of(graph, replace(config, text=plan.local_text(config.text, link.rank)), batches=plan.pipeline,
+                     check=block_check([_weights_of(graph.path)]) if options.check_blocks else None,
+                     cache_bytes=options.cache_bytes)
+    prepare_weights(runner, _weights_of(graph.path), options)
+    return runner
 
-    def __init__(self, bundle: Bundle, link: Collectives, options: ExecutorOptions) -> None:
-        self.rank_graph = RankGraph(bundle, link, options)
-        plan, config = self.rank_graph.plan, bundle.manifest.config
-        # As many batches as stages: large batches run in so many parts.
-        super().__init__(self.rank_graph, replace(config, text=plan.local_text(config.text, link.rank)),
-                         batches=plan.pipeline,
-                         check=block_check([_weights_of(self.rank_graph.path)]) if options.check_blocks else None)
+
+def rank_graph(shard: ShardRunner) -> RankGraph:
+    """What a rank's runner runs, and exchanges with the other ranks."""
+    assert isinstance(shard.graph, RankGraph)
+    return shard.graph
 
 
 class CapturedCall:

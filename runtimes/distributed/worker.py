@@ -18,7 +18,7 @@ from ..kv_cache.sequence import Sequence
 from .collectives import Collectives, RankError
 from .commands import Command, Kind, receive_command
 from .launch import EXIT_REPORTED, ShardOptions, load_shard, plan_of
-from .rank_runner import ShardRunner
+from .rank_runner import ShardRunner, rank_graph
 from .shared_memory import SharedMemory
 
 
@@ -36,7 +36,7 @@ class Worker:
     def serve(self) -> None:
         """Do what rank 0 says until it ends."""
         width = self.shard.config.text.hidden_size
-        while (command := receive_command(self.shard.rank_graph.link, width)).kind != Kind.END:
+        while (command := receive_command(rank_graph(self.shard).link, width)).kind != Kind.END:
             self.do(command)
 
     def do(self, command: Command) -> None:
@@ -57,7 +57,7 @@ class Worker:
     def _prefill_chunk(self, sequence: Sequence, command: Command) -> None:
         [ids], features = command.ids_BT, command.features_PD
         assert features is not None
-        sequence.reserve(len(sequence) + len(ids))
+        sequence.make_room(len(ids))
         self.shard.prefill_chunk(sequence, list(ids), features, np.asarray(command.rows, np.int64))
         sequence.append(ids)
 

@@ -21,15 +21,26 @@ class ExecutorOptions:
     Attributes:
         threads: threads of one operator, None for one per core.
         prepack: copy weights into the layout that is fastest; otherwise they are used as they are mapped from the file.
-        check_blocks: compare every block of the weights with its hash before a result that read it goes out.
+        verify: compare weights with their hashes, packed ones while they are read, mapped ones (``prepack`` false)
+            before a result that read them goes out.
+        cache_bytes: that keys and values of all sequences may use, where they lie in shared blocks; None for half of
+            the free memory.
     """
 
     threads: int | None = None
     prepack: bool = True
-    check_blocks: bool = False
+    verify: bool = False
+    cache_bytes: int | None = None
+
+    @property
+    def check_blocks(self) -> bool:
+        """Whether blocks of mapped weights are compared with their hashes after every call."""
+        return self.verify and not self.prepack
 
     @classmethod
-    def of(cls, threads: int | None, memory: Memory, *, verify: bool) -> ExecutorOptions:
+    def of(
+        cls, threads: int | None, memory: Memory, *, verify: bool, cache_bytes: int | None = None
+    ) -> ExecutorOptions:
         """Options from what applications give; arguments as in ``Engine.load``.
 
         Raises:
@@ -39,4 +50,6 @@ class ExecutorOptions:
             raise HerdError(f"threads is {threads}, it must be within 1 and {MOST_THREADS}")
         if memory not in get_args(Memory):
             raise HerdError(f"memory is {memory!r}, it must be one of {', '.join(get_args(Memory))}")
-        return cls(threads, memory == "fast", check_blocks=verify and memory == "low")
+        if cache_bytes is not None and cache_bytes < 1:
+            raise HerdError(f"cache_bytes is {cache_bytes}, it must be above 0")
+        return cls(threads, memory == "fast", verify, cache_bytes)

@@ -14,8 +14,9 @@ import numpy as np
 
 from ...errors import HerdError
 from ...model.config import HerdConfig
+from ..kv_cache.buffers import KVBuffers
 from ..kv_cache.memory import CacheMemory
-from ..kv_cache.sequence import Features, Sequence
+from ..kv_cache.sequence import Features, Sequence, SequenceCache
 
 PREFILL_CHUNK = 512
 """Most tokens of a prompt in one call: enough rows to fill the matrix products."""
@@ -61,7 +62,11 @@ class Runner(ABC):
 
     def new_sequence(self) -> Sequence:
         """An empty sequence."""
-        return Sequence(self.config.text, self.memory)
+        return Sequence(self.new_cache(), self.config.text.hidden_size)
+
+    def new_cache(self) -> SequenceCache:
+        """Keys and values of an empty sequence: in buffers of its own, unless the runner has blocks to share."""
+        return KVBuffers(self.config.text, self.memory)
 
     @abstractmethod
     def decode(self, sequence: Sequence, token_id: int) -> Logits:
@@ -102,7 +107,7 @@ class Runner(ABC):
             float32 [T, vocabulary], or [vocabulary] of the last token; of fewer tokens where somebody stops the
             sequence meanwhile.
         """
-        sequence.reserve(len(sequence) + len(token_ids))
+        self.make_room(sequence, len(token_ids))
         results: list[Logits] = []
         used = 0
         for chunk in self.chunk_prompt(len(sequence), token_ids):
@@ -116,6 +121,10 @@ class Runner(ABC):
         self.settle()
         return np.concatenate(results) if all_positions else results[-1][-1]
 
+    def make_room(self, sequence: Sequence, tokens: int) -> None:
+        """Find room for a whole prompt before any of it is computed, where room can be found beforehand."""
+        sequence.make_room(tokens)
+
     def truncate(self, sequence: Sequence, length: int) -> None:
         """Forget all but the first ``length`` tokens, of which there are as many or more.
 
@@ -123,7 +132,7 @@ class Runner(ABC):
         tokens of the last attention chunk once more.
         """
         chunk, begin = self.attention_chunk, length
-        if chunk and length % chunk and (len(sequence) - 1) // chunk != (length - 1) // chunk:
+        if chunk and length % chunk and (sequence.written - 1) // chunk != (length - 1) // chunk:
             begin = length // chunk * chunk
         again = sequence.token_ids[begin:length]
         first, last = (self._image_tokens(sequence.token_ids[:end]) for end in (begin, length))

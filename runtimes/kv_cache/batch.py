@@ -30,16 +30,16 @@ class BatchedKVCache:
         self.sequences, self._memory = tuple(sequences), memory
         tokens = 1 + max(len(sequence) for sequence in sequences)
         for sequence in sequences:
-            sequence.reserve(tokens)
+            sequence.make_room(tokens - len(sequence))
         self.layers = [self._joined(layer) for layer in range(config.num_layers)]
-        self._rows = [sequence.buffers.layers[-1] for sequence in sequences]
+        self._rows = [sequence.cache.layers[-1] for sequence in sequences]
 
     def _joined(self, layer: int) -> tuple[Buffer, Buffer]:
         """One layer's keys and values of all sequences, which from now on use their rows.
 
         Layer by layer, so that no more than one layer is in memory twice.
         """
-        old = [sequence.buffers.layers[layer] for sequence in self.sequences]
+        old = [sequence.cache.layers[layer] for sequence in self.sequences]
         _, heads, _, width = old[0][0].shape
         slots = max(key.shape[2] for key, _ in old)
         shape = len(old), heads, slots, width
@@ -48,12 +48,13 @@ class BatchedKVCache:
             rows = self._memory.row(joined[0], index), self._memory.row(joined[1], index)
             self._memory.copy(key, rows[0])
             self._memory.copy(value, rows[1])
-            sequence.move_layer(layer, rows)
+            sequence.cache.move_layer(layer, rows)
+            sequence.cache_moved()
         return joined
 
     def holds(self, sequences: Items[Sequence]) -> bool:
         """True when these are its sequences, in order, each still in its row with room for one more token."""
         return len(sequences) == len(self.sequences) and all(
-            ours is theirs and ours.buffers.layers[-1] is row and ours.buffers.holds(len(ours) + 1)
+            ours is theirs and ours.cache.layers[-1] is row and ours.cache.holds(len(ours) + 1)
             for ours, theirs, row in zip(self.sequences, sequences, self._rows, strict=True)
         )

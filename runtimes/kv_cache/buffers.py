@@ -9,6 +9,7 @@ Per token a layer needs 2 · kv_heads · head_dim elements: 4 bytes each in floa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Items
 
 from ...model.config import TextConfig
@@ -28,18 +29,19 @@ class KVBuffers:
     def __init__(self, config: TextConfig, memory: CacheMemory | None = None) -> None:
         self.config, self.memory = config, memory or HostMemory()
         self._layers: list[tuple[Buffer, Buffer]] = []
-        self.reserve(1)
+        self.make_room(0, 1)
 
     @property
     def layers(self) -> Items[tuple[Buffer, Buffer]]:
         """Keys and values of each layer."""
         return self._layers
 
-    def reserve(self, tokens: int) -> bool:
-        """Make room for ``tokens`` positions; True when a buffer had to move."""
-        if self._layers and self.holds(tokens):
+    def make_room(self, first: int, end: int) -> bool:
+        """Make room for positions up to ``end``; True when a buffer had to move. See ``SequenceCache``."""
+        del first
+        if self._layers and self.holds(end):
             return False
-        wanted = [self._slots(layer, tokens) for layer in range(self.config.num_layers)]
+        wanted = [self._slots(layer, end) for layer in range(self.config.num_layers)]
         old = self._layers or [(None, None)] * len(wanted)
         self._layers = [
             (self._grown(key, slots), self._grown(value, slots))
@@ -76,8 +78,12 @@ class KVBuffers:
             self.memory.copy(old, new)
         return new
 
-    def copy(self) -> KVBuffers:
-        """An independent copy."""
+    def truncate(self, length: int) -> None:
+        """Nothing: buffers stay, and the next tokens overwrite what was forgotten. See ``SequenceCache``."""
+
+    def fork(self, length: int) -> KVBuffers:
+        """An independent copy. See ``SequenceCache``."""
+        del length
         twin = KVBuffers.__new__(KVBuffers)
         twin.config, twin.memory = self.config, self.memory
         twin._layers = [(self._copied(key), self._copied(value)) for key, value in self._layers]
@@ -87,6 +93,12 @@ class KVBuffers:
         new = self.memory.zeros(buffer.shape)
         self.memory.copy(buffer, new)
         return new
+
+    @property
+    def element_bytes(self) -> float:
+        """See ``SequenceCache``."""
+        key = self._layers[0][0]
+        return key.nbytes / math.prod(key.shape)
 
     @property
     def nbytes(self) -> int:

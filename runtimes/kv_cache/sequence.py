@@ -7,14 +7,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Items
 from contextlib import ExitStack, contextmanager
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from ...errors import HerdError
-from ...model.config import TextConfig
-from .buffers import KVBuffers
-from .memory import Buffer, CacheMemory
 
 Features = np.ndarray[Any, Any]
 
@@ -23,21 +20,46 @@ def _never() -> bool:
     return False
 
 
-class Sequence:
-    """Tokens that a model has seen, with their key/value buffers. Made by ``Engine.new_sequence``.
+class SequenceCache(Protocol):
+    """Keys and values of one sequence, in buffers of its own (``KVBuffers``) or in shared blocks (``PagedCache``)."""
 
-    Its properties are read-only. Whoever runs the model calls ``reserve`` before a step and ``append`` after it.
+    def make_room(self, first: int, end: int) -> bool:
+        """Let positions ``first`` to ``end`` - 1 be written; True when what an executor has bound has moved.
+
+        Raises:
+            HerdError: there is no room.
+        """
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first ``length`` positions."""
+
+    def fork(self, length: int) -> Self:
+        """The same first ``length`` positions for another sequence."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that it refers to."""
+
+    @property
+    def element_bytes(self) -> float:
+        """Bytes that an element of keys or values takes, what fills up and scales included."""
+
+
+class Sequence:
+    """Tokens that a model has seen, with their keys and values. Made by ``Engine.new_sequence``.
+
+    Its properties are read-only. Whoever runs the model calls ``make_room`` before a step and ``append`` after it.
 
     Args:
-        config: the decoder.
-        memory: where the buffers live, None for the host's memory.
+        cache: its keys and values.
+        width: of image features.
     """
 
-    def __init__(self, config: TextConfig, memory: CacheMemory | None = None) -> None:
+    def __init__(self, cache: SequenceCache, width: int) -> None:
         self._token_ids: list[int] = []
-        self._features: Features = np.zeros((0, config.hidden_size), np.float32)
+        self._features: Features = np.zeros((0, width), np.float32)
         self._tile_digests: list[bytes] = []
-        self._buffers = KVBuffers(config, memory)
+        self._cache, self._written = cache, 0
         self._binding: Any = None
         self._in_use, self._version, self._stopped = threading.Lock(), 0, _never
 
@@ -65,20 +87,30 @@ class Sequence:
         return self._tile_digests
 
     @property
-    def buffers(self) -> KVBuffers:
-        """Keys and values."""
-        return self._buffers
+    def cache(self) -> Any:
+        """Keys and values: a ``SequenceCache`` of the kind that the executor works with."""
+        return self._cache
+
+    @property
+    def written(self) -> int:
+        """Length after the last tokens were appended: what the cache of chunked layers holds ends there."""
+        return self._written
 
     # -- growing and shrinking -----------------------------------------------------------------------------------
 
-    def reserve(self, tokens: int) -> None:
-        """Make room for a total of ``tokens``."""
-        if self._buffers.reserve(tokens):
+    def make_room(self, tokens: int) -> None:
+        """Let ``tokens`` more be written.
+
+        Raises:
+            HerdError: there is no room for their keys and values.
+        """
+        if self._cache.make_room(len(self), len(self) + tokens):
             self._binding = None
 
     def append(self, token_ids: Iterable[int]) -> None:
-        """Count tokens whose keys and values are in the buffers now."""
+        """Count tokens whose keys and values are in the cache now."""
         self._token_ids.extend(token_ids)
+        self._written = len(self._token_ids)
         self._version += 1
 
     def append_images(self, features: Features, tiles: Iterable[Features]) -> None:
@@ -87,8 +119,9 @@ class Sequence:
         self._tile_digests.extend(map(tile_digest, tiles))
 
     def truncate(self, length: int) -> None:
-        """Forget all but the first tokens. Buffers stay: the next tokens overwrite what was forgotten."""
+        """Forget all but the first tokens; the next tokens overwrite what was forgotten."""
         del self._token_ids[length:]
+        self._cache.truncate(length)
         self._version += 1
 
     def truncate_images(self, image_tokens: int, tiles: int) -> None:
@@ -128,7 +161,7 @@ class Sequence:
             self._in_use.release()
 
     def fork(self) -> Self:
-        """An independent sequence with the same past: the shared prefix is copied, not computed again."""
+        """An independent sequence with the same past, which is not computed again."""
         with self.exclusive():
             return self._copy()
 
@@ -137,20 +170,19 @@ class Sequence:
         twin._token_ids = self._token_ids.copy()
         twin._features = self._features
         twin._tile_digests = self._tile_digests.copy()
-        twin._buffers = self._buffers.copy()
+        twin._cache, twin._written = self._cache.fork(len(self)), self._written
         twin._binding = None
         twin._in_use, twin._version, twin._stopped = threading.Lock(), 0, _never
         return twin
 
-    # -- buffers and who uses them -------------------------------------------------------------------------------
+    # -- who uses the cache --------------------------------------------------------------------------------------
 
-    def move_layer(self, layer: int, buffers: tuple[Buffer, Buffer]) -> None:
-        """Go on in other buffers of one layer, into which its keys and values were copied; the old ones are free."""
-        self._buffers.move_layer(layer, buffers)
+    def cache_moved(self) -> None:
+        """Let what was bound to the cache be made again."""
         self._binding = None
 
     def binding(self, make: Callable[[], Any]) -> Any:
-        """What an executor made to run on these buffers; made again after they have moved."""
+        """What an executor made to run on the cache; made again after it has moved."""
         if self._binding is None:
             self._binding = make()
         return self._binding

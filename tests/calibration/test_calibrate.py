@@ -347,10 +347,12 @@ def test_one_layer_and_one_expert_are_in_memory(tmp_path: Path, data: Data) -> N
 
 
 BROKEN = {
-    "q_proj": ("layers.2.self_attn.q_proj.weight", torch.nan, "layers.2.self_attn.q_proj.weight holds a NaN"),
+    "q_proj": ("layers.2.self_attn.q_proj.weight", torch.nan,
+               "layers.2.self_attn.q_proj.weight in model.safetensors holds a NaN"),
     "expert": ("layers.1.feed_forward.experts.down_proj", torch.inf,
-               r"layers.1.feed_forward.experts.down_proj \[1\] holds an infinity"),
-    "norm": ("layers.3.post_attention_layernorm.weight", torch.nan, "layers.3.post_attention_layernorm.weight holds"),
+               r"layers.1.feed_forward.experts.down_proj \[1\] in model.safetensors holds an infinity"),
+    "norm": ("layers.3.post_attention_layernorm.weight", torch.nan,
+             "layers.3.post_attention_layernorm.weight in model.safetensors holds a NaN"),
     "vision": ("vision_model.model.layers.1.mlp.fc1.weight", torch.nan, "vision_model.model.layers.1.mlp.fc1.weight"),
     "overflow": ("layers.2.feed_forward.up_proj.weight", 3e38, "the input of layers.2.feed_forward.down_proj.weight"),
 }

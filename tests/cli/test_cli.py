@@ -154,7 +154,7 @@ WRONG = {
     "not a bundle": (lambda c, b, t: ("generate", c, "-p", "x"), "is a checkpoint: not a herdgraph bundle"),
     "no bundle": (lambda c, b, t: ("generate", t / "none", "-p", "x"), "none does not exist"),
     "other bundle": (lambda c, b, t: ("generate", _altered(b, t / "b", num_kv_heads=1), "-p", "x"),
-                     "takes 2 heads of 16 in past.0.key, the manifest's configuration gives 1 of 16"),
+                     "has cache blocks of [8192] bytes, the manifest's configuration gives one of [4096, 2048, 1280]"),
     "other depth": (lambda c, b, t: ("generate", _altered(b, t / "b", num_layers=2, rope_layers=[True] * 2,
                                                           chunked_layers=[True] * 2, moe_layers=[1]), "-p", "x"),
                     "takes 8 caches, the manifest's configuration gives 4"),
@@ -236,10 +236,12 @@ def test_wrong_usage_is_one_line(arguments: tuple[str, ...], message: str, paths
 
 
 def test_dry_run(paths: tuple[Path, Path], tmp_path: Path) -> None:
-    done = run("build", paths[0], "-o", tmp_path / "out", "--dry-run", "--json")
-    plan = json.loads(done.stdout)
-    assert plan["bundle_bytes"] == 4 * plan["parameters"]
-    assert done.stderr == ""
+    for target in ("cpu", "cpu-stock"):
+        done = run("build", paths[0], "-o", tmp_path / "out", "--target", target, "--dry-run", "--json")
+        plan = json.loads(done.stdout)
+        filled_up = plan["bundle_bytes"] - 4 * plan["parameters"]
+        assert 0 < filled_up < 0.2 * plan["bundle_bytes"] if target == "cpu" else filled_up == 0, "whole tiles"
+        assert done.stderr == ""
     assert not (tmp_path / "out").exists()
     warned = run("build", paths[0], "-o", paths[1], "--dry-run")
     assert warned.returncode == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,7 +50,8 @@ class _Answer:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
-    recorder.config, recorder.new_sequence = TINY, SimpleNamespace  # type: ignore[attr-defined]
+    sequence = SimpleNamespace(stopped_by=lambda _: nullcontext())
+    recorder.config, recorder.new_sequence = TINY, lambda: sequence  # type: ignore[attr-defined]
     recorder.processor = SimpleNamespace(prepare=lambda prompt: None)  # type: ignore[attr-defined]
     for verb in ("generate", "chat"):
         monkeypatch.setattr(f"herdgraph.cli.{verb}.load_engine", lambda *_: recorder)

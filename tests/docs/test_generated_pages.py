@@ -59,7 +59,7 @@ def test_the_plain_onnxruntime_program_says_what_the_engine_says(tmp_path: Path)
     herds.save(TINY, tmp_path / "checkpoint")
     herds.write_processor(tmp_path / "checkpoint")
     with open_checkpoint(tmp_path / "checkpoint") as checkpoint:
-        build_bundle(checkpoint, tmp_path / "bundle")
+        build_bundle(checkpoint, tmp_path / "bundle", target="cpu-stock")
     (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "onnx.md").read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "program.py").write_text(program)
     command = [sys.executable, "-I", "program.py", "bundle", "Once upon a time"]

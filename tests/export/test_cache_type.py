@@ -32,6 +32,16 @@ def test_type_of_an_input(element: int, name: str | None, tmp_path: Path) -> Non
     assert cache_type(_bundle(tmp_path, "decoder.onnx")) == name
 
 
+@pytest.mark.parametrize(("size", "name"), [(64 * 32 * 4, "float32"), (64 * 32 * 2, "float16"),
+                                            (64 * 32 + 2 * 64 * 4, "int8"), (64 * 32, None)])
+def test_type_of_cache_blocks(size: int, name: str | None, tmp_path: Path) -> None:
+    """TINY has 2 heads of 16 for keys and values; blocks are bytes of 64 tokens."""
+    inputs = [helper.make_tensor_value_info("past.0.key", TensorProto.UINT8, ["pool", size])]
+    graph = helper.make_graph([helper.make_node("Identity", ["past.0.key"], ["out"])], "decoder", inputs, [])
+    onnx.save(helper.make_model(graph), tmp_path / "decoder.onnx")
+    assert cache_type(_bundle(tmp_path, "decoder.onnx")) == name
+
+
 def test_what_is_no_graph_says_nothing(tmp_path: Path) -> None:
     for content in (b"", b"graph", b"\xff" * 50, b":\xff\xff\x01"):
         (tmp_path / "decoder.onnx").write_bytes(content)

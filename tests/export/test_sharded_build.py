@@ -22,6 +22,7 @@ from herdgraph.calibration.calibrate import Options, calibrate
 from herdgraph.calibration.windows import Data, Window
 from herdgraph.errors import HerdError
 from herdgraph.export import job
+from herdgraph.export.cache_type import cache_type
 from herdgraph.export.graph import capture
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.checkpoint import open_checkpoint
@@ -147,6 +148,7 @@ def test_recipes_are_as_near_to_float32_as_the_single_engine(
 ) -> None:
     ids, plain = herds.tokens(52), family("plain")
     exact = _single(plain.engine(), ids, 44)
+    assert cache_type(plain.build(plan, recipe, caches)) == {"float": "float32", "int8": "int8"}[caches]
     alone = np.abs(_single(plain.engine(recipe, caches), ids, 44) - exact)
     found = np.abs(_decoded(plain.lockstep(plan, recipe, caches), ids, 44) - exact)
     assert 0 < found.mean() < 1.3 * alone.mean()
@@ -211,13 +213,14 @@ def test_types_and_shapes_of_crossing_values(family: Callable[[str], Family]) ->
     """Shapes are in the names of the inputs' sizes."""
     shards = family("seeing").build("tp=2,ep=2,pp=2").manifest.shards
     assert shards is not None
-    known = {"batch", "tokens", "rows", "image_tokens"}
+    known = {"tokens", "rows", "image_tokens", "sequences", "sequences_plus_1", "global_blocks", "chunked_blocks",
+             "global_pool", "chunked_pool"}
     for partition in (partition for entry in shards.ranks for partition in entry.partitions):
         graph = ir.load(family("seeing").build("tp=2,ep=2,pp=2").directory / partition.graph).graph
         for value in (*graph.inputs, *graph.outputs):
             assert value.dtype is not None
             names = {part for dim in value.shape if not isinstance(dim, int) for part in str(dim.value).split("*")}
-            assert all(name in known or name.startswith("slots_") or name.isdigit() for name in names), value
+            assert all(name in known or name.isdigit() for name in names), value
 
 
 def test_weights_are_stored_once(family: Callable[[str], Family]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -142,11 +143,10 @@ def test_truncation_with_images(engine: Engine) -> None:
     np.testing.assert_allclose(engine.prefill(sequence, tail), expected, atol=1e-5)
 
 
-def test_buffers_grow_with_the_sequence_and_stop_at_the_chunk(engine: Engine) -> None:
+def test_caches_grow_with_the_sequence_and_stop_at_the_chunk(engine: Engine) -> None:
     sequence = engine.new_sequence()
     engine.prefill(sequence, herds.tokens(600))
-    slots = [k.shape[2] for k, _ in sequence.buffers.layers]
-    assert slots == [CHUNK, CHUNK, CHUNK, 1024]
+    assert (len(sequence.cache.whole.numbers), len(sequence.cache.chunked.numbers)) == (10, 1), "blocks of 64 tokens"
     for token in herds.tokens(450, seed=2):
         last = engine.decode(sequence, token)
     np.testing.assert_allclose(last, _logits(engine, herds.tokens(600) + herds.tokens(450, seed=2)), atol=1e-5)
@@ -405,3 +405,19 @@ def test_chunks_are_shorter_where_the_past_is_long(engine: Engine) -> None:
     lengths = {len(chunk) for chunk in decoder.chunk_prompt(far, list(range(64)))}
     assert max(lengths) == SHORTEST_CHUNK
     assert 4 * heads * (far + PREFILL_CHUNK) * SHORTEST_CHUNK > SCORES_BYTES
+
+
+def test_threads_with_sequences_of_their_own_get_what_each_gets_alone(engine: Engine) -> None:
+    """Arrays that a call reads and writes are kept for the next call of the same thread, never of another."""
+    prompts = [herds.tokens(24, seed) for seed in (1, 2)]
+
+    def decoded(ids: list[int]) -> np.ndarray:
+        sequence = engine.new_sequence()
+        engine.prefill(sequence, ids[:8])
+        return np.stack([engine.decode(sequence, token) for token in ids[8:]])
+
+    alone = [decoded(ids) for ids in prompts]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(10):
+            for found, wanted in zip(pool.map(decoded, prompts), alone, strict=True):
+                np.testing.assert_array_equal(found, wanted)

@@ -11,6 +11,7 @@ import onnxruntime
 
 from herdgraph.export.graph.functions import reference_functions
 from herdgraph.model.llama4.operators import OPSET
+from herdgraph.runtimes.native.library import library_path
 
 HEADER = f'<ir_version: 11, opset_import: ["" : {OPSET}, "herdgraph" : 1]>\n'
 
@@ -32,6 +33,8 @@ def run(model: ir.Model, **inputs: np.ndarray) -> list[np.ndarray]:
     """Run a model in ONNX Runtime."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if "herdgraph.cpu" in model.opset_imports:
+        options.register_custom_ops_library(str(library_path()))
     session = onnxruntime.InferenceSession(
         ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -13,8 +13,10 @@ import onnxruntime
 
 from herdgraph.runtimes.bundle.manifest import Bundle
 from herdgraph.runtimes.bundle.shards import CollectiveOp
-from herdgraph.runtimes.kv_cache.buffers import KVBuffers
-from herdgraph.runtimes.kv_cache.memory import HostMemory
+from herdgraph.runtimes.native.library import library_path
+
+BLOCKS = 65
+"""Cache blocks of 64 tokens in every layer."""
 
 Array = np.ndarray[Any, Any]
 Values = dict[str, Array]
@@ -24,22 +26,18 @@ class Rank:
     """Sessions and caches of one rank; ``values`` is what it knows by name."""
 
     def __init__(self, bundle: Bundle, rank: int) -> None:
-        shards, config = bundle.manifest.shards, bundle.manifest.config
+        shards = bundle.manifest.shards
         assert shards is not None
         self.entry = shards.ranks[rank]
-        self.text = shards.plan.local_text(config.text, rank)
         self.sessions = [_session(bundle.directory / partition.graph) for partition in self.entry.partitions]
-        inputs = [item for session in self.sessions for item in session.get_inputs()]
-        types = {item.type for item in inputs if item.name.startswith("past.")}
-        self.caches = KVBuffers(self.text, HostMemory(np.int8 if types == {"tensor(int8)"} else np.float32))
+        inputs = {item.name: item.shape for session in self.sessions for item in session.get_inputs()}
+        self.caches = {name: np.zeros((BLOCKS, shape[1]), np.uint8)
+                       for name, shape in inputs.items() if name.startswith("past.")}
         self.values: Values = {}
 
     def begin(self, **inputs: Array) -> None:
         """Forget all values but the inputs of a call and the caches."""
-        self.values = dict(inputs)
-        for layer, pair in enumerate(self.caches.layers):
-            for part, buffer in zip(("key", "value"), pair, strict=True):
-                self.values[f"past.{layer}.{part}"] = buffer
+        self.values = inputs | self.caches
 
     def run(self, index: int) -> None:
         """Run a partition; what it appends goes back into the caches."""
@@ -64,19 +62,21 @@ class Lockstep:
 
     def append(self, token_ids: list[int], features: Array | None = None) -> Array:
         """Append tokens, which must not cross a multiple of the chunk; logits of all of them."""
-        width = self.text.hidden_size
+        width, count = self.text.hidden_size, len(token_ids)
+        table = np.arange(BLOCKS, dtype=np.int32)[::-1][None]
         inputs = {
-            "input_ids": np.asarray([token_ids], np.int64), "past_lengths": np.asarray([self.length], np.int64),
-            "logit_rows": np.arange(len(token_ids), dtype=np.int64),
+            "input_ids": np.asarray(token_ids, np.int64), "past_lengths": np.asarray([self.length], np.int32),
+            "positions": np.arange(self.length, self.length + count), "logit_rows": np.arange(count, dtype=np.int64),
+            "cumulative_lengths": np.asarray([0, count], np.int32),
+            "block_table.global": table, "block_table.chunked": table,
             "image_features": np.zeros((0, width), np.float32) if features is None else features,
         }
         for rank in self.ranks:
-            rank.caches.reserve(self.length + len(token_ids))
             rank.begin(**inputs)
         for stage in range(self.plan.pipeline):
             self._run_stage([self.ranks[stage * self.plan.width + place] for place in range(self.plan.width)], stage)
         self.length += len(token_ids)
-        return self.ranks[-1].values["logits"][0]
+        return self.ranks[-1].values["logits"]
 
     def _run_stage(self, ranks: list[Rank], stage: int) -> None:
         for index, partition in enumerate(ranks[0].entry.partitions):
@@ -115,4 +115,5 @@ class Lockstep:
 def _session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, 1
+    options.register_custom_ops_library(str(library_path()))
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

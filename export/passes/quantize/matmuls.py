@@ -15,9 +15,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
-from torch import Tensor
 
-from ....errors import HerdError
 from ....model.quantization.calibration_file import CalibrationFile
 from ....model.quantization.formats import BlockFormat, ChannelFormat, Fp8Format
 from ....model.quantization.recipes import Recipe
@@ -26,8 +24,8 @@ from ...weights.block import BlockCodes, BlockScales, BlockZeros
 from ...weights.channel import ChannelCodes, ChannelScales
 from ...weights.origin import origin_of
 from ..report import report
+from ._hessians import hessian_of
 from ._tensors import add_initializer, scalar
-from .rotate_hidden import BlockRotated
 
 _INT8_ACTIVATIONS = 4
 """``accuracy_level`` of ``MatMulNBits``: products of 8-bit integers, inputs quantised in blocks as the weights are."""
@@ -83,7 +81,8 @@ class QuantizeMatMuls(InPlacePass):
     def _blocks(self, build: Builder, graph: ir.Graph, x: ir.Value, weight: ir.Value, layout: BlockFormat) -> ir.Value:
         assert weight.const_value is not None
         inputs, channels = weight.const_value.shape.numpy()
-        codes = BlockCodes(weight.const_value, layout, self._hessian(weight.const_value, layout))
+        hessian_KK = hessian_of(weight.const_value, layout, self.calibration)
+        codes = BlockCodes(weight.const_value, layout, hessian_KK)
         # Codes first: writing them finds the scales and zero points.
         tensors: dict[str, ir.TensorProtocol] = {"codes": codes, "scales": BlockScales(codes)}
         if layout.bits == 4:
@@ -91,19 +90,6 @@ class QuantizeMatMuls(InPlacePass):
         stored = [add_initializer(graph, weight, *each) for each in tensors.items()]
         return build("MatMulNBits", x, *stored, domain=CONTRIB, K=inputs, N=channels,
                      bits=layout.bits, block_size=layout.block, accuracy_level=_INT8_ACTIVATIONS)
-
-    def _hessian(self, weight: ir.TensorProtocol, layout: BlockFormat) -> Tensor | None:
-        """The Hessian of a weight's input, None for rounding to nearest."""
-        if self.calibration is None:
-            return None
-        origin = origin_of(weight)
-        hessian_KK = self.calibration.hessian(origin.name, origin.expert)
-        if layout.bits == 4 and hessian_KK is None:
-            raise HerdError(f"{self.calibration.path} says nothing of {origin.name}, which is stored in 4 bits: write "
-                            "it again with `herdgraph calibrate`")
-        if hessian_KK is not None and isinstance(weight, BlockRotated):
-            return weight.rotated_hessian(hessian_KK)
-        return hessian_KK
 
     def _channels(self, build: Builder, graph: ir.Graph, x: ir.Value, weight: ir.Value) -> ir.Value:
         assert weight.const_value is not None

@@ -5,9 +5,9 @@ levels where that is higher, so that little crosses cuts; partition k holds the 
 reads leaves partition k under its name, what it gives enters later partitions under another. Collectives of one level
 share a cut.
 
-Constants and sizes are repeated in every partition that uses them. Every other value is computed once, and crosses
-cuts under its own name, in a shape that the graph says in the names of its inputs' sizes, such as [``batch*tokens``,
-5120].
+Constants, sizes and rows of an input list are repeated in every partition that uses them. Every other value is computed
+once, and crosses cuts under its own name, in a shape that the graph says in the names of its inputs' sizes, such as
+[``batch*tokens``, 5120].
 """
 
 from __future__ import annotations
@@ -98,13 +98,18 @@ class _Levels:
         self.last = max(level for node, level in self.of.items() if not is_collective(node))
 
     def _repeated(self) -> set[ir.Node]:
-        """Constants, and what follows from them and the sizes of the graph's inputs alone."""
+        """Constants, what follows from them and the sizes of the graph's inputs alone, and lists read as a row."""
         found: set[ir.Node] = set()
+        rows: set[ir.Node] = set()
         for node, values in self.read.items():
-            of_input = node.op_type == "Shape" and all(value.is_graph_input() for value in values)
-            if of_input or all(value.is_initializer() or value.producer() in found for value in values):
+            of_input = all(value.is_graph_input() or value.producer() in rows for value in values[:1])
+            if (node.op_type == "Shape" and of_input) or all(
+                value.is_initializer() or value.producer() in found for value in values
+            ):
                 found.add(node)
-        return found
+            elif node.op_type == "Unsqueeze" and of_input:
+                rows.add(node)
+        return found | rows
 
     def _lower(self) -> None:
         """Let every node run in the partition that needs it first."""

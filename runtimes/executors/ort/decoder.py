@@ -22,6 +22,7 @@ from ...kv_cache.memory import Buffer, HostMemory
 from ...kv_cache.sequence import Features, Sequence
 from ..runner import Logits, Runner
 from .session import Values, ort_value, run_bound
+from .weights import ResidentWeights
 
 Run = Callable[[], None]
 
@@ -42,12 +43,16 @@ class DecoderGraph(Protocol):
     def bind(self, inputs: Values, outputs: Values) -> Run:
         """A call over fixed memory: what is written there later is what the next call reads."""
 
+    def override(self, weights: ResidentWeights) -> None:
+        """Let calls that are bound from now on read these weights."""
+
 
 class SessionGraph:
     """A decoder graph in one session; see ``DecoderGraph``."""
 
     def __init__(self, path: Path, session: Any) -> None:
         self.path, self.session = path, session
+        self._weights: Values = {}
 
     @property
     def inputs(self) -> Items[Any]:
@@ -55,9 +60,14 @@ class SessionGraph:
         inputs: Items[Any] = self.session.get_inputs()
         return inputs
 
+    def override(self, weights: ResidentWeights) -> None:
+        """See ``DecoderGraph``."""
+        self._weights = weights.values(self.session)
+
     def bind(self, inputs: Values, outputs: Values) -> Run:
         """See ``DecoderGraph``."""
         io = self.session.io_binding()
+        inputs = inputs | self._weights
         for name, value in inputs.items():
             io.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
@@ -130,8 +140,8 @@ class DecoderRunner(Runner):
     def decode(self, sequence: Sequence, token_id: int) -> Logits:
         """Append one text token; see ``Runner``."""
         length = len(sequence)
-        sequence.reserve(length + 1)
-        binding: DecodeBinding = sequence.binding(lambda: DecodeBinding(self, sequence.buffers.layers))
+        sequence.make_room(1)
+        binding: DecodeBinding = sequence.binding(lambda: DecodeBinding(self, sequence.cache.layers))
         binding.input_ids[0, 0] = token_id
         binding.past_lengths[0] = length
         binding.run()
@@ -157,7 +167,7 @@ class DecoderRunner(Runner):
         """Compute a prefill chunk; see ``Runner``."""
         logits = np.empty((1, len(rows), self.config.text.vocab_size), np.float32)
         ids, lengths = np.asarray([token_ids], np.int64), np.asarray([len(sequence)], np.int64)
-        self.bind(sequence.buffers.layers, ids, lengths, rows, features, logits)()
+        self.bind(sequence.cache.layers, ids, lengths, rows, features, logits)()
         return logits[0]
 
     def bind(
@@ -173,10 +183,11 @@ class DecoderRunner(Runner):
             for part, buffer in zip(("key", "value"), buffers, strict=True):
                 inputs[f"past.{layer}.{part}"] = outputs[f"present.{layer}.{part}"] = ort_value(buffer)
         run = self.graph.bind(inputs, outputs)
-        return run if self._check is None else partial(_run_all, (run, self._check))
+        return run if self._check is None else partial(run_all, (run, self._check))
 
 
-def _run_all(calls: Items[Run]) -> None:
+def run_all(calls: Items[Run]) -> None:
+    """Run calls one after the other."""
     for call in calls:
         call()
 

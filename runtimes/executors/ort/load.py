@@ -8,16 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from ....model.config import HerdConfig
 from ...bundle.blocks import block_check
 from ...bundle.manifest import WEIGHTS, Bundle
 from ...kv_cache.sequence import Features
 from ..options import ExecutorOptions
+from ..runner import Runner
 from ..vision import VisionRunner
-from .decoder import DecoderRunner, SessionGraph
+from .decoder import DecoderGraph, DecoderRunner, Run, SessionGraph
+from .paged import PagedRunner
 from .session import check_names, create_session
+from .weights import is_packed, verify_weights
 
 
-def load_graphs(bundle: Bundle, options: ExecutorOptions) -> tuple[DecoderRunner, VisionRunner | None]:
+def load_graphs(bundle: Bundle, options: ExecutorOptions) -> tuple[Runner, VisionRunner | None]:
     """Runners of a bundle's decoder and image graphs.
 
     Raises:
@@ -26,11 +30,46 @@ def load_graphs(bundle: Bundle, options: ExecutorOptions) -> tuple[DecoderRunner
     path = bundle.graph("decoder")
     session = create_session(path, provider=bundle.manifest.provider, options=options)
     config = bundle.manifest.config
-    runner = DecoderRunner(SessionGraph(path, session), config, check=_check_of(path, options))
+    runner = runner_of(SessionGraph(path, session), config, check=_check_of(path, options),
+                       cache_bytes=options.cache_bytes)
+    prepare_weights(runner, path.with_suffix(WEIGHTS), options)
     present = {f"present.{layer}.{part}" for layer in range(config.text.num_layers) for part in ("key", "value")}
     inputs = {"input_ids", "past_lengths", "logit_rows"} | ({"image_features"} if config.vision else set())
+    if isinstance(runner, PagedRunner):
+        inputs |= {"positions", "cumulative_lengths", *runner.tables}
     check_names(session, path, inputs=inputs, outputs={"logits"} | present)
     return runner, load_vision(bundle, options)
+
+
+def prepare_weights(runner: PagedRunner | DecoderRunner, data: Path, options: ExecutorOptions) -> None:
+    """Compare packed weights with their hashes, and begin to copy them into faster memory.
+
+    Raises:
+        HerdError: they were altered.
+    """
+    if not isinstance(runner, PagedRunner) or not options.prepack or not is_packed(runner.graph.path):
+        return
+    if options.verify:
+        verify_weights(data, options.threads)
+    runner.copy_weights(data)
+
+
+def runner_of(
+    graph: DecoderGraph, config: HerdConfig, *, batches: int = 1, check: Run | None = None,
+    cache_bytes: int | None = None,
+) -> PagedRunner | DecoderRunner:
+    """The runner that a graph was lowered for: over a list of tokens, or over a batch of sequences side by side.
+
+    Args:
+        graph: the decoder.
+        config: the model; of a rank, what the rank holds of it.
+        batches: batches whose buffers are kept, of the latter.
+        check: see ``PagedRunner``.
+        cache_bytes: see ``PagedRunner``.
+    """
+    if any(item.name == "cumulative_lengths" for item in graph.inputs):
+        return PagedRunner(graph, config, cache_bytes=cache_bytes, check=check)
+    return DecoderRunner(graph, config, batches=batches, check=check)
 
 
 def load_vision(bundle: Bundle, options: ExecutorOptions) -> VisionRunner | None:

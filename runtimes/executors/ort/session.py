@@ -11,11 +11,14 @@ import numpy as np
 
 from ....errors import HerdError
 from ....reading import read_bytes
+from ...native.library import library_path
 from ..options import ExecutorOptions
 from .page_release import drop_page_cache_during_load
 
-_GRAPH_BYTES = 2 << 30
+GRAPH_BYTES = 2 << 30
 """Most bytes of a graph without its weights: the limit of its format."""
+_OWN_OPERATORS = b"herdgraph.cpu"
+"""Their ONNX domain, as graphs that use it say."""
 _LOOPS = (b"\x22\x04Loop", b"\x22\x04Scan")
 """How the operators that repeat a graph are written: field 4 of a node, a text of 4 letters."""
 
@@ -38,7 +41,7 @@ def load_onnxruntime() -> Any:
     return onnxruntime
 
 
-def run_bound(session: Any, io: Any, _values: tuple[Values, Values]) -> None:
+def run_bound(session: Any, io: Any, _values: tuple[Values, ...]) -> None:
     """A call over bound values, held here: a binding of onnxruntime before 1.30 does not keep their arrays alive."""
     session.run_with_iobinding(io)
 
@@ -100,6 +103,8 @@ def _session_options(wanted: ExecutorOptions) -> Any:
         options.intra_op_num_threads = options.inter_op_num_threads = 0  # any number would be ignored with a warning
     else:
         options.intra_op_num_threads = wanted.threads or 0
+    if (library := library_path()) is not None:
+        options.register_custom_ops_library(str(library))
     if not wanted.prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     return options
@@ -134,7 +139,12 @@ def _session(path: Path, provider: str, options: Any) -> Any:
     if provider not in (found := onnxruntime.get_available_providers()):
         raise HerdError(f"{path} is built for {provider}, this onnxruntime {onnxruntime.__version__} has "
                         f"{', '.join(found)}: install the onnxruntime that has it, or build for another target")
-    if any(loop in read_bytes(path, most=_GRAPH_BYTES) for loop in _LOOPS):
+    graph = read_bytes(path, most=GRAPH_BYTES)
+    if _OWN_OPERATORS in graph and library_path() is None:
+        raise HerdError(f"{path} needs herdgraph's own CPU operators, which are not installed here: install a wheel of "
+                        "herdgraph that has them for this platform, or compile them (docs/native.md); or build the "
+                        "bundle with --target cpu-stock")
+    if any(loop in graph for loop in _LOOPS):
         raise HerdError(f"{path} holds a loop, which no graph of herdgraph does and which may never end: rebuild the "
                         "bundle")
     try:

@@ -53,7 +53,7 @@ class PlanRunner(Runner):
     def decode(self, sequence: Sequence, token_id: int) -> Logits:
         """Append one text token; see ``Runner``."""
         self._reserve([sequence], 1)
-        logits = self._run(sequence.buffers.layers, [len(sequence)], [[token_id]])
+        logits = self._run(sequence.cache.layers, [len(sequence)], [[token_id]])
         sequence.append([token_id])
         return logits[0, 0]
 
@@ -70,7 +70,7 @@ class PlanRunner(Runner):
 
     def prefill_chunk(self, sequence: Sequence, token_ids: list[int], features: Features, rows: Features) -> Logits:
         """Compute a prefill chunk; see ``Runner``."""
-        return self._run(sequence.buffers.layers, [len(sequence)], [token_ids], features, rows)[0]
+        return self._run(sequence.cache.layers, [len(sequence)], [token_ids], features, rows)[0]
 
     def _reserve(self, sequences: Items[Sequence], tokens: int) -> None:
         wanted = tokens + max(len(sequence) for sequence in sequences)
@@ -78,7 +78,7 @@ class PlanRunner(Runner):
             raise HerdError(f"{wanted} tokens are more than the {limit} that the plan was built for: build it with "
                             "other limits")
         for sequence in sequences:
-            sequence.reserve(wanted if len(sequences) == 1 else len(sequence) + tokens)
+            sequence.make_room(tokens)
 
     def _run(
         self, caches: Items[tuple[Buffer, Buffer]], lengths: list[int], token_ids: Items[Items[int]],

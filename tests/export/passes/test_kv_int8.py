@@ -29,13 +29,14 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Engine]:
     with open_checkpoint(directory / "checkpoint") as checkpoint:
         data = Data([Window(herds.tokens(200, seed)) for seed in (8, 9)], [])
         calibrate(checkpoint, directory / "calibration", data)
-        build_bundle(checkpoint, directory / "exact")
-        build_bundle(checkpoint, directory / "int8", recipe=RECIPE, calibration=directory / "calibration")
+        build_bundle(checkpoint, directory / "exact", target="cpu-stock")
+        build_bundle(checkpoint, directory / "int8", target="cpu-stock", recipe=RECIPE,
+                     calibration=directory / "calibration")
     return Engine.load(directory / "exact", threads=1), Engine.load(directory / "int8", threads=1)
 
 
 def test_buffers_take_a_quarter(engines: tuple[Engine, Engine]) -> None:
-    exact, int8 = (engine.new_sequence().buffers for engine in engines)
+    exact, int8 = (engine.new_sequence().cache for engine in engines)
     assert int8.layers[0][0].dtype == np.int8
     assert 4 * int8.nbytes == exact.nbytes
 
@@ -57,9 +58,9 @@ def test_a_prompt_in_pieces_keeps_the_codes_of_its_past(engines: tuple[Engine, E
     int8 = engines[1]
     sequence = int8.new_sequence()
     int8.prefill(sequence, herds.tokens(9))
-    before = [key[:, :, :9].copy() for key, _ in sequence.buffers.layers]
+    before = [key[:, :, :9].copy() for key, _ in sequence.cache.layers]
     int8.prefill(sequence, herds.tokens(5, 3))
-    for codes, (key, _) in zip(before, sequence.buffers.layers, strict=True):
+    for codes, (key, _) in zip(before, sequence.cache.layers, strict=True):
         assert codes.any()
         np.testing.assert_array_equal(key[:, :, :9], codes)
         assert key[:, :, 9:14].any()
@@ -84,5 +85,5 @@ def test_calibration_is_needed(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "checkpoint") as checkpoint,
         pytest.raises(HerdError, match=r"8-bit keys and values need .* pass --calibration DIRECTORY"),
     ):
-        build_bundle(checkpoint, tmp_path / "bundle", recipe=RECIPE)
+        build_bundle(checkpoint, tmp_path / "bundle", target="cpu-stock", recipe=RECIPE)
     assert not (tmp_path / "bundle").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.names import expected_tensors
 from herdgraph.model.config.presets import TINY
+from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.runtimes.benchmark.bench import bench, kv_bytes, prefill_operations
 from herdgraph.runtimes.benchmark.peaks import FP32_MATMUL, INT8_MATMUL, measure_peaks
 from herdgraph.runtimes.bundle.manifest import Bundle
@@ -46,16 +46,16 @@ def test_chunked_layers_read_their_chunk_only() -> None:
 
 def test_active_bytes_by_hand(bundle: Path) -> None:
     """Of the routed experts one of four counts, of the vocabulary the head but not the table."""
-    config = TINY.text
-    shapes = {name: math.prod(shape) for name, shape in expected_tensors(TINY).items()}
+    config, recipe = TINY.text, RECIPES["fp32"]
+    shapes = {name: recipe.stored_bytes(name, shape, 4, packed=True) for name, shape in expected_tensors(TINY).items()}
     routed = sum(size for name, size in shapes.items() if ".experts." in name)
     rest = sum(
         size for name, size in shapes.items()
         if ".experts." not in name and name != "embed_tokens.weight"
         and not name.startswith(("vision_model", "multi_modal_projector"))
     )
-    constants = Bundle.open(bundle).manifest.active_bytes - 4 * (rest + routed * config.top_k // config.num_experts)
-    assert 0 <= constants < 0.05 * 4 * rest, "rotary frequencies and the like"
+    constants = Bundle.open(bundle).manifest.active_bytes - rest - routed * config.top_k // config.num_experts
+    assert 0 <= constants < 0.05 * rest, "rotary frequencies and the like"
 
 
 def test_prefill_operations_by_hand() -> None:

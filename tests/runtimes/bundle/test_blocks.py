@@ -76,5 +76,5 @@ def test_hashes_have_to_be_there(data: Path) -> None:
     with pytest.raises(HerdError, match="has 1 hashes for 3 blocks"):
         block_check([data])
     hashes.unlink()
-    with pytest.raises(HerdError, match="has no block hashes beside it, which memory='low' needs"):
+    with pytest.raises(HerdError, match="has no block hashes beside it, by which it is checked"):
         block_check([data])

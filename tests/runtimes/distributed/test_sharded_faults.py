@@ -38,6 +38,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with open_checkpoint(directory / "checkpoint") as checkpoint:
         for plan in ("tp=2", "pp=2"):
             build_bundle(checkpoint, directory / plan, shards=ShardPlan.parse(plan))
+        build_bundle(checkpoint, directory / "stock", target="cpu-stock", shards=ShardPlan.parse("tp=2"))
     return directory
 
 
@@ -112,8 +113,15 @@ def test_idle_ranks_wait_longer_than_the_timeout(engine: Engine) -> None:
     assert len(engine.generate("Once", max_new_tokens=2, stop_ids=[]).token_ids) == 2
 
 
-def test_a_rank_without_memory(engine: Engine) -> None:
-    worker = _worker(engine)
+@pytest.fixture
+def stock(directory: Path) -> Iterator[Engine]:
+    """An engine whose sequences have buffers of their own, which forks copy."""
+    with Engine.load(directory / "stock", threads=1, timeout=5.0) as engine:
+        yield engine
+
+
+def test_a_rank_without_memory(stock: Engine) -> None:
+    engine, worker = stock, _worker(stock)
     lines = Path(f"/proc/{worker}/status").read_text().splitlines()
     used = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmSize"))
     sequence = engine.new_sequence()

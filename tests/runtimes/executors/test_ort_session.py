@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from herdgraph.errors import HerdError
 from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes.executors.options import ExecutorOptions
+from herdgraph.runtimes.executors.ort import session
 from herdgraph.runtimes.executors.ort.session import check_names, create_session
 from herdgraph.runtimes.executors.vision import VisionRunner
 
@@ -29,12 +30,20 @@ def _session(path: Path):
 
 def test_check_names(tmp_path: Path) -> None:
     path = _save([helper.make_node("Relu", ["x"], ["y"])], tmp_path / "g.onnx")
-    session = _session(path)
-    check_names(session, path, inputs={"x"}, outputs={"y"})
+    loaded = _session(path)
+    check_names(loaded, path, inputs={"x"}, outputs={"y"})
     for inputs, outputs, problem in (({"a", "x"}, {"y"}, "no input 'a'"), (set(), {"y"}, "an unknown input 'x'"),
                                      ({"x"}, {"y", "z"}, "no output 'z'"), ({"x"}, set(), "an unknown output 'y'")):
         with pytest.raises(HerdError, match=f"g.onnx has {problem}: it is another graph"):
-            check_names(session, path, inputs=inputs, outputs=outputs)
+            check_names(loaded, path, inputs=inputs, outputs=outputs)
+
+
+def test_a_graph_of_our_operators_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _save([helper.make_node("Project", ["x"], ["y"], domain="herdgraph.cpu")], tmp_path / "g.onnx")
+    monkeypatch.setattr(session, "library_path", lambda: None)
+    with pytest.raises(HerdError, match=r"^\S+g\.onnx needs herdgraph's own CPU operators, which are not installed "
+                                        r"here: .*\(docs/native\.md\); or build the bundle with --target cpu-stock$"):
+        _session(path)
 
 
 def test_graphs_that_may_never_end_are_refused(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_logits_and_caches_of_the_twin(tmp_path: Path, monkeypatch: pytest.Monke
         np.testing.assert_allclose(found, theirs.decode_batch([other for _, other in pairs], tokens), atol=1e-5)
     for sequence, other in [(sequence.fork(), other.fork()) for sequence, other in pairs]:
         np.testing.assert_allclose(ours.decode(sequence, 9), theirs.decode(other, 9), atol=1e-5)
-        for buffers, arrays in zip(sequence.buffers.layers, other.buffers.layers, strict=True):
+        for buffers, arrays in zip(sequence.cache.layers, other.cache.layers, strict=True):
             for buffer, array in zip(buffers, arrays, strict=True):
                 np.testing.assert_allclose(_array(buffer.pointer, buffer.shape, np.float32), array, atol=1e-5)
     assert engine.chosen == [1, 0], "profiles change between prompts and tokens only"

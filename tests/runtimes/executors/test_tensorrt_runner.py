@@ -28,7 +28,7 @@ def _pair(
     """The cpu engine of a checkpoint, and one over the twin of its plan."""
     herds.save(config, directory / "checkpoint")
     with open_checkpoint(directory / "checkpoint") as checkpoint:
-        build_bundle(checkpoint, directory / "bundle")
+        build_bundle(checkpoint, directory / "bundle", target="cpu-stock")
         model = capture_decoder(config)
         bind_weights(model, checkpoint)
         plans.lower(model, config, **options)
@@ -133,7 +133,7 @@ def test_forks_and_truncation(tiny: tuple[Engine, Engine, Twin]) -> None:
 def test_fp8_products_and_caches_stay_near(tmp_path: Path) -> None:
     cpu, plan, _ = _pair(herds.variant(), tmp_path, fp8=True, fp8_caches=True)
     ours, theirs = plan.new_sequence(), cpu.new_sequence()
-    assert ours.buffers.nbytes * 4 == theirs.buffers.nbytes
+    assert ours.cache.nbytes * 4 == theirs.cache.nbytes
     ids = herds.tokens(40)
     found, wanted = (engine.prefill(sequence, ids, all_positions=True)
                      for engine, sequence in ((plan, ours), (cpu, theirs)))
@@ -162,7 +162,7 @@ def test_a_context_shorter_than_a_chunk(tmp_path: Path) -> None:
     cpu, short, _ = _pair(config, tmp_path, limits)
     ours, theirs = short.new_sequence(), cpu.new_sequence()
     _close(short.prefill(ours, herds.tokens(300)), cpu.prefill(theirs, herds.tokens(300)))
-    assert {key.shape[2] for key, _ in ours.buffers.layers} == {300}
+    assert {key.shape[2] for key, _ in ours.cache.layers} == {300}
     with pytest.raises(HerdError, match="301 tokens are more than the 300"):
         short.decode(ours, 5)
 

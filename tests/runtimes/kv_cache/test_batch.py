@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -16,13 +19,33 @@ LENGTHS = [3, 40, 15, 16, 1]
 """Below, across and exactly at multiples of the chunk of 16."""
 
 
-@pytest.fixture(scope="module", params=["fp32", "int8", "int4"])
-def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+RECIPES = ["fp32", "int8", "int4"]
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Engine]:
+    """An engine of a target and a recipe, loaded once."""
     directory = tmp_path_factory.mktemp("batch")
     herds.save(TINY, directory / "checkpoint")
-    with open_checkpoint(directory / "checkpoint") as checkpoint:
-        build_bundle(checkpoint, directory / "bundle", recipe=request.param)
-    return Engine.load(directory / "bundle", threads=1)
+
+    @cache
+    def loaded(target: str, recipe: str) -> Engine:
+        bundle = directory / f"{target}-{recipe}"
+        with open_checkpoint(directory / "checkpoint") as checkpoint:
+            build_bundle(checkpoint, bundle, target=target, recipe=recipe)
+        return Engine.load(bundle, threads=1)
+
+    return loaded
+
+
+@pytest.fixture(params=[(target, recipe) for target in ("cpu", "cpu-stock") for recipe in RECIPES], ids="-".join)
+def engine(request: pytest.FixtureRequest, load: Callable[[str, str], Engine]) -> Engine:
+    return load(*request.param)
+
+
+@pytest.fixture(params=RECIPES)
+def stock(request: pytest.FixtureRequest, load: Callable[[str, str], Engine]) -> Engine:
+    return load("cpu-stock", request.param)
 
 
 def _sequences(engine: Engine) -> list[Sequence]:
@@ -48,7 +71,8 @@ def test_a_batch_gives_what_each_gives_alone(engine: Engine) -> None:
     assert [len(sequence) for sequence in together] == [length + 20 for length in LENGTHS]
 
 
-def test_the_same_batch_copies_nothing_and_another_does(engine: Engine) -> None:
+def test_the_same_batch_copies_nothing_and_another_does(stock: Engine) -> None:
+    engine = stock
     together, alone = _sequences(engine), _sequences(engine)
     engine.decode_batch(together, [5] * 5)
     first = engine._decoder._batches[0]

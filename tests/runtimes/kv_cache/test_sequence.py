@@ -11,10 +11,15 @@ import pytest
 import herdgraph.runtimes
 from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes import Sequence
+from herdgraph.runtimes.kv_cache.buffers import KVBuffers
 
 RUNTIMES = Path(herdgraph.runtimes.__file__).parent
 OWNER = RUNTIMES / "kv_cache" / "sequence.py"
-STATE = ("token_ids", "features", "tile_digests", "buffers", "binding")
+STATE = ("token_ids", "features", "tile_digests", "cache", "written", "binding")
+
+
+def _sequence() -> Sequence:
+    return Sequence(KVBuffers(TINY.text), TINY.text.hidden_size)
 
 
 def _private(path: Path) -> list[str]:
@@ -57,7 +62,7 @@ def test_nobody_else_writes_a_sequence() -> None:
 @pytest.mark.parametrize("line", [
     "sequence.token_ids.append(1)", "sequence.token_ids += [1]", "del sequence.token_ids[3:]",
     "sequence.binding = None",
-    "a.features, b = 1, 2", "sequence.buffers.layers[0] = rows", "sequence._token_ids.append(1)", "x._binding = None",
+    "a.features, b = 1, 2", "sequence.cache.layers[0] = rows", "sequence._token_ids.append(1)", "x._binding = None",
 ])
 def test_the_check_finds_writers(line: str, tmp_path: Path) -> None:
     """The check above can fail: each way of writing is found."""
@@ -69,12 +74,12 @@ def test_the_check_finds_writers(line: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name in STATE if name != "binding"])
 def test_properties_are_read_only(name: str) -> None:
     with pytest.raises(AttributeError):
-        setattr(Sequence(TINY.text), name, None)
+        setattr(_sequence(), name, None)
 
 
 def test_append_truncate_and_fork() -> None:
     """Tokens, features and tiles grow and shrink together; a fork is independent."""
-    sequence = Sequence(TINY.text)
+    sequence = _sequence()
     sequence.append([1, 2, 3])
     sequence.append_images(np.ones((4, TINY.text.hidden_size), np.float32), np.zeros((1, 3, 2, 2), np.float32))
     twin = sequence.fork()
@@ -87,14 +92,15 @@ def test_append_truncate_and_fork() -> None:
 
 def test_a_binding_is_made_again_when_buffers_move() -> None:
     """What an executor has bound to buffers is kept as long as they stay, and no longer."""
-    sequence = Sequence(TINY.text)
+    sequence = _sequence()
     first = sequence.binding(object)
-    sequence.reserve(2)
+    sequence.make_room(2)
     assert sequence.binding(object) is first, "there was room"
-    sequence.reserve(1000)
+    sequence.make_room(1000)
     second = sequence.binding(object)
     assert second is not first, "buffers grew"
-    key, value = sequence.buffers.layers[0]
-    sequence.move_layer(0, (key.copy(), value.copy()))
+    key, value = sequence.cache.layers[0]
+    sequence.cache.move_layer(0, (key.copy(), value.copy()))
+    sequence.cache_moved()
     assert sequence.binding(object) is not second, "a layer moved"
     assert sequence.fork().binding(object) is not sequence.binding(object)

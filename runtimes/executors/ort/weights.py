@@ -1,0 +1,118 @@
+"""Packed weights: mapped at once, and copied into huge pages meanwhile.
+
+A graph of our own operators holds its weights as they are used, so nothing is made of them while it loads: ONNX Runtime
+maps the file. A mapped file lies in small pages on most systems, and a processor spends up to a third of its time
+finding them. So with ``memory="fast"`` the file is also read into huge pages of our own, on a thread beside the first
+calls; the graph's initializers may be overridden, and calls that begin afterwards use the copy.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+
+from ....errors import HerdError
+from ....reading import open_file, read_bytes
+from ...bundle.blocks import BLOCK, BlockHashes
+from ...bundle.manifest import Bundle
+from .session import GRAPH_BYTES, Values, ort_value
+
+KEY = "herdgraph.weights"
+"""Where a graph says which initializer lies where in the file beside it: a JSON object of offset and size by name."""
+_HUGE_PAGE = 2 << 20
+SMALL = 64 << 20
+"""Bytes of a file that is not worth a copy."""
+_PRIVATE: Any = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+"""Memory that may be shared, which is what Python asks for otherwise, gets no huge pages."""
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def is_packed(graph: Path) -> bool:
+    """Whether a graph holds its weights as our own operators use them."""
+    return graph.is_file() and KEY.encode() in read_bytes(graph, most=GRAPH_BYTES)
+
+
+def checked_by_block(bundle: Bundle, *, prepack: bool) -> set[str]:
+    """Weight files that are compared with their hashes block by block, not as a whole before they are used."""
+    def graphs(name: str) -> list[Path]:
+        path = bundle.directory / name
+        return [path.with_suffix(".onnx"), path.with_suffix(".00.onnx")]
+
+    return {name for name in bundle.weight_files if not prepack or any(map(is_packed, graphs(name)))}
+
+
+def verify_weights(path: Path, threads: int | None) -> None:
+    """Compare every block of a weight file with its hash.
+
+    Args:
+        path: the file.
+        threads: that read, None for one per core.
+
+    Raises:
+        HerdError: a block was altered.
+    """
+    hashes = BlockHashes(path)
+    with open_file(path) as file, ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        count = os.fstat(file.fileno()).st_size
+        if not count:
+            return
+        content = np.frombuffer(mmap.mmap(file.fileno(), count, access=mmap.ACCESS_READ), np.uint8)
+        list(pool.map(lambda block: hashes.check(block, content[block * BLOCK : (block + 1) * BLOCK].data),
+                      range(len(hashes))))
+
+
+def resident_weights(path: Path, stopped: Event) -> ResidentWeights | None:
+    """Copy a weight file into huge pages; None where it was stopped, or the file became shorter meanwhile."""
+    with open_file(path) as file:
+        content = _huge_pages(os.fstat(file.fileno()).st_size)
+        for begin in range(0, len(content), BLOCK):
+            block = content[begin : begin + BLOCK]
+            if stopped.is_set() or os.preadv(file.fileno(), [block.data], begin) != len(block):
+                return None
+    return ResidentWeights(path, content)
+
+
+class ResidentWeights:
+    """The content of a weight file in memory of our own.
+
+    Args:
+        path: the file, for messages.
+        content: its bytes.
+    """
+
+    def __init__(self, path: Path, content: Bytes) -> None:
+        self._path, self._bytes = path, content
+
+    def values(self, session: Any) -> Values:
+        """What overrides a session's initializers, by name.
+
+        Raises:
+            HerdError: the graph names what is not in the file.
+        """
+        places = json.loads(session.get_modelmeta().custom_metadata_map.get(KEY, "{}"))
+        return {item.name: ort_value(self._part(item.name, item.shape, *places.get(item.name, (-1, 0))))
+                for item in session.get_overridable_initializers()}
+
+    def _part(self, name: str, shape: Iterable[int], offset: int, count: int) -> Bytes:
+        if not 0 <= offset <= offset + count <= len(self._bytes) or count != np.prod(list(shape), dtype=np.int64):
+            raise HerdError(f"{self._path} has no {name!r} where the graph says: rebuild the bundle")
+        return self._bytes[offset : offset + count].reshape(tuple(shape))
+
+
+def _huge_pages(count: int) -> Bytes:
+    """Memory that begins at a huge page, in huge pages where the operating system has them for who asks."""
+    region = mmap.mmap(-1, count + _HUGE_PAGE, **_PRIVATE)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        region.madvise(mmap.MADV_HUGEPAGE)
+    whole: Bytes = np.frombuffer(region, np.uint8)
+    first = -whole.ctypes.data % _HUGE_PAGE
+    return whole[first : first + count]

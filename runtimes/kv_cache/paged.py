@@ -1,0 +1,191 @@
+"""The block tables of one sequence: which cache blocks hold its keys and values.
+
+Layers that see their whole past have a block per 64 tokens. Chunked layers have those of the current attention chunk
+alone: where a chunk ends they are released, and position p is slot p % chunk. ``fork`` and ``truncate`` change tables
+and nothing else; a block that two sequences share is copied when one of them writes to it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...model.config import TextConfig
+from .pool import BLOCK_TOKENS, BlockPool, CacheBudget
+
+Array = np.ndarray[Any, Any]
+_FIRST_BLOCKS = 16
+
+
+@dataclass(frozen=True)
+class CachePools:
+    """The pools of an engine.
+
+    Attributes:
+        whole: of layers that see their whole past.
+        chunked: of chunked layers.
+        chunk: tokens of their attention chunk, 0 without such layers.
+        element_bytes: that an element of keys or values takes.
+    """
+
+    whole: BlockPool
+    chunked: BlockPool
+    chunk: int
+    element_bytes: float
+
+    @property
+    def budget(self) -> CacheBudget:
+        """What the pools may use together."""
+        return self.whole.budget
+
+    @classmethod
+    def of(cls, text: TextConfig, block_bytes: int, cache_bytes: int) -> CachePools:
+        """Pools of a decoder.
+
+        Args:
+            text: the decoder.
+            block_bytes: of one layer's keys in a block, and as many of its values.
+            cache_bytes: that all blocks may use together.
+        """
+        budget, layers = CacheBudget(cache_bytes), range(text.num_layers)
+        chunks = {chunk for layer in layers if (chunk := text.chunk_of(layer))}
+        assert len(chunks) <= 1, "all chunked layers have chunks of one size"
+        kinds = [[layer for layer in layers if bool(text.chunk_of(layer)) == chunked] for chunked in (False, True)]
+        whole, chunked = (BlockPool(kind, block_bytes, budget) for kind in kinds)
+        element_bytes = block_bytes / (BLOCK_TOKENS * text.num_kv_heads * text.head_dim)
+        return cls(whole, chunked, max(chunks, default=0), element_bytes)
+
+    def keys_and_values(self, layer: int) -> tuple[Array, Array]:
+        """Keys and values of a layer, uint8 [blocks, bytes] each."""
+        pool = self.whole if layer in self.whole.keys else self.chunked
+        return pool.keys[layer], pool.values[layer]
+
+
+class BlockTable:
+    """Block numbers in the order of the tokens.
+
+    Args:
+        pool: where the blocks are.
+    """
+
+    def __init__(self, pool: BlockPool) -> None:
+        self.pool, self._numbers = pool, np.zeros(_FIRST_BLOCKS, np.int32)
+        # A list, so that what runs when the table is gone does not refer to the table.
+        self._held: list[int] = []
+        weakref.finalize(self, pool.release, self._held).atexit = False
+
+    @property
+    def numbers(self) -> Array:
+        """int32 [blocks]."""
+        return self._numbers[: len(self._held)]
+
+    def make_room(self, first: int, end: int) -> None:
+        """Let slots ``first`` to ``end`` - 1 be written: blocks that are missing are added, a shared one is copied."""
+        if first % BLOCK_TOKENS and first < end:
+            index = first // BLOCK_TOKENS
+            self._held[index] = self._numbers[index] = self.pool.own(self._held[index])
+        while len(self._held) * BLOCK_TOKENS < end:
+            self._append(self.pool.allocate())
+
+    def missing(self, first: int, end: int, *, anew: bool = False) -> int:
+        """Blocks that ``make_room`` would take from the pool; after ``keep(0)`` where the table begins ``anew``.
+
+        Blocks that beginning anew gives back count against those that it takes.
+        """
+        wanted = -(-end // BLOCK_TOKENS)
+        if anew:
+            return wanted - sum(not self.pool.is_shared(block) for block in self._held)
+        copied = first % BLOCK_TOKENS and first < end and self.pool.is_shared(self._held[first // BLOCK_TOKENS])
+        return max(0, wanted - len(self._held)) + bool(copied)
+
+    def keep(self, tokens: int) -> None:
+        """Release what lies behind the first ``tokens`` slots."""
+        count = -(-tokens // BLOCK_TOKENS)
+        self.pool.release(self._held[count:])
+        del self._held[count:]
+
+    def share(self, other: BlockTable, tokens: int) -> None:
+        """Refer to the blocks of another table that hold its first ``tokens`` slots."""
+        for block in other._held[: -(-tokens // BLOCK_TOKENS)]:
+            self._append(self.pool.share(block))
+
+    def _append(self, block: int) -> None:
+        count = len(self._held)
+        if count == len(self._numbers):
+            self._numbers = np.concatenate([self._numbers, np.zeros_like(self._numbers)])
+        self._numbers[count] = block
+        self._held.append(block)
+
+
+class PagedCache:
+    """Keys and values of one sequence.
+
+    Args:
+        pools: where its blocks are.
+
+    Attributes:
+        whole: the table of layers that see their whole past.
+        chunked: the table of chunked layers.
+    """
+
+    def __init__(self, pools: CachePools) -> None:
+        self.pools, self.whole, self.chunked = pools, BlockTable(pools.whole), BlockTable(pools.chunked)
+
+    def make_room(self, first: int, end: int) -> bool:
+        """Let positions ``first`` to ``end`` - 1 be written; those of chunked layers lie in one attention chunk.
+
+        Tables are read anew for every call, so nothing that was bound moves. See ``SequenceCache``.
+
+        Raises:
+            HerdError: the pools are full; nothing has changed.
+        """
+        pools, chunk = self.pools, self.pools.chunk
+        with pools.budget.lock:
+            pools.budget.require(self.missing(first, end))
+            if chunk and first % chunk == 0:
+                self.chunked.keep(0)
+            if pools.whole.capacity:
+                self.whole.make_room(first, end)
+            if chunk:
+                self.chunked.make_room(first % chunk, first % chunk + end - first)
+        return False
+
+    def missing(self, first: int, end: int) -> int:
+        """Bytes that ``make_room`` would take; less than none where it gives back more."""
+        whole, chunked, chunk = self.pools.whole, self.pools.chunked, self.pools.chunk
+        count = whole.cost * self.whole.missing(first, end) if whole.capacity else 0
+        if chunk:
+            slot = first % chunk
+            count += chunked.cost * self.chunked.missing(slot, slot + end - first, anew=slot == 0)
+        return count
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first ``length`` positions, the last of which lies in the current attention chunk."""
+        self.whole.keep(length)
+        self.chunked.keep(self._slots_of_chunk(length))
+
+    def fork(self, length: int) -> PagedCache:
+        """The same first ``length`` positions for another sequence; nothing is copied."""
+        twin = PagedCache(self.pools)
+        twin.whole.share(self.whole, length)
+        twin.chunked.share(self.chunked, self._slots_of_chunk(length))
+        return twin
+
+    def _slots_of_chunk(self, length: int) -> int:
+        """Slots that the last chunk of so many positions fills; a full one stays until the next chunk begins."""
+        chunk = self.pools.chunk
+        return length - (length - 1) // chunk * chunk if chunk and length else 0
+
+    @property
+    def element_bytes(self) -> float:
+        """See ``SequenceCache``."""
+        return self.pools.element_bytes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its blocks, those that it shares included."""
+        tables = ((self.whole, self.pools.whole), (self.chunked, self.pools.chunked))
+        return sum(len(table.numbers) * pool.cost for table, pool in tables)

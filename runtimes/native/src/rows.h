@@ -1,0 +1,117 @@
+// What happens to rows of activations between products: norm, 8-bit codes, SwiGLU, Hadamard, rotation.
+#pragma once
+#include "simd.h"
+
+namespace {
+
+void rms_norm(const float* x, const float* gain, int width, float epsilon, float* y) {
+  F squares{};
+  float rest = 0;
+  int i = 0;
+  for (; i + kLanes <= width; i += kLanes) squares = fma(load<F>(x + i), load<F>(x + i), squares);
+  for (int j = i; j < width; j++) rest += x[j] * x[j];
+  float factor = 1 / sqrtf((sum(squares) + rest) / width + epsilon);
+  for (i = 0; i + kLanes <= width; i += kLanes) store(y + i, load<F>(x + i) * factor * (gain ? load<F>(gain + i) : splat(1)));
+  for (; i < width; i++) y[i] = x[i] * factor * (gain ? gain[i] : 1);
+}
+
+// codes = round(127 x / max|x|); a row that is not finite gets a scale that is not, so that its result shows it.
+void quantize(const float* x, int width, int inputs, int8_t* codes, int32_t* sums, float* scale) {
+  float top = 0;
+  bool finite = true;
+  int i = 0;
+  F tops{};
+  I odd{};
+  for (; i + kLanes <= width; i += kLanes) {
+    F v = load<F>(x + i);
+    tops = maximum(tops, absolute(v));
+    odd |= ~(absolute(v) <= 3.4028235e38f);
+  }
+  top = largest(tops);
+  finite = sum(odd) == 0;
+  for (; i < width; i++) {
+    float magnitude = fabsf(x[i]);
+    finite &= magnitude <= 3.4028235e38f;
+    top = magnitude > top ? magnitude : top;
+  }
+  float factor = top > herd::kSmallest && finite ? 127 / top : 0;
+  *scale = finite ? (factor ? top / 127 : 0) : NAN;
+  for (int b = 0; b < inputs; b += herd::kScaleBlock) {
+    int32_t total = 0;
+    int end = b + herd::kScaleBlock < width ? b + herd::kScaleBlock : width;
+    int k = b;
+    for (; factor && k + kLanes <= end; k += kLanes) {
+      I q = round_to_int(load<F>(x + k) * factor);
+      store(codes + k, __builtin_convertvector(q, Lane8));
+      total += sum(q);
+    }
+    for (; factor && k < end; k++) {
+      int32_t q = int32_t(rintf(x[k] * factor));
+      codes[k] = int8_t(q);
+      total += q;
+    }
+    for (; k < b + herd::kScaleBlock; k++) codes[k] = 0;
+    sums[b / herd::kScaleBlock] = total;
+  }
+}
+
+void swiglu(const float* gate, const float* up, int count, float* y) {
+  for (int i = 0; i < count; i += kLanes) {   // buffers are whole tiles
+    F g = load<F>(gate + i);
+    store(y + i, g * load<F>(up + i) / (exp2(g * -1.44269504088896341f) + 1.f));
+  }
+}
+
+inline void hadamard_8(float* v) {   // narrower than a register may be
+  for (int n = 1; n < 8; n *= 2)
+    for (int i = 0; i < 8; i++)
+      if (!(i & n)) {
+        float a = v[i], b = v[i + n];
+        v[i] = a + b;
+        v[i + n] = a - b;
+      }
+  for (int i = 0; i < 8; i++) v[i] *= 0.35355339f;
+}
+
+// Lane i becomes v[i] + v[i ^ N], or v[i ^ N] - v[i] where bit N of i is set: one step of the transform inside a register.
+template <int N, int... I> inline F butterfly(F v, Lanes<I...>) {
+  F other = __builtin_shufflevector(v, v, (I ^ N)...), sign = {((I & N) ? -1.f : 1.f)...};
+  return v * sign + other;
+}
+template <int N> inline F butterflies(F v) {
+  if constexpr (N < kLanes) return butterflies<2 * N>(butterfly<N>(v, AllLanes{}));
+  else return v;
+}
+
+template <int kVectorsOfBlock> inline void hadamard_block(float* x) {
+  F v[kVectorsOfBlock];
+  for (int i = 0; i < kVectorsOfBlock; i++) v[i] = butterflies<1>(load<F>(x + i * kLanes));
+  for (int n = 1; n < kVectorsOfBlock; n *= 2)
+    for (int i = 0; i < kVectorsOfBlock; i++)
+      if (!(i & n)) {
+        F a = v[i], b = v[i + n];
+        v[i] = a + b;
+        v[i + n] = a - b;
+      }
+  F norm = splat(1 / sqrtf(float(kVectorsOfBlock * kLanes)));
+  for (int i = 0; i < kVectorsOfBlock; i++) store(x + i * kLanes, v[i] * norm);
+}
+
+void hadamard(float* x, int width, int block) {
+  for (int first = 0; first < width; first += block) {
+    if (block == 64) hadamard_block<64 / kLanes>(x + first);
+    else if (block == 32) hadamard_block<32 / kLanes>(x + first);
+    else if (block == 16) hadamard_block<16 / kLanes>(x + first);
+    else hadamard_8(x + first);
+  }
+}
+
+void rotate(float* x, const float* cos, const float* sin, int width) {
+  for (int i = 0; i < width / 2; i++) {
+    float even = x[2 * i], odd = x[2 * i + 1];
+    x[2 * i] = even * cos[i] - odd * sin[i];
+    x[2 * i + 1] = odd * cos[i] + even * sin[i];
+  }
+}
+
+}  // namespace

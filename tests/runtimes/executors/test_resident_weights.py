@@ -1,0 +1,116 @@
+"""Packed weights: compared with their hashes, and copied into memory of our own, in huge pages where there are any."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from herdgraph.errors import HerdError
+from herdgraph.export.pipeline import build_bundle
+from herdgraph.model.checkpoint import open_checkpoint
+from herdgraph.model.config.presets import TINY
+from herdgraph.runtimes import Engine
+from herdgraph.runtimes.bundle.blocks import BLOCK, write_block_hashes
+from herdgraph.runtimes.executors.ort.paged import PagedRunner
+from herdgraph.runtimes.executors.ort.weights import KEY, ResidentWeights, resident_weights, verify_weights
+from support import herds
+
+SIZE = 2 * BLOCK + 1000
+PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "decoder.data"
+    path.write_bytes(np.random.default_rng(0).integers(0, 256, SIZE, np.uint8).tobytes())
+    write_block_hashes(path)
+    return path
+
+
+def _session(**places: tuple[int, tuple[int, ...]]) -> Any:
+    """A session of a graph that says where its weights lie."""
+    said = {name: [offset, int(np.prod(shape))] for name, (offset, shape) in places.items()}
+    return SimpleNamespace(
+        get_modelmeta=lambda: SimpleNamespace(custom_metadata_map={KEY: json.dumps(said)}),
+        get_overridable_initializers=lambda: [SimpleNamespace(name=name, shape=list(shape))
+                                              for name, (_, shape) in places.items()])
+
+
+def _resident(data: Path) -> ResidentWeights:
+    weights = resident_weights(data, Event())
+    assert weights is not None
+    return weights
+
+
+def test_initializers_are_the_files_bytes(data: Path) -> None:
+    found = _resident(data).values(_session(a=(0, (64,)), b=(BLOCK - 6, (3, 4))))
+    whole = np.frombuffer(data.read_bytes(), np.uint8)
+    np.testing.assert_array_equal(found["a"].numpy(), whole[:64])
+    np.testing.assert_array_equal(found["b"].numpy(), whole[BLOCK - 6 : BLOCK + 6].reshape(3, 4))
+
+
+@pytest.mark.parametrize("block", [0, 1, 2])
+def test_an_altered_block_is_named(data: Path, block: int) -> None:
+    with data.open("r+b") as file:
+        file.seek(block * BLOCK + 7)
+        byte = file.read(1)[0]
+        file.seek(block * BLOCK + 7)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(HerdError, match=rf"decoder\.data was altered: SHA-256 of block {block} is"):
+        verify_weights(data, 1)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_was_not_altered_passes(data: Path, threads: int) -> None:
+    verify_weights(data, threads)
+
+
+def test_a_copy_that_is_stopped_is_none(data: Path) -> None:
+    stopped = Event()
+    stopped.set()
+    assert resident_weights(data, stopped) is None
+
+
+@pytest.mark.parametrize("place", [(SIZE - 3, (4,)), (-1, (4,)), (1 << 60, (4,))])
+def test_what_lies_outside_of_the_file_is_refused(data: Path, place: tuple[int, tuple[int, ...]]) -> None:
+    with pytest.raises(HerdError, match="has no 'a' where the graph says: rebuild the bundle"):
+        _resident(data).values(_session(a=place))
+
+
+def test_memory_is_of_huge_pages(tmp_path: Path) -> None:
+    if not PAGES.exists() or "[never]" in PAGES.read_text():
+        pytest.skip("this machine gives none to those who ask")
+    path = tmp_path / "decoder.data"
+    path.write_bytes(bytes(8 << 20))
+    weights = _resident(path)
+    address = weights._bytes.ctypes.data
+    assert address % (2 << 20) == 0
+    for area in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text()):
+        first, end = (int(number, 16) for number in area.split(" ", 1)[0].split("-"))
+        if first <= address < end:
+            assert int(re.findall(r"AnonHugePages: +(\d+)", area)[0]) >= 4 << 10
+
+
+def test_an_engine_that_goes_over_to_the_copy_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("herdgraph.runtimes.executors.ort.paged.SMALL", 0)
+    herds.save(TINY, tmp_path / "checkpoint")
+    with open_checkpoint(tmp_path / "checkpoint") as checkpoint:
+        build_bundle(checkpoint, tmp_path / "bundle", recipe="int8")
+    with Engine.load(tmp_path / "bundle", threads=1, memory="low") as mapped, Engine.load(
+            tmp_path / "bundle", threads=1) as copied:
+        runner = copied._decoder
+        assert isinstance(runner, PagedRunner)
+        first = copied.prefill(copied.new_sequence(), [3, 4, 5])
+        assert runner._copying is not None
+        runner._copying.join()
+        assert runner.graph._weights  # type: ignore[attr-defined]
+        wanted = mapped.prefill(mapped.new_sequence(), [3, 4, 5])
+        for found in (first, copied.prefill(copied.new_sequence(), [3, 4, 5])):
+            np.testing.assert_array_equal(found, wanted)
