@@ -26,7 +26,7 @@ WEIGHTS = {"left": np.ones((8, 4), np.float32), "right": np.ones((8, 4), np.floa
 
 
 def test_rewritten_and_declined_nodes_are_named(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="herdgraph")
     JoinMatMuls()(graphs.parse(MODEL, **WEIGHTS))
     assert "JoinMatMuls rewrote 2: q, k" in caplog.messages
     assert "JoinMatMuls declined 1, no other product reads its input: o" in caplog.messages
@@ -41,7 +41,7 @@ def test_long_lists_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     outputs = ", ".join(f"float[1, 2] y{index}" for index in range(SHOWN + 3))
     weights = ", ".join(f"float[2, 2] w{index}" for index in range(SHOWN + 3))
     text = f"g (float[1, 2] x, {weights}) => ({outputs}) {{\n{products}\n}}"
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="herdgraph")
     QuantizeMatMuls(Recipe("r", "r", (Rule("*", ChannelFormat()),)))(
         graphs.parse(text, **{f"w{index}": np.ones((2, 2), np.float32) for index in range(SHOWN + 3)}))
     assert f"n{SHOWN - 1} and 3 more" in caplog.text
