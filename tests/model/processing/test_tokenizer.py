@@ -184,7 +184,7 @@ def test_least_number_of_tokens(text: str, llama4: Tokenizer, calf: Tokenizer) -
         ids = tokenizer.encode(text, allow_special=True)
         tokenizer.require_room(text, len(ids))
         assert tokenizer._codec.longest_token is not None
-    with pytest.raises(HerdError, match="the prompt has 100000 characters, which are more than"):
+    with pytest.raises(HerdError, match="the text has 100000 characters, which are more than"):
         calf.require_room("x" * 100_000, 100)
 
 
