@@ -23,6 +23,7 @@ from ...kv_cache.pool import BLOCK_TOKENS, block_bytes, caches_of_block, free_ca
 from ...kv_cache.sequence import Features, Sequence
 from ..runner import Logits, Runner
 from .decoder import DecoderGraph, Run, run_all
+from .page_release import release
 from .session import Values, ort_value
 from .weights import SMALL, resident_weights
 
@@ -198,6 +199,7 @@ class PagedRunner(Runner):
             with self._keeping:
                 self.graph.override(weights)
                 self._kept.clear()
+            release({str(data.resolve())})  # pages of the mapping, which nobody reads any more
 
     def close(self) -> None:
         """Free the weights; see ``Runner``."""
