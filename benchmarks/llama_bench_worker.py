@@ -47,7 +47,7 @@ def _batch(programs: Path, task: Task, *, fork: bool) -> list[float]:
     context = batch * (prompt + new) + 256
     output = _run([str(programs / "llama-batched-bench"), "-m", task.model, "-t", str(task.threads), "-c", str(context),
                    "-b", "512", "-ub", "512", "-npp", str(prompt), "-ntg", str(new), "-npl", str(batch),
-                   *(["-rtr", "-fmoe", "-fa", "on"] if fork else ["-fa", "on"])])
+                   *(["-rtr"] if fork else []), "-fa", "on"])
     row = next(line for line in reversed(output.splitlines()) if line.strip().startswith("|") and line.count("|") > 8)
     cells = [cell.strip() for cell in row.strip().strip("|").split("|")]
     return [float(cells[6])]

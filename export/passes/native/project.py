@@ -42,7 +42,7 @@ class LowerProjects(InPlacePass):
             model.opset_imports[DOMAIN] = 1
             common.RemoveUnusedNodesPass()(model)
         taken = {node for node, _ in found}
-        declined = [(node, "the recipe stores it in a format that it has not") for node, _ in products
+        declined = [(node, "our operators do not have the format in which the recipe stores it") for node, _ in products
                     if node not in taken]
         return report(self, model, [node for node, _ in found], declined)
 

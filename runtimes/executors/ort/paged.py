@@ -6,6 +6,7 @@ block tables which of them belong to whom. A batch is what a call is told: seque
 
 from __future__ import annotations
 
+import logging
 import mmap
 import threading
 from collections import OrderedDict
@@ -26,6 +27,8 @@ from .decoder import DecoderGraph, Run, run_all
 from .page_release import release
 from .session import Values, ort_value
 from .weights import SMALL, resident_weights
+
+logger = logging.getLogger(__name__)
 
 KEPT_BINDINGS = 16
 """Sizes of batches, by thread, whose arrays and bindings are kept for their next call."""
@@ -194,12 +197,16 @@ class PagedRunner(Runner):
             self._copying.start()
 
     def _copy(self, data: Path) -> None:
-        weights = resident_weights(data, self._stopped)
-        if weights is not None:
-            with self._keeping:
-                self.graph.override(weights)
-                self._kept.clear()
-            release({str(data.resolve())})  # pages of the mapping, which nobody reads any more
+        """Copy and go over to the copy. Whatever prevents that costs speed only: the mapping goes on being used."""
+        try:
+            weights = resident_weights(data, self._stopped)
+            if weights is not None:
+                with self._keeping:
+                    self.graph.override(weights)
+                    self._kept.clear()
+                release({str(data.resolve())})  # pages of the mapping, which nobody reads any more
+        except (HerdError, MemoryError, OSError) as error:
+            logger.info("%s is used as it is mapped: %s", data, error)
 
     def close(self) -> None:
         """Free the weights; see ``Runner``."""

@@ -114,3 +114,18 @@ def test_an_engine_that_goes_over_to_the_copy_says_the_same(tmp_path: Path, monk
         wanted = mapped.prefill(mapped.new_sequence(), [3, 4, 5])
         for found in (first, copied.prefill(copied.new_sequence(), [3, 4, 5])):
             np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_copy_that_fails_leaves_the_mapping(
+    data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No memory for a copy is no error: nothing is printed, and calls go on as before."""
+    def refuse(*_: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("herdgraph.runtimes.executors.ort.paged.resident_weights", refuse)
+    caplog.set_level("INFO", logger="herdgraph")
+    runner = PagedRunner.__new__(PagedRunner)
+    runner._stopped = Event()
+    runner._copy(data)
+    assert "is used as it is mapped: no room" in caplog.text
