@@ -21,7 +21,7 @@ REPETITIONS = 3
 def measure(task: Task) -> Times:
     """Run the programs one after the other."""
     programs = Path(task.variant) / "bin"
-    fork = "-rtr" in _run([str(programs / "llama-bench"), "--help"])
+    fork = "-rtr" in _run([str(programs / "llama-bench"), "--help"]).stdout
     fast = ["-rtr", "1", "-fmoe", "1", "-thp", "1"] if fork else []
     prompt, new, batch = len(task.prompt), len(task.steps) - 1, len(task.steps[0])
     common = [str(programs / "llama-bench"), "-m", task.model, "-t", str(task.threads), "-r", str(REPETITIONS),
@@ -37,7 +37,7 @@ def measure(task: Task) -> Times:
 
 def _samples(command: list[str]) -> list[float]:
     """Seconds of each repetition of the last test."""
-    tests = json.loads(_run(command))
+    tests = json.loads(_run(command).stdout)
     return [nanoseconds / 1e9 for nanoseconds in tests[-1]["samples_ns"]]
 
 
@@ -45,20 +45,21 @@ def _batch(programs: Path, task: Task, *, fork: bool) -> list[float]:
     """Seconds of decoding with all sequences, from the table of ``llama-batched-bench``."""
     prompt, new, batch = len(task.prompt), len(task.steps) - 1, len(task.steps[0])
     context = batch * (prompt + new) + 256
-    output = _run([str(programs / "llama-batched-bench"), "-m", task.model, "-t", str(task.threads), "-c", str(context),
+    done = _run([str(programs / "llama-batched-bench"), "-m", task.model, "-t", str(task.threads), "-c", str(context),
                    "-b", "512", "-ub", "512", "-npp", str(prompt), "-ntg", str(new), "-npl", str(batch),
                    *(["-rtr"] if fork else []), "-fa", "on"])
-    row = next(line for line in reversed(output.splitlines()) if line.strip().startswith("|") and line.count("|") > 8)
+    table = (done.stdout + done.stderr).splitlines()  # ik_llama.cpp writes it among its log
+    row = next(line for line in reversed(table) if line.strip().startswith("|") and line.count("|") > 8)
     cells = [cell.strip() for cell in row.strip().strip("|").split("|")]
     return [float(cells[6])]
 
 
-def _run(command: list[str]) -> str:
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         raise SystemExit(f"{Path(command[0]).name} failed: {lines[-1] if lines else 'it said nothing'}")
-    return done.stdout
+    return done
 
 
 if __name__ == "__main__":
