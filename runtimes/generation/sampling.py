@@ -1,17 +1,15 @@
 """From logits to a token: greedy or drawn, with the filters that users know.
 
-Order, as in transformers: repetition penalty, temperature, top-k, top-p, min-p, draw.
+Order, as in transformers: penalties (``penalties.py``), temperature, top-k, top-p, min-p, draw.
 
-* repetition penalty r (Keskar et al. 2019): logits of tokens seen so far are divided by r when positive, multiplied
-  when negative;
 * top-p (Holtzman et al. 2020): the fewest most likely tokens whose probabilities add up to at least p;
 * min-p: tokens at least ``min_p`` times as likely as the most likely one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
@@ -35,7 +33,13 @@ class Sampling:
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the most likely tokens up to this probability; 1 keeps all.
         min_p: keep tokens at least this likely relative to the most likely one; 0 keeps all.
-        repetition_penalty: above 1 discourages tokens that occurred; 1 changes nothing.
+        repetition_penalty: above 1 discourages tokens that occurred (Keskar et al. 2019): their logits are divided by
+            it when positive, multiplied when negative; 1 changes nothing.
+        presence_penalty: is subtracted from the logits of tokens that the answer has already.
+        frequency_penalty: the same, times their number.
+        logit_bias: is added to the logits of these tokens.
+        allowed_token_ids: only these may be chosen; None allows all.
+        bad_words: token sequences that are not completed.
         seed: of the random draws; None draws differently every time.
         logprobs: number of alternatives to report per token; None for no log-probabilities at all.
     """
@@ -45,6 +49,11 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
     seed: int | None = None
     logprobs: int | None = None
 
@@ -62,6 +71,8 @@ class Sampling:
         self._require("top_p", Real, lambda p: 0 < p <= 1, "above 0 and at most 1")
         self._require("min_p", Real, lambda p: 0 <= p <= 1, "within 0 and 1")
         self._require("repetition_penalty", Real, lambda r: 0 < r <= 1e6, "above 0, at most 1e6")
+        for name in ("presence_penalty", "frequency_penalty"):
+            self._require(name, Real, lambda penalty: -2 <= penalty <= 2, "within -2 and 2")
         if self.seed is not None:
             self._require("seed", Integral, lambda seed: seed >= 0, "a whole number, 0 or more")
         if self.logprobs is not None:
@@ -97,12 +108,11 @@ class Sampler:
         self.options = options
         self._random = np.random.default_rng(options.seed)
 
-    def __call__(self, logits_V: Array, seen: Iterable[int]) -> int:
+    def __call__(self, logits_V: Array) -> int:
         """Choose a token.
 
         Args:
             logits_V: float32 [vocabulary]; not modified.
-            seen: tokens of the prompt and of the output so far.
 
         Raises:
             HerdError: the largest logit is not a finite number.
@@ -111,8 +121,6 @@ class Sampler:
         if not np.isfinite(peak := logits_V.max()):  # NaN anywhere makes the maximum NaN
             raise HerdError(f"the largest logit is {peak}: the model's weights or its calibration are broken; compare "
                             "the bundle with its checkpoint by 'herdgraph verify', then build it again")
-        if options.repetition_penalty != 1.0:
-            logits_V = _penalised(logits_V, seen, options.repetition_penalty)
         if options.temperature == 0:
             return int(logits_V.argmax())
         candidates, logits = _top_k(logits_V, options.top_k)
@@ -170,14 +178,6 @@ def _most_likely(values: Array, count: int) -> Array:
         some = np.sort(np.argpartition(-values, count - 1)[:count])
         return some[np.argsort(-values[some], kind="stable")]
     return np.argsort(-values, kind="stable") if count else np.zeros(0, np.int64)
-
-
-def _penalised(logits_V: Array, seen: Iterable[int], penalty: float) -> Array:
-    ids = np.unique(np.fromiter(seen, dtype=np.int64))
-    logits_V = logits_V.copy()
-    values = logits_V[ids]
-    logits_V[ids] = np.where(values > 0, values / penalty, values * penalty)
-    return logits_V
 
 
 def _top_k(logits_V: Array, k: int) -> tuple[Array, Array]:

@@ -15,11 +15,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StopRule:
-    """When to end: after these ids, before these strings, or at this many tokens."""
+    """When to end: after these ids, before these strings, or at this many tokens.
+
+    Attributes:
+        max_new_tokens: most tokens.
+        ids: tokens that end the text.
+        strings: texts that end it.
+        min_tokens: so many tokens come before any of ``ids``.
+        keeps_string: whether the string that ended the text stays in it.
+    """
 
     max_new_tokens: int
     ids: frozenset[int] = frozenset()
     strings: tuple[str, ...] = ()
+    min_tokens: int = 0
+    keeps_string: bool = False
 
     @classmethod
     def of(cls, max_new_tokens: int, strings: str | Iterable[str], ids: Iterable[int]) -> StopRule:

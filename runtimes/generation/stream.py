@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from ...model.processing import StreamDecoder, Tokenizer
+from .penalties import Penalties
 from .sampling import Array, Sampler, Sampling, TokenLogprob
 from .stop_strings import StopRule, StopStrings
 
@@ -73,9 +72,9 @@ class TextStream:
         self, prefill: Callable[[], tuple[Array, int]], decode: Callable[[int], Array], *,
         tokenizer: Tokenizer, prompt_ids: Items[int], sampling: Sampling, stop: StopRule, never: Items[int] = (),
     ) -> None:
-        self._prefill, self._decode, self._never = prefill, decode, list(never)
+        self._prefill, self._decode = prefill, decode
         self._tokenizer, self._decoder = tokenizer, StreamDecoder(tokenizer)
-        self._seen, self._sampler, self._stop = list(prompt_ids), Sampler(sampling), stop
+        self._penalties, self._sampler, self._stop = Penalties(sampling, prompt_ids, never), Sampler(sampling), stop
         self._stop_strings = StopStrings(stop.strings)
         self.result = Generation(timings=Timings(prompt_tokens=len(prompt_ids)))
 
@@ -115,13 +114,10 @@ class TextStream:
             yield self._stop_strings.flush()
 
     def _choose(self, logits: Array) -> int:
-        if self._never:
-            logits = logits.copy()
-            logits[self._never] = -np.inf
-        token = self._sampler(logits, self._seen)
+        token = self._sampler(self._penalties.apply(logits))
         if self._sampler.options.logprobs is not None:
             self.result.logprobs.append(self._sampler.logprob(logits, token, self._text_of))
-        self._seen.append(token)
+        self._penalties.count(token)
         self.result.token_ids.append(token)
         self.result.timings.new_tokens += 1
         return token

@@ -19,20 +19,21 @@ from transformers import (
 )
 
 from herdgraph.errors import HerdError
+from herdgraph.runtimes.generation.penalties import Penalties
 from herdgraph.runtimes.generation.sampling import Sampler, Sampling, _nucleus, log_softmax, softmax
 
 LOGITS = np.random.default_rng(0).normal(0, 2, 200).astype(np.float32)
 
 
 def _drawn(options: Sampling, logits: np.ndarray = LOGITS, seen: tuple[int, ...] = (), draws: int = 3000) -> np.ndarray:
-    sampler = Sampler(options)
-    return np.bincount([sampler(logits, seen) for _ in range(draws)], minlength=len(logits))
+    sampler, penalties = Sampler(options), Penalties(options, seen)
+    return np.bincount([sampler(penalties.apply(logits)) for _ in range(draws)], minlength=len(logits))
 
 
 def test_greedy_is_the_most_likely_and_leaves_logits_alone() -> None:
     before = LOGITS.copy()
-    assert Sampler(Sampling())(LOGITS, []) == LOGITS.argmax()
-    Sampler(Sampling(repetition_penalty=2.0))(LOGITS, [1, 2])
+    assert Sampler(Sampling())(LOGITS) == LOGITS.argmax()
+    Penalties(Sampling(repetition_penalty=2.0), [1, 2]).apply(LOGITS)
     np.testing.assert_array_equal(LOGITS, before)
 
 
@@ -61,14 +62,14 @@ def test_filters_are_transformers(options: dict[str, float]) -> None:
 def test_seed_decides() -> None:
     options = {"temperature": 1.0}
     samplers = [Sampler(Sampling(seed=seed, **options)) for seed in (1, 1, 2)]
-    first, again, other = ([sampler(LOGITS, []) for _ in range(20)] for sampler in samplers)
+    first, again, other = ([sampler(LOGITS) for _ in range(20)] for sampler in samplers)
     assert first == again != other
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 250), st.floats(0.01, 1.0), st.floats(0, 1), st.integers(0, 5))
 def test_something_is_always_drawn_within_the_filters(k: int, p: float, min_p: float, seed: int) -> None:
-    token = Sampler(Sampling(temperature=1.0, top_k=k, top_p=p, min_p=min_p, seed=seed))(LOGITS, [])
+    token = Sampler(Sampling(temperature=1.0, top_k=k, top_p=p, min_p=min_p, seed=seed))(LOGITS)
     probabilities = softmax(LOGITS)
     rank = int((LOGITS[token] < LOGITS).sum())
     assert k == 0 or rank < k
@@ -86,7 +87,7 @@ def test_a_nucleus_without_sorting_is_the_sorted_one(p: float, seed: int, spread
 
 
 def test_the_lowest_temperature_is_greedy() -> None:
-    assert Sampler(Sampling(temperature=1e-6, seed=1))(LOGITS, []) == LOGITS.argmax()
+    assert Sampler(Sampling(temperature=1e-6, seed=1))(LOGITS) == LOGITS.argmax()
 
 
 def test_logprobs() -> None:
@@ -104,9 +105,9 @@ def test_logits_that_are_not_finite_are_an_error(value: float, temperature: floa
     logits = LOGITS.copy()
     logits[3] = value
     with pytest.raises(HerdError, match=f"the largest logit is {value}"):
-        Sampler(Sampling(temperature=temperature))(logits, [])
+        Sampler(Sampling(temperature=temperature))(logits)
     logits[3] = -np.inf  # what is masked stays possible
-    assert Sampler(Sampling(temperature=temperature, seed=1))(logits, []) != 3
+    assert Sampler(Sampling(temperature=temperature, seed=1))(logits) != 3
 
 
 @pytest.mark.parametrize(("options", "message"), [
