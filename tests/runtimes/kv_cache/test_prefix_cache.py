@@ -105,15 +105,27 @@ def test_the_least_recently_used_prefix_goes_first_and_its_end_before_its_beginn
     assert prefixes.take(_keys(second), 400)[1] == 2 * BLOCK_TOKENS
 
 
-@given(st.integers(0, 3), st.integers(0, 3), st.binary(max_size=2))
-def test_keys_tell_tokens_pictures_and_tenants_apart(tile: int, place: int, salt: bytes) -> None:
-    ids = [5] * 32 + [500] * 8 + [5] * 150  # two tiles of four tokens in the first block
+@pytest.mark.parametrize(("change", "equal"), [("nothing", 3), ("token 130", 2), ("token 70", 1), ("tile 1", 0),
+                                               ("tile 0", 0), ("salt", 0)])
+def test_keys_tell_tokens_pictures_and_tenants_apart(change: str, equal: int) -> None:
+    """Two tiles of four tokens in the first block, the second over its end: so its pixels matter from there on."""
+    ids = [5] * 20 + [500] * 4 + [5] * 38 + [500] * 4 + [5] * 126
     tiles = [b"a", b"b"]
     plain = PrefixKeys(b"", 500, 4, tiles)
     plain.extend(ids)
-    other = PrefixKeys(salt, 500, 4, [b"c" if index == tile else name for index, name in enumerate(tiles)])
-    changed = [*ids[: 64 * place], ids[64 * place] if place == 3 else 9, *ids[64 * place + 1 :]]
-    other.extend(changed)
-    same = [a == b for a, b in zip(plain.keys, other.keys, strict=True)]
-    until = 0 if salt or tile < 2 else min(place, 2)
-    assert same == [index < until for index in range(2)]
+    if change.startswith("token"):
+        ids[int(change.split()[1])] = 9
+    if change.startswith("tile"):
+        tiles[int(change.split()[1])] = b"c"
+    other = PrefixKeys(b"x" if change == "salt" else b"", 500, 4, tiles)
+    other.extend(ids)
+    assert [a == b for a, b in zip(plain.keys, other.keys, strict=True)] == [index < equal for index in range(3)]
+
+
+def test_keys_grow_with_their_tokens() -> None:
+    ids = list(range(400))
+    whole, grown = PrefixKeys(b"s"), PrefixKeys(b"s")
+    whole.extend(ids)
+    for end in (10, 64, 130, 131, 400):
+        grown.extend(ids[:end])
+    assert whole.keys == grown.keys
