@@ -166,6 +166,8 @@ class Choice:
 
 def rows_of(choice: Choice, tokens: int) -> Items[int]:
     """Which rows of a call over the next tokens are wanted: after the last one, or all for a prompt's logprobs."""
+    if choice.draft:
+        return range(tokens)
     last = choice.pending == tokens
     if choice.request.prompt_logprobs is not None and choice.generated == 0:
         return range(tokens)

@@ -24,6 +24,7 @@ from .active import ActiveRequest
 from .choice import Choice, rows_of
 from .memory import CacheRoom
 from .planning import Pace, Planner
+from .speculation import Speculation
 
 Array = np.ndarray[Any, Any]
 
@@ -36,15 +37,19 @@ class Scheduler:
         sequences: most answers in the making.
         step_tokens: most tokens in one call.
         step_seconds: that a call may take while answers are being generated.
+        speculation: guesses next tokens, None for no guesses.
 
     Attributes:
         running: answers in the making.
         preemptions: how often one had to give its memory back.
     """
 
-    def __init__(self, engine: Engine, *, sequences: int, step_tokens: int, step_seconds: float) -> None:
+    def __init__(
+        self, engine: Engine, *, sequences: int, step_tokens: int, step_seconds: float,
+        speculation: Speculation | None = None,
+    ) -> None:
         self._runner, self._vision, config = engine.runner, engine.vision, engine.config
-        self._sequences = sequences
+        self._sequences, self.speculation = sequences, speculation
         self.running: list[Choice] = []
         self._waiting: list[Choice] = []
         self._requests: dict[Choice, ActiveRequest] = {}
@@ -88,6 +93,8 @@ class Scheduler:
         self._drop_cancelled()
         self._admit()
         self._look_at_pictures()
+        if self.speculation is not None:
+            self.speculation.draft([choice for choice in self.running if choice.is_decoding])
         planned = self._with_room(self._planner.plan(self.running, self._ready_until()))
         if planned:
             self._run(planned)
@@ -202,18 +209,25 @@ class Scheduler:
         first_pending = [choice.seen for choice, _ in planned]
         started = time.perf_counter()
         logits_RV = self._runner.step(steps)
-        self.pace.record(sum(tokens for _, tokens in planned), time.perf_counter() - started)
+        self._record(planned, time.perf_counter() - started)
         row = 0
         for (choice, _), step, first in zip(planned, steps, first_pending, strict=True):
-            self._publish(choice)
             self._take(choice, logits_RV[row : row + len(step.rows)], first)
+            self._publish(choice)
             row += len(step.rows)
+
+    def _record(self, planned: Items[tuple[Choice, int]], seconds: float) -> None:
+        """Learn from how long a call took."""
+        rows = sum(tokens for _, tokens in planned)
+        self.pace.record(rows, seconds)
+        if self.speculation is not None and all(tokens == 1 + len(choice.draft) for choice, tokens in planned):
+            self.speculation.record_call(rows, seconds)
 
     def _step_of(self, choice: Choice, tokens: int) -> Step:
         assert choice.sequence is not None, "a running answer has a sequence"
         first, end = choice.seen, choice.seen + tokens
         features = self._requests[choice].pictures.of(first, end)
-        return Step(choice.sequence, choice.token_ids[first:end], rows_of(choice, tokens), features)
+        return Step(choice.sequence, (choice.token_ids + choice.draft)[first:end], rows_of(choice, tokens), features)
 
     def _take(self, choice: Choice, logits_RV: Array, first: int) -> None:
         """Go on with an answer after a call.
@@ -228,10 +242,27 @@ class Scheduler:
             if choice.request.prompt_logprobs is not None and not choice.generated:
                 answer = active.answer
                 answer.prompt_logprobs += ([] if first else [None]) + choice.prompt_logprobs(logits_RV, first)
-            if not choice.pending:
+            if choice.draft:
+                self._verify(active, choice, logits_RV)
+            elif not choice.pending:
                 self._choose(active, choice, logits_RV[-1])
         except HerdError as error:
             self.fail(active, str(error))
+
+    def _verify(self, active: ActiveRequest, choice: Choice, logits_RV: Array) -> None:
+        """Go on while what is chosen is what was guessed; the model forgets the other guesses."""
+        assert choice.sequence is not None, "a running answer has a sequence"
+        assert self.speculation is not None, "it made the guesses"
+        guesses, held = choice.draft[: len(logits_RV) - 1], 0
+        for row_V, guess in zip(logits_RV, [*guesses, None], strict=True):
+            active.put(choice.accept(row_V))
+            if choice.finish_reason or choice.token_ids[-1] != guess:
+                break
+            held += 1
+        choice.draft = []
+        choice.sequence.truncate(len(choice.token_ids) - 1)
+        self.speculation.record(choice, len(guesses), held)
+        active.answer.usage.accepted_tokens += held
 
     def _choose(self, active: ActiveRequest, choice: Choice, logits_V: Array) -> None:
         begun = [choice]

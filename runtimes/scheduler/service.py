@@ -15,6 +15,7 @@ from .active import ActiveRequest
 from .answer import Answer
 from .request import GenerationRequest, OverloadedError
 from .scheduler import Scheduler
+from .speculation import Drafter, Speculation
 
 logger = logging.getLogger(__name__)
 
@@ -44,17 +45,21 @@ class Service:
     Args:
         engine: loaded; closed with the service.
         options: limits.
+        drafter: guesses next tokens, None for no speculation.
 
     Attributes:
         max_model_len: most tokens of a prompt and its answer: the model's context, or what there is memory for.
         failure: why it runs no more; empty while it does.
     """
 
-    def __init__(self, engine: Engine, options: ServiceOptions | None = None) -> None:
+    def __init__(
+        self, engine: Engine, options: ServiceOptions | None = None, *, drafter: Drafter | None = None
+    ) -> None:
         self.engine, self.options = engine, options or ServiceOptions()
         limits = self.options
         self._scheduler = Scheduler(engine, sequences=limits.sequences, step_tokens=limits.step_tokens,
-                                    step_seconds=limits.step_seconds)
+                                    step_seconds=limits.step_seconds,
+                                    speculation=None if drafter is None else Speculation(drafter))
         context = engine.config.text.max_position_embeddings
         self.max_model_len = min(context, self._scheduler.room.most_tokens or context)
         self.failure = ""
@@ -93,7 +98,7 @@ class Service:
 
     def gauges(self) -> dict[str, float]:
         """What goes on: requests running and waiting, memory, and what the prefix cache was asked and had."""
-        scheduler, prefixes = self._scheduler, self._scheduler.prefixes
+        scheduler, prefixes, guesses = self._scheduler, self._scheduler.prefixes, self._scheduler.speculation
         with self._changed:
             begun = [active.has_begun for active in self._active.values()]
         return {
@@ -101,6 +106,8 @@ class Service:
             "kv_cache_usage": scheduler.room.used_share, "preemptions": scheduler.preemptions,
             "prefix_queries": prefixes.queried_tokens if prefixes else 0,
             "prefix_hits": prefixes.found_tokens if prefixes else 0,
+            "spec_drafts": guesses.drafts if guesses else 0, "spec_draft_tokens": guesses.guessed if guesses else 0,
+            "spec_accepted_tokens": guesses.held if guesses else 0,
         }
 
     def drain(self, timeout: float) -> None:
