@@ -13,7 +13,7 @@
 
 namespace herd {
 
-constexpr int kQueries = 64;   // whose results wait in one buffer
+constexpr int kQueries = 48;   // whose results wait in one buffer: a multiple of what kernels take at a time
 constexpr float kLog2E = 1.44269504088896341f;
 
 const ort::Port* FullAttention::inputs(size_t* count) {
@@ -38,30 +38,22 @@ struct FullHead {
   float* y;
 
   void run() const {
-    int width = round_up(dims, 16), blocks = round_up(tokens, kCacheBlock) / kCacheBlock;
-    size_t block_bytes = keys_bytes(kCacheFloat32, width), space = attention_scratch(kQueries, width);
-    Scratch scratch(2 * Scratch::needs<uint8_t>(blocks * block_bytes) + Scratch::needs<int>(blocks) + Scratch::needs<int>(kQueries) +
-                    2 * Scratch::needs<float>(kQueries * width) + 2 * Scratch::needs<float>(kQueries) + Scratch::needs<float>(space) +
-                    2 * Scratch::needs<float>(width));
-    uint8_t *keys = scratch.take<uint8_t>(blocks * block_bytes), *values = scratch.take<uint8_t>(blocks * block_bytes);
-    int *table = scratch.take<int>(blocks), *limits = scratch.take<int>(kQueries);
-    float *queries = scratch.take<float>(kQueries * width), *results = scratch.take<float>(kQueries * width);
-    Partial part{scratch.take<float>(kQueries), scratch.take<float>(kQueries), results};
-    float *buffer = scratch.take<float>(space), *key = scratch.take<float>(width), *value = scratch.take<float>(width);
-    for (int b = 0; b < blocks; b++) table[b] = b;
-    for (int i = 0; i < kQueries; i++) limits[i] = tokens;
-    for (int t = 0; t < tokens; t++) {
-      take(t, 1, 1, key, width);
-      take(t, 2, 1, value, width);
-      size_t at = t / kCacheBlock * block_bytes;
-      kernel.append(kCacheFloat32, key, value, width, keys + at, values + at, t % kCacheBlock);
+    int width = round_up(dims, 16), all = round_up(tokens, kCacheBlock);
+    Scratch scratch(2 * Scratch::needs<float>(size_t(all) * width) + 2 * Scratch::needs<float>(kQueries * width) +
+                    Scratch::needs<float>(full_scratch(tokens)));
+    float *keys = scratch.take<float>(size_t(all) * width), *values = scratch.take<float>(size_t(all) * width);
+    float *queries = scratch.take<float>(kQueries * width), *results = scratch.take<float>(kQueries * width), *scores = scratch.take<float>(full_scratch(tokens));
+    for (int t = 0; t < all; t++) {
+      float* block = keys + size_t(t / kCacheBlock) * kCacheBlock * width;
+      if (t < tokens) take(t, 1, 1, queries, width), take(t, 2, 1, results, width);
+      else memset(queries, 0, width * sizeof(float)), memset(results, 0, width * sizeof(float));
+      kernel.append(kCacheFloat32, queries, results, width, (uint8_t*)block, (uint8_t*)(values + size_t(t / kCacheBlock) * kCacheBlock * width), t % kCacheBlock);
     }
     for (int first = 0; first < tokens; first += kQueries) {
       int n = tokens - first < kQueries ? tokens - first : kQueries;
       for (int r = 0; r < n; r++) take(first + r, 0, kLog2E / sqrtf(float(dims)), queries + size_t(r) * width, width);
-      kernel.attend({queries, n, width, limits, kCacheFloat32, keys, values, block_bytes, table, 0, blocks}, part, buffer);
-      for (int r = 0; r < n; r++)
-        for (int d = 0; d < dims; d++) y[size_t(first + r) * heads * dims + d] = results[size_t(r) * width + d] / part.sum[r];
+      kernel.attend_all(queries, n, width, tokens, keys, values, results, scores);
+      for (int r = 0; r < n; r++) memcpy(y + size_t(first + r) * heads * dims, results + size_t(r) * width, dims * sizeof(float));
     }
   }
 

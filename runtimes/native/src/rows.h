@@ -67,14 +67,15 @@ void quantize(const float* x, int width, int inputs, int8_t* codes, int32_t* sum
   float factor = top > herd::kSmallest && finite ? 127 / top : 0;
   *scale = finite ? (factor ? top / 127 : 0) : NAN;
   for (int b = 0; b < inputs; b += herd::kScaleBlock) {
-    int32_t total = 0;
     int end = b + herd::kScaleBlock < width ? b + herd::kScaleBlock : width;
     int k = b;
+    I totals{};
     for (; factor && k + kLanes <= end; k += kLanes) {
       I q = round_to_int(load<F>(x + k) * factor);
       store(codes + k, __builtin_convertvector(q, Lane8));
-      total += sum(q);
+      totals += q;
     }
+    int32_t total = sum(totals);
     for (; factor && k < end; k++) {
       int32_t q = int32_t(rintf(x[k] * factor));
       codes[k] = int8_t(q);

@@ -1,4 +1,5 @@
 // The kernels, compiled once per instruction set (compile.py): -DUNIT=avx2 makes kernels_avx2.
+#include "attention_full.h"
 #include "attention_int8.h"
 #include "products.h"
 #include "rows.h"
@@ -10,5 +11,5 @@
 
 namespace herd {
 extern const Kernels NAME(UNIT);
-const Kernels NAME(UNIT) = {TEXT(UNIT), product, quantize, rms_norm, layer_norm, gelu, swiglu, hadamard, rotate, append, attend, merge};
+const Kernels NAME(UNIT) = {TEXT(UNIT), product, quantize, rms_norm, layer_norm, gelu, swiglu, hadamard, rotate, append, attend, attend_all, merge};
 }  // namespace herd
