@@ -13,7 +13,7 @@
 
 namespace herd {
 
-constexpr int kQueries = 48;   // whose results wait in one buffer: a multiple of what kernels take at a time
+constexpr int kQueries = 64;   // whose results wait in one buffer
 constexpr float kLog2E = 1.44269504088896341f;
 
 const ort::Port* FullAttention::inputs(size_t* count) {
@@ -38,22 +38,30 @@ struct FullHead {
   float* y;
 
   void run() const {
-    int width = round_up(dims, 16), all = round_up(tokens, kCacheBlock);
-    Scratch scratch(2 * Scratch::needs<float>(size_t(all) * width) + 2 * Scratch::needs<float>(kQueries * width) +
-                    Scratch::needs<float>(full_scratch(tokens)));
-    float *keys = scratch.take<float>(size_t(all) * width), *values = scratch.take<float>(size_t(all) * width);
-    float *queries = scratch.take<float>(kQueries * width), *results = scratch.take<float>(kQueries * width), *scores = scratch.take<float>(full_scratch(tokens));
-    for (int t = 0; t < all; t++) {
-      float* block = keys + size_t(t / kCacheBlock) * kCacheBlock * width;
-      if (t < tokens) take(t, 1, 1, queries, width), take(t, 2, 1, results, width);
-      else memset(queries, 0, width * sizeof(float)), memset(results, 0, width * sizeof(float));
-      kernel.append(kCacheFloat32, queries, results, width, (uint8_t*)block, (uint8_t*)(values + size_t(t / kCacheBlock) * kCacheBlock * width), t % kCacheBlock);
+    int width = round_up(dims, 16), blocks = round_up(tokens, kCacheBlock) / kCacheBlock;
+    size_t block_bytes = keys_bytes(kCacheFloat32, width), space = attention_scratch(kQueries, width);
+    Scratch scratch(2 * Scratch::needs<uint8_t>(blocks * block_bytes) + Scratch::needs<int>(blocks) + Scratch::needs<int>(kQueries) +
+                    2 * Scratch::needs<float>(kQueries * width) + 2 * Scratch::needs<float>(kQueries) + Scratch::needs<float>(space) +
+                    2 * Scratch::needs<float>(width));
+    uint8_t *keys = scratch.take<uint8_t>(blocks * block_bytes), *values = scratch.take<uint8_t>(blocks * block_bytes);
+    int *table = scratch.take<int>(blocks), *limits = scratch.take<int>(kQueries);
+    float *queries = scratch.take<float>(kQueries * width), *results = scratch.take<float>(kQueries * width);
+    Partial part{scratch.take<float>(kQueries), scratch.take<float>(kQueries), results};
+    float *buffer = scratch.take<float>(space), *key = scratch.take<float>(width), *value = scratch.take<float>(width);
+    for (int b = 0; b < blocks; b++) table[b] = b;
+    for (int i = 0; i < kQueries; i++) limits[i] = tokens;
+    for (int t = 0; t < tokens; t++) {
+      take(t, 1, 1, key, width);
+      take(t, 2, 1, value, width);
+      size_t at = t / kCacheBlock * block_bytes;
+      kernel.append(kCacheFloat32, key, value, width, keys + at, values + at, t % kCacheBlock);
     }
     for (int first = 0; first < tokens; first += kQueries) {
       int n = tokens - first < kQueries ? tokens - first : kQueries;
       for (int r = 0; r < n; r++) take(first + r, 0, kLog2E / sqrtf(float(dims)), queries + size_t(r) * width, width);
-      kernel.attend_all(queries, n, width, tokens, keys, values, results, scores);
-      for (int r = 0; r < n; r++) memcpy(y + size_t(first + r) * heads * dims, results + size_t(r) * width, dims * sizeof(float));
+      kernel.attend({queries, n, width, limits, kCacheFloat32, keys, values, block_bytes, table, 0, blocks}, part, buffer);
+      for (int r = 0; r < n; r++)
+        for (int d = 0; d < dims; d++) y[size_t(first + r) * heads * dims + d] = results[size_t(r) * width + d] / part.sum[r];
     }
   }
 
@@ -72,6 +80,7 @@ ort::Status* FullAttention::run(ort::Context* context) const {
   const float *qkv = api_.data<float>(api_.input(context, 0)), *cos = api_.data<float>(api_.input(context, 1)), *sin = api_.data<float>(api_.input(context, 2));
   if (shape.rank != 3 || heads_ < 1 || shape.last() < 1 || shape.last() % (int64_t(3) * heads_)) return api_.error("FullAttention: the input is not [B, T, 3 heads]");
   int batch = int(shape.dims[0]), tokens = int(shape.dims[1]), dims = int(shape.last() / (int64_t(3) * heads_));
+  if (dims > 512) return api_.error("FullAttention: a head is wider than 512");
   if (!cos != !sin || (cos && dims % 2) || !api_.fits(api_.input(context, 1), int64_t(tokens) * (dims / 2)) || !api_.fits(api_.input(context, 2), int64_t(tokens) * (dims / 2)))
     return api_.error("FullAttention: rotations are not of every token and pair");
   shape.dims[2] = int64_t(heads_) * dims;

@@ -111,9 +111,6 @@ struct Kernels {
   void (*append)(CacheType, const float* key, const float* value, int width, uint8_t* keys, uint8_t* values, int slot);
   // partial results of a task, started afresh; `scratch` holds attention_scratch(rows, d) floats
   void (*attend)(const AttentionTask&, const Partial&, float* scratch);
-  // y [rows][d] = attention of queries [rows][d], scaled as a task's, to all tokens: float32 cache blocks, one after the
-  // other, zeros behind the last token; `scratch` holds full_scratch(tokens) floats
-  void (*attend_all)(const float* queries, int rows, int width, int tokens, const float* keys, const float* values, float* y, float* scratch);
   // total = total and part together
   void (*merge)(const Partial& total, const Partial& part, int rows, int width);
 };
@@ -123,7 +120,6 @@ inline size_t attention_scratch(int rows, int width) {
   size_t floats = size_t(2) * kCacheBlock * width + 16 * kCacheBlock, integers = round_up(rows, 16) + size_t(rows) * (width / 2);
   return floats > integers ? floats : integers;
 }
-inline size_t full_scratch(int tokens) { return size_t(8) * round_up(tokens, kCacheBlock); }   // scores of 8 rows
 inline size_t keys_bytes(CacheType type, int width) {   // of one head's cache block, and as many for values
   size_t elements = size_t(kCacheBlock) * width;
   if (type == kCacheFloat32) return elements * 4;

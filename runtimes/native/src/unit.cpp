@@ -1,5 +1,4 @@
 // The kernels, compiled once per instruction set (compile.py): -DUNIT=avx2 makes kernels_avx2.
-#include "attention_full.h"
 #include "attention_int8.h"
 #include "products.h"
 #include "rows.h"
@@ -11,5 +10,5 @@
 
 namespace herd {
 extern const Kernels NAME(UNIT);
-const Kernels NAME(UNIT) = {TEXT(UNIT), product, quantize, rms_norm, layer_norm, gelu, swiglu, hadamard, rotate, append, attend, attend_all, merge};
+const Kernels NAME(UNIT) = {TEXT(UNIT), product, quantize, rms_norm, layer_norm, gelu, swiglu, hadamard, rotate, append, attend, merge};
 }  // namespace herd
