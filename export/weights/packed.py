@@ -74,7 +74,7 @@ def format_number(layout: Packable) -> int:
     """The number of a format in an operator's attributes (``Format`` in kernels.h)."""
     if layout is None or isinstance(layout, ChannelFormat):
         return 0 if layout is None else 1
-    return 2 if layout.bits == 4 else INT8_BLOCKS  # noqa: PLR2004
+    return 2 if layout.bits == 4 else INT8_BLOCKS
 
 
 class PackedMatrix(ir.LazyTensor):
@@ -120,7 +120,7 @@ class PackedMatrix(ir.LazyTensor):
             elif isinstance(self.layout, ChannelFormat):
                 scales.append(channel_scales(rows_NK))
                 yield pack_int8(np.rint(rows_NK / scales[-1][:, None]) + ZERO)
-            elif self.layout.bits == 4:  # noqa: PLR2004
+            elif self.layout.bits == 4:
                 yield self._pack_int4(rows_NK, factor_KK)
             else:
                 found = BlockRounder(self.layout).quantize(in_blocks(rows_NK, INPUT_BLOCK), factor_KK)

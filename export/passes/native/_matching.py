@@ -65,7 +65,7 @@ def norm_of(value: ir.Value | None) -> Norm | None:
 def layer_norm_of(value: ir.Value | None) -> Norm | None:
     """The layer norm whose result a value is."""
     node = made_by(value, "LayerNormalization")
-    if node is None or len(node.inputs) != 3 or len(node.outputs) != 1:  # noqa: PLR2004
+    if node is None or len(node.inputs) != 3 or len(node.outputs) != 1:
         return None
     x, gain, shift = node.inputs
     stored = gain is not None and shift is not None and gain.is_initializer() and shift.is_initializer()

@@ -69,28 +69,29 @@ class LowerFullAttention(InPlacePass):
 
 def _replace(graph: ir.Graph, name: str, layer: Found) -> None:
     build = Builder(f"{name}/full")
-    bias = build("Concat", *(heads.bias for heads in layer.qkv), axis=0)
-    bias.shape = ir.Shape([sum(int(heads.bias.shape[0]) for heads in layer.qkv if heads.bias.shape is not None)])
-    biased = build("Add", layer.joined, bias)
-    y = build("FullAttention", biased, *layer.qkv[0].rotation, domain=DOMAIN, num_heads=layer.num_heads)
+    biases = [heads.bias for heads in layer.qkv]
+    bias = build("Concat", *biases, axis=0)
+    bias.shape = ir.Shape([sum(int(each.shape.numpy()[0]) for each in biases if each.shape is not None)])
+    y = build("FullAttention", build("Add", layer.joined, bias), *layer.qkv[0].rotation, domain=DOMAIN,
+              num_heads=layer.num_heads)
     y.shape, y.type = layer.end.outputs[0].shape, layer.end.outputs[0].type
     take_place(graph, layer.end, build, y)
 
 
 def _found(node: ir.Node) -> Found | None:
     """The attention that a node is part of, None where it is another one."""
-    shape = node.inputs[0].shape if node.inputs[0] is not None else None
     qkv = [heads for value in node.inputs if (heads := _heads(value))]
     turned = only_user(node.outputs[0], "Transpose")
     end = only_user(turned.outputs[0], "Reshape") if turned is not None else None
-    if len(node.inputs) != 3 or len(qkv) != 3 or shape is None or end is None or not _is_plain(node):  # noqa: PLR2004
+    if len(node.inputs) != 3 or len(qkv) != 3 or end is None or not _is_plain(node):
         return None
     split = made_by(qkv[0].part, "Split")
     alike = qkv[0].rotation == qkv[1].rotation and not qkv[2].rotation
     if split is None or list(split.outputs) != [heads.part for heads in qkv] or not alike:
         return None
-    assert split.inputs[0] is not None
-    return Found(split.inputs[0], qkv, int(shape[1]), end)
+    query, joined = node.inputs[0], split.inputs[0]
+    heads = query.shape[1] if query is not None and query.shape is not None else None
+    return Found(joined, qkv, heads, end) if joined is not None and isinstance(heads, int) else None
 
 
 def _is_plain(node: ir.Node) -> bool:
@@ -116,5 +117,5 @@ def _rotation(node: ir.Node) -> tuple[ir.Value, ...] | None:
     expanded = [made_by(value, "Expand") for value in node.inputs[1:3]]
     tables = tuple(each.inputs[0] for each in expanded if each is not None)
     pairs = node.attributes.get_int("interleaved", 0) == 1
-    known = [table for table in tables if table is not None and table.shape is not None and len(table.shape) == 2]  # noqa: PLR2004
-    return tuple(known) if pairs and len(known) == 2 else None  # noqa: PLR2004
+    known = [table for table in tables if table is not None and table.shape is not None and len(table.shape) == 2]
+    return tuple(known) if pairs and len(known) == 2 else None

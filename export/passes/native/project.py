@@ -18,7 +18,6 @@ from ..report import report
 from ._matching import addition_of, layer_norm_of, norm_of, only_user, other_input, weight_of
 from ._weights import DOMAIN, Packer, take_place
 
-
 GELU = 1
 """The number of the exact GELU (``Activation`` in kernels.h)."""
 

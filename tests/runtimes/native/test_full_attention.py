@@ -15,7 +15,8 @@ def attention(qkv: np.ndarray, heads: int, cos: np.ndarray | None = None, sin: n
     """What it should give, [B, T, H d]."""
     batch, tokens, width = qkv.shape
     parts = qkv.astype(float).reshape(batch, tokens, 3, heads, -1).transpose(2, 0, 3, 1, 4)
-    q, k, v = parts if cos is None or sin is None else (rotated(parts[0], cos, sin), rotated(parts[1], cos, sin), parts[2])
+    turned = parts[:2] if cos is None or sin is None else [rotated(part, cos, sin) for part in parts[:2]]
+    q, k, v = (*turned, parts[2])
     scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return (weights / weights.sum(-1, keepdims=True) @ v).swapaxes(1, 2).reshape(batch, tokens, width // 3)
@@ -26,7 +27,9 @@ def rotated(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     return np.stack([even * cos - odd * sin, odd * cos + even * sin], -1).reshape(x.shape)
 
 
-@pytest.mark.parametrize(("batch", "tokens", "heads", "dims"), [(1, 1, 1, 1), (2, 17, 2, 16), (1, 65, 3, 6), (1, 130, 1, 88)])
+@pytest.mark.parametrize(("batch", "tokens", "heads", "dims"), [
+    (1, 1, 1, 1), (2, 17, 2, 16), (1, 65, 3, 6), (1, 130, 1, 88),
+])  # fmt: skip
 def test_any_sizes(node: Node, batch: int, tokens: int, heads: int, dims: int) -> None:
     """The same numbers as in float64, with and without rotation; a picture's bits do not depend on the others."""
     random = np.random.default_rng(0)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from support.native_packing import (
     FLOAT32,
-    MIXTURE_FORMATS,
     INT4,
     INT8,
+    MIXTURE_FORMATS,
     Packed,
     gate_up,
     hadamard,
