@@ -90,8 +90,8 @@ def _found(node: ir.Node) -> Found | None:
     if split is None or list(split.outputs) != [heads.part for heads in qkv] or not alike:
         return None
     query, joined = node.inputs[0], split.inputs[0]
-    heads = query.shape[1] if query is not None and query.shape is not None else None
-    return Found(joined, qkv, heads, end) if joined is not None and isinstance(heads, int) else None
+    count = query.shape[1] if query is not None and query.shape is not None else None
+    return Found(joined, qkv, count, end) if joined is not None and isinstance(count, int) else None
 
 
 def _is_plain(node: ir.Node) -> bool:
