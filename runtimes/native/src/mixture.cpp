@@ -141,7 +141,7 @@ ort::Status* Mixture::run(ort::Context* context) const {
   ort::Shape shape = api_.shape(x_value);
   const float *x = api_.data<float>(x_value), *gain = api_.data<float>(api_.input(context, 1));
   auto rotates = [](int block, int width) { return !block || ((block == 8 || block == 16 || block == 32 || block == 64) && width % block == 0); };
-  if (!shape.rank || shape.last() < 1 || !is_format(format_) || !is_format(shared_format_) || experts_ < 0 || shared_width_ < 0 ||
+  if (!shape.rank || shape.last() < 1 || !is_format(format_) || !is_format(shared_format_) || !has_row_scale(format_) || !has_row_scale(shared_format_) || experts_ < 0 || shared_width_ < 0 ||
       (experts_ && width_ < 1) || !rotates(hadamard_, width_) || !rotates(shared_hadamard_, shared_width_))
     return api_.error("Mixture: no such format or rotation, or no channels");
   if (experts_ && (top_k_ < 1 || top_k_ > all_experts_ || first_expert_ < 0 || first_expert_ > all_experts_ - experts_))

@@ -18,6 +18,7 @@ class Project {
   Format format_;
   int channels_;
   float epsilon_;
+  Activation activation_;
 };
 
 class Mixture {
@@ -34,6 +35,19 @@ class Mixture {
   int experts_, all_experts_, first_expert_, top_k_, width_, shared_width_, hadamard_, shared_hadamard_;
   bool residual_;
   float epsilon_;
+};
+
+class FullAttention {
+ public:
+  static const char* name() { return "FullAttention"; }
+  static const ort::Port* inputs(size_t* count);
+  static const ort::Port* outputs(size_t* count);
+  FullAttention(ort::Api api, const ort::Info* info);
+  ort::Status* run(ort::Context* context) const;
+
+ private:
+  ort::Api api_;
+  int heads_;
 };
 
 class PagedAttention {
