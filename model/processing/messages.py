@@ -26,7 +26,8 @@ _SOURCES = (str, Path, bytes, bytearray, memoryview, np.ndarray, Image.Image)
 def checked_messages(messages: Any) -> list[dict[str, Any]]:
     """Messages in the form templates expect: contents are strings, or lists of text and image parts.
 
-    Lists without an image become strings, since templates of text models print nothing else.
+    A message with tool calls may have no content; all other fields stay as they are. Lists without an image become
+    strings, since templates of text models print nothing else.
 
     Raises:
         HerdError: what is wrong, with the index of the message.
@@ -115,6 +116,8 @@ def _checked(index: int, message: Any) -> dict[str, Any]:
         raise HerdError(f"{where} has role {shown(role)}, known are {', '.join(ROLES)}")
     if isinstance(content, str):
         return dict(message)
+    if role == "assistant" and message.get("tool_calls") and not content:
+        return {**message, "content": ""}
     if not isinstance(content, list) or not content:
         raise HerdError(f"{where} has no content: give a string or a list of parts")
     parts = [_checked_part(f"{where}, part {number}", part) for number, part in enumerate(content)]

@@ -11,10 +11,10 @@ from typing import Any, Literal, Self
 
 from ....errors import HerdError, shown
 from ....model.processing.messages import require_unicode
+from ..schema_checks import checked_schema, require_size
 from ..tools.definitions import checked_tools
 from ..tools.formats import ToolChoice, call_grammar
 from ..tools.openings import Format
-from ..schema_checks import checked_schema, require_size
 
 MOST_CHOICES = 4096
 """Alternatives of ``choice``."""

@@ -2,8 +2,9 @@
 
 from .definitions import Tool, checked_tools
 from .formats import ToolChoice
+from .messages import call_format, prepare_messages
 from .openings import Format
 from .parser import Part, TextPart, ToolArguments, ToolCallStart, ToolParser, joined
 
 __all__ = ["Format", "Part", "TextPart", "Tool", "ToolArguments", "ToolCallStart", "ToolChoice", "ToolParser",
-           "checked_tools", "joined"]
+           "call_format", "checked_tools", "joined", "prepare_messages"]

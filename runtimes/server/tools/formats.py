@@ -95,7 +95,9 @@ def _repeated(rule: str, most: int) -> str:
 
 
 def _json_opening(name: str) -> str:
-    return rf'\{{[ ]?("type":[ ]?"function",[ ]?)?"name":[ ]?"{name}",[ ]?"(parameters|arguments)":'
+    blank = r"[ \n]?"
+    return (rf'\{{{blank}("type":{blank}"function",{blank})?"name":{blank}"{name}",{blank}'
+            r'"(parameters|arguments)":')
 
 
 def _arguments(index: int, schema: dict[str, Any]) -> Iterator[str]:
