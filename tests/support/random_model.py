@@ -26,9 +26,11 @@ class RandomModel:
         self._closing[[token for token, text in enumerate(texts) if set(CLOSING) & set(text)]] = 1
         self._closing[list(tokenizer.stop_ids)] = 2
 
-    def answer(self, constraint: TokenConstraint, most: int = 400) -> str | None:
-        """An answer's text, None when it has no end within so many tokens."""
-        ids: list[int] = []
+    def answer(self, constraint: TokenConstraint, begin: str = "", most: int = 400) -> str | None:
+        """An answer's text, which goes on from a given beginning; None when it has no end within so many tokens."""
+        ids = self._tokenizer.encode(begin)
+        for token in ids:
+            constraint.accept(token)
         while not constraint.is_complete:
             constraint.prepare()
             logits_V = self._random.normal(size=self._closing.shape[0]).astype(np.float32)

@@ -8,7 +8,7 @@ from typing import Any
 Schema = dict[str, Any]
 
 WORDS = ["name", "city", "count", "unit", "tags", "price", "is_open", "note", "x", "größe", "first name", "user-id"]
-PATTERNS = ["^[a-z]{1,8}$", "[0-9]{3}-[0-9]{2}", "^(yes|no)$", "^\\d+$", "^[A-Z][a-z]*( [A-Z][a-z]*)?$", "é+$"]
+PATTERNS = ["^[a-z]{1,8}$", "^[0-9]{3}-[0-9]{2}$", "^(yes|no)$", "^\\d+$", "^[A-Z][a-z]*( [A-Z][a-z]*)?$", "^é+"]
 FORMATS = ["date", "time", "date-time", "uuid", "ipv4", "email"]
 REFUSED: list[Schema] = [
     {"not": {"type": "string"}}, {"type": "array", "uniqueItems": True}, {"type": "string", "pattern": "(?=a)b"},

@@ -23,6 +23,10 @@ _WHITESPACE = r"[\x20\x0A\x0D\x09]{1,20}"
 _OPTIONS = {"lenient": False, "coerce_one_of": False, "item_separator": ",", "key_separator": ":",
             "whitespace_pattern": _WHITESPACE}
 """Also in the place of those that a schema asks for as ``x-guidance``: they could turn its enforcement off."""
+_LIMITS = LLParserLimits(max_items_in_row=1000, step_max_items=20_000, initial_lexer_fuel=2_000_000,
+                         step_lexer_fuel=500_000, max_lexer_states=100_000, verbose_errors=False)
+"""A grammar of a stranger ends with an error before a token of it costs more than some 20 ms; schemas and tools stay
+far below."""
 
 
 class Grammars:
@@ -41,8 +45,6 @@ class Grammars:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="grammar")
         self._vocabulary = self._threads.submit(grammar_vocabulary, tokenizer, vocab_size, self._stop_ids)
         self._markers = tuple(tokenizer.token_to_id(token) for token in ("<|python_start|>", "<|python_end|>"))
-        self._limits = LLParserLimits(max_grammar_size=500_000, initial_lexer_fuel=2_000_000, step_lexer_fuel=500_000,
-                                      max_lexer_states=100_000, verbose_errors=False)
         self._kept: OrderedDict[bytes, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -71,9 +73,12 @@ class Grammars:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _compiled(self, spec: GrammarSpec, vocabulary: LLTokenizer) -> LLMatcher:
-        matcher = LLMatcher(vocabulary, self._grammar(spec), log_level=0, limits=self._limits)
+        matcher = LLMatcher(vocabulary, self._grammar(spec), log_level=0, limits=_LIMITS)
         if matcher.is_error():
-            raise HerdError(f"the answer's form cannot be enforced: {first_line(matcher.get_error())}")
+            reason = first_line(matcher.get_error())
+            if spec.kind == "tools":  # nobody wrote this grammar: places in it say nothing
+                reason = reason.rpartition("failed to compile JSON schema: ")[2]
+            raise HerdError(f"the answer's form cannot be enforced: {reason}")
         return matcher
 
     def _grammar(self, spec: GrammarSpec) -> str:

@@ -73,7 +73,7 @@ class GrammarSpec:
         if len(choices) > MOST_CHOICES:
             raise HerdError(f"there are {len(choices)} choices, at most {MOST_CHOICES} are taken")
         alternatives = " | ".join(json.dumps(require_unicode(text), ensure_ascii=False) for text in choices)
-        return cls("lark", _text(f"start: {alternatives}", "the choices"))
+        return cls("lark", _text(f"start: CHOICE\nCHOICE: {alternatives}", "the choices"))
 
     @classmethod
     def lark(cls, grammar: Any) -> Self:
