@@ -27,7 +27,7 @@ def checked_messages(messages: Any) -> list[dict[str, Any]]:
     """Messages in the form templates expect: contents are strings, or lists of text and image parts.
 
     A message with tool calls may have no content; all other fields stay as they are. Lists without an image become
-    strings, since templates of text models print nothing else.
+    strings, since templates of text models print nothing else. Checked messages pass as they are.
 
     Raises:
         HerdError: what is wrong, with the index of the message.
@@ -137,7 +137,7 @@ def _checked_part(where: str, part: Any) -> dict[str, Any]:
     if kind == "image_url":
         return {"type": "image", "source": _from_url(where, part.get("image_url"))}
     if kind == "image":
-        source = next((part[name] for name in ("path", "image", "data") if part.get(name) is not None), None)
+        source = next((part[name] for name in ("path", "image", "data", "source") if part.get(name) is not None), None)
         if source is None:
             raise HerdError(f"{where} is an image without 'path', 'image' or 'data'")
         if not isinstance(source, _SOURCES):

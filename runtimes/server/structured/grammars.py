@@ -20,9 +20,6 @@ MOST_KEPT = 256
 """Compiled grammars kept; each takes some hundred kilobytes."""
 _WHITESPACE = r"[\x20\x0A\x0D\x09]{1,20}"
 """Between the parts of JSON. Without a bound a model may write blanks until its tokens are spent."""
-_OPTIONS = {"lenient": False, "coerce_one_of": False, "item_separator": ",", "key_separator": ":",
-            "whitespace_pattern": _WHITESPACE}
-"""Also in the place of those that a schema asks for as ``x-guidance``: they could turn its enforcement off."""
 _LIMITS = LLParserLimits(max_items_in_row=1000, step_max_items=20_000, initial_lexer_fuel=2_000_000,
                          step_lexer_fuel=500_000, max_lexer_states=100_000, verbose_errors=False)
 """A grammar of a stranger ends with an error before a token of it costs more than some 20 ms; schemas and tools stay
@@ -83,7 +80,10 @@ class Grammars:
 
     def _grammar(self, spec: GrammarSpec) -> str:
         if spec.kind == "json":
-            return LLMatcher.grammar_from_json_schema(spec.text, overrides=_OPTIONS)
+            # A schema could ask for other options as "x-guidance", which would turn its enforcement off.
+            return LLMatcher.grammar_from_json_schema(spec.text, overrides={
+                "lenient": False, "coerce_one_of": False, "item_separator": ",", "key_separator": ":",
+                "whitespace_pattern": _WHITESPACE})
         if spec.kind == "regex":
             return LLMatcher.grammar_from_regex(spec.text)
         text = with_markers(spec.text, *self._markers) if spec.kind == "tools" else spec.text

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from ....errors import HerdError, shown
 from ....model.processing import ChatTemplate
-from ....model.processing.messages import plain_copy
+from ....model.processing.messages import checked_messages, plain_copy
 from .abilities import Abilities, abilities
 from .definitions import Tool, checked_tools, require_name
 from .openings import Format
@@ -37,7 +37,7 @@ Here is a list of functions in JSON format that you can invoke:
 
 def prepare_messages(
     messages: Any, tools: Sequence[Any] | None, template: ChatTemplate
-) -> tuple[list[Any], list[dict[str, Any]] | None]:
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
     """What to render.
 
     Args:
@@ -46,16 +46,13 @@ def prepare_messages(
         template: the checkpoint's.
 
     Returns:
-        Messages, which ``checked_messages`` has still to check, and the tools that the template is to offer.
+        Checked messages, and the tools that the template is to offer.
 
     Raises:
-        HerdError: a tool or a call is wrong, with its place.
+        HerdError: a message, a tool or a call is wrong, with its place.
     """
-    can = abilities(template)
-    if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
-        raise HerdError(f"the messages are {shown(messages)}, a list is needed")
-    names: dict[str, str] = {}
-    prepared = [_prepared(index, message, can, names) for index, message in enumerate(messages)]
+    can, names = abilities(template), dict[str, str]()
+    prepared = [_prepared(index, message, can, names) for index, message in enumerate(checked_messages(messages))]
     if not tools:
         return prepared, None
     offered = checked_tools(tools)
@@ -69,7 +66,7 @@ def call_format(template: ChatTemplate) -> Format:
     return abilities(template).format
 
 
-def _prepared(index: int, message: Any, can: Abilities, names: dict[str, str]) -> Any:
+def _prepared(index: int, message: dict[str, Any], can: Abilities, names: dict[str, str]) -> dict[str, Any]:
     """One message.
 
     Args:
@@ -78,19 +75,17 @@ def _prepared(index: int, message: Any, can: Abilities, names: dict[str, str]) -
         can: what the template prints.
         names: of the tools called so far by the ids of the calls.
     """
-    if not isinstance(message, Mapping):
-        return message
-    if message.get("role") == "assistant" and message.get("tool_calls"):
+    if message["role"] == "assistant" and message.get("tool_calls"):
         calls = _checked_calls(f"message {index}", message["tool_calls"])
-        names.update((str(call["id"]), call["function"]["name"]) for call in calls)
+        names.update((call["id"], call["function"]["name"]) for call in calls)
         if can.prints_calls:
-            return {**message, "content": message.get("content") or "", "tool_calls": calls}
+            return {**message, "tool_calls": calls}
         kept = {name: value for name, value in message.items() if name != "tool_calls"}
         return _extended(kept, written_calls([call["function"] for call in calls], can.format))
-    if message.get("role") != "tool":
+    if message["role"] != "tool":
         return message
     if not can.prints_results:
-        return {"role": "user", "content": message.get("content")}
+        return {"role": "user", "content": message["content"]}
     name = names.get(str(message.get("tool_call_id")))
     return {"name": name, **message} if name else message
 
@@ -121,23 +116,19 @@ def _arguments(where: str, given: Any) -> dict[str, Any]:
     return plain
 
 
-def _with_instructions(messages: list[Any], tools: Sequence[Tool]) -> list[Any]:
+def _with_instructions(messages: list[dict[str, Any]], tools: Sequence[Tool]) -> list[dict[str, Any]]:
     functions = json.dumps([tool.described()["function"] for tool in tools], indent=4, ensure_ascii=False)
     text = INSTRUCTIONS + functions
-    first = messages[0] if messages else None
-    if isinstance(first, Mapping) and first.get("role") == "system":
-        return [_extended(first, f"\n\n{text}"), *messages[1:]]
+    if messages[0]["role"] == "system":
+        return [_extended(messages[0], f"\n\n{text}"), *messages[1:]]
     return [{"role": "system", "content": text}, *messages]
 
 
-def _extended(message: Mapping[str, Any], text: str) -> dict[str, Any]:
+def _extended(message: dict[str, Any], text: str) -> dict[str, Any]:
     """A message with text after its content."""
-    content = message.get("content")
-    if isinstance(content, list):
-        return {**message, "content": [*content, {"type": "text", "text": text}]}
-    if content is None or isinstance(content, str):
-        return {**message, "content": (content or "") + text}
-    return dict(message)  # of no known kind: it is refused where contents are checked
+    content = message["content"]
+    longer = content + text if isinstance(content, str) else [*content, {"type": "text", "text": text}]
+    return {**message, "content": longer}
 
 
 def _finite(text: str) -> float:

@@ -29,7 +29,8 @@ def tool(name: str, properties: dict[str, Any], *required: str, **more: Any) -> 
 
 
 TOOLS = [
-    tool("get_weather", {"city": {"type": "string"}, "days": {"type": "integer"}, "metric": {"type": "boolean"}}, "city"),
+    tool("get_weather",
+         {"city": {"type": "string"}, "days": {"type": "integer"}, "metric": {"type": "boolean"}}, "city"),
     tool("f", {}), tool("odd-one", {"a b": {"type": "integer"}}, "a b"),
     tool("tree", {"root": {"$ref": "#/$defs/node"}, "note": {"type": ["string", "null"]}}, "root", **{"$defs": {
         "node": {"type": "object", "properties": {"value": {"type": "integer"}, "next": {"$ref": "#/$defs/node"}},
@@ -85,14 +86,15 @@ JSON_CALLS = [
     '{"name": "f", "parameters": {}}\n{"name": "f", "parameters": {}}',
     '<|python_start|>{"name": "f", "parameters": {}}<|python_end|>',
 ]
-TEXTS = ["", "Hello.", "[1] According to [2], [f] is {\"name\": \"Alice\"}.", "[get_weather", '{"name": "f"', "日本 (f)"]
+TEXTS = ["", "Hello", "[1] According to [2], [f] is {\"name\": \"Alice\"}.", "[get_weather", '{"name": "f"', "日本"]
 WRONG_PYTHONIC = [
     "[get_weather()]", "[get_weather(days=1)]", '[get_weather(city="P", days="x")]', '[get_weather(town="P")]',
     "[f(a=1)]", '[get_weather(city="P"', "[f()", "[f()] and more", "[f(), g()]", '[odd-one(a b=4)]', "Hm [f(]",
     "<|python_start|>print(1)<|python_end|>", "<|python_start|>",
 ]
 WRONG_JSON = [
-    '{"name": "get_weather", "parameters": {}}', '{"name": "f", "parameters": {"a": 1}', '{"name": "f", "parameters": 1}',
+    '{"name": "get_weather", "parameters": {}}', '{"name": "f", "parameters": {"a": 1}',
+    '{"name": "f", "parameters": 1}',
     '{"name": "f", "parameters": {}} and more', 'Hm {"name": "odd-one", "parameters": {"a b": "x"}}',
 ]
 
@@ -173,9 +175,10 @@ def test_random_calls_are_valid(
     assert calls > 8
 
 
-PIECES = st.sampled_from(["[", "f(", ")", "]", "get_weather(", 'city="P"', ", ", "days=1", '{"name": "f", "parameters":',
-                          " {}", "}", "; ", "<|python_start|>", "<|python_end|>", "Hm ", "\n", '"', "[f()]", "tree(",
-                          '{"type":\n"function",\n"name":\n"f",\n"arguments":{}}', "[ \n f("])
+PIECES = st.sampled_from([
+    "[", "f(", ")", "]", "get_weather(", 'city="P"', ", ", "days=1", '{"name": "f", "parameters":', " {}", "}", "; ",
+    "<|python_start|>", "<|python_end|>", "Hm ", "\n", '"', "[f()]", "tree(", "[ \n f(",
+    '{"type":\n"function",\n"name":\n"f",\n"arguments":{}}'])
 
 
 @settings(max_examples=150, deadline=None)
