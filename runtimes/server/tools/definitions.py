@@ -38,7 +38,7 @@ class Tool:
 
 
 def checked_tools(tools: Any) -> list[Tool]:
-    """Tools from a request; those that were checked before pass.
+    """Tools from a request, bare functions or wrapped ones; those that were checked before pass.
 
     Raises:
         HerdError: what is wrong, with the number of the tool.
@@ -68,9 +68,8 @@ def require_name(name: Any, where: str) -> str:
 
 
 def _checked(where: str, tool: Any) -> Tool:
-    kind = tool.get("type", "function") if isinstance(tool, Mapping) else None
-    function = tool.get("function") if kind == "function" and isinstance(tool, Mapping) else None
-    if not isinstance(function, Mapping):
+    function = _function(tool)
+    if function is None:
         raise HerdError(f'{where} is {shown(tool)}, {{"type": "function", "function": {{…}}}} is needed')
     name, description = require_name(function.get("name"), where), function.get("description") or ""
     if not isinstance(description, str):
@@ -82,3 +81,11 @@ def _checked(where: str, tool: Any) -> Tool:
     if schema.setdefault("type", "object") != "object":
         raise HerdError(f"the parameters of {name} have type {shown(schema['type'])}: arguments are an object")
     return Tool(name, require_unicode(description), schema)
+
+
+def _function(tool: Any) -> Mapping[str, Any] | None:
+    """The description of a function, which chat completions wrap and responses do not."""
+    if not isinstance(tool, Mapping) or tool.get("type", "function") != "function":
+        return None
+    found = tool.get("function", tool if "name" in tool else None)
+    return found if isinstance(found, Mapping) else None

@@ -181,7 +181,7 @@ PIECES = st.sampled_from([
     '{"type":\n"function",\n"name":\n"f",\n"arguments":{}}'])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(PIECES, min_size=1, max_size=8).map("".join), st.sampled_from(["pythonic", "json"]))
 def test_what_the_parser_takes_for_a_call_the_grammar_made_one(
     grammars: Grammars, tokenizer: Tokenizer, text: str, format: Format  # noqa: A002

@@ -18,6 +18,7 @@ from herdgraph.runtimes.server.tools import (
     ToolArguments,
     ToolCallStart,
     ToolParser,
+    checked_tools,
     joined,
 )
 from herdgraph.runtimes.server.tools.written_calls import written_calls
@@ -169,6 +170,14 @@ def test_hostile_answers_take_linear_time(text: str) -> None:
             parser.feed(text[place : place + 7])
         parser.finish()
     assert time.perf_counter() - start < 5
+
+
+def test_bare_functions_are_tools_too() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    function = {"name": "f", "description": "d", "parameters": schema, "strict": True}
+    wrapped = checked_tools([{"type": "function", "function": function}])
+    assert checked_tools([function]) == checked_tools([{"type": "function", **function}]) == wrapped
+    assert checked_tools(wrapped) == wrapped
 
 
 @pytest.mark.parametrize(("tools", "reason"), [
