@@ -11,6 +11,8 @@ from ...model.processing.messages import plain_copy
 
 MOST_BYTES = 256 << 10
 """Largest schema, regular expression or grammar."""
+MOST_PROPERTIES = 1000
+"""Properties of one object."""
 _DEEPEST = 64
 
 _NOT_ENFORCED = ("dependencies", "additionalItems", "divisibleBy", "disallow", "extends")
@@ -35,6 +37,8 @@ def checked_schema(schema: Any, where: str = "the JSON schema") -> dict[str, Any
         raise HerdError(f"{where} is {shown(schema)}, an object is needed")
     require_size(json.dumps(plain), where)
     for part in _subschemas(plain, where):
+        if part.get("uniqueItems") is False:
+            del part["uniqueItems"]  # says nothing, and the library knows no keyword of this name
         _require_enforceable(part, where)
     return plain
 
@@ -49,7 +53,7 @@ def require_size(text: str, where: str) -> None:
         raise HerdError(f"{where} has {len(text.encode())} bytes, at most {MOST_BYTES} are taken: make it smaller")
 
 
-def _subschemas(schema: Mapping[str, Any], where: str, depth: int = 0) -> Iterator[Mapping[str, Any]]:
+def _subschemas(schema: dict[str, Any], where: str, depth: int = 0) -> Iterator[dict[str, Any]]:
     """The schema itself and all schemas in it; values such as those of ``enum`` are none."""
     if depth == _DEEPEST:
         raise HerdError(f"{where} is nested more than {_DEEPEST} deep: make it flatter")
@@ -68,6 +72,11 @@ def _require_enforceable(schema: Mapping[str, Any], where: str) -> None:
             raise HerdError(f"{where} uses {name!r}, which cannot be enforced: leave it out")
     if isinstance(schema.get("items"), list):
         raise HerdError(f"{where} has a list as 'items', which draft 2020-12 calls 'prefixItems': rename it")
+    if any(isinstance(schema.get(name), bool) for name in ("exclusiveMinimum", "exclusiveMaximum")):
+        raise HerdError(f"{where} has a bound that is exclusive by true or false, as in draft 4: write its number")
+    properties = schema.get("properties")
+    if isinstance(properties, dict) and len(properties) > MOST_PROPERTIES:
+        raise HerdError(f"{where} has an object of {len(properties)} properties, at most {MOST_PROPERTIES} are taken")
     least, required = schema.get("minProperties", 0), schema.get("required", [])
     # Names of additional properties may repeat, so that counting them would prove nothing.
     if isinstance(least, (int, float)) and isinstance(required, list) and least > max(1, len(required)):

@@ -20,10 +20,12 @@ MOST_KEPT = 256
 """Compiled grammars kept; each takes some hundred kilobytes."""
 _WHITESPACE = r"[\x20\x0A\x0D\x09]{1,20}"
 """Between the parts of JSON. Without a bound a model may write blanks until its tokens are spent."""
-_LIMITS = LLParserLimits(max_items_in_row=1000, step_max_items=20_000, initial_lexer_fuel=2_000_000,
+_LIMITS = LLParserLimits(max_items_in_row=10_000, step_max_items=100_000, initial_lexer_fuel=2_000_000,
                          step_lexer_fuel=500_000, max_lexer_states=100_000, verbose_errors=False)
-"""A grammar of a stranger ends with an error before a token of it costs more than some 20 ms; schemas and tools stay
-far below."""
+_LIMITS_OF_STRANGERS = LLParserLimits(max_items_in_row=1000, step_max_items=20_000, initial_lexer_fuel=2_000_000,
+                                      step_lexer_fuel=500_000, max_lexer_states=100_000, verbose_errors=False)
+"""A Lark grammar can be as ambiguous as its author likes: it ends with an error before a token costs some 20 ms."""
+
 
 
 class Grammars:
@@ -70,7 +72,9 @@ class Grammars:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _compiled(self, spec: GrammarSpec, vocabulary: LLTokenizer) -> LLMatcher:
-        matcher = LLMatcher(vocabulary, self._grammar(spec), log_level=0, limits=_LIMITS)
+        limits = _LIMITS_OF_STRANGERS if spec.kind == "lark" else _LIMITS
+        matcher = LLMatcher(vocabulary, self._grammar(spec), log_level=0, limits=limits)
+        matcher.compute_bitmask()  # the first one is slow, and shows what is too complex from the beginning
         if matcher.is_error():
             reason = first_line(matcher.get_error())
             if spec.kind == "tools":  # nobody wrote this grammar: places in it say nothing

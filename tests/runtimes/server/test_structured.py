@@ -97,6 +97,8 @@ def test_a_schema_cannot_turn_its_enforcement_off(grammars: Grammars) -> None:
     (lambda: GrammarSpec.json_schema(False), "an object is needed"),
     (lambda: GrammarSpec.json_schema({"description": "x" * 300_000}), "at most 262144 are taken"),
     (lambda: GrammarSpec.json_schema({"const": "\ud800"}), "no Unicode character"),
+    (lambda: GrammarSpec.json_schema({"minimum": 1, "exclusiveMinimum": True}), "as in draft 4: write its number"),
+    (lambda: GrammarSpec.json_schema({"properties": {str(number): {} for number in range(1001)}}), "at most 1000 are"),
     (lambda: GrammarSpec.json_schema(_deep(80)), "nested more than"),
 ])
 def test_refusals(make: Any, reason: str, grammars: Grammars) -> None:
@@ -126,6 +128,14 @@ def test_a_grammar_that_becomes_too_complex_says_so(grammars: Grammars, tokenize
     with pytest.raises(HerdError, match=r"the grammar cannot go on: .*items") as caught:
         go_on()
     assert "\n" not in str(caught.value)
+
+
+def test_wide_schemas(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    """As wide as is taken, they are still enforced; what says nothing is no reason to refuse."""
+    wide = {"type": "object", "properties": {f"p{number}": {"type": "integer"} for number in range(1000)}}
+    for schema in (wide, {"anyOf": [wide, {"type": "array", "items": {"type": "integer"}, "uniqueItems": False}]}):
+        assert accepts(grammars, tokenizer, GrammarSpec.json_schema(schema), '{"p3": 1, "p999": 2}')
+        assert not accepts(grammars, tokenizer, GrammarSpec.json_schema(schema), '{"p3": 1, "p999": "2"}')
 
 
 def test_many_choices(grammars: Grammars, tokenizer: Tokenizer) -> None:
