@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -11,11 +11,13 @@ from ....errors import HerdError
 from ....model.processing import ChatTemplate
 from .openings import Format
 
-_NAME, _RESULT = "herd_probe", "herd_result"
+_NAME, _RESULT, _NUMBER = "herd_probe", "herd_result", 70707
 _TOOL = {"type": "function", "function": {
     "name": _NAME, "description": "A probe.", "parameters": {"type": "object", "properties": {}}}}
-_CALL = {"id": "call_0", "type": "function", "function": {"name": _NAME, "arguments": {"number": 7}}}
+_CALL = {"id": "call00000", "type": "function", "function": {"name": _NAME, "arguments": {"number": _NUMBER}}}
 _QUESTION = {"role": "user", "content": "x"}
+_CALLED = [_QUESTION, {"role": "assistant", "content": "", "tool_calls": [_CALL]}]
+_ANSWERED = [*_CALLED, {"role": "tool", "tool_call_id": "call00000", "name": _NAME, "content": _RESULT}]
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Abilities:
 
     Attributes:
         offers_tools: the list of tools, and how to call them.
-        prints_calls: past calls, their arguments as they are.
+        prints_calls: past calls in the form that the model is asked for, their arguments as they are.
         prints_results: what tools gave back.
         format: how the model is asked to write calls, or shown that it did. Where the template says nothing, the model
             is asked by us, in the pythonic form.
@@ -40,18 +42,17 @@ class Abilities:
 def abilities(template: ChatTemplate) -> Abilities:
     """The abilities of a template; one that refuses such messages has none."""
     offered = _rendered(template, [_QUESTION], [_TOOL])
-    called = _rendered(template, [_QUESTION, {"role": "assistant", "content": "", "tool_calls": [_CALL]}, _QUESTION])
-    answered = _rendered(template, [
-        _QUESTION, {"role": "assistant", "content": "", "tool_calls": [_CALL]},
-        {"role": "tool", "tool_call_id": "call_0", "name": _NAME, "content": _RESULT}])
+    called = _rendered(template, _ANSWERED) or _rendered(template, _CALLED)
     offers = _NAME in offered
+    as_function = f"{_NAME}(" in called
+    pythonic = not offers or as_function or "func_name1(" in offered
     # A template that prints every argument in quotes would teach the model to do so.
-    prints = _NAME in called and "7" in called and '="7"' not in called
-    pythonic = not offers or f"{_NAME}(" in called or "func_name1(" in offered
-    return Abilities(offers, prints, _RESULT in answered, "pythonic" if pythonic else "json")
+    as_it_is = _NAME in called and str(_NUMBER) in called and f'="{_NUMBER}"' not in called
+    prints = as_it_is and (offers or as_function)
+    return Abilities(offers, prints, _RESULT in called, "pythonic" if pythonic else "json")
 
 
-def _rendered(template: ChatTemplate, messages: list[Mapping[str, Any]], tools: list[Any] | None = None) -> str:
+def _rendered(template: ChatTemplate, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None) -> str:
     try:
         return template.render(messages, tools=tools)
     except HerdError:
