@@ -15,8 +15,8 @@ _NAME, _RESULT, _NUMBER = "herd_probe", "herd_result", 70707
 _TOOL = {"type": "function", "function": {
     "name": _NAME, "description": "A probe.", "parameters": {"type": "object", "properties": {}}}}
 _CALL = {"id": "call00000", "type": "function", "function": {"name": _NAME, "arguments": {"number": _NUMBER}}}
-_QUESTION = {"role": "user", "content": "x"}
-_CALLED = [_QUESTION, {"role": "assistant", "content": "", "tool_calls": [_CALL]}]
+_QUESTION: dict[str, Any] = {"role": "user", "content": "x"}
+_CALLED: list[Mapping[str, Any]] = [_QUESTION, {"role": "assistant", "content": "", "tool_calls": [_CALL]}]
 _ANSWERED = [*_CALLED, {"role": "tool", "tool_call_id": "call00000", "name": _NAME, "content": _RESULT}]
 
 
