@@ -113,7 +113,8 @@ def _wait(process: subprocess.Popen[bytes], log: IO[bytes], url: str) -> None:
             log.seek(0)
             raise HerdError(f"{process.args} ended at its start: {log.read().decode(errors='replace')[-500:]}")
         try:
-            if httpx.get(f"{url}/health", timeout=2).status_code == httpx.codes.OK:
+            # One server is healthy before its model is there, another one lists it before.
+            if all(httpx.get(url + path, timeout=2).status_code == httpx.codes.OK for path in ("/health", "/v1/models")):
                 return
         except httpx.HTTPError:
             pass
