@@ -114,7 +114,8 @@ def _wait(process: subprocess.Popen[bytes], log: IO[bytes], url: str) -> None:
             raise HerdError(f"{process.args} ended at its start: {log.read().decode(errors='replace')[-500:]}")
         try:
             # One server is healthy before its model is there, another one lists it before.
-            if all(httpx.get(url + path, timeout=2).status_code == httpx.codes.OK for path in ("/health", "/v1/models")):
+            asked = [httpx.get(url + path, timeout=2).status_code for path in ("/health", "/v1/models")]
+            if asked == [httpx.codes.OK] * 2:
                 return
         except httpx.HTTPError:
             pass
@@ -128,7 +129,10 @@ def measure(contestant: Contestant, name: str, clients: int, vocabulary: int) ->
     longest = max(len(one.prompt) + one.tokens for client in questions for one in client)
     with served(contestant, len(questions), (longest + 64) * len(questions)) as url:
         load(url, [[Question([400] * 40, 4)]])
-        return load(url, questions)
+        measured = load(url, questions)
+    if len(measured.failures) == len(measured.seen):
+        raise HerdError(f"{contestant.name} answered nothing: {measured.failures[0]}")
+    return measured
 
 
 def row(name: str, clients: int, contestant: str, measured: Load) -> dict[str, object]:
