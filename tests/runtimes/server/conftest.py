@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,14 @@ def service(fake_engine: FakeEngine) -> FakeService:
 
 
 @pytest.fixture
-def client_of(service: FakeService) -> Iterator[Callable[..., TestClient]]:
+def client_of(service: FakeService) -> Callable[..., TestClient]:
     """Makes clients of servers with other options; they send no exceptions on."""
 
     def make(**options: Any) -> TestClient:
         app = create_app(service, ServerOptions(**{"names": ("calf", "gpt-4o"), **options}), FakeToolkit())
         return TestClient(app, raise_server_exceptions=False)
 
-    yield make
+    return make
 
 
 @pytest.fixture

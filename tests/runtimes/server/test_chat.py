@@ -106,7 +106,8 @@ def test_token_ids(client: TestClient, service: FakeService) -> None:
     assert len(reply["choices"][0]["token_ids"]) == 6
     first, *chunks = stream(client, return_token_ids=True)
     assert first["prompt_token_ids"] == service.requests[0].prompt.token_ids
-    assert sum((chunk["choices"][0].get("token_ids", []) for chunk in chunks), []) == reply["choices"][0]["token_ids"]
+    streamed = [token for chunk in chunks for token in chunk["choices"][0].get("token_ids", [])]
+    assert streamed == reply["choices"][0]["token_ids"]
 
 
 def test_prompt_logprobs(client: TestClient, service: FakeService) -> None:
@@ -162,7 +163,6 @@ def test_defaults(client: TestClient, service: FakeService) -> None:
     ({"messages": []}, "messages", "at least 1"),
     ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role", "system"),
     ({"messages": [{"role": "user", "content": None}]}, "messages.0.content", "has no content"),
-    ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "Unicode"),
     ({"messages": [{"role": "user", "content": [{"type": "image", "path": "/etc/passwd"}]}]}, None, "image_url"),
     ({"add_generation_prompt": False}, "add_generation_prompt", "continue_final_message"),
     ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema.schema"),
