@@ -102,6 +102,16 @@ class Engine:
         """The model's configuration."""
         return self.bundle.manifest.config
 
+    @property
+    def runner(self) -> Runner:
+        """What runs the decoder, for schedulers with many sequences."""
+        return self._decoder
+
+    @property
+    def vision(self) -> VisionRunner | None:
+        """What runs the image tower, None for models that read text only."""
+        return self._vision
+
     @cached_property
     def processor(self) -> PromptProcessor:
         """Text and images to tokens and back, from the files the checkpoint brought along."""

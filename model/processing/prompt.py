@@ -68,6 +68,11 @@ class PromptProcessor:
         """
         return load_tokenizer(self._directory, eos_ids=self._config.text.eos_token_ids)
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the directory has a tokenizer."""
+        return any((self._directory / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
+
     @cached_property
     def generation_defaults(self) -> GenerationDefaults:
         """How the checkpoint's authors want it sampled.

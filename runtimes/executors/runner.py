@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence as Items
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,22 @@ SCORES_BYTES = 512 << 20
 """Attention scores of one layer in one call: prefill chunks get shorter where the past is long."""
 
 Logits = np.ndarray[Any, Any]
+
+
+class Step(NamedTuple):
+    """What one sequence gets in a call.
+
+    Attributes:
+        sequence: grows by the tokens.
+        token_ids: at least one; they do not cross a multiple of the attention chunk.
+        rows: places among them whose logits are wanted, in order.
+        features: one row per image token among them.
+    """
+
+    sequence: Sequence
+    token_ids: Items[int]
+    rows: Items[int]
+    features: Features | None = None
 
 
 def prefill_chunk_len(heads: int, past: int, longest: int = PREFILL_CHUNK) -> int:
@@ -79,6 +95,34 @@ class Runner(ABC):
         Returns:
             float32 [B, vocabulary], valid until the next call.
         """
+
+    def step(self, steps: Items[Step]) -> Logits:
+        """Append tokens to several sequences; here prompts one after the other, then all single tokens together.
+
+        Args:
+            steps: of different sequences.
+
+        Returns:
+            float32 [rows, vocabulary], the rows of all steps in order; valid until the next call.
+
+        Raises:
+            HerdError: there is no room for keys and values.
+        """
+        found: dict[int, Logits] = {}
+        single = [index for index, step in enumerate(steps) if len(step.token_ids) == 1 and list(step.rows) == [0]
+                  and (step.features is None or not len(step.features))]
+        for index in sorted(set(range(len(steps))) - set(single)):
+            step = steps[index]
+            none = np.zeros((0, self.config.text.hidden_size), np.float32)
+            features = none if step.features is None else step.features
+            some = list(step.rows) not in ([], [len(step.token_ids) - 1])
+            logits = self.prefill(step.sequence, step.token_ids, features, all_positions=some)
+            found[index] = logits[list(step.rows)] if some else logits[None][: len(step.rows)]
+        if single:
+            of_single = self.decode_batch([steps[index].sequence for index in single],
+                                          [steps[index].token_ids[0] for index in single])
+            found |= {index: of_single[place : place + 1] for place, index in enumerate(single)}
+        return np.concatenate([found[index] for index in range(len(steps))])
 
     @abstractmethod
     def prefill_chunk(self, sequence: Sequence, token_ids: list[int], features: Features, rows: Features) -> Logits:

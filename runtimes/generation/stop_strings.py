@@ -68,18 +68,28 @@ def _is_whole(value: object) -> bool:
 
 
 class StopStrings:
-    """Holds text back while it may be the beginning of a stop string."""
+    """Holds text back while it may be the beginning of a stop string.
 
-    def __init__(self, strings: Items[str]) -> None:
-        self._strings = strings
+    Args:
+        strings: end the text.
+        keep: whether the string that was met is shown.
+
+    Attributes:
+        met: the string that ended the text.
+    """
+
+    def __init__(self, strings: Items[str], *, keep: bool = False) -> None:
+        self._strings, self._keep = strings, keep
         self._held = ""
+        self.met: str | None = None
 
     def feed(self, text: str) -> tuple[str, bool]:
-        """Text that is safe to show, and whether a stop string was met (it and what follows are dropped)."""
+        """Text that is safe to show, and whether a stop string was met (what follows it is dropped)."""
         self._held += text
-        found = [at for at in (self._held.find(stop) for stop in self._strings) if at >= 0]
+        found = [(at, stop) for stop in self._strings if (at := self._held.find(stop)) >= 0]
         if found:
-            return self._held[: min(found)], True
+            at, self.met = min(found)
+            return self._held[: at + len(self.met) * self._keep], True
         keep = max((self._overlap(stop) for stop in self._strings), default=0)
         shown = self._held[: len(self._held) - keep]
         self._held = self._held[len(shown) :]

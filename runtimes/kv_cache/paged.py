@@ -8,6 +8,7 @@ and nothing else; a block that two sequences share is copied when one of them wr
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,14 @@ class CachePools:
         whole, chunked = (BlockPool(kind, block_bytes, budget) for kind in kinds)
         element_bytes = block_bytes / (BLOCK_TOKENS * text.num_kv_heads * text.head_dim)
         return cls(whole, chunked, max(chunks, default=0), element_bytes)
+
+    def most_tokens(self) -> int:
+        """Tokens of the longest sequence that the budget holds alone."""
+        whole, chunked = (pool.cost if pool.capacity else 0 for pool in (self.whole, self.chunked))
+        of_chunk = -(-self.chunk // BLOCK_TOKENS) * chunked
+        if self.budget.most < of_chunk + whole or not whole:
+            return self.budget.most // (whole + chunked) * BLOCK_TOKENS if whole else 1 << 40
+        return (self.budget.most - of_chunk) // whole * BLOCK_TOKENS
 
     def keys_and_values(self, layer: int) -> tuple[Array, Array]:
         """Keys and values of a layer, uint8 [blocks, bytes] each."""
@@ -109,7 +118,11 @@ class BlockTable:
 
     def share(self, other: BlockTable, tokens: int) -> None:
         """Refer to the blocks of another table that hold its first ``tokens`` slots."""
-        for block in other._held[: -(-tokens // BLOCK_TOKENS)]:
+        self.adopt(other._held[: -(-tokens // BLOCK_TOKENS)])
+
+    def adopt(self, blocks: Iterable[int]) -> None:
+        """Go on with blocks that somebody else refers to as well."""
+        for block in blocks:
             self._append(self.pool.share(block))
 
     def _append(self, block: int) -> None:

@@ -53,13 +53,14 @@ class Sequence:
     Args:
         cache: its keys and values.
         width: of image features.
+        token_ids: whose keys and values the cache holds already.
     """
 
-    def __init__(self, cache: SequenceCache, width: int) -> None:
-        self._token_ids: list[int] = []
+    def __init__(self, cache: SequenceCache, width: int, token_ids: Iterable[int] = ()) -> None:
+        self._token_ids = list(token_ids)
         self._features: Features = np.zeros((0, width), np.float32)
         self._tile_digests: list[bytes] = []
-        self._cache, self._written = cache, 0
+        self._cache, self._written = cache, len(self._token_ids)
         self._binding: Any = None
         self._in_use, self._version, self._stopped = threading.Lock(), 0, _never
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol, Self
 
 import numpy as np
@@ -120,10 +120,3 @@ class Usage:
     queue_seconds: float = 0.0
     first_token_seconds: float = 0.0
     total_seconds: float = 0.0
-
-
-@dataclass
-class PromptLogprobs:
-    """Log-probabilities of the prompt's tokens; the first has none."""
-
-    tokens: list[TokenLogprob | None] = field(default_factory=list)

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import logging
+import threading
+import time
+from collections import deque
 from dataclasses import dataclass
+from typing import Self
 
+from ...errors import HerdError
 from ..engine import Engine
-from .request import Delta, GenerationRequest, PromptLogprobs, Usage
+from .active import ActiveRequest
+from .answer import Answer
+from .request import GenerationRequest, OverloadedError
+from .scheduler import Scheduler
+from .speculation import Drafter, Speculation
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,35 +39,45 @@ class ServiceOptions:
     queued_tokens: int = 1 << 20
 
 
-class Answer:
-    """The answers to a request as they are generated: ``async for delta in answer``, or ``for delta in answer``.
-
-    Attributes:
-        usage: grows with them.
-        prompt_logprobs: complete before the first delta.
-    """
-
-    usage: Usage
-    prompt_logprobs: PromptLogprobs
-
-    def __aiter__(self) -> AsyncIterator[Delta]:
-        raise NotImplementedError
-
-    def cancel(self) -> None:
-        """End the request, wherever it is; nothing happens when it has ended already."""
-        raise NotImplementedError
-
-
 class Service:
     """Runs requests on an engine. The thread that it starts is the only one that runs the model.
 
     Args:
-        engine: loaded.
+        engine: loaded; closed with the service.
         options: limits.
+        drafter: guesses next tokens, None for no speculation.
+
+    Attributes:
+        max_model_len: most tokens of a prompt and its answer: the model's context, or what there is memory for.
+        failure: why it runs no more; empty while it does.
     """
 
-    def __init__(self, engine: Engine, options: ServiceOptions | None = None) -> None:
+    def __init__(
+        self, engine: Engine, options: ServiceOptions | None = None, *, drafter: Drafter | None = None
+    ) -> None:
         self.engine, self.options = engine, options or ServiceOptions()
+        limits = self.options
+        self._scheduler = Scheduler(engine, sequences=limits.sequences, step_tokens=limits.step_tokens,
+                                    step_seconds=limits.step_seconds,
+                                    speculation=None if drafter is None else Speculation(drafter))
+        context = engine.config.text.max_position_embeddings
+        self.max_model_len = min(context, self._scheduler.room.most_tokens or context)
+        self.failure = ""
+        self._tokenizer = engine.processor.tokenizer if engine.processor.has_tokenizer else None
+        self._arrived: deque[ActiveRequest] = deque()
+        self._active: dict[Answer, ActiveRequest] = {}
+        self._changed = threading.Condition()
+        self._draining = self._stopping = False
+        self._finished: deque[tuple[float, int]] = deque(maxlen=64)
+        self._thread = threading.Thread(target=self._loop, name="herdgraph-scheduler", daemon=True)
+        self._thread.start()
+
+    # -- for everybody ---------------------------------------------------------------------------------------------
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes requests."""
+        return not (self._draining or self._stopping or self.failure)
 
     def submit(self, request: GenerationRequest) -> Answer:
         """Queue a request.
@@ -65,8 +86,121 @@ class Service:
             OverloadedError: the queue is full, or the service is going down.
             HerdError: the request can never run: it is longer than the context, or than all cache memory.
         """
-        raise NotImplementedError
+        self._require_possible(request)
+        answer = Answer(request.choices, self._cancel)
+        active = ActiveRequest(request, answer, self.engine.config, self._tokenizer)
+        with self._changed:
+            self._require_open(len(request.prompt.token_ids))
+            self._active[answer] = active
+            self._arrived.append(active)
+            self._changed.notify_all()
+        return answer
+
+    def gauges(self) -> dict[str, float]:
+        """What goes on: requests running and waiting, memory, and what the prefix cache was asked and had."""
+        scheduler, prefixes, guesses = self._scheduler, self._scheduler.prefixes, self._scheduler.speculation
+        with self._changed:
+            begun = [active.has_begun for active in self._active.values()]
+        return {
+            "running": sum(begun), "waiting": len(begun) - sum(begun),
+            "kv_cache_usage": scheduler.room.used_share, "preemptions": scheduler.preemptions,
+            "prefix_queries": prefixes.queried_tokens if prefixes else 0,
+            "prefix_hits": prefixes.found_tokens if prefixes else 0,
+            "spec_drafts": guesses.drafts if guesses else 0, "spec_draft_tokens": guesses.guessed if guesses else 0,
+            "spec_accepted_tokens": guesses.held if guesses else 0,
+        }
 
     def drain(self, timeout: float) -> None:
         """Take no more requests, and wait until those that are there have ended; after ``timeout`` end them."""
-        raise NotImplementedError
+        until = time.monotonic() + timeout
+        with self._changed:
+            self._draining = True
+            self._changed.wait_for(lambda: not self._active, max(0.0, until - time.monotonic()))
+            for active in self._active.values():
+                active.cancelled = True
+
+    def close(self) -> None:
+        """End everything that runs, and the engine."""
+        self.drain(0)
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join()
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- at the door -----------------------------------------------------------------------------------------------
+
+    def _require_possible(self, request: GenerationRequest) -> None:
+        tokens, most = len(request.prompt.token_ids), self.max_model_len
+        if not tokens:
+            raise HerdError("the prompt is empty: give at least one token")
+        if tokens + request.stop.max_new_tokens > most:
+            raise HerdError(f"the prompt has {tokens} tokens and {request.stop.max_new_tokens} are asked for, at most "
+                            f"{most} fit together: shorten one of them")
+        if request.choices > self.options.sequences:
+            raise HerdError(f"{request.choices} answers are asked for, at most {self.options.sequences} are generated "
+                            "at the same time")
+
+    def _require_open(self, tokens: int) -> None:
+        limits = self.options
+        if self.failure:
+            raise OverloadedError(f"the engine runs no more: {self.failure}", 30.0)
+        if self._draining or self._stopping:
+            raise OverloadedError("the server is going down: ask another one", 5.0)
+        waiting = [active for active in self._active.values() if not active.has_begun]
+        queued = sum(len(active.request.prompt.token_ids) for active in waiting)
+        if len(waiting) >= limits.queued_requests or (waiting and queued + tokens > limits.queued_tokens):
+            raise OverloadedError(f"{len(waiting)} requests with {queued} tokens are waiting, at most "
+                                  f"{limits.queued_requests} and {limits.queued_tokens} are queued", self._wait())
+
+    def _wait(self) -> float:
+        """Seconds until about one request has ended, by those that ended last."""
+        if len(self._finished) < 2:
+            return 5.0
+        spent = self._finished[-1][0] - self._finished[0][0]
+        return min(60.0, max(1.0, spent / (len(self._finished) - 1)))
+
+    def _cancel(self, answer: Answer) -> None:
+        with self._changed:
+            if (active := self._active.get(answer)) is not None:
+                active.cancelled = True
+                self._changed.notify_all()
+
+    # -- the thread ------------------------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        while self._take_arrived():
+            try:
+                self._scheduler.step()
+            except Exception as error:
+                self._fail(error)
+            self._forget_ended()
+
+    def _take_arrived(self) -> bool:
+        """Wait for something to do; False at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._arrived or self._scheduler.has_work or self._stopping)
+            while self._arrived:
+                self._scheduler.add(self._arrived.popleft())
+            return self._scheduler.has_work or not self._stopping
+
+    def _forget_ended(self) -> None:
+        with self._changed:
+            for answer, active in list(self._active.items()):
+                if active.is_over:
+                    del self._active[answer]
+                    self._finished.append((time.monotonic(), answer.usage.completion_tokens))
+            self._changed.notify_all()
+
+    def _fail(self, error: Exception) -> None:
+        """End all requests after a call that failed; where the engine is closed, for good."""
+        logger.error("a call of the model failed: %s", error, exc_info=not isinstance(error, HerdError))
+        for active in self._scheduler.requests:
+            self._scheduler.fail(active, f"a call of the model failed: {error}")
+        self.failure = self.engine.closed

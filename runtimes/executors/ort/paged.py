@@ -22,7 +22,7 @@ from ....model.config import HerdConfig
 from ...kv_cache.paged import CachePools, PagedCache
 from ...kv_cache.pool import BLOCK_TOKENS, block_bytes, caches_of_block, free_cache_bytes
 from ...kv_cache.sequence import Features, Sequence
-from ..runner import Logits, Runner
+from ..runner import Logits, Runner, Step
 from .decoder import DecoderGraph, Run, run_all
 from .page_release import release
 from .session import Values, ort_value
@@ -34,22 +34,6 @@ KEPT_BINDINGS = 16
 """Sizes of batches, by thread, whose arrays and bindings are kept for their next call."""
 
 Array = np.ndarray[Any, Any]
-
-
-class Step(NamedTuple):
-    """What one sequence gets in a call.
-
-    Attributes:
-        sequence: grows by the tokens.
-        token_ids: at least one; they do not cross a multiple of the attention chunk.
-        rows: places among them whose logits are wanted.
-        features: one row per image token among them.
-    """
-
-    sequence: Sequence
-    token_ids: Items[int]
-    rows: Items[int]
-    features: Features | None = None
 
 
 class _Size(NamedTuple):
