@@ -79,13 +79,11 @@ def _answer(
 
     with stderr.status("checking and loading the bundle"):
         engine = Engine.load(bundle, **loaded)
-    with engine:
-        service = Service(engine, ServiceOptions(sequences=sequences))
-        with _first_signal() as asked:
-            serving.open(service)
-            succeed("serving", f"{serving.model} at {server.url}")
-            _wait(asked, server)
-            _drain(serving, service, drain_timeout)
+    with Service(engine, ServiceOptions(sequences=sequences)) as service, _first_signal() as asked:
+        serving.open(service)
+        succeed("serving", f"{serving.model} at {server.url}")
+        _wait(asked, server)
+        _drain(serving, service, drain_timeout)
 
 
 def _wait(asked: threading.Event, server: HttpServer) -> None:

@@ -31,8 +31,7 @@ class Run:
         self._serving, self._record, self.request = serving, record_of(scope), request
         self.answer = serving.submit(request)
         self._ended = 0
-        self._place = len(self._record.usage)
-        self._record.usage.append(self.answer.usage)
+        self._record.usage.append(self.usage)
 
     @property
     def usage(self) -> Usage:
@@ -58,7 +57,6 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._record.usage[self._place] = self.answer.usage
         if left := self.request.choices - self._ended:
             self._record.finished["abort"] += left
         self.answer.cancel()

@@ -33,13 +33,12 @@ class Model(Protocol):
     def processor(self) -> PromptProcessor:
         """Text and images to tokens."""
 
-    @property
-    def closed(self) -> str:
-        """Why it runs no more, empty while it runs."""
-
 
 class Backend(Protocol):
     """What the server asks of a service; ``runtimes.scheduler.Service`` says more."""
+
+    max_model_len: int
+    failure: str
 
     @property
     def engine(self) -> Model:
@@ -96,7 +95,7 @@ class Serving:
     @property
     def failed(self) -> str:
         """Why the engine runs no more, empty while it runs or is not there yet."""
-        return self._service.engine.closed if self._service and self.phase == "ready" else ""
+        return self._service.failure if self._service and self.phase == "ready" else ""
 
     @property
     def service(self) -> Backend:
@@ -122,7 +121,7 @@ class Serving:
     @property
     def context(self) -> int:
         """Most tokens of prompt and answer together."""
-        most = self.config.text.max_position_embeddings
+        most = self.service.max_model_len
         return most if self.options.context is None else min(most, self.options.context)
 
     def submit(self, request: GenerationRequest) -> Answer:

@@ -13,7 +13,6 @@ from herdgraph.model.processing import PromptProcessor
 from herdgraph.runtimes.generation import TokenLogprob
 from herdgraph.runtimes.generation.sampling import Candidate
 from herdgraph.runtimes.scheduler import Delta, GenerationRequest, OverloadedError, Usage
-from herdgraph.runtimes.scheduler.request import PromptLogprobs
 from support import herds
 
 STOP = 508
@@ -26,7 +25,6 @@ class FakeEngine:
 
     processor: PromptProcessor
     config: object = TINY
-    closed: str = ""
 
     @classmethod
     def in_directory(cls, directory: Path) -> FakeEngine:
@@ -47,6 +45,8 @@ class FakeService:
         full: refuse requests as a full queue does.
         stuck: say nothing, as if queued for ever.
         fails_after: tokens after which an answer fails.
+        max_model_len: tokens of a prompt and its answer.
+        failure: why it runs no more.
         requests: that were submitted.
         answers: to them.
     """
@@ -57,6 +57,8 @@ class FakeService:
     full: bool = False
     stuck: bool = False
     fails_after: int | None = None
+    max_model_len: int = 4096
+    failure: str = ""
     requests: list[GenerationRequest] = field(default_factory=list)
     answers: list[FakeAnswer] = field(default_factory=list)
 
@@ -86,12 +88,10 @@ class FakeAnswer:
         self.service, self.request = service, request
         self.usage = Usage(prompt_tokens=len(request.prompt.token_ids), cached_tokens=1, queue_seconds=0.001,
                            first_token_seconds=0.002, total_seconds=0.003)
-        self.prompt_logprobs = PromptLogprobs()
+        self.prompt_logprobs: list[TokenLogprob | None] = []
         self.cancelled = self.ended = False
         if request.prompt_logprobs is not None:
-            first, *rest = request.prompt.token_ids
-            self.prompt_logprobs.tokens = [None, *map(self._logprob, rest)]
-            assert first >= 0
+            self.prompt_logprobs = [None, *map(self._logprob, request.prompt.token_ids[1:])]
 
     def cancel(self) -> None:
         self.cancelled = not self.ended
@@ -101,21 +101,22 @@ class FakeAnswer:
         if self.service.stuck:
             await asyncio.Event().wait()
         texts = [self.service.script(self.request, choice) for choice in range(self.request.choices)]
+        going = set(range(len(texts)))
         for place in range(max(map(len, texts)) + 1):
-            for choice, text in enumerate(texts):
+            for choice in sorted(going):
+                text = texts[choice]
                 await asyncio.sleep(self.service.delay)
                 if place == self.service.fails_after:
                     yield Delta(choice, finish_reason="error", error="the weights are on fire")
                     return
-                if (delta := self._delta(choice, text, place)) is not None:
-                    yield delta
+                delta = self._delta(choice, text, place)
+                going -= {choice} if delta.finish_reason else set()
+                yield delta
         self.ended = True
 
-    def _delta(self, choice: int, text: str, place: int) -> Delta | None:
+    def _delta(self, choice: int, text: str, place: int) -> Delta:
         """The token at a place of a text: a character, or in the end the stop token."""
         most = self.request.stop.max_new_tokens
-        if place > len(text) or place >= most:
-            return None
         self.usage.completion_tokens += 1
         token = STOP if place == len(text) else self.service.engine.processor.tokenizer.encode(text[place])[0]
         logprobs = (self._logprob(token),) if self.request.sampling.logprobs is not None else ()

@@ -70,7 +70,7 @@ class _Reply:
                  "choices": [self._choice(choice) for choice in self.choices],
                  "usage": openai_usage([self.run.usage])}
         if self.body.prompt_logprobs is not None:
-            reply["prompt_logprobs"] = prompt_logprobs(self.run.answer.prompt_logprobs.tokens)
+            reply["prompt_logprobs"] = prompt_logprobs(self.run.answer.prompt_logprobs)
         if self.body.return_token_ids:
             reply["prompt_token_ids"] = self.plan.request.prompt.token_ids
         return reply

@@ -131,13 +131,13 @@ class _Reply:
         if self.body.return_token_ids:
             told |= {"token_ids": choice.token_ids, "prompt_token_ids": run.request.prompt.token_ids}
         if self.body.prompt_logprobs is not None:
-            told["prompt_logprobs"] = prompt_logprobs(run.answer.prompt_logprobs.tokens)
+            told["prompt_logprobs"] = prompt_logprobs(run.answer.prompt_logprobs)
         return told
 
     def _prompt_entries(self, number: int) -> list[TokenLogprob | None]:
         """Log-probabilities of a prompt that is repeated."""
         wanted = self.body.echo and self.body.logprobs is not None
-        return list(self.runs[number].answer.prompt_logprobs.tokens) if wanted else []
+        return list(self.runs[number].answer.prompt_logprobs) if wanted else []
 
     def _logprobs(self, choice: Choice, entries: list[TokenLogprob | None]) -> dict[str, Any] | None:
         if self.body.logprobs is None:

@@ -33,7 +33,7 @@ def test_reply(client: TestClient, service: FakeService) -> None:
     assert reply["choices"] == [
         {"index": 0, "text": "Hello", "logprobs": None, "finish_reason": "stop", "stop_reason": None}]
     assert service.requests[0].stop.max_new_tokens == 16
-    assert service.requests[0].prompt.token_ids[0] == 1
+    assert service.requests[0].prompt.token_ids == service.engine.processor.tokenizer.encode("Say")
 
 
 def test_length_and_stop(client: TestClient) -> None:
@@ -81,8 +81,8 @@ def test_stream_with_echo(client: TestClient) -> None:
         if choice["logprobs"]:
             offsets[choice["index"]] += choice["logprobs"]["text_offset"]
     assert texts == ["abHello", "cdHello"]
-    # Begin-of-text has an offset, too, and so has the stop token.
-    assert all(len(found) == 1 + 2 + 6 and found == sorted(found) for found in offsets)
+    # The stop token has one, too.
+    assert all(len(found) == 2 + 6 and found == sorted(found) for found in offsets)
     assert usage["choices"] == []
     assert usage["usage"]["completion_tokens"] == 12
 

@@ -20,11 +20,11 @@ def post(client: TestClient, path: str, **fields: Any) -> Any:
 
 def test_there_and_back(client: TestClient) -> None:
     told = post(client, "/tokenize", prompt="Hé", return_token_strs=True)
-    assert told["count"] == len(told["tokens"]) == 4
+    assert told["count"] == len(told["tokens"]) == 3
     assert told["max_model_len"] == 4096
-    assert told["token_strs"][:2] == ["<|begin_of_text|>", "H"]
-    assert post(client, "/detokenize", tokens=told["tokens"])["prompt"] == "<|begin_of_text|>Hé"
-    assert post(client, "/tokenize", prompt="Hé", add_special_tokens=False)["tokens"] == told["tokens"][1:]
+    assert told["token_strs"] == ["H", "\ufffd", "\ufffd"]
+    assert post(client, "/detokenize", tokens=told["tokens"])["prompt"] == "Hé"
+    assert post(client, "/tokenize", prompt="Hé", add_special_tokens=False)["tokens"] == told["tokens"]
     assert post(client, "/tokenize", prompt="")["tokens"] == []
 
 
@@ -63,7 +63,8 @@ def test_page_runs_its_own_scripts_only(client: TestClient) -> None:
     assert reply.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in reply.headers["content-security-policy"]
     assert "style-src 'sha256-" in reply.headers["content-security-policy"]
-    assert "script-src 'sha256-qznLcsROx4GACP2dm0UCKCzCG+HiZ1guq6ZZDob/Tng='" in policy("<script>alert(1)</script>")
+    known = "script-src 'sha256-qznLcsROx4GACP2dm0UCKCzCG+HiZ1guq6ZZDob/Tng='"  # the standard's own example
+    assert known in policy("<script>alert('Hello, world.');</script>")
 
 
 def test_description_has_every_address(client: TestClient) -> None:
