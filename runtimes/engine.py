@@ -25,7 +25,7 @@ from .distributed.collectives import TIMEOUT
 from .executors.options import ExecutorOptions, Memory
 from .executors.runner import Logits, Runner
 from .executors.vision import VisionRunner
-from .generation import Generation, Request, Sampling, StopRule, TextStream
+from .generation import Asked, Generation, Request, TextStream
 from .kv_cache.sequence import Sequence, exclusive
 from .load import load_runners
 from .token_checks import check_batch, check_images, check_tokens
@@ -169,19 +169,16 @@ class Engine:
         Raises:
             HerdError: an impossible prompt or option.
         """
-        sampling = Sampling.of(
-            self.processor.generation_defaults, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        asked = Asked.of(
+            self.processor, self.config, prompt, max_new_tokens=max_new_tokens, stop=stop, stop_ids=stop_ids,
+            images=images, tools=tools, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             repetition_penalty=repetition_penalty, seed=seed, logprobs=logprobs)
-        prepared = self.processor.prepare(prompt, images=images, tools=tools)
-        tokenizer, config = self.processor.tokenizer, self.config
-        rule = StopRule.of(max_new_tokens, stop, tokenizer.stop_ids if stop_ids is None else stop_ids)
         if sequence is not None and not isinstance(sequence, Sequence):
             raise HerdError(f"sequence is {shown(sequence)}, one made by engine.new_sequence() is needed")
-        request = Request(self, self._step, self.new_sequence() if sequence is None else sequence, prepared)
+        request = Request(self, self._step, self.new_sequence() if sequence is None else sequence, asked.prompt)
         return TextStream(
-            request.prefill, request.decode, tokenizer=tokenizer, prompt_ids=prepared.token_ids, sampling=sampling,
-            stop=rule.within(config.text.max_position_embeddings - len(prepared.token_ids)),
-            never=[config.image_token_id] if config.vision else [])
+            request.prefill, request.decode, tokenizer=self.processor.tokenizer, prompt_ids=asked.prompt.token_ids,
+            sampling=asked.sampling, stop=asked.stop, never=asked.never)
 
     # -- tokens in, logits out -----------------------------------------------------------------------------------
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from ...errors import HerdError
+from ...model.processing import Prompt
 from ..engine import Engine
+from ..generation import Asked, Generation, Timings
 from .active import ActiveRequest
 from .answer import Answer
 from .request import GenerationRequest, OverloadedError
@@ -95,6 +98,32 @@ class Service:
             self._arrived.append(active)
             self._changed.notify_all()
         return answer
+
+    async def generate(self, prompt: Prompt, **options: Any) -> Generation:
+        """One answer to its end, in an event loop; arguments and errors as in ``Engine.generate``.
+
+        Raises:
+            OverloadedError: see ``submit``.
+            HerdError: an impossible prompt or option, or a call of the model failed.
+        """
+        asked = await asyncio.to_thread(Asked.of, self.engine.processor, self.engine.config, prompt, **options)
+        answer = self.submit(GenerationRequest(
+            request_id="", prompt=asked.prompt, sampling=asked.sampling, stop=asked.stop, never=asked.never))
+        result, usage = Generation(), answer.usage
+        try:
+            async for delta in answer:
+                if delta.finish_reason == "error":
+                    raise HerdError(delta.error)
+                result.text += delta.text
+                result.token_ids += delta.token_ids
+                result.logprobs += delta.logprobs
+                result.finish_reason = delta.finish_reason or result.finish_reason
+        finally:
+            answer.cancel()
+        result.timings = Timings(
+            usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens,
+            usage.first_token_seconds - usage.queue_seconds, usage.total_seconds - usage.first_token_seconds)
+        return result
 
     def gauges(self) -> dict[str, float]:
         """What goes on: requests running and waiting, memory, and what the prefix cache was asked and had."""

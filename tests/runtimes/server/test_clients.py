@@ -103,7 +103,7 @@ def test_errors_are_those_of_the_sdk(client: openai.OpenAI, service: FakeService
         client.chat.completions.create(model="gpt-9", messages=CHAT)
     with pytest.raises(openai.AuthenticationError, match="not known"):
         client.with_options(api_key="sk-two").models.list()
-    with pytest.raises(openai.NotFoundError, match="unsupported"):
+    with pytest.raises(openai.NotFoundError, match="does not do that"):
         client.embeddings.create(model="calf", input="x")
     service.fails_after = 1
     with pytest.raises(openai.APIError, match="on fire"):
