@@ -47,13 +47,13 @@ test-packaging: .venv/.dev
 test-lowest: .venv/.dev
 	$(PY) -m pytest tests/packaging/test_extras.py -m slow -k lowest -s
 
-# The operators on every unit that runs here, and their kernels under sanitizers and on emulated processors; what needs
-# a tool that is missing (qemu-user-static, clang-19) is skipped and says so.
 # Other people's clients against the server, and a fuzzer that knows its interface; many packages.
 test-clients: .venv/.dev
 	$(PIP) install -e ".[clients]"
 	$(PY) -m pytest tests/runtimes/server/test_other_clients.py -m slow
 
+# The operators on every unit that runs here, and their kernels under sanitizers and on emulated processors; what needs
+# a tool that is missing (qemu-user-static, clang-19) is skipped and says so.
 test-native: .venv/.dev .venv/.native
 	$(PY) -m pytest tests/runtimes/native -m "slow or not slow" -rs
 
