@@ -23,6 +23,7 @@ class ClusterOptions:
         memory: as for ``Engine.load``.
         cache_bytes: as for ``Engine.load``.
         sequences: answers that a replica generates at the same time.
+        speculate: how next tokens are guessed; see ``drafter_of``.
         timeout: seconds that a rank may keep the others waiting in the middle of a call.
         interval: seconds between two health checks.
         health_timeout: seconds until a replica that does not answer a health check counts as lost.
@@ -35,6 +36,7 @@ class ClusterOptions:
     memory: Memory = "fast"
     cache_bytes: int | None = None
     sequences: int = 64
+    speculate: str = "lookup"
     timeout: float = TIMEOUT
     interval: float = 1.0
     health_timeout: float = 30.0

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from ...model.processing import Prompt
 from ..bundle.manifest import Bundle
 from ..engine import Engine
 from ..generation import Generation
-from ..scheduler import Service, ServiceOptions
+from ..scheduler import Service, ServiceOptions, drafter_of
 from .cluster_options import ClusterOptions, load_ray
 from .ranks import Ranks, require_room
 
@@ -52,13 +54,14 @@ class EngineReplica:
         self._ranks = Ranks(bundle, world, options)
         engine = Engine.load(bundle, threads=options.threads, memory=options.memory, cache_bytes=options.cache_bytes,
                              timeout=options.timeout)
-        self._service = Service(engine, ServiceOptions(sequences=options.sequences))
+        drafter = drafter_of(options.speculate, engine, threads=options.threads)
+        self._service = Service(engine, ServiceOptions(sequences=options.sequences), drafter=drafter)
 
     def __serve_build_asgi_app__(self) -> Any:
         """The HTTP application of this replica; Ray Serve asks for it."""
         from .app import create_app
 
-        return create_app(self._service, self._server_options)
+        return create_app(self._service, replace(self._server_options, request_log=sys.stdout))
 
     async def generate(self, prompt: Prompt, options: dict[str, Any]) -> Generation:
         """See ``Service.generate``."""
