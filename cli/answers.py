@@ -63,7 +63,7 @@ def prompt_of(text: str, images: Sequence[Any], *, system: str | None, raw: bool
 
 def echo_answer(text: str, *, newline: bool = True) -> None:
     """Print what a model said: as it is into a pipe, without what a terminal would obey on a terminal."""
-    click.echo(harmless(text) if sys.stdout.isatty() else text, nl=newline)
+    click.echo(harmless(text) if sys.stdout.isatty() else text, nl=newline, color=True)  # click drops nothing then
 
 
 def print_stream(stream: Iterable[str]) -> None:

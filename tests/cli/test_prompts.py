@@ -140,9 +140,9 @@ def test_wrong_prompts_are_one_line(words: list[str], stdin: str | bytes, messag
 def test_a_terminal_gets_no_escape_sequences(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:
-    text = "\x1b]0;title\x07 \x9b2J a\tb\n"
+    text = "\x1b]0;title\x07 \x9b2J\x1b[2J a\tb\n"
     answers.print_stream([text])
     assert capsys.readouterr().out == f"{text}\n", "a pipe gets what was said"
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     answers.print_stream([text])
-    assert capsys.readouterr().out == "�]0;title� �2J a\tb\n\n"
+    assert capsys.readouterr().out == "�]0;title� �2J�[2J a\tb\n\n"
