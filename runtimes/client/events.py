@@ -60,5 +60,5 @@ def _data(source: Lines, where: str) -> Iterator[bytes]:
             parts.append(content[5:].removeprefix(b" "))
         elif not parts:
             held = 0
-    if parts:
-        yield b"\n".join(parts)
+    if parts == [_DONE]:  # any other event that is not complete is none
+        yield _DONE

@@ -16,7 +16,7 @@ from PIL import Image
 from herdgraph.errors import HerdError, StoppedError
 from herdgraph.runtimes.client import Address, RemoteServer, connection
 from support.command_line import run
-from support.scripted_server import ScriptedServer, chat_events, events
+from support.scripted_server import ScriptedServer, begun, chat_events, events
 
 USAGE = {"prompt_tokens": 9, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 4}}
 HI = {"role": "user", "content": "Hi"}
@@ -163,9 +163,10 @@ PAGE = b"<html><head><style>p {}</style><title>502 Bad Gateway</title></head><bo
     ({"status": 500, "parts": [b"x" * 99999]}, f"status 500: {'x' * 300}…"),
     ({"status": 307, "parts": [], "headers": {"Location": "http://elsewhere/"}}, "sends to http://elsewhere/: give"),
     ({"kind": "text/html", "parts": [PAGE]}, "answers with text/html, text/event-stream is needed"),
-    ({"parts": [chat_events("Hello")[:150]]}, "breaks off: the connection ended in the middle"),
-    ({"parts": [chat_events("Hello")[:150]], "cut": True}, "breaks off: the connection ended in the middle"),
-    ({"parts": [chat_events("Hello")[:150]], "cut": True, "chunked": True}, "the connection ended in the middle"),
+    ({"parts": [begun("Hello")]}, "breaks off: the connection ended in the middle"),
+    ({"parts": [begun("Hello")[:-20]]}, "breaks off: the connection ended in the middle"),
+    ({"parts": [begun("Hello")], "cut": True}, "breaks off: the connection ended in the middle"),
+    ({"parts": [begun("Hello")], "cut": True, "chunked": True}, "the connection ended in the middle"),
     ({"parts": [events({"error": {"message": "out of memory"}})]}, "failed in the middle of the answer: out of memory"),
     ({"parts": [b"data: {]\n\n"]}, "cannot be read as JSON"),
     ({"parts": [events([])]}, "sent an event that is no JSON object"),
@@ -190,7 +191,7 @@ def test_a_server_that_hangs(server: ScriptedServer, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(connection, "SILENCE_SECONDS", 0.1)
     over = threading.Event()
     server.then = lambda: over.wait(5)
-    server.parts = [chat_events("Hello")[:150]]
+    server.parts = [begun("Hello")]
     done = run("generate", "--url", server.url, "Hi")
     over.set()
     assert "breaks off: nothing came for too long" in done.stderr
@@ -200,7 +201,7 @@ def test_an_answer_is_stopped_while_the_server_says_nothing(server: ScriptedServ
     """The connection is closed, from which the server sees that nobody waits."""
     over, stopped = threading.Event(), threading.Event()
     server.then = lambda: over.wait(5)
-    server.parts = [chat_events("Hello", "world")[:150]]
+    server.parts = [begun("Hello")]
     remote = RemoteServer(Address.of(server.url))
     stream, started = remote.stream([HI], max_new_tokens=5), time.monotonic()
     with remote.stopped_by(stopped.is_set):

@@ -28,12 +28,16 @@ def events(*values: Any, done: bool = True) -> bytes:
     return (said + ("data: [DONE]\n\n" if done else "")).encode()
 
 
+def begun(*texts: str) -> bytes:
+    """A chat's answer so far."""
+    return events({"choices": [{"delta": {"role": "assistant", "content": ""}}]},
+                  *({"choices": [{"delta": {"content": text}, "finish_reason": None}]} for text in texts), done=False)
+
+
 def chat_events(*texts: str, finish: str = "stop", usage: dict[str, Any] | None = None) -> bytes:
     """A chat that is answered by some deltas."""
-    chunks: list[Any] = [{"choices": [{"delta": {"role": "assistant", "content": ""}}]}]
-    chunks += [{"choices": [{"delta": {"content": text}, "finish_reason": None}]} for text in texts]
-    chunks += [{"choices": [{"delta": {}, "finish_reason": finish}]}, {"choices": [], "usage": usage}]
-    return events(*chunks)
+    end = {"choices": [{"delta": {}, "finish_reason": finish}]}
+    return begun(*texts) + events(end, {"choices": [], "usage": usage})
 
 
 @dataclass
