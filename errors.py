@@ -14,6 +14,10 @@ class HerdError(Exception):
         super().__init__(" ".join(message.split("\n")))  # whatever a library or a stranger put into it
 
 
+class TooLongError(HerdError):
+    """A prompt has more tokens than the context, or cannot have fewer."""
+
+
 class StoppedError(HerdError):
     """Somebody stopped a prompt before all of it was computed; see ``Sequence.stopped_by``."""
 

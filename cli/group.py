@@ -16,6 +16,7 @@ from .generate import generate
 from .inspect import inspect
 from .plan import plan
 from .run import run
+from .serve import serve
 from .train import train
 from .upcycle import upcycle
 from .verify import verify
@@ -32,5 +33,5 @@ def main(verbose: int, quiet: bool) -> None:
 
 
 main.add_command(build, "build")
-for command in (calibrate, train, upcycle, generate, chat, run, inspect, plan, verify, bench):
+for command in (calibrate, train, upcycle, generate, chat, serve, run, inspect, plan, verify, bench):
     main.add_command(command)

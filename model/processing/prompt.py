@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import HerdError, shown
+from ...errors import HerdError, TooLongError, shown
 from ..config import HerdConfig
 from .chat import ChatTemplate
 from .generation_defaults import GenerationDefaults
@@ -156,7 +156,7 @@ class PromptProcessor:
         tiled = self._tiled(sources, limit - len(ids))
         ids = self._with_images(ids, tiled)
         if len(ids) > limit:
-            raise HerdError(f"the prompt has {len(ids)} tokens, the model's context is {limit}: shorten it")
+            raise TooLongError(f"the prompt has {len(ids)} tokens, the model's context is {limit}: shorten it")
         return PreparedPrompt(ids, np.concatenate([image.pixels for image in tiled]) if tiled else None)
 
     def _require_placeholders(self, ids: list[int], images: int) -> None:
@@ -173,8 +173,8 @@ class PromptProcessor:
         for number, source in enumerate(sources):
             if room < 0:
                 limit = self._config.text.max_position_embeddings
-                raise HerdError(f"the prompt has {limit - room} tokens with {number} of its {len(sources)} pictures, "
-                                f"the model's context is {limit}: shorten it")
+                raise TooLongError(f"the prompt has {limit - room} tokens with {number} of its {len(sources)} "
+                                   f"pictures, the model's context is {limit}: shorten it")
             tiled.append(self.image_processor.process(source))
             room -= len(self._image_tokens(tiled[-1])) - 1
         return tiled

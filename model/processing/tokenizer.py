@@ -9,7 +9,7 @@ from typing import Any
 import tiktoken
 import tokenizers
 
-from ...errors import HerdError
+from ...errors import HerdError, TooLongError
 from ...reading import panics_refused, read_optional_json
 from .codecs import Codec, JsonCodec, MetaCodec
 from .generation_defaults import GenerationDefaults
@@ -99,8 +99,8 @@ class Tokenizer:
         longest = self._codec.longest_token
         if most_tokens is None or longest is None or len(text) <= most_tokens * longest:
             return
-        raise HerdError(f"the text has {len(text)} characters, which are more than {len(text) // longest} tokens, "
-                        f"at most {most_tokens} are taken: shorten it")
+        raise TooLongError(f"the text has {len(text)} characters, which are more than {len(text) // longest} tokens, "
+                           f"at most {most_tokens} are taken: shorten it")
 
     def encode_completion(self, text: str) -> list[int]:
         """Ids of a raw prompt: special tokens recognised, begin-of-text in front when this tokenizer wants it."""

@@ -40,6 +40,7 @@ TABLE = {
     "generate {bundle} -p Hi --max-new-tokens 2":            ("cpu",    WORKS,     WORKS,     "cpu"),
     "chat {bundle} --max-new-tokens 2":                      ("cpu",    WORKS,     WORKS,     "cpu"),
     "bench {bundle} --prompt-tokens 16 -n 2 --repeats 1":    ("cpu",    WORKS,     WORKS,     "cpu"),
+    "serve {bundle}":                                        ("serve",) * 4,
     "run {bundle} Hi":                                       ("cluster",) * 4,
     "verify {bundle} {checkpoint} --tokens 8":               ("build",  "build",   WORKS,     "cpu"),
     "build {checkpoint} -o {out}":                           ("build",  "build",   WORKS,     "build"),

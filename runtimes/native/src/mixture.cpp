@@ -15,6 +15,7 @@
 #include <math.h>
 #include "activations.h"
 #include "operators.h"
+#include "read_ahead.h"
 
 namespace herd {
 namespace {
@@ -127,8 +128,8 @@ const ort::Port* Mixture::outputs(size_t* count) {
   return ports;
 }
 
-Mixture::Mixture(ort::Api api, const ort::Info* info)
-    : api_(api), format_(Format(api.integer(info, "format", 0))), shared_format_(Format(api.integer(info, "shared_format", 0))),
+Mixture::Mixture(ort::Api api, const ort::Info* info, bool mapped)
+    : api_(api), mapped_(mapped), format_(Format(api.integer(info, "format", 0))), shared_format_(Format(api.integer(info, "shared_format", 0))),
       experts_(int(api.integer(info, "experts", 0))), all_experts_(int(api.integer(info, "all_experts", experts_))),
       first_expert_(int(api.integer(info, "first_expert", 0))), top_k_(int(api.integer(info, "top_k", 1))),
       width_(int(api.integer(info, "width", 0))), shared_width_(int(api.integer(info, "shared_width", 0))),
@@ -212,6 +213,14 @@ ort::Status* Mixture::run(ort::Context* context) const {
     one.codes += gate_up.bytes() * e, two.codes += down.bytes() * e;
     if (one.scales) one.scales += size_t(gate_up.tiles) * kTile * e, two.scales += size_t(down.tiles) * kTile * e;
     segments[used++] = {one, two, tokens + begin[e], begin[e + 1] - begin[e], width_, hadamard_, order + begin[e]};
+  }
+  if (mapped_) {
+    if (experts_ && !__atomic_exchange_n(&advised_, true, __ATOMIC_RELAXED))
+      used_in_part(gate_up.codes, gate_up.bytes() * experts_), used_in_part(down.codes, down.bytes() * experts_);
+    for (int s = 1; s <= used; s++) {   // the shared expert last: every token reads it, so it is there if anything is
+      const Segment& segment = segments[s % used];
+      read_ahead(segment.gate_up), read_ahead(segment.down);
+    }
   }
   for (int a = 0; a < assignments; a++) {
     if (!own(a)) continue;

@@ -7,6 +7,7 @@
 //   output      y [..., N]
 #include "activations.h"
 #include "operators.h"
+#include "read_ahead.h"
 
 namespace herd {
 
@@ -26,8 +27,8 @@ const ort::Port* Project::outputs(size_t* count) {
   return ports;
 }
 
-Project::Project(ort::Api api, const ort::Info* info)
-    : api_(api), format_(Format(api.integer(info, "format", 0))), channels_(int(api.integer(info, "channels", 0))),
+Project::Project(ort::Api api, const ort::Info* info, bool mapped)
+    : api_(api), mapped_(mapped), format_(Format(api.integer(info, "format", 0))), channels_(int(api.integer(info, "channels", 0))),
       epsilon_(api.real(info, "epsilon", 0)), activation_(Activation(api.integer(info, "activation", kNone))) {}
 
 // What a call computes; rows and tiles in any order.
@@ -83,6 +84,7 @@ ort::Status* Project::run(ort::Context* context) const {
   shape.dims[shape.rank - 1] = channels_;
   float* y = api_.data<float>(api_.output(context, 0, shape));
   if (!count) return nullptr;
+  if (mapped_) read_ahead(weights);
 
   Projection all{kernel, weights, width, channels_, epsilon_, activation_, x, gain, shift, bias, residual, y};
   auto group_size = [&](int first) { return count - first < kRowGroup ? count - first : kRowGroup; };

@@ -1,0 +1,116 @@
+"""The serve command: OpenAI's API on a bundle."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .. import __version__
+from ..console import HerdCommand, stderr, succeed
+from ..errors import HerdError
+from ..options import COUNT, PATH, Integer, Number, context_option
+from .options import memory_option, threads_option
+
+if TYPE_CHECKING:
+    from ..runtimes.executors.options import Memory
+    from ..runtimes.scheduler import Service
+    from ..runtimes.server.listen import HttpServer
+    from ..runtimes.server.serving import Serving
+
+
+@click.command(cls=HerdCommand)
+@click.argument("bundle", type=PATH)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Interface; 0.0.0.0 is all of them.")
+@click.option("--port", type=Integer(0, 65535), default=8000, show_default=True, help="0 takes any that is free.")
+@click.option("--name", "names", multiple=True, show_default="the bundle's directory",
+              help="The model's name in requests; may be repeated.")
+@click.option("--api-keys", type=PATH, metavar="FILE",
+              help="Keys that may ask, one a line, as they are or as sha256:HEX, with a name after a space; it is read "
+                   "again when it changes. Without it everybody may.")
+@context_option("Most tokens of a prompt and its answer", show_default="the model's own limit")
+@click.option("--sequences", type=COUNT, default=64, show_default=True, help="Answers generated at the same time.")
+@click.option("--cache-bytes", type=Integer(min=1), show_default="half of the free memory",
+              help="Bytes of keys and values of all answers, on every rank.")
+@click.option("--image-hosts", metavar="HOST", multiple=True, show_default="none",
+              help="Host whose pictures are fetched, a name or *.name; may be repeated.")
+@click.option("--cors-origins", metavar="ORIGIN", multiple=True, show_default="none",
+              help="Web pages of this origin may ask; may be repeated.")
+@click.option("--drain-timeout", type=Number(min=0), default=30.0, show_default=True,
+              help="Seconds that running requests get after SIGTERM or Ctrl-C; a second signal ends them at once.")
+@threads_option
+@memory_option
+def serve(
+    bundle: Path, host: str, port: int, names: tuple[str, ...], api_keys: Path | None, context: int | None,
+    sequences: int, cache_bytes: int | None, image_hosts: tuple[str, ...], cors_origins: tuple[str, ...],
+    drain_timeout: float, threads: int | None, memory: Memory,
+) -> None:
+    """Answer requests in OpenAI's form with BUNDLE, many at a time.
+
+    /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages, /v1/models, /metrics and a page to chat with
+    are at the address that is printed. One line of JSON per request goes to the standard output, without its texts.
+    """
+    from ..runtimes.bundle.manifest import Bundle
+    from ..runtimes.server.app import create_app
+    from ..runtimes.server.listen import HttpServer, listening
+    from ..runtimes.server.options import ServerOptions
+
+    Bundle.open(bundle, verify=False)
+    app = create_app(None, ServerOptions(
+        names=names or (bundle.resolve().name,), version=__version__, context=context, api_keys=api_keys,
+        image_hosts=image_hosts, cors_origins=cors_origins, request_log=sys.stdout))
+    with HttpServer(app, listening(host, port)) as server:
+        loaded = {"threads": threads, "memory": memory, "cache_bytes": cache_bytes}
+        _answer(bundle, loaded, sequences, app.state.serving, server, drain_timeout)
+
+
+def _answer(
+    bundle: Path, loaded: dict[str, Any], sequences: int, serving: Serving, server: HttpServer, drain_timeout: float
+) -> None:
+    """Load the model, answer until a signal comes, and let running requests end."""
+    from ..runtimes import Engine
+    from ..runtimes.scheduler import Service, ServiceOptions
+
+    with stderr.status("checking and loading the bundle"):
+        engine = Engine.load(bundle, **loaded)
+    with Service(engine, ServiceOptions(sequences=sequences)) as service, _first_signal() as asked:
+        serving.open(service)
+        succeed("serving", f"{serving.model} at {server.url}")
+        _wait(asked, server)
+        _drain(serving, service, drain_timeout)
+
+
+def _wait(asked: threading.Event, server: HttpServer) -> None:
+    while not asked.wait(1.0):
+        if not server.alive:
+            raise HerdError("the HTTP server ended by itself: see the log above")
+
+
+def _drain(serving: Serving, service: Service, timeout: float) -> None:
+    serving.drain()
+    with stderr.status("ending: running requests get their answers"):
+        service.drain(timeout)
+
+
+@contextmanager
+def _first_signal() -> Iterator[threading.Event]:
+    """An event that the first signal sets; the second one unwinds the stack."""
+    asked = threading.Event()
+
+    def handle(number: int, _frame: object) -> None:
+        if asked.is_set():
+            sys.exit(128 + number)
+        asked.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

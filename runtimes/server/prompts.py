@@ -1,0 +1,137 @@
+"""Messages and texts of a request to tokens and tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from anyio import to_thread
+
+from ...errors import HerdError
+from ...model.processing import PreparedPrompt
+from .errors import of_herd_error, wrong
+from .images import fetch
+from .protocol.chat import ChatMessage, Content, TextContent
+from .sampling_params import require_known
+from .serving import Serving
+from .toolkit import Tool
+
+T = TypeVar("T")
+
+
+async def on_thread(serving: Serving, work: Callable[[], T], param: str | None = None) -> T:
+    """Do what takes long beside the event loop, for a few requests at the same time.
+
+    Raises:
+        ApiError: the work raised a ``HerdError``.
+    """
+    async with serving.preparing:
+        try:
+            return await to_thread.run_sync(work)
+        except HerdError as error:
+            raise of_herd_error(error, param) from error
+
+
+async def chat_prompt(
+    serving: Serving, messages: list[ChatMessage], tools: list[Tool], *, continue_final: bool = False
+) -> PreparedPrompt:
+    """Tokens and tiles of a chat.
+
+    Args:
+        serving: knows the model.
+        messages: the chat.
+        tools: that the model may call.
+        continue_final: the answer goes on from the last message, which is the assistant's.
+
+    Raises:
+        ApiError: too many pictures, or what the template and the processor refuse.
+    """
+    plain = [plain_message(index, message) for index, message in enumerate(messages)]
+    await _fetch_pictures(serving, plain)
+    final = _final_text(plain) if continue_final else ""
+
+    def prepare() -> PreparedPrompt:
+        prepared = _prepared(serving, plain[:-1] if continue_final else plain, tools)
+        if not final:
+            return prepared
+        more = serving.processor.tokenizer.encode(final)
+        return PreparedPrompt([*prepared.token_ids, *more], prepared.pixel_values)
+
+    return await on_thread(serving, prepare, "messages")
+
+
+async def text_prompt(serving: Serving, prompt: str | list[int], *, begins: bool = True) -> PreparedPrompt:
+    """Tokens of a text that is continued; those that were encoded already are checked.
+
+    Raises:
+        ApiError: it is empty, or has a token that no text has.
+    """
+    if isinstance(prompt, list):
+        ids = prompt
+    elif begins:
+        ids = (await on_thread(serving, lambda: serving.processor.prepare(prompt), "prompt")).token_ids
+    else:
+        ids = await on_thread(serving, lambda: serving.processor.tokenizer.encode(prompt, allow_special=True), "prompt")
+    if not ids:
+        raise wrong("the prompt is empty: give a text or token ids", "prompt")
+    require_known(ids, serving.config.text.vocab_size, "prompt")
+    if serving.config.vision and serving.config.image_token_id in ids:
+        raise wrong("the prompt has image tokens without an image: pictures belong into a chat's messages", "prompt")
+    return PreparedPrompt(ids)
+
+
+def plain_message(index: int, message: ChatMessage) -> dict[str, Any]:
+    """A message as templates take it, with nothing in it that was not asked for.
+
+    Raises:
+        ApiError: it has no content, and no calls in its place.
+    """
+    if message.content is None and not (message.role == "assistant" and message.tool_calls):
+        raise wrong(f"message {index} has no content: give a string or a list of parts", f"messages.{index}.content")
+    role = "system" if message.role == "developer" else message.role
+    plain: dict[str, Any] = {"role": role, "content": _plain_content(message.content)}
+    plain |= {name: value for name in ("name", "tool_call_id") if (value := getattr(message, name)) is not None}
+    if message.tool_calls:
+        plain["tool_calls"] = [
+            {"id": call.id, "type": "function",
+             "function": {"name": call.function.name, "arguments": call.function.arguments}}
+            for call in message.tool_calls]
+    return plain
+
+
+def _plain_content(content: str | list[Content] | None) -> Any:
+    if content is None or isinstance(content, str):
+        return content or ""
+    return [{"type": "text", "text": part.text} if isinstance(part, TextContent)
+            else {"type": "image_url", "image_url": {"url": part.image_url.url}} for part in content] or ""
+
+
+def _prepared(serving: Serving, messages: list[Any], tools: list[Tool]) -> PreparedPrompt:
+    if tools or any(message["role"] == "tool" or "tool_calls" in message for message in messages):
+        messages, tools = serving.toolkit.prepare_messages(messages, tools)
+    return serving.processor.prepare(messages, tools=tools or None)
+
+
+async def _fetch_pictures(serving: Serving, messages: list[dict[str, Any]]) -> None:
+    """Put pictures of other hosts into the messages."""
+    mixed = [message["content"] for message in messages if isinstance(message["content"], list)]
+    parts = [part for content in mixed for part in content if part["type"] == "image_url"]
+    if len(parts) > serving.options.images:
+        raise wrong(f"the request has {len(parts)} pictures, at most {serving.options.images} are taken", "messages")
+    for part in parts:
+        url: str = part["image_url"]["url"]
+        if not url.startswith("data:"):
+            data = await fetch(url, serving.options.image_hosts)
+            part.clear()
+            part.update(type="image", data=data)
+
+
+def _final_text(messages: list[dict[str, Any]]) -> str:
+    """What the answer goes on from."""
+    final = messages[-1]
+    if final["role"] != "assistant" or "tool_calls" in final or not isinstance(final["content"], str):
+        raise wrong("continue_final_message needs a last message of the assistant with a text", "messages")
+    if len(messages) < 2:
+        raise wrong("continue_final_message needs a message before the last one", "messages")
+    text: str = final["content"]
+    return text

@@ -1,0 +1,30 @@
+"""Bodies of ``/tokenize`` and ``/detokenize``, in vLLM's form."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from .chat import RenderBody
+from .common import Body
+
+
+class TokenizeTextBody(Body):
+    """A text."""
+
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool | None = Field(None, description="Begin-of-text in front, which is the default.")
+    return_token_strs: bool | None = None
+
+
+class TokenizeChatBody(RenderBody):
+    """Messages."""
+
+    return_token_strs: bool | None = None
+
+
+class DetokenizeBody(Body):
+    """Token ids."""
+
+    model: str | None = None
+    tokens: list[int]

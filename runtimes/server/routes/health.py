@@ -1,0 +1,40 @@
+"""Is it alive, does it answer, what does it count, what is it: for operators and their programs."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+
+from ..errors import ApiError
+from ..replies import JsonReply
+from ..serving import Serving
+from .described import ERRORS
+
+
+def health_routes(serving: Serving) -> APIRouter:
+    """The routes."""
+    router = APIRouter(tags=["operations"], responses=ERRORS)
+
+    @router.get("/health", summary="Whether the server lives, even while it loads or ends")
+    async def health() -> JsonReply:
+        if serving.failed:
+            raise ApiError(503, f"the engine runs no more: {serving.failed}", code="engine_dead")
+        return JsonReply({"status": "alive"})
+
+    @router.get("/ready", summary="Whether requests are taken: neither while the model loads nor while it ends")
+    async def ready() -> JsonReply:
+        if serving.failed:
+            raise ApiError(503, f"the engine runs no more: {serving.failed}", code="engine_dead")
+        serving.require_open()
+        return JsonReply({"status": "ready"})
+
+    @router.get("/metrics", summary="For Prometheus, under the names of vLLM")
+    async def metrics() -> Response:
+        return Response(serving.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @router.get("/version", summary="Of herdgraph")
+    async def version() -> JsonReply:
+        return JsonReply({"version": serving.options.version})
+
+    return router

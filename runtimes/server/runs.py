@@ -1,0 +1,86 @@
+"""A request while the service works on it: timed, counted, and ended when nobody wants it any more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from starlette.types import Scope
+
+from ..scheduler import Delta, GenerationRequest, Usage
+from .errors import ApiError
+from .records import Clock, record_of
+from .serving import Serving
+
+
+class Run:
+    """One prompt at the service. Use it in a ``with``: leaving it ends the request wherever it is.
+
+    Args:
+        serving: has the service.
+        scope: of the HTTP request.
+        request: the prompt and how it is answered.
+
+    Raises:
+        ApiError: on construction: the queue is full, or the request can never run.
+    """
+
+    def __init__(self, serving: Serving, scope: Scope, request: GenerationRequest) -> None:
+        self._serving, self._record, self.request = serving, record_of(scope), request
+        self.answer = serving.submit(request)
+        self._ended = 0
+        self._record.usage.append(self.usage)
+
+    @property
+    def usage(self) -> Usage:
+        """What it has cost so far."""
+        return self.answer.usage
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        """The deltas of its answers.
+
+        Raises:
+            ApiError: an answer failed.
+        """
+        clock = Clock(self._record)
+        async for delta in self.answer:
+            clock.see(delta)
+            self._ended += delta.finish_reason is not None
+            if delta.finish_reason == "error":
+                draining = self._serving.phase == "draining"
+                raise ApiError(503 if draining else 500, delta.error or "the answer failed")
+            yield delta
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if left := self.request.choices - self._ended:
+            self._record.finished["abort"] += left
+        self.answer.cancel()
+
+
+async def merged(runs: Sequence[Run]) -> AsyncIterator[tuple[int, Delta]]:
+    """The deltas of several prompts as they come, with the number of the prompt."""
+    channels = [aiter(run) for run in runs]
+    waiting: dict[asyncio.Future[Any], int] = {}
+    try:
+        for number, channel in enumerate(channels):
+            waiting[asyncio.ensure_future(_next(channel))] = number
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for future in done:
+                number = waiting.pop(future)
+                if (delta := future.result()) is not None:
+                    waiting[asyncio.ensure_future(_next(channels[number]))] = number
+                    yield number, delta
+    finally:
+        for future in waiting:
+            future.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def _next(channel: AsyncIterator[Delta]) -> Delta | None:
+    return await anext(channel, None)

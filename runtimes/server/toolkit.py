@@ -1,0 +1,106 @@
+"""Where the server meets its packages for tools (``tools/``) and grammars (``structured/``).
+
+They are imported when they are first needed: llguidance and the vocabulary's tables cost seconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any, Protocol
+
+from ...model.config import HerdConfig
+from ...model.processing import PromptProcessor
+from ..scheduler import Constraint
+from .parts import CallArguments, CallStart, Part, TextPart
+
+Tool = dict[str, Any]
+"""A function as OpenAI describes it: name, description, parameters, perhaps strict."""
+Spec = Any
+"""A ``structured.GrammarSpec``."""
+
+
+class Parser(Protocol):
+    """Splits the text of one answer into text for people and calls."""
+
+    def feed(self, text: str) -> list[Part]:
+        """Parts that are certain now."""
+
+    def finish(self) -> list[Part]:
+        """What was held back."""
+
+
+class Toolkit:
+    """Tools and grammars for one model."""
+
+    def __init__(self) -> None:
+        self._processor: PromptProcessor | None = None
+        self._config: HerdConfig | None = None
+        self._building = threading.Lock()
+
+    def attach(self, processor: PromptProcessor, config: HerdConfig) -> None:
+        """Say for which model."""
+        self._processor, self._config = processor, config
+
+    # -- tools ---------------------------------------------------------------------------------------------------
+
+    def prepare_messages(self, messages: list[Any], tools: list[Tool]) -> tuple[list[Any], list[Tool]]:
+        """Messages and tools in the form that the model's template takes."""
+        assert self._processor, "attached before requests come"
+        prepared: tuple[list[Any], list[Tool]] = _tools().prepare_messages(messages, tools, self._processor.template)
+        return prepared
+
+    def parser(self, tools: list[Tool], form: str) -> Parser:
+        """A parser for one answer."""
+        return _Translated(_tools().ToolParser(tools, form))
+
+    # -- grammars ------------------------------------------------------------------------------------------------
+
+    def spec(self, kind: str, *arguments: Any, **options: Any) -> Spec:
+        """A grammar by the name of its constructor: ``json_object``, ``json_schema``, ``regex``, ``tools``, ..."""
+        return getattr(importlib.import_module(".structured", __package__).GrammarSpec, kind)(*arguments, **options)
+
+    def compile(self, spec: Spec) -> Constraint:
+        """A constraint for one request; takes milliseconds, the first one seconds: call it on a thread.
+
+        Raises:
+            HerdError: the grammar is wrong, or says what cannot be enforced.
+        """
+        with self._building:
+            grammars = self._grammars
+        constraint: Constraint = grammars.compile(spec)
+        return constraint
+
+    @cached_property
+    def _grammars(self) -> Any:
+        assert self._processor, "attached before requests come"
+        assert self._config
+        tokenizer = self._processor.tokenizer
+        structured = importlib.import_module(".structured", __package__)
+        return structured.Grammars(tokenizer, self._config.text.vocab_size, tokenizer.stop_ids)
+
+
+def _tools() -> Any:
+    return importlib.import_module(".tools", __package__)
+
+
+class _Translated:
+    """A parser of ``tools/`` whose parts are told by what they carry."""
+
+    def __init__(self, parser: Any) -> None:
+        self._parser = parser
+
+    def feed(self, text: str) -> list[Part]:
+        return list(map(_part, self._parser.feed(text)))
+
+    def finish(self) -> list[Part]:
+        found: Iterable[Any] = self._parser.finish()
+        return list(map(_part, found))
+
+
+def _part(found: Any) -> Part:
+    if hasattr(found, "fragment"):
+        return CallArguments(found.index, found.fragment)
+    return CallStart(found.index, found.id, found.name) if hasattr(found, "name") else TextPart(found.text)
