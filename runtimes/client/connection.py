@@ -92,7 +92,8 @@ class Connection:
     ) -> http.client.HTTPResponse:
         """The reply to a request, if it is a success."""
         headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
-        connection.request(method, f"{self.address.path}{path}", body, headers)
+        with suppress(BrokenPipeError, ConnectionResetError):  # who refuses a long body may stop reading it, and says why
+            connection.request(method, f"{self.address.path}{path}", body, headers)
         response = held.enter_context(connection.getresponse())
         if response.status != http.HTTPStatus.OK:
             raise refusal(self.address, response.status, response.read(ERROR_BYTES), response.headers.get("Location"))

@@ -38,7 +38,7 @@ def events(source: Lines, where: str) -> Iterator[dict[str, Any]]:
         value = parse_json(data, f"an event of {where}", "is it a server of OpenAI's form?")
         if not isinstance(value, dict):
             raise HerdError(f"{where} sent an event that is no JSON object: is it a server of OpenAI's form?")
-        if value.get("error"):
+        if value.get("error") or value.get("object") == "error":
             raise HerdError(f"{where} failed in the middle of the answer: {message_of(value)[:300]}")
         yield value
     raise ConnectionAbortedError("the connection ended in the middle")

@@ -19,6 +19,19 @@ _LONGEST = 300
 _MARKUP = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.IGNORECASE | re.DOTALL)
 
 
+class RefusedError(HerdError):
+    """A reply that is not a success.
+
+    Args:
+        message: for people.
+        status: of the reply.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 @contextmanager
 def failures(address: Address, what: str, stopped: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Tell the errors of sockets, TLS and HTTP.
@@ -55,7 +68,7 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def refusal(address: Address, status: int, body: bytes, moved: str | None) -> HerdError:
+def refusal(address: Address, status: int, body: bytes, moved: str | None) -> RefusedError:
     """The error of a reply that is not a success.
 
     Args:
@@ -65,9 +78,10 @@ def refusal(address: Address, status: int, body: bytes, moved: str | None) -> He
         moved: where it sends to; that is not followed, since the key would go along.
     """
     if moved and 300 <= status < 400:
-        return HerdError(f"{address} sends to {moved[:_LONGEST]}: give that URL if you trust it")
+        return RefusedError(f"{address} sends to {moved[:_LONGEST]}: give that URL if you trust it", status)
     advice = "; is the right API key given?" if status in (401, 403) else ""
-    return HerdError(f"{address} refuses with status {status}: {said(body) or 'it does not say why'}{advice}")
+    why = said(body) or "it does not say why"
+    return RefusedError(f"{address} refuses with status {status}: {why}{advice}", status)
 
 
 def said(body: bytes) -> str:

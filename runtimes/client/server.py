@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ...model.processing import Prompt
 from .address import Address
 from .bodies import chat_body, completion_body, data_url
 from .connection import Connection
+from .failures import RefusedError
 from .stream import RemoteStream
 
 _TELL_IDS = ("herdgraph", "vllm")
@@ -34,7 +36,7 @@ class RemoteServer:
 
     def __init__(self, address: Address, *, model: str | None = None, key: str | None = None) -> None:
         self._connection = Connection(address, key)
-        cards = _cards(self._connection.get("/models"), address)
+        cards = self._cards(named=model is not None)
         if not cards and model is None:
             raise HerdError(f"{address} lists no model: name one")
         self._card = next((card for card in cards if model in (None, card["id"])), {})
@@ -93,11 +95,19 @@ class RemoteServer:
     def _owner(self) -> str:
         return str(self._card.get("owned_by"))
 
+    def _cards(self, *, named: bool) -> list[Mapping[str, Any]]:
+        """What the server says of each of its models; where one is named, it need not list them."""
+        try:
+            listed = self._connection.get("/models")
+        except RefusedError as error:
+            if named and error.status == HTTPStatus.NOT_FOUND:
+                return []
+            raise
+        cards = listed.get("data") if isinstance(listed, Mapping) else None
+        if isinstance(cards, list) and all(map(_is_card, cards)):
+            return cards
+        raise HerdError(f"{self._connection.address}/models is no list of models: is it a server of OpenAI's form?")
 
-def _cards(listed: Any, address: Address) -> list[Mapping[str, Any]]:
-    """What a server says of each of its models."""
-    cards = listed.get("data") if isinstance(listed, Mapping) else None
-    if not isinstance(cards, list) or not all(isinstance(card, Mapping) and isinstance(card.get("id"), str)
-                                              for card in cards):
-        raise HerdError(f"{address}/models is no list of models: is it a server of OpenAI's form?")
-    return cards
+
+def _is_card(value: object) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("id"), str)

@@ -62,6 +62,12 @@ def test_a_server_that_calls_a_field_otherwise(server: ScriptedServer) -> None:
     assert "repetition_penalty" not in server.asked[0].body
 
 
+def test_a_model_that_is_named_need_not_be_listed(server: ScriptedServer) -> None:
+    server.card = {}
+    assert "refuses with status 404" in run("generate", "--url", server.url, "Hi").stderr
+    assert run("generate", "--url", server.url, "Hi", "--model", "cow").stdout == "Hello\n"
+
+
 def test_pictures_go_as_they_are_or_as_png(server: ScriptedServer, tmp_path: Path) -> None:
     for name in ("cow.jpeg", "cow.bmp"):
         Image.new("RGB", (8, 8), "green").save(tmp_path / name)
@@ -168,6 +174,7 @@ PAGE = b"<html><head><style>p {}</style><title>502 Bad Gateway</title></head><bo
     ({"parts": [begun("Hello")], "cut": True}, "breaks off: the connection ended in the middle"),
     ({"parts": [begun("Hello")], "cut": True, "chunked": True}, "the connection ended in the middle"),
     ({"parts": [events({"error": {"message": "out of memory"}})]}, "failed in the middle of the answer: out of memory"),
+    ({"parts": [events({"object": "error", "message": "out of memory"})]}, "the middle of the answer: out of memory"),
     ({"parts": [b"data: {]\n\n"]}, "cannot be read as JSON"),
     ({"parts": [events([])]}, "sent an event that is no JSON object"),
     ({"parts": [events({"choices": {}})]}, "the server sent choices {}, which is of the wrong kind"),
@@ -221,7 +228,7 @@ def test_nobody_is_there(server: ScriptedServer) -> None:
     assert "cannot be reached: Connection refused" in run("generate", "--url", gone.url, "Hi").stderr
     assert "cannot be reached: " in run("generate", "--url", "http://no.such.host.invalid", "Hi").stderr
     assert "no TLS" in run("generate", "--url", server.url.replace("http", "https"), "Hi").stderr
-    server.card = {}
+    server.card = {"name": "calf"}
     assert "/v1/models is no list of models" in run("chat", "--url", server.url).stderr
 
 

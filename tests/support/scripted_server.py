@@ -52,7 +52,7 @@ class ScriptedServer:
         chunked: whether each part of a reply is a chunk.
         cut: whether the reply says that it is longer than it is.
         then: called after the last part, while the connection is still open.
-        card: what it says of its model.
+        card: what it says of its model, empty where it has no list of models.
         asked: all requests but those for its models.
     """
 
@@ -75,7 +75,8 @@ class ScriptedServer:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                self._reply(200, "application/json", [json.dumps({"data": [script.card]}).encode()])
+                self._reply(200 if script.card else 404, "application/json",
+                            [json.dumps({"data": [script.card]}).encode()])
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
