@@ -14,7 +14,7 @@ from .chat_input import message_reader
 from .chat_options import ChatOptions
 from .chat_session import ChatSession
 from .options import SAMPLING, answer_options, checked_sampling
-from .speaker import Source, source_options
+from .source import Source, source_options
 
 if TYPE_CHECKING:
     from ..runtimes.executors.options import Memory

@@ -12,7 +12,7 @@ from ..options import json_option
 from .answers import answer_to_json, print_stream, print_timings, prompt_of
 from .options import answer_options, checked_sampling, logprobs_option
 from .prompts import file_option, prompt_option, read_prompt
-from .speaker import Source, source_options
+from .source import Source, source_options
 
 if TYPE_CHECKING:
     from ..runtimes.executors.options import Memory

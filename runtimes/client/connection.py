@@ -92,7 +92,7 @@ class Connection:
     ) -> http.client.HTTPResponse:
         """The reply to a request, if it is a success."""
         headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
-        with suppress(BrokenPipeError, ConnectionResetError):  # who refuses a long body may stop reading it, and says why
+        with suppress(BrokenPipeError, ConnectionResetError):  # who refuses a long body stops reading, and says why
             connection.request(method, f"{self.address.path}{path}", body, headers)
         response = held.enter_context(connection.getresponse())
         if response.status != http.HTTPStatus.OK:

@@ -53,7 +53,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     sequence = SimpleNamespace(stopped_by=lambda _: nullcontext())
     recorder.config, recorder.new_sequence = TINY, lambda: sequence  # type: ignore[attr-defined]
     recorder.processor = SimpleNamespace(prepare=lambda prompt: None)  # type: ignore[attr-defined]
-    monkeypatch.setattr("herdgraph.cli.speaker.load_engine", lambda *_: recorder)
+    monkeypatch.setattr("herdgraph.cli.source.load_engine", lambda *_: recorder)
     monkeypatch.setattr(replicas, "Cluster", lambda *_: recorder)
     return recorder
 

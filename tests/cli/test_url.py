@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from herdgraph.errors import HerdError, StoppedError
+from herdgraph.errors import StoppedError
 from herdgraph.runtimes.client import Address, RemoteServer, connection
 from support.command_line import run
 from support.scripted_server import ScriptedServer, begun, chat_events, events
@@ -245,17 +245,3 @@ def test_words_that_do_not_go_together(words: list[Any], message: str) -> None:
     done = run(*words)
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("url", ["x", "ftp://x", "http://", "http://me:secret@x", "http://x?a=b", "http://x y",
-                                 "http://x:99999", "http://x/\r\nHost: y", "http://kühe", "http://[::1", "file:///etc"])
-def test_what_is_no_url_of_a_server(url: str) -> None:
-    with pytest.raises(HerdError) as caught:
-        Address.of(url)
-    assert "secret" not in str(caught.value)
-
-
-def test_addresses() -> None:
-    found = [Address.of(url) for url in ("http://cow", "https://cow:1/openai/v1/", "http://[::1]:80/v1")]
-    assert [(to.secure, to.host, to.port, to.path) for to in found] == [
-        (False, "cow", 80, "/v1"), (True, "cow", 1, "/openai/v1"), (False, "::1", 80, "/v1")]
