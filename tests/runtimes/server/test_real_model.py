@@ -21,6 +21,7 @@ from PIL import Image
 
 from herdgraph.runtimes import Engine
 from herdgraph.runtimes.scheduler import Service
+from support.command_line import run
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,24 @@ def test_concurrent_streams_are_what_the_engine_says_alone(engine: Engine, clien
 
     with ThreadPoolExecutor(len(asked)) as pool:
         assert list(pool.map(answer, [theirs for _, theirs in asked])) == wanted
+
+
+def test_the_command_line_gets_what_the_engine_says(engine: Engine, real_url: str, tmp_path: Path) -> None:
+    """A chat with a picture, and a text that goes on: texts, ids, log-probabilities and counts."""
+    picture, _ = _picture()
+    picture.save(tmp_path / "cow.png")
+    options: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0, "logprobs": 2, "stop": "e"}
+    parts = [{"type": "image", "image": picture}, {"type": "text", "text": QUESTIONS[0]}]
+    chat, text = engine.generate([{"role": "user", "content": parts}], **options), engine.generate("Once", **options)
+    words = ("-n", 12, "--temperature", 0, "--stop", "e", "--json", "--logprobs", 2)
+    for wanted, asked in ((chat, (QUESTIONS[0], "--image", tmp_path / "cow.png")), (text, ("Once", "--raw"))):
+        told = json.loads(run("generate", "--url", real_url, *asked, *words).stdout)
+        assert (told["text"], told["token_ids"], told["finish_reason"]) == (
+            wanted.text, wanted.token_ids, wanted.finish_reason)
+        assert told["timings"]["prompt_tokens"] == wanted.timings.prompt_tokens
+        assert [entry["text"] for entry in told["logprobs"]] == [entry.text for entry in wanted.logprobs]
+        assert [entry["logprob"] for entry in told["logprobs"]] == pytest.approx(
+            [entry.logprob for entry in wanted.logprobs], abs=1e-4)
 
 
 def test_cached_prefixes_are_told(client: openai.OpenAI) -> None:
