@@ -10,7 +10,7 @@ from zipfile import ZipFile
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NOT_INSTALLED = (".ci", "benchmarks", "docs", "examples", "tests", "tools")
+NOT_INSTALLED = (".ci", "benchmarks", "deploy", "docs", "examples", "tests", "tools")
 """Folders of the repository that belong to the checkout alone."""
 
 
