@@ -9,7 +9,7 @@ PIP := $(PY) -m pip --quiet --disable-pip-version-check
 PACKAGES := model export runtimes calibration cli
 TYPED := $(addprefix .editable/herdgraph/,$(PACKAGES) $(wildcard *.py))
 
-.PHONY: demo test test-slow test-packaging test-lowest test-native fuzz coverage docs lint wheels clean
+.PHONY: demo test test-slow test-packaging test-lowest test-clients test-native fuzz coverage docs lint wheels clean
 
 demo: .venv/.demo
 	$(PY) examples/demo.py
@@ -46,6 +46,11 @@ test-packaging: .venv/.dev
 # not in `.ci/run`. `make test` has the newest.
 test-lowest: .venv/.dev
 	$(PY) -m pytest tests/packaging/test_extras.py -m slow -k lowest -s
+
+# Other people's clients against the server, and a fuzzer that knows its interface; many packages.
+test-clients: .venv/.dev
+	$(PIP) install -e ".[clients]"
+	$(PY) -m pytest tests/runtimes/server/test_other_clients.py -m slow
 
 # The operators on every unit that runs here, and their kernels under sanitizers and on emulated processors; what needs
 # a tool that is missing (qemu-user-static, clang-19) is skipped and says so.

@@ -1,9 +1,10 @@
-"""A Llama 4 checkpoint as a GGUF file for llama.cpp, without a tokenizer: to compare speed on the same weights.
+"""A Llama 4 checkpoint as a GGUF file for llama.cpp: to compare speed on the same weights.
 
     python -m benchmarks.gguf_export CHECKPOINT OUT.gguf [--kind {Q8_0,Q4_0,BF16}]
 
 Matrices take the kind asked for, except that Q4_0 keeps the embedding and the head in Q8_0; norms, router and rotary
-factors are F32. Weights are read, quantised (by the gguf library) and written tensor by tensor.
+factors are F32. Weights are read, quantised (by the gguf library) and written tensor by tensor. A byte-level BPE
+``tokenizer.json`` becomes the file's vocabulary, which llama.cpp's server needs.
 
 llama.cpp fixes parts of Llama 4 that a configuration can vary: a checkpoint that differs is refused.
 """
@@ -11,6 +12,7 @@ llama.cpp fixes parts of Llama 4 that a configuration can vary: a checkpoint tha
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -26,6 +28,8 @@ from herdgraph.errors import HerdError
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.config import TextConfig
 from herdgraph.model.llama4.rope import inverse_frequencies
+
+from .vocabulary import is_special
 
 KINDS = ("Q8_0", "Q4_0", "BF16")
 _ATTENTION = {"attn_q": "q_proj", "attn_k": "k_proj", "attn_v": "v_proj", "attn_output": "o_proj"}
@@ -64,6 +68,7 @@ def export(checkpoint: Checkpoint, path: Path, kind: Kind) -> None:
     partial = path.with_suffix(".partial")
     writer = gguf.GGUFWriter(partial, "llama4")
     _add_metadata(writer, text)
+    _add_vocabulary(writer, checkpoint.directory / "tokenizer.json")
     entries = list(_entries(checkpoint, kind))
     for entry in entries:
         stored = gguf.quant_shape_to_byte_shape(entry.shape, entry.kind) if entry.kind != Kind.F32 else entry.shape
@@ -118,7 +123,24 @@ def _add_metadata(writer: gguf.GGUFWriter, text: TextConfig) -> None:
     writer.add_rope_dimension_count(text.head_dim)
     writer.add_rope_freq_base(text.rope_theta)
     writer.add_layer_norm_rms_eps(text.rms_norm_eps)
-    writer.add_tokenizer_model("no_vocab")
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, path: Path) -> None:
+    """The tokens of a byte-level BPE tokenizer, if there is one."""
+    if not path.exists():
+        writer.add_tokenizer_model("no_vocab")
+        return
+    model = json.loads(path.read_text(encoding="utf-8"))["model"]
+    words = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    kinds = [gguf.TokenType.CONTROL if is_special(word) else gguf.TokenType.NORMAL for word in words]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(words)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
+    writer.add_bos_token_id(model["vocab"]["<|begin_of_text|>"])
+    writer.add_eos_token_id(model["vocab"]["<|eot|>"])
+    writer.add_add_bos_token(False)
 
 
 def _entries(checkpoint: Checkpoint, kind: Kind) -> Iterator[Entry]:

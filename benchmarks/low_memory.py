@@ -1,4 +1,4 @@
-"""A bundle larger than the memory it may use: tokens per second against the share of experts that stays resident.
+"""A bundle larger than the memory it may use: time per token against the share of the bundle that stays resident.
 
     python -m benchmarks.low_memory BUNDLE [--limits 0.3 0.5 0.8] [--tokens 30]
 
@@ -56,20 +56,24 @@ def drop_from_page_cache(path: Path) -> None:
 
 
 def measure(bundle: Path, tokens: int) -> dict[str, float]:
-    """Decode in this process; milliseconds per token and resident file pages."""
+    """Decode in this process; per token milliseconds and page faults that waited for a device; resident file pages."""
+    import resource  # not on Windows, which has no control groups either
+
     from herdgraph.runtimes import Engine
 
     started = time.perf_counter()
     engine = Engine.load(bundle, threads=1, memory="low")
     loaded = time.perf_counter() - started
-    sequence, times = engine.new_sequence(), []
+    sequence, times, faults = engine.new_sequence(), list[float](), list[int]()
     for token in np.random.default_rng(0).integers(3, 1000, tokens).tolist():
         started = time.perf_counter()
         engine.decode(sequence, token)
         times.append(time.perf_counter() - started)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_majflt)
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     pages = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssFile"))
-    return {"load": loaded, "ms": 1e3 * float(np.median(times[5:])), "pages": pages}
+    return {"load": loaded, "ms": 1e3 * float(np.median(times[5:])), "pages": pages,
+            "faults": float(np.median(np.diff(faults)[4:]))}
 
 
 def run(bundle: Path, tokens: int, group: Path | None) -> dict[str, float]:
@@ -95,7 +99,7 @@ def main() -> None:
         print(json.dumps(measure(args.bundle, args.tokens)))
         return
     whole = (args.bundle / "decoder.data").stat().st_size
-    columns = ("memory limit", "load", "ms per token", "resident pages", "share of the bundle")
+    columns = ("memory limit", "load", "ms per token", "faults that wait", "resident pages", "share of the bundle")
     table = Table(*columns, title=str(args.bundle))
     for share in (None, *args.limits):
         stderr.print(f"[dim]limit {share}[/dim]")
@@ -106,7 +110,8 @@ def main() -> None:
             with limited(int(share * whole)) as group:
                 row, limit = run(args.bundle, args.tokens, group), size(share * whole)
         pages = row["pages"]
-        table.add_row(limit, f"{row['load']:.2f} s", f"{row['ms']:.0f}", size(pages), f"{pages / whole:.0%}")
+        table.add_row(limit, f"{row['load']:.2f} s", f"{row['ms']:.0f}", f"{row['faults']:.0f}", size(pages),
+                      f"{pages / whole:.0%}")
     Console(width=110).print(table)
 
 

@@ -28,6 +28,8 @@ from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.config import HerdConfig, RopeScaling, TextConfig, VisionConfig
 from herdgraph.model.config.names import expected_tensors
 
+from .vocabulary import write_processor
+
 
 def _irope(layers: int) -> tuple[bool, ...]:
     return tuple((layer + 1) % 4 != 0 for layer in range(layers))
@@ -75,6 +77,7 @@ def write(name: str, directory: Path) -> None:
     """Write a model unless it is there already."""
     if not directory.exists():
         save_checkpoint(directory, MODELS[name], tensors(MODELS[name]))
+        write_processor(directory, MODELS[name].text.vocab_size)
 
 
 def calibrated(directory: Path, output: Path) -> None:

@@ -42,7 +42,7 @@ class Row:
 def compared(bundle: Path, report: BenchReport) -> list[Row]:
     """Predictions for what a report measured, from the peaks in it."""
     engine = Engine.load(bundle, threads=report.peaks.threads or None, verify=False)
-    config, int8 = engine.config, engine.new_sequence().cache.layers[0][0].itemsize == 1
+    config, int8 = engine.config, engine.new_sequence().cache.element_bytes < 2
     storage = Storage.on(engine.bundle.manifest.recipe, "int8" if int8 else None, cpu=True)
     fleet, whole = Fleet(cpu_device(peaks=report.peaks), 1, 1), ShardPlan()
     rates = {

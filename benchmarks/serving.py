@@ -40,6 +40,8 @@ ROOT = Path(__file__).parents[1]
 QUESTIONS = {1: 4, 4: 3, 16: 2, 64: 1}
 """Questions of each client, by the number of clients: the more, the fewer."""
 START_SECONDS = 300
+SETTLE_SECONDS = 6
+"""After a server's first answer: ours copies its weights into faster memory meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,9 @@ def _wait(process: subprocess.Popen[bytes], log: IO[bytes], url: str) -> None:
             log.seek(0)
             raise HerdError(f"{process.args} ended at its start: {log.read().decode(errors='replace')[-500:]}")
         try:
-            if httpx.get(f"{url}/health", timeout=2).status_code == httpx.codes.OK:
+            # One server is healthy before its model is there, another one lists it before.
+            asked = [httpx.get(url + path, timeout=2).status_code for path in ("/health", "/v1/models")]
+            if asked == [httpx.codes.OK] * 2:
                 return
         except httpx.HTTPError:
             pass
@@ -127,7 +131,11 @@ def measure(contestant: Contestant, name: str, clients: int, vocabulary: int) ->
     longest = max(len(one.prompt) + one.tokens for client in questions for one in client)
     with served(contestant, len(questions), (longest + 64) * len(questions)) as url:
         load(url, [[Question([400] * 40, 4)]])
-        return load(url, questions)
+        time.sleep(SETTLE_SECONDS)
+        measured = load(url, questions)
+    if len(measured.failures) == len(measured.seen):
+        raise HerdError(f"{contestant.name} answered nothing: {measured.failures[0]}")
+    return measured
 
 
 def row(name: str, clients: int, contestant: str, measured: Load) -> dict[str, object]:

@@ -15,7 +15,7 @@ from ..errors import HerdError
 from ..foreign_text import harmless
 
 if TYPE_CHECKING:
-    from ..runtimes import Engine, Generation, TextStream
+    from ..runtimes import Engine, Generation
     from ..runtimes.executors.options import Memory
 
 
@@ -27,8 +27,8 @@ def load_engine(bundle: Path, threads: int | None, memory: Memory) -> Engine:
         return Engine.load(bundle, threads=threads, memory=memory)
 
 
-def check_request(bundle: Path, images: Sequence[Any], *, system: str | None = None, raw: bool = False) -> None:
-    """Refuse, before time is spent on loading, what a bundle cannot be asked.
+def check_request(bundle: Path | None, images: Sequence[Any], *, system: str | None = None, raw: bool = False) -> None:
+    """Refuse, before time is spent on loading, what a bundle cannot be asked; None is a server, which says so itself.
 
     Raises:
         HerdError: pictures for a model that reads text only, a system message without a template, or not a bundle.
@@ -37,7 +37,7 @@ def check_request(bundle: Path, images: Sequence[Any], *, system: str | None = N
 
     if raw and system is not None:
         raise HerdError("--system is said through the chat template, --raw is without it: leave one of them out")
-    if images and Bundle.open(bundle, verify=False).manifest.config.vision is None:
+    if images and bundle is not None and Bundle.open(bundle, verify=False).manifest.config.vision is None:
         raise HerdError("this model reads text only, images were given")
 
 
@@ -63,32 +63,44 @@ def prompt_of(text: str, images: Sequence[Any], *, system: str | None, raw: bool
 
 def echo_answer(text: str, *, newline: bool = True) -> None:
     """Print what a model said: as it is into a pipe, without what a terminal would obey on a terminal."""
-    click.echo(harmless(text) if sys.stdout.isatty() else text, nl=newline)
+    click.echo(harmless(text) if sys.stdout.isatty() else text, nl=newline, color=True)  # click drops nothing then
 
 
 def print_stream(stream: Iterable[str]) -> None:
     """Print text as it is generated."""
-    for text in stream:
-        echo_answer(text, newline=False)
+    begun = False
+    try:
+        for text in stream:
+            begun = True
+            echo_answer(text, newline=False)
+    except HerdError:
+        if begun:
+            click.echo()  # the error gets a line of its own
+        raise
     click.echo()
 
 
-def print_timings(stream: TextStream) -> None:
+def print_timings(result: Generation) -> None:
     """Say on standard error how long a finished answer took and why it ended."""
-    timings = stream.result.timings
+    timings = result.timings
     stderr.print(
         f"[dim]{timings.prompt_tokens} prompt tokens in {timings.prefill_seconds:.2f} s, {timings.new_tokens} new at "
-        f"{timings.decode_tokens_per_second:.1f} tokens/s, ended by {stream.result.finish_reason}[/dim]", soft_wrap=True
+        f"{timings.decode_tokens_per_second:.1f} tokens/s, ended by {result.finish_reason}[/dim]", soft_wrap=True
     )
 
 
 def answer_to_json(result: Generation) -> dict[str, Any]:
-    """An answer for scripts."""
-    logprobs = {"logprobs": [asdict(entry) for entry in result.logprobs]} if result.logprobs else {}
+    """An answer for scripts; ids that a server did not tell are left out."""
+    from ..runtimes.client.pieces import UNKNOWN_TOKEN
+
+    def known(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in pairs if (name, value) != ("token_id", UNKNOWN_TOKEN)}
+
+    logprobs = [asdict(entry, dict_factory=known) for entry in result.logprobs]
     return {
         "text": result.text,
-        "token_ids": result.token_ids,
+        **({"token_ids": result.token_ids} if result.token_ids else {}),
         "finish_reason": result.finish_reason,
         "timings": vars(result.timings),
-        **logprobs,
+        **({"logprobs": logprobs} if logprobs else {}),
     }

@@ -10,31 +10,32 @@ import click
 from ..console import HerdCommand, print_error, stderr
 from ..errors import HerdError
 from ..options import PATH
-from .answers import check_request, load_engine
 from .chat_input import message_reader
 from .chat_options import ChatOptions
 from .chat_session import ChatSession
 from .options import SAMPLING, answer_options, checked_sampling
+from .source import Source, source_options
 
 if TYPE_CHECKING:
     from ..runtimes.executors.options import Memory
 
 
 @click.command(cls=HerdCommand)
-@click.argument("bundle", type=PATH)
+@click.argument("bundle", required=False, type=PATH)
+@source_options
 @answer_options
 def chat(
-    bundle: Path, images: tuple[Path, ...], raw: bool, system: str | None, threads: int | None, memory: Memory,
-    **sampling: Any,
+    bundle: Path | None, images: tuple[Path, ...], url: str | None, model: str | None, api_key_file: Path | None,
+    raw: bool, system: str | None, threads: int | None, memory: Memory, **sampling: Any,
 ) -> None:
-    """Talk with BUNDLE.
+    """Talk with BUNDLE, or with the server at --url.
 
     /help lists what else can be said. On a terminal Ctrl-C stops an answer, Ctrl-D ends the chat, Alt-Enter begins a
     new line. --image belongs to the first message; with --raw every message continues one text.
     """
     given = checked_sampling(sampling)
-    check_request(bundle, images, system=system, raw=raw)
-    session = ChatSession(load_engine(bundle, threads, memory), system=system, raw=raw,
+    source = Source(bundle=bundle, url=url, model=model, api_key_file=api_key_file, threads=threads, memory=memory)
+    session = ChatSession(source.open(images=images, system=system, raw=raw), system=system, raw=raw,
                           options=ChatOptions(_settable(), given))
     for image in images:
         session.attach(str(image))

@@ -40,15 +40,17 @@ class ChatOptions:
         self.given = checked_sampling({**self.given, str(option.name): _value(name, option, text)})
         return name
 
-    def rows(self, recommended: GenerationDefaults) -> Mapping[str, str]:
-        """What each option is now, by name; of those not set, what the checkpoint recommends."""
+    def rows(self, recommended: GenerationDefaults | None) -> Mapping[str, str]:
+        """What each option is now, by name; of those not set, what the checkpoint recommends, None for a server's."""
         return {name: self._shown(option, recommended) for name, option in self._by_spelling.items()}
 
-    def _shown(self, option: click.Option, recommended: GenerationDefaults) -> str:
+    def _shown(self, option: click.Option, recommended: GenerationDefaults | None) -> str:
         key = str(option.name)
         if key in self.given:
             value = self.given[key]
             return ", ".join(map(repr, value)) if option.multiple else f"{value}"
+        if recommended is None and "checkpoint" in str(option.show_default):
+            return "the server's own"
         if hasattr(recommended, key):
             value = getattr(recommended, key)
             fallback = "greedy" if key == "temperature" else "not used"

@@ -19,7 +19,8 @@ from .chat_options import ChatOptions
 from .conversation import Conversation, Picture, Turn
 
 if TYPE_CHECKING:
-    from ..runtimes import Engine, Generation
+    from ..runtimes import Generation
+    from .speaker import Speaker
 
 _HELP = {
     "/image FILE [QUESTION]": "show a picture, with this question or the next message",
@@ -36,20 +37,19 @@ class ChatSession:
     """What was said, and the pictures that go with the next message.
 
     Args:
-        engine: answers.
+        speaker: answers.
         system: system message, None for none.
         raw: without the chat template.
         options: how answers are drawn.
 
     Raises:
-        HerdError: the bundle has no tokenizer or chat template, or the system message is not text.
+        HerdError: a bundle has no tokenizer or chat template, or the system message is not text.
     """
 
-    def __init__(self, engine: Engine, *, system: str | None, raw: bool, options: ChatOptions) -> None:
-        self._engine, self._options = engine, options
+    def __init__(self, speaker: Speaker, *, system: str | None, raw: bool, options: ChatOptions) -> None:
+        self._speaker, self._options = speaker, options
         self._conversation, self._pictures = Conversation(system, raw), tuple[Picture, ...]()
-        self._sequence = engine.new_sequence()
-        engine.processor.prepare(self._conversation.prompt(Turn("Hello")))
+        speaker.prepare(self._conversation.prompt(Turn("Hello")))
 
     def handle(self, message: str) -> None:
         """Do what a message says, or answer it.
@@ -74,13 +74,10 @@ class ChatSession:
         Raises:
             HerdError: it cannot be read, the model reads text only, or there are no messages.
         """
-        from ..model.processing.pictures import load_image
-
         if self._conversation.raw:
             raise HerdError("with --raw there are no messages that a picture could belong to: chat without it")
-        assert self._engine.processor.image_processor, "models without images were refused"
         path = Path(name).expanduser()
-        self._pictures = (*self._pictures, Picture(str(path), load_image(path)))
+        self._pictures = (*self._pictures, Picture(str(path), self._speaker.picture(path)))
 
     # -- commands ------------------------------------------------------------------------------------------------
 
@@ -124,7 +121,7 @@ class ChatSession:
         _note(f"saved as {path}")
 
     def _set(self, rest: str) -> None:
-        recommended = self._engine.processor.generation_defaults
+        recommended = self._speaker.generation_defaults
         spelling, _, text = rest.partition(" ")
         if not spelling:
             table("options", self._options.rows(recommended), err=True)
@@ -142,8 +139,8 @@ class ChatSession:
     def _answer(self, turn: Turn) -> None:
         """Answer a turn; one that cannot be answered is not kept, one that was stopped is, as far as it got."""
         prompt = self._conversation.prompt(turn)
-        stream = self._engine.stream(prompt, sequence=self._sequence, **self._options.given)
-        with stopped_by_interrupt() as pressed, self._sequence.stopped_by(pressed.is_set):
+        stream = self._speaker.stream(prompt, **self._options.given)
+        with stopped_by_interrupt() as pressed, self._speaker.stopped_by(pressed.is_set):
             print_stream(_until(stream, pressed))
         self._conversation.turns.append(replace(turn, answer=stream.result.text))
         self._pictures = ()
@@ -158,8 +155,8 @@ class ChatSession:
         elif result.finish_reason == "length" and timings.new_tokens >= most:
             reason = f"cut off at {most} tokens (/set max-new-tokens {2 * most} allows more)"
         elif result.finish_reason == "length":
-            limit = self._engine.config.text.max_position_embeddings
-            reason = f"cut off where the context of {limit} tokens is full (/reset begins anew)"
+            limit = f" of {self._speaker.context} tokens" if self._speaker.context else ""
+            reason = f"cut off where the context{limit} is full (/reset begins anew)"
         return f"{timings.new_tokens} tokens at {timings.decode_tokens_per_second:.1f} tokens/s, {reason}"
 
 

@@ -8,39 +8,46 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import HerdCommand, emit_json
-from ..options import PATH, json_option
-from .answers import answer_to_json, check_request, load_engine, print_stream, print_timings, prompt_of
+from ..options import json_option
+from .answers import answer_to_json, print_stream, print_timings, prompt_of
 from .options import answer_options, checked_sampling, logprobs_option
 from .prompts import file_option, prompt_option, read_prompt
+from .source import Source, source_options
 
 if TYPE_CHECKING:
     from ..runtimes.executors.options import Memory
 
 
 @click.command(cls=HerdCommand)
-@click.argument("bundle", type=PATH)
+@click.argument("bundle", required=False)
 @click.argument("prompt", required=False)
 @prompt_option
 @file_option
+@source_options
 @answer_options
 @logprobs_option
 @json_option
 def generate(
-    bundle: Path, prompt: str | None, options: tuple[str, ...], files: tuple[Path, ...], images: tuple[Path, ...],
-    raw: bool, system: str | None, threads: int | None, memory: Memory, as_json: bool, **sampling: Any,
+    bundle: str | None, prompt: str | None, options: tuple[str, ...], files: tuple[Path, ...],
+    images: tuple[Path, ...], url: str | None, model: str | None, api_key_file: Path | None, raw: bool,
+    system: str | None, threads: int | None, memory: Memory, as_json: bool, **sampling: Any,
 ) -> None:
-    """Answer one prompt with BUNDLE.
+    """Answer one prompt with BUNDLE, or with the server at --url.
 
     PROMPT is what to say; - reads it from standard input. -p and -f give it in other ways.
     """
+    if url is not None and prompt is None:
+        bundle, prompt = None, bundle  # there is no bundle, so that the first word is the prompt
+    source = Source(bundle=Path(bundle) if bundle is not None else None, url=url, model=model,
+                    api_key_file=api_key_file, threads=threads, memory=memory)
     text, given = read_prompt(prompt, options, files), checked_sampling(sampling, as_json=as_json)
-    check_request(bundle, images, system=system, raw=raw)
-    engine = load_engine(bundle, threads, memory)
-    stream = engine.stream(**prompt_of(text, images, system=system, raw=raw), **given)
+    speaker = source.open(images=images, system=system, raw=raw)
+    pictures = [speaker.picture(image) for image in images]
+    stream = speaker.stream(**prompt_of(text, pictures, system=system, raw=raw), **given)
     if as_json:
         for _ in stream:
             pass
         emit_json(answer_to_json(stream.result))
         return
     print_stream(stream)
-    print_timings(stream)
+    print_timings(stream.result)

@@ -34,10 +34,11 @@ def run(
 ) -> None:
     """Answer prompts with replicas of BUNDLE on a Ray cluster.
 
-    Every prompt goes to the least busy replica; one that dies is started again.
+    Replicas share the prompts; one that dies is started again.
     """
     from ..model.processing.pictures import load_image
-    from ..runtimes.server.replicas import Cluster, ClusterOptions
+    from ..runtimes.server.cluster_options import ClusterOptions
+    from ..runtimes.server.replicas import Cluster
 
     texts, given = read_prompts(prompts, options, files), checked_sampling(sampling, as_json=as_json)
     check_request(bundle, images, system=system, raw=raw)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from .options import memory_option, threads_option
 if TYPE_CHECKING:
     from ..runtimes.executors.options import Memory
     from ..runtimes.scheduler import Service
-    from ..runtimes.server.listen import HttpServer
+    from ..runtimes.server.options import ServerOptions
     from ..runtimes.server.serving import Serving
 
 
@@ -38,6 +39,12 @@ if TYPE_CHECKING:
 @click.option("--sequences", type=COUNT, default=64, show_default=True, help="Answers generated at the same time.")
 @click.option("--cache-bytes", type=Integer(min=1), show_default="half of the free memory",
               help="Bytes of keys and values of all answers, on every rank.")
+@click.option("--speculate", metavar="HOW", default="lookup", show_default=True,
+              help="How next tokens are guessed, to be verified several in a call: lookup (where the text repeats "
+                   "itself), none, or the path of a smaller bundle with the same tokenizer. Answers stay the same.")
+@click.option("--replicas", type=COUNT, default=1, show_default=True,
+              help="Engines behind the address, on Ray Serve where there are several.")
+@click.option("--cluster", metavar="ADDRESS", show_default="this machine", help="A running Ray cluster for replicas.")
 @click.option("--image-hosts", metavar="HOST", multiple=True, show_default="none",
               help="Host whose pictures are fetched, a name or *.name; may be repeated.")
 @click.option("--cors-origins", metavar="ORIGIN", multiple=True, show_default="none",
@@ -48,8 +55,9 @@ if TYPE_CHECKING:
 @memory_option
 def serve(
     bundle: Path, host: str, port: int, names: tuple[str, ...], api_keys: Path | None, context: int | None,
-    sequences: int, cache_bytes: int | None, image_hosts: tuple[str, ...], cors_origins: tuple[str, ...],
-    drain_timeout: float, threads: int | None, memory: Memory,
+    sequences: int, cache_bytes: int | None, speculate: str, replicas: int, cluster: str | None,
+    image_hosts: tuple[str, ...], cors_origins: tuple[str, ...], drain_timeout: float, threads: int | None,
+    memory: Memory,
 ) -> None:
     """Answer requests in OpenAI's form with BUNDLE, many at a time.
 
@@ -57,38 +65,59 @@ def serve(
     are at the address that is printed. One line of JSON per request goes to the standard output, without its texts.
     """
     from ..runtimes.bundle.manifest import Bundle
-    from ..runtimes.server.app import create_app
-    from ..runtimes.server.listen import HttpServer, listening
     from ..runtimes.server.options import ServerOptions
 
     Bundle.open(bundle, verify=False)
-    app = create_app(None, ServerOptions(
+    options = ServerOptions(
         names=names or (bundle.resolve().name,), version=__version__, context=context, api_keys=api_keys,
-        image_hosts=image_hosts, cors_origins=cors_origins, request_log=sys.stdout))
-    with HttpServer(app, listening(host, port)) as server:
-        loaded = {"threads": threads, "memory": memory, "cache_bytes": cache_bytes}
-        _answer(bundle, loaded, sequences, app.state.serving, server, drain_timeout)
+        image_hosts=image_hosts, cors_origins=cors_origins)
+    loaded = {"threads": threads, "memory": memory, "cache_bytes": cache_bytes}
+    if replicas > 1 or cluster:
+        limits = {"sequences": sequences, "drain": drain_timeout, "speculate": speculate}
+        _serve_replicas(bundle, options, {**loaded, **limits, "replicas": replicas, "address": cluster}, host, port)
+    else:
+        _serve_here(bundle, options, loaded, sequences, speculate, (host, port), drain_timeout)
 
 
-def _answer(
-    bundle: Path, loaded: dict[str, Any], sequences: int, serving: Serving, server: HttpServer, drain_timeout: float
+def _serve_here(
+    bundle: Path, options: ServerOptions, loaded: dict[str, Any], sequences: int, speculate: str,
+    place: tuple[str, int], drain_timeout: float,
 ) -> None:
-    """Load the model, answer until a signal comes, and let running requests end."""
+    """Listen, load the model in this process, answer until a signal comes, and let running requests end."""
     from ..runtimes import Engine
-    from ..runtimes.scheduler import Service, ServiceOptions
+    from ..runtimes.scheduler import Service, ServiceOptions, drafter_of
+    from ..runtimes.server.app import create_app
+    from ..runtimes.server.listen import HttpServer, listening
 
-    with stderr.status("checking and loading the bundle"):
-        engine = Engine.load(bundle, **loaded)
-    with Service(engine, ServiceOptions(sequences=sequences)) as service, _first_signal() as asked:
-        serving.open(service)
-        succeed("serving", f"{serving.model} at {server.url}")
-        _wait(asked, server)
-        _drain(serving, service, drain_timeout)
+    app = create_app(None, replace(options, request_log=sys.stdout))
+    serving: Serving = app.state.serving
+    with HttpServer(app, listening(*place)) as server:
+        with stderr.status("checking and loading the bundle"):
+            engine = Engine.load(bundle, **loaded)
+            drafter = drafter_of(speculate, engine, threads=loaded["threads"])
+        with Service(engine, ServiceOptions(sequences=sequences), drafter=drafter) as service, _first_signal() as asked:
+            serving.open(service)
+            succeed("serving", f"{serving.model} at {server.url}")
+            _wait(asked, lambda: server.alive)
+            _drain(serving, service, drain_timeout)
 
 
-def _wait(asked: threading.Event, server: HttpServer) -> None:
+def _serve_replicas(bundle: Path, options: ServerOptions, started: dict[str, Any], host: str, port: int) -> None:
+    """Let Ray Serve keep replicas running until a signal comes."""
+    from ..runtimes.server.cluster_options import ClusterOptions
+    from ..runtimes.server.replicas import Cluster
+
+    started["threads"] = started["threads"] or 1
+    with stderr.status("starting replicas"):
+        cluster = Cluster(bundle, ClusterOptions(**started), server=options, host=host, port=port)
+    with cluster, _first_signal() as asked:
+        succeed("serving", f"{options.names[0]} at http://{host}:{port} with {started['replicas']} replicas")
+        _wait(asked, lambda: True)
+
+
+def _wait(asked: threading.Event, is_alive: Callable[[], bool]) -> None:
     while not asked.wait(1.0):
-        if not server.alive:
+        if not is_alive():
             raise HerdError("the HTTP server ended by itself: see the log above")
 
 

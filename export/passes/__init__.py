@@ -13,6 +13,7 @@ from .layout.compute_in import ComputeIn
 from .layout.fold_weight_transposes import FoldWeightTransposes
 from .layout.join_matmuls import JoinMatMuls
 from .layout.tidy import Tidy
+from .native.full_attention import LowerFullAttention
 from .native.mixture import LowerMixtures
 from .native.project import LowerProjects
 from .quantize.fp8 import QuantizeFp8
@@ -27,6 +28,6 @@ from .shard.split_width import SplitWidth
 __all__ = [
     "ComputeIn", "FoldWeightTransposes", "JoinMatMuls", "KeepStage", "LowerCachedAttention", "LowerCollectives",
     "LowerExpertsDense", "LowerExpertsFused", "LowerExpertsGathered", "LowerExpertsUnrolled", "LowerExplicitAttention",
-    "LowerMixtures", "LowerPagedAttention", "LowerProjects", "LowerRoutedExperts", "PackTokens", "QuantizeCaches",
-    "QuantizeCachesFp8", "QuantizeFp8", "QuantizeMatMuls", "RotateHidden", "SplitWidth", "Tidy",
+    "LowerFullAttention", "LowerMixtures", "LowerPagedAttention", "LowerProjects", "LowerRoutedExperts", "PackTokens",
+    "QuantizeCaches", "QuantizeCachesFp8", "QuantizeFp8", "QuantizeMatMuls", "RotateHidden", "SplitWidth", "Tidy",
 ]

@@ -44,9 +44,8 @@ class Efficiency:
 
 ASSUMED = Efficiency(weights=0.7, caches=0.7, compute=0.5, link=0.8, layer_seconds=20e-6)
 """For GPUs, of which we have none: usual for well-made engines, not measured."""
-ON_CPU = Efficiency(weights=0.9, caches=0.25, compute=0.5, link=1.0, layer_seconds=130e-6)
-"""docs/performance.md: products read at 30 to 32 of 34 GB/s, attention at 5 to 11; 16 layers lose 2.1 ms of a token to
-small operators. Prompts reach about half of what 8-bit products alone do."""
+ON_CPU = Efficiency(weights=0.72, caches=0.33, compute=0.75, link=1.0, layer_seconds=20e-6)
+"""Of our own operators, as shares of ``runtimes/benchmark/peaks.py`` on the same machine: docs/planner.md compares."""
 _IDEAL = Efficiency(weights=1.0, caches=1.0, compute=1.0, link=1.0, layer_seconds=0.0)
 
 

@@ -3,8 +3,8 @@
 All ranks of a stage hold the same, but for the image tower, which is the first rank's. Bytes of a rank:
 
     weights       the slices of its stage's layers, as the recipe stores them
-    keys, values  2 · its KV heads · head_dim · element · slots, for each layer and sequence; slots = the context in
-                  global layers, at most the chunk in chunked ones
+    keys, values  2 · its KV heads · bytes of a token's keys · slots, for each layer and sequence; slots = the context
+                  in global layers, at most the chunk in chunked ones
     activations   of the largest call: a chunk of a prompt, or a token of each sequence
     reserve       what driver, runtime and fragmentation take: a share of the device, assumed
 
@@ -20,7 +20,7 @@ from functools import cache
 from ...model.config import HerdConfig, TextConfig
 from ...model.config.names import Shape, expected_tensors
 from ...model.config.shard_plan import ShardPlan
-from ...runtimes.executors.runner import prefill_chunk_len
+from ...runtimes.executors.runner import PREFILL_CHUNK, prefill_chunk_len
 from .storage import Storage
 
 RESERVE = 0.05
@@ -114,23 +114,28 @@ def weights(config: HerdConfig, plan: ShardPlan, storage: Storage, stage: int, *
     return found
 
 
-def caches(text: TextConfig, plan: ShardPlan, stage: int, element: float, context: int) -> tuple[float, float]:
+def caches(text: TextConfig, plan: ShardPlan, stage: int, storage: Storage, context: int) -> tuple[float, float]:
     """Bytes of keys and values of one sequence on a rank of a stage: (global layers, chunked layers)."""
-    slot = 2 * local_kv_heads(plan, text) * text.head_dim * element
+    slot = 2 * local_kv_heads(plan, text) * storage.row_bytes(text.head_dim)
     chunks = [text.chunk_of(layer) for layer in plan.layers_of(stage, text.num_layers)]
     local = sum(min(context, chunk) for chunk in chunks if chunk)
     return slot * context * chunks.count(0), slot * local
 
 
+def chunk_len(storage: Storage, heads: int, past: int) -> int:
+    """Tokens of a prompt in one call; our own CPU operators hold no scores that would have to stay small."""
+    return PREFILL_CHUNK if storage.on_cpu else prefill_chunk_len(heads, past)
+
+
 def activations(config: HerdConfig, plan: ShardPlan, storage: Storage, workload: Workload) -> float:
-    """Bytes of the largest call of a rank: residuals, the widest layer, attention scores as if unfused, logits."""
+    """Bytes of the largest call of a rank: residuals, the widest layer, logits; on a GPU scores as if unfused."""
     text = config.text
     heads = text.num_heads // plan.width
-    chunk = prefill_chunk_len(heads, workload.context)
+    chunk = chunk_len(storage, heads, workload.context)
     tokens = max(chunk, workload.batch)
     inner = max(text.dense_size if len(text.moe_layers) < text.num_layers else 0, text.expert_size)
     row = 4 * text.hidden_size + 3 * max(inner // plan.width, (heads + 2 * local_kv_heads(plan, text)) * text.head_dim)
-    scores = 4 * heads * workload.context * max(chunk, workload.batch)
+    scores = 0 if storage.on_cpu else 4 * heads * workload.context * tokens
     return tokens * row * storage.float_bytes + scores + 4 * workload.batch * text.vocab_size
 
 
@@ -138,7 +143,7 @@ def rank_memory(
     config: HerdConfig, plan: ShardPlan, storage: Storage, workload: Workload, stage: int, *, images: bool
 ) -> dict[str, float]:
     """Bytes of a rank by part, without the reserve."""
-    per_sequence = caches(config.text, plan, stage, storage.kv_bytes, workload.context)
+    per_sequence = caches(config.text, plan, stage, storage, workload.context)
     return {
         **weights(config, plan, storage, stage, images=images),
         "keys and values, global layers": workload.batch * per_sequence[0],

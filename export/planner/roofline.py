@@ -27,9 +27,8 @@ from dataclasses import dataclass
 from ...model.config import HerdConfig
 from ...model.config.shard_plan import ShardPlan
 from ...runtimes.distributed.front_end import PART
-from ...runtimes.executors.runner import prefill_chunk_len
 from .devices import Fleet
-from .memory import Workload, representative_stages
+from .memory import Workload, chunk_len, representative_stages
 from .storage import Storage
 from .traffic import Call, Collective, Work, sends, work_of
 
@@ -136,7 +135,7 @@ def prefill_rate(
     segments = min(_SEGMENTS, tokens)
     for index in range(segments):
         middle = (2 * index + 1) * tokens // (2 * segments)
-        chunk = min(prefill_chunk_len(config.text.num_heads // plan.width, middle), tokens)
+        chunk = min(chunk_len(storage, config.text.num_heads // plan.width, middle), tokens)
         past = middle // chunk * chunk
         slowest = max(_stages(config, plan, storage, fleet, Call(1, chunk, past, 0)), key=lambda stage: stage.total)
         between = sum(collective_seconds(one, fleet, inside=_in_one_machine(plan, fleet))

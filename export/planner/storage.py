@@ -12,6 +12,7 @@ from ...errors import HerdError
 from ...model.config.names import Shape
 from ...model.quantization.formats import CACHE_BYTES, Format
 from ...model.quantization.recipes import RECIPES
+from ...runtimes.kv_cache.pool import BLOCK_TOKENS, block_bytes
 from ..targets.precision import PRECISIONS
 
 _CPU, _GPU = PRECISIONS["cpu"], PRECISIONS["tensorrt"]
@@ -64,10 +65,11 @@ class Storage:
         """
         return 2 if self.recipe in _GPU.recipes and not self.on_cpu else 4
 
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of an element of keys or values."""
-        return CACHE_BYTES[self.kv]
+    def row_bytes(self, head_dim: int) -> float:
+        """Bytes of a token's keys in one head, and as many of its values; on a CPU its share of a cache block."""
+        if self.on_cpu:
+            return block_bytes(1, head_dim, "float" if self.kv == "float32" else self.kv) / BLOCK_TOKENS
+        return head_dim * CACHE_BYTES[self.kv]
 
     @property
     def products(self) -> str:

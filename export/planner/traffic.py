@@ -111,7 +111,7 @@ def work_of(config: HerdConfig, plan: ShardPlan, storage: Storage, stage: int, c
             products += operations
     return Work(
         layers=len(plan.layers_of(stage, text.num_layers)), weight_bytes=read, products=products,
-        cache_bytes=call.sequences * sum(caches(text, plan, stage, storage.kv_bytes, call.past + call.tokens)),
+        cache_bytes=call.sequences * sum(caches(text, plan, stage, storage, call.past + call.tokens)),
         float_operations=floats + _attention(text, plan, stage, call),
         collectives=tuple(_collectives(text, plan, storage, stage, call)),
     )
@@ -175,4 +175,4 @@ def collectives_per_token(text: TextConfig, plan: ShardPlan) -> int:
 def cache_bytes(text: TextConfig, storage: Storage, context: int) -> float:
     """Bytes of keys and values of one sequence, all layers and heads."""
     slots = sum(min(context, text.chunk_of(layer) or context) for layer in range(text.num_layers))
-    return 2.0 * text.num_kv_heads * text.head_dim * storage.kv_bytes * slots
+    return 2.0 * text.num_kv_heads * storage.row_bytes(text.head_dim) * slots

@@ -9,6 +9,7 @@ from ...model.quantization.recipes import Recipe
 from ..passes import (
     FoldWeightTransposes,
     JoinMatMuls,
+    LowerFullAttention,
     LowerMixtures,
     LowerPagedAttention,
     LowerProjects,
@@ -40,6 +41,7 @@ class CpuTarget(Target):
             *([] if recipe.fp8 else [LowerMixtures(recipe, calibration)]),
             JoinMatMuls(),
             LowerPagedAttention(recipe.caches),
+            *([] if recipe.fp8 else [LowerFullAttention()]),
             LowerRoutedExperts(),
             *([] if recipe.fp8 else [LowerProjects(recipe, calibration)]),
             *precision_passes(recipe, calibration),

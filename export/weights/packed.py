@@ -7,6 +7,7 @@ processor reads, in the order in which it reads: loading is mapping.
     float32     no rounding
     8 bits      as in ``channel.py``: a scale per output channel, codes + 128
     4 bits      as in ``block.py``, blocks of 32 inputs; scales become float16 and zero points bytes
+    in blocks   8 bits as in ``block.py``, blocks of 64 inputs
 
 Gate and up projections are packed together, 16 channels of the one and 16 of the other in a tile, so that the product
 of a tile gives 16 hidden channels at once.
@@ -32,6 +33,9 @@ from .stream import channels_of, write_all
 Array = np.ndarray[Any, Any]
 Packable = ChannelFormat | BlockFormat | None
 """How a weight can be packed; None for float32."""
+
+INT8_BLOCKS = 3
+"""The number of 8 bits in blocks; see ``format_number``."""
 
 _LARGEST_SCALE = float(np.finfo(np.float16).max)
 
@@ -68,7 +72,9 @@ class GateUp(ir.LazyTensor):
 
 def format_number(layout: Packable) -> int:
     """The number of a format in an operator's attributes (``Format`` in kernels.h)."""
-    return 0 if layout is None else 1 if isinstance(layout, ChannelFormat) else 2
+    if layout is None or isinstance(layout, ChannelFormat):
+        return 0 if layout is None else 1
+    return 2 if layout.bits == 4 else INT8_BLOCKS
 
 
 class PackedMatrix(ir.LazyTensor):
@@ -114,8 +120,11 @@ class PackedMatrix(ir.LazyTensor):
             elif isinstance(self.layout, ChannelFormat):
                 scales.append(channel_scales(rows_NK))
                 yield pack_int8(np.rint(rows_NK / scales[-1][:, None]) + ZERO)
-            else:
+            elif self.layout.bits == 4:
                 yield self._pack_int4(rows_NK, factor_KK)
+            else:
+                found = BlockRounder(self.layout).quantize(in_blocks(rows_NK, INPUT_BLOCK), factor_KK)
+                yield pack_int8_blocks(found.codes, found.scales)
         self._scales = np.concatenate(scales) if scales else np.zeros(0, np.float32)
 
     def _pack_int4(self, rows_NK: Array, factor_KK: Tensor | None) -> Array:
@@ -186,6 +195,14 @@ def pack_int8(codes_NK: Array) -> Array:
     """Codes [N, K] to [N/32][K/4][32][4]."""
     tiles = codes_NK.astype(np.uint8).reshape(-1, TILE, codes_NK.shape[1] // 4, 4)
     return np.ascontiguousarray(tiles.transpose(0, 2, 1, 3))
+
+
+def pack_int8_blocks(codes_NbK: Array, scales_Nb: Array) -> Array:
+    """Codes [N, b, 64] and scales [N, b] to records [N/32][K/64][2176] (kernels.h)."""
+    tiles, blocks = len(codes_NbK) // TILE, codes_NbK.shape[1]
+    codes = codes_NbK.reshape(tiles, TILE, blocks, -1, 4).transpose(0, 2, 3, 1, 4)
+    scales = np.ascontiguousarray(scales_Nb.reshape(tiles, TILE, blocks).transpose(0, 2, 1)).view(np.uint8)
+    return np.concatenate([codes.reshape(tiles, blocks, -1), scales], axis=-1)
 
 
 def pack_int4(codes_NbK: Array, scales_Nb: Array, zeros_Nb: Array) -> Array:

@@ -22,14 +22,23 @@ from .sandbox import BoundedEnvironment
 from .tokenizer import Tokenizer, token_text
 
 META_FORMAT = (
+    "{% macro literal(value) %}{% if value is none %}None{% elif value is boolean %}{{ 'True' if value else 'False' }}"
+    "{% elif value is mapping %}{{ '{' }}{% for key, item in value.items() %}"
+    "{{ ', ' if not loop.first }}{{ key | tojson }}: {{ literal(item) }}{% endfor %}{{ '}' }}"
+    "{% elif value is string or value is number %}{{ value | tojson }}"
+    "{% else %}[{% for item in value %}{{ ', ' if not loop.first }}{{ literal(item) }}{% endfor %}]{% endif %}"
+    "{% endmacro %}"
     "{{ bos_token }}{% for message in messages %}"
     "<|header_start|>{{ 'ipython' if message.role == 'tool' else message.role }}<|header_end|>\n\n"
     "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
     "{{ '<|image|>' if part.type == 'image' else part.text }}{% endfor %}{% endif %}"
-    "{{ '<|eom|>' if message.role in ('tool', 'ipython') else '<|eot|>' }}{% endfor %}"
+    "{% if message.tool_calls %}[{% for call in message.tool_calls %}{{ ', ' if not loop.first }}"
+    "{{ call.function.name }}({% for name, value in call.function.arguments.items() %}"
+    "{{ ', ' if not loop.first }}{{ name }}={{ literal(value) }}{% endfor %}){% endfor %}]{% endif %}"
+    "{{ '<|eom|>' if message.role in ('tool', 'ipython') or message.tool_calls else '<|eot|>' }}{% endfor %}"
     "{% if add_generation_prompt %}<|header_start|>assistant<|header_end|>\n\n{% endif %}"
 )
-"""Meta's prompt format (llama-models ``chat_format.py``) as a template."""
+"""Meta's prompt format (llama-models ``chat_format.py``) as a template; calls stand in their pythonic form."""
 
 MOST_CHARACTERS = 128 << 10
 """Longest template; the longest of released models has 20,000 characters."""

@@ -34,12 +34,14 @@ class Codec(Protocol):
         longest_token: bytes of the longest token, so that n bytes have at least n / that many tokens; None where a
             text may lose some of its bytes on the way.
         unknown_token: stands for any character that the vocabulary lacks, None where it lacks none.
+        library: the object of the library, for other libraries that read it.
     """
 
     special_tokens: dict[str, int]
     vocab_size: int
     longest_token: int | None
     unknown_token: str | None
+    library: tokenizers.Tokenizer | tiktoken.Encoding
 
     def encode(self, text: str, *, allow_special: bool) -> list[int]:
         """Ids of a text, special tokens in it recognised or taken as ordinary characters."""
@@ -67,6 +69,7 @@ class JsonCodec:
         except Exception as error:  # the library raises plain Exception
             raise HerdError(f"{path} is not a tokenizer.json: {error}") from error
         self._plain.encode_special_tokens = True  # that is, as ordinary text
+        self.library: tokenizers.Tokenizer | tiktoken.Encoding = self._special
         added = self._special.get_added_tokens_decoder()
         self.special_tokens = {token.content: index for index, token in added.items() if token.special}
         self.vocab_size = self._special.get_vocab_size(with_added_tokens=True)
@@ -105,6 +108,7 @@ class MetaCodec:
                 )
         except (ValueError, OverflowError) as error:
             raise HerdError(f"{path} is not a tiktoken vocabulary: {error}") from error
+        self.library: tokenizers.Tokenizer | tiktoken.Encoding = self._encoding
         self.vocab_size = len(ranks) + len(SPECIAL_TOKENS)
         self.longest_token: int | None = max(map(len, (*ranks, *SPECIAL_TOKENS)))
         self._special_ids = frozenset(self.special_tokens.values())

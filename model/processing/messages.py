@@ -26,7 +26,8 @@ _SOURCES = (str, Path, bytes, bytearray, memoryview, np.ndarray, Image.Image)
 def checked_messages(messages: Any) -> list[dict[str, Any]]:
     """Messages in the form templates expect: contents are strings, or lists of text and image parts.
 
-    Lists without an image become strings, since templates of text models print nothing else.
+    A message with tool calls may have no content; all other fields stay as they are. Lists without an image become
+    strings, since templates of text models print nothing else. Checked messages pass as they are.
 
     Raises:
         HerdError: what is wrong, with the index of the message.
@@ -115,6 +116,8 @@ def _checked(index: int, message: Any) -> dict[str, Any]:
         raise HerdError(f"{where} has role {shown(role)}, known are {', '.join(ROLES)}")
     if isinstance(content, str):
         return dict(message)
+    if role == "assistant" and message.get("tool_calls") and not content:
+        return {**message, "content": ""}
     if not isinstance(content, list) or not content:
         raise HerdError(f"{where} has no content: give a string or a list of parts")
     parts = [_checked_part(f"{where}, part {number}", part) for number, part in enumerate(content)]
@@ -134,7 +137,7 @@ def _checked_part(where: str, part: Any) -> dict[str, Any]:
     if kind == "image_url":
         return {"type": "image", "source": _from_url(where, part.get("image_url"))}
     if kind == "image":
-        source = next((part[name] for name in ("path", "image", "data") if part.get(name) is not None), None)
+        source = next((part[name] for name in ("path", "image", "data", "source") if part.get(name) is not None), None)
         if source is None:
             raise HerdError(f"{where} is an image without 'path', 'image' or 'data'")
         if not isinstance(source, _SOURCES):

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import tiktoken
+import tokenizers
+
 from ...errors import HerdError, TooLongError
 from ...reading import panics_refused, read_optional_json
 from .codecs import Codec, JsonCodec, MetaCodec
@@ -39,6 +42,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of ids."""
         return self._codec.vocab_size
+
+    @property
+    def library(self) -> tokenizers.Tokenizer | tiktoken.Encoding:
+        """The library's own object, for other libraries that read it."""
+        return self._codec.library
 
     @property
     def special_ids(self) -> frozenset[int]:

@@ -90,10 +90,9 @@ class ShardedRunner(Runner):
         """Rank 0's exchanges, which count what they cost."""
         return self._graph.link
 
-    @property
-    def heads(self) -> int:
-        """Query heads of a rank: each has memory of its own, so prefill chunks may be longer than in one process."""
-        return self.shard.config.text.num_heads
+    def chunk_len(self, past: int) -> int:
+        """A rank's: it has a part of the heads and memory of its own, so chunks may be longer than in one process."""
+        return self.shard.chunk_len(past)
 
     # -- sequences -----------------------------------------------------------------------------------------------
 

@@ -66,11 +66,6 @@ class Runner(ABC):
     closed: str = ""
 
     @property
-    def heads(self) -> int:
-        """Query heads whose attention scores one call holds in one memory."""
-        return self.config.text.num_heads
-
-    @property
     def attention_chunk(self) -> int:
         """Tokens of the attention chunk, 0 when every layer sees the whole past."""
         text = self.config.text
@@ -206,6 +201,10 @@ class Runner(ABC):
         if self.closed:
             raise HerdError(f"{self.closed}: load the bundle again")
 
+    def chunk_len(self, past: int) -> int:
+        """Most tokens of a prompt in one call after so many others; attention scores of the call lie in one memory."""
+        return prefill_chunk_len(self.config.text.num_heads, past, self.longest_chunk)
+
     def chunk_prompt(self, past: int, token_ids: Items[int]) -> list[list[int]]:
         """Cut a prompt into prefill chunks.
 
@@ -217,7 +216,7 @@ class Runner(ABC):
         begin = 0
         while begin < len(token_ids):
             at = past + begin
-            length = prefill_chunk_len(self.heads, at, self.longest_chunk)
+            length = self.chunk_len(at)
             if self.attention_chunk:
                 length = min(length, self.attention_chunk - at % self.attention_chunk)
             chunks.append(list(token_ids[begin : begin + length]))

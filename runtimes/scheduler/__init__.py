@@ -1,10 +1,10 @@
 """Many requests on one engine: continuous batching, prefix caching, priorities, preemption. Knows nothing of HTTP."""
 
 from .answer import Answer
-from .draft_model import DraftModel
+from .draft_model import DraftModel, drafter_of
 from .request import Constraint, Delta, GenerationRequest, OverloadedError, Usage
 from .service import Service, ServiceOptions
 from .speculation import PromptLookup
 
 __all__ = ["Answer", "Constraint", "Delta", "DraftModel", "GenerationRequest", "OverloadedError", "PromptLookup",
-           "Service", "ServiceOptions", "Usage"]
+           "Service", "ServiceOptions", "Usage", "drafter_of"]

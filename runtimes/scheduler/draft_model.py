@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as Items
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from ...errors import HerdError
@@ -11,6 +12,7 @@ from ..engine import Engine
 from ..executors.runner import Step
 from ..kv_cache.sequence import Sequence
 from .choice import Choice
+from .speculation import Drafter, PromptLookup
 
 
 class DraftModel:
@@ -59,3 +61,21 @@ class DraftModel:
         same = next((at for at in range(limit) if sequence.token_ids[at] != wanted[at]), limit)
         self._engine.truncate(sequence, same)
         return int(self._engine.prefill(sequence, wanted[same:]).argmax())
+
+
+def drafter_of(how: str, engine: Engine, *, threads: int | None = None) -> Drafter | None:
+    """How next tokens are guessed, by its name.
+
+    Args:
+        how: ``lookup``, ``none``, or the path of a smaller bundle.
+        engine: decides.
+        threads: of one operator of the smaller one.
+
+    Raises:
+        HerdError: not a bundle, or one with another vocabulary.
+    """
+    if how == "none":
+        return None
+    if how == "lookup":
+        return PromptLookup()
+    return DraftModel(Engine.load(Path(how), threads=threads), engine.config.text.vocab_size)

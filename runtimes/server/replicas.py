@@ -1,9 +1,9 @@
-"""Replicas of an engine on a Ray cluster, behind one handle that sends each request to the least busy one.
+"""Replicas of an engine behind one address, on Ray Serve.
 
-A replica is one actor per rank of the bundle, placed together; a whole bundle has one rank. Rank 0's actor holds the
-engine, the others serve it. A watcher checks their health: a replica that lost an actor, does not answer or whose
-engine was closed by a failure is stopped and started again, while the others go on. A request whose replica dies is
-sent to another one.
+A replica is an actor of Ray Serve with an engine, its scheduler and its HTTP application; a sharded bundle's other
+ranks are actors of their own beside it, in one placement group. Ray Serve sends a request to the less busy of two
+replicas, checks their health, and starts a replica again that died, does not answer or whose engine was closed by a
+failure; the others go on meanwhile.
 
 The bundle's directory has to be there on every node. Without an address Ray runs on this machine, until the handle is
 closed.
@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
+import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -25,158 +25,61 @@ from urllib.parse import urlsplit
 from ...errors import HerdError
 from ...model.processing import Prompt
 from ..bundle.manifest import Bundle
-from ..distributed.collectives import TIMEOUT
 from ..engine import Engine
-from ..executors.options import Memory
 from ..generation import Generation
+from ..scheduler import Service, ServiceOptions, drafter_of
+from .cluster_options import ClusterOptions, load_ray
+from .ranks import Ranks, require_room
 
+APPLICATION = "herdgraph"
 _OBJECT_STORE = 100 << 20
 """Bytes of Ray's store on this machine: prompts and texts are small."""
+_MOST_ONGOING = 10_000
+"""Requests that a replica may have: its own queue says when there are too many."""
+_TRIES = 5
 
 
-@dataclass(frozen=True)
-class ClusterOptions:
-    """What is started.
-
-    Attributes:
-        replicas: engines.
-        address: of a running Ray cluster; None starts Ray on this machine.
-        threads: threads of one operator, and CPUs that Ray sets aside, per rank.
-        memory: as for ``Engine.load``.
-        timeout: seconds that a rank may keep the others waiting in the middle of a call.
-        health_timeout: seconds until a replica that does not answer a health check counts as lost.
-        interval: seconds between two health checks.
-        start: seconds that a replica may take to load.
-    """
-
-    replicas: int = 1
-    address: str | None = None
-    threads: int = 1
-    memory: Memory = "fast"
-    timeout: float = TIMEOUT
-    health_timeout: float = 30.0
-    interval: float = 1.0
-    start: float = 1800.0
-
-
-def load_ray() -> Any:
-    """The ray module.
-
-    Raises:
-        HerdError: it is not installed.
-    """
-    try:
-        import ray
-    except ImportError as error:
-        raise HerdError("ray is not installed: pip install 'herdgraph[cluster]'") from error
-    return ray
-
-
-class RankActor:
-    """One rank in a process of the cluster."""
-
-    def __init__(self) -> None:
-        self._engine: Engine | None = None
-
-    def address(self) -> tuple[str, int]:
-        """Where ranks can meet this one: a port that is free now."""
-        with socket.socket() as listener:
-            listener.bind(("", 0))
-            return load_ray().util.get_node_ip_address(), listener.getsockname()[1]
-
-    def load(self, bundle: str, rank: int, world: int, address: tuple[str, int], options: ClusterOptions) -> int:
-        """Load the engine on rank 0; the other ranks serve it and come back when it ends.
-
-        Returns:
-            This process.
-        """
-        if world > 1:
-            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": address[0],
-                           "MASTER_PORT": str(address[1])}
-        self._engine = Engine.load(bundle, threads=options.threads, memory=options.memory, timeout=options.timeout)
-        return os.getpid()
-
-    def generate(self, prompt: Prompt, options: dict[str, Any]) -> Generation:
-        """See ``Engine.generate``."""
-        assert self._engine is not None, "requests come after loading"
-        return self._engine.generate(prompt, **options)
-
-    def is_healthy(self) -> bool:
-        """Whether the engine still serves."""
-        return self._engine is not None and not self._engine.closed
-
-
-class Replica:
-    """One engine: its actors, and how many requests it has.
+class EngineReplica:
+    """One engine in an actor of Ray Serve.
 
     Args:
         bundle: directory.
         world: ranks of the bundle.
-        options: how they are started.
-
-    Attributes:
-        busy: requests on their way.
-        ready: whether it takes requests.
-        process: of rank 0.
+        options: how it runs.
+        server: of the HTTP application, None without one.
     """
 
-    def __init__(self, bundle: Path, world: int, options: ClusterOptions) -> None:
-        self._ray, self._bundle, self._world, self._options = load_ray(), bundle, world, options
-        self.busy, self.ready, self.process = 0, False, 0
-        self._actors: list[Any] = []
-        self._serving: list[Any] = []
-        self._group: Any = None
+    def __init__(self, bundle: str, world: int, options: ClusterOptions, server: Any = None) -> None:
+        self._server_options = server
+        self._ranks = Ranks(bundle, world, options)
+        engine = Engine.load(bundle, threads=options.threads, memory=options.memory, cache_bytes=options.cache_bytes,
+                             timeout=options.timeout)
+        drafter = drafter_of(options.speculate, engine, threads=options.threads)
+        self._service = Service(engine, ServiceOptions(sequences=options.sequences), drafter=drafter)
 
-    def start(self) -> None:
-        """Place the actors and load.
+    def __serve_build_asgi_app__(self) -> Any:
+        """The HTTP application of this replica; Ray Serve asks for it."""
+        from .app import create_app
 
-        Raises:
-            HerdError: there is no room in the cluster, or the bundle cannot be loaded.
-        """
-        ray, options = self._ray, self._options
-        placement = ray.util.placement_group([{"CPU": options.threads}] * self._world, strategy="PACK")
-        self._group = placement
-        if not placement.wait(options.health_timeout):
-            raise HerdError(f"the cluster has no {self._world} x {options.threads} CPUs left for a replica: start "
-                            "fewer replicas, or give it more nodes")
-        strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
-        actor = ray.remote(concurrency_groups={"health": 1})(RankActor)
-        self._actors = [
-            actor.options(num_cpus=options.threads,
-                          scheduling_strategy=strategy(placement, placement_group_bundle_index=rank)).remote()
-            for rank in range(self._world)
-        ]
-        address = ray.get(self._actors[0].address.remote(), timeout=options.start)
-        first, *self._serving = [
-            actor.load.remote(str(self._bundle), rank, self._world, address, options)
-            for rank, actor in enumerate(self._actors)
-        ]
-        self.process = ray.get(first, timeout=options.start)
-        self.ready = True
+        return create_app(self._service, replace(self._server_options, request_log=sys.stdout))
 
-    def generate(self, prompt: Prompt, options: dict[str, Any]) -> Generation:
-        """See ``Engine.generate``."""
-        return self._ray.get(self._actors[0].generate.remote(prompt, options))
+    async def generate(self, prompt: Prompt, options: dict[str, Any]) -> Generation:
+        """See ``Service.generate``."""
+        return await self._service.generate(prompt, **options)
 
-    def is_healthy(self) -> bool:
-        """Whether rank 0 answers, its engine is open, and no other rank has ended."""
-        if self._serving and self._ray.wait(self._serving, timeout=0)[0]:
-            return False
-        answer = self._actors[0].is_healthy.options(concurrency_group="health").remote()
-        try:
-            return bool(self._ray.get(answer, timeout=self._options.health_timeout))
-        except self._ray.exceptions.RayError:
-            return False
+    async def process(self) -> tuple[int, list[int]]:
+        """Numbers of this process and of the other ranks'."""
+        return os.getpid(), self._ranks.processes()
 
-    def stop(self) -> None:
-        """End the actors and give back their room."""
-        self.ready = False
-        for actor in self._actors:
-            self._ray.kill(actor)
-        self._actors, self._serving = [], []
-        if self._group is not None:
-            self._ray.util.remove_placement_group(self._group)
-            self._group = None
+    def check_health(self) -> None:
+        """Ray Serve asks; what is raised ends this replica, and another one is started."""
+        if self._service.failure or not self._ranks.are_alive:
+            raise RuntimeError(self._service.failure or "a rank has ended")
+
+    def __del__(self) -> None:
+        if hasattr(self, "_service"):
+            self._service.close()
+        self._ranks.stop()
 
 
 class Cluster:
@@ -185,30 +88,33 @@ class Cluster:
     Args:
         bundle: directory, the same on every node.
         options: what is started.
+        server: ``ServerOptions`` of an HTTP application on every replica, None for calls of this handle only.
+        host: interface of the address, with ``server``.
+        port: of the address.
 
     Raises:
         HerdError: not a bundle, Ray is missing or not reachable, or a replica cannot be started.
     """
 
-    def __init__(self, bundle: Path, options: ClusterOptions | None = None) -> None:
+    def __init__(
+        self, bundle: Path, options: ClusterOptions | None = None, *, server: Any = None, host: str = "127.0.0.1",
+        port: int = 8000,
+    ) -> None:
         self.options = options = options or ClusterOptions()
-        if options.replicas < 1 or options.threads < 1:
-            raise HerdError(f"{options.replicas} replicas of {options.threads} threads were asked for, at least 1 of "
-                            "each is needed")
         shards = Bundle.open(bundle, verify=False).manifest.shards
         world = shards.plan.world if shards else 1
         self._ray = load_ray()
         self._connect(options.replicas * world * options.threads)
-        self.replicas = [Replica(Path(bundle).resolve(), world, options) for _ in range(options.replicas)]
-        self._changed, self._closing = threading.Condition(), threading.Event()
         try:
-            with ThreadPoolExecutor(len(self.replicas)) as pool:
-                list(pool.map(Replica.start, self.replicas))
+            require_room(self._ray, options, world)
+            http = {"location": "HeadOnly", "host": host, "port": port} if server else {"location": "NoServer"}
+            self._ray.serve.start(http_options=http)
+            replica = _deployment(self._ray.serve, options, world, with_http=server is not None)
+            bound = replica.bind(str(Path(bundle).resolve()), world, options, server)
+            self._handle = self._ray.serve.run(bound, name=APPLICATION, route_prefix="/" if server else None)
         except BaseException as error:
             self._leave()
             raise _for_people(error) from error
-        self._watcher = threading.Thread(target=self._watch, daemon=True, name="herdgraph-replicas")
-        self._watcher.start()
 
     def _connect(self, cpus: int) -> None:
         """Join the cluster, or start one of this machine for as many ranks as are wanted."""
@@ -222,89 +128,47 @@ class Cluster:
             where, text = address or "this machine", str(error).splitlines()[0]
             raise HerdError(f"no Ray cluster answers at {where}: {text}") from error
 
-    # -- requests ------------------------------------------------------------------------------------------------
-
     def generate(self, prompt: Prompt, **options: Any) -> Generation:
-        """Generate on the least busy replica; on another one when it dies meanwhile. Options as in ``Engine.generate``.
+        """Generate on one of the replicas; on another one when it dies meanwhile. Options as in ``Engine.generate``.
 
         Raises:
             HerdError: an impossible prompt or option, or no replica comes back.
             TypeError: there is no such option.
         """
         signature(Engine.generate).bind(self, prompt, **options)
-        for _ in range(2 * len(self.replicas) + 1):
-            replica = self._taken()
+        for _ in range(_TRIES):
             try:
-                return replica.generate(prompt, options)
+                answer: Generation = self._handle.generate.remote(prompt, options).result()
+                return answer
             except self._ray.exceptions.RayActorError:
-                replica.ready = False
+                continue
             except self._ray.exceptions.RayTaskError as error:
-                if replica.is_healthy():  # the request was at fault
-                    raise _for_people(error) from error
-                replica.ready = False
-            finally:
-                self._give_back(replica)
-        raise HerdError("every replica that took the request died: see Ray's logs")
+                raise _for_people(error) from error
+        raise HerdError(f"{_TRIES} replicas that took the request died: see Ray's logs")
 
     def generate_all(self, prompts: Iterable[Prompt], **options: Any) -> list[Generation]:
         """Generate for several prompts, on all replicas at once; in the order of the prompts.
 
         An interruption does not wait for answers: closing the handle ends the replicas that are at work.
         """
-        pool = ThreadPoolExecutor(len(self.replicas))
+        pool = ThreadPoolExecutor(self.options.replicas * self.options.sequences)
         try:
             return list(pool.map(lambda prompt: self.generate(prompt, **options), prompts))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _taken(self) -> Replica:
-        """The least busy replica that is ready; waits for one to come back."""
-        with self._changed:
-            if not self._changed.wait_for(self._is_answerable, self.options.start):
-                raise HerdError(f"no replica came back within {self.options.start:g} s")
-            if self._closing.is_set():
-                raise HerdError("the replicas were closed: start them again")
-            replica = min((replica for replica in self.replicas if replica.ready), key=lambda replica: replica.busy)
-            replica.busy += 1
-            return replica
-
-    def _is_answerable(self) -> bool:
-        """Whether a request can be sent, or never will be."""
-        return self._closing.is_set() or any(replica.ready for replica in self.replicas)
-
-    def _give_back(self, replica: Replica) -> None:
-        with self._changed:
-            replica.busy -= 1
-
-    # -- replicas ------------------------------------------------------------------------------------------------
-
-    def _watch(self) -> None:
-        """Restart replicas that are not healthy, until the handle is closed."""
-        while not self._closing.wait(self.options.interval):
-            for replica in self.replicas:
-                if not (replica.ready and replica.is_healthy()) and not self._closing.is_set():
-                    self._restart(replica)
-
-    def _restart(self, replica: Replica) -> None:
-        replica.stop()
-        try:
-            replica.start()
-        except (HerdError, self._ray.exceptions.RayError):
-            return  # the next health check tries again
-        with self._changed:
-            self._changed.notify_all()
+    def processes(self) -> tuple[int, list[int]]:
+        """Numbers of the processes of one of the replicas, the first rank and the others."""
+        found: tuple[int, list[int]] = self._handle.process.remote().result()
+        return found
 
     def close(self) -> None:
         """End all replicas, and Ray when it was started here."""
-        self._closing.set()
-        with self._changed:
-            self._changed.notify_all()
-        self._watcher.join()
         self._leave()
 
     def _leave(self) -> None:
-        for replica in self.replicas:
-            replica.stop()
+        if self.options.address:
+            self._ray.serve.delete(APPLICATION)
         self._ray.shutdown()
 
     def __enter__(self) -> Cluster:
@@ -312,6 +176,16 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _deployment(serve: Any, options: ClusterOptions, world: int, *, with_http: bool) -> Any:
+    """What Ray Serve keeps running."""
+    ranks = [{"CPU": options.threads}] * world
+    return serve.deployment(serve.ingress()(EngineReplica) if with_http else EngineReplica).options(
+        name="engine", num_replicas=options.replicas, max_ongoing_requests=_MOST_ONGOING,
+        ray_actor_options={"num_cpus": options.threads}, placement_group_bundles=ranks,
+        placement_group_strategy="PACK", health_check_period_s=options.interval,
+        health_check_timeout_s=options.health_timeout, graceful_shutdown_timeout_s=options.drain)
 
 
 def _probe(address: str | None) -> None:
@@ -326,6 +200,6 @@ def _for_people(error: BaseException) -> BaseException:
     cause = getattr(error, "cause", None)
     if isinstance(cause, HerdError):
         return HerdError(str(cause))
-    if isinstance(error, load_ray().exceptions.RayError):
+    if isinstance(error, (load_ray().exceptions.RayError, RuntimeError)):
         return HerdError(f"a replica failed: {str(error).strip().splitlines()[-1]}")
     return error

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from PIL import Image
 from herdgraph.cli.chat_input import first_word
 from herdgraph.model.config.presets import TINY
 from support.command_line import run
+from support.scripted_server import ScriptedServer, begun
 
 
 @pytest.mark.parametrize(("text", "word", "rest"), [
@@ -123,8 +125,7 @@ def test_paste_and_interrupt_on_a_terminal(paths: tuple[Path, Path], tmp_path: P
         chat.type("\x03")
         assert " tokens/s, stopped by Ctrl-C" in chat.until(ready)
         chat.type(f"nonsense\x03/save {tmp_path / 'chat.json'}\r")
-        assert "saved as" in chat.until("saved as")
-        chat.until(ready)
+        assert "saved as" in chat.until(ready)
         chat.type("\x04")
         assert chat.process.wait(10) == 0
     question, answer = json.loads((tmp_path / "chat.json").read_text())
@@ -133,3 +134,19 @@ def test_paste_and_interrupt_on_a_terminal(paths: tuple[Path, Path], tmp_path: P
     history = tmp_path / "herdgraph" / "chat_history"
     assert "+one\n+two\n" in history.read_text()
     assert history.stat().st_mode & 0o777 == 0o600
+
+
+def test_interrupt_of_a_server_that_says_nothing(tmp_path: Path) -> None:
+    """Ctrl-C closes the connection, what came stays, and the chat goes on."""
+    ready, over = "\x1b[?2004h", threading.Event()
+    with ScriptedServer([begun("He\x1b[2Jllo")], then=lambda: over.wait(20)) as server, \
+            Terminal("chat", "--url", server.url, XDG_STATE_HOME=str(tmp_path)) as chat:
+        chat.until(ready)
+        chat.type("Hi\r")
+        chat.until("He\N{REPLACEMENT CHARACTER}[2Jllo")
+        chat.type("\x03")
+        assert " tokens/s, stopped by Ctrl-C" in chat.until(ready, 5)
+        chat.type(f"/save {tmp_path / 'chat.json'}\r")
+        chat.until("saved as")
+        over.set()
+    assert [said["content"] for said in json.loads((tmp_path / "chat.json").read_text())] == ["Hi", "He\x1b[2Jllo"]

@@ -53,8 +53,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     sequence = SimpleNamespace(stopped_by=lambda _: nullcontext())
     recorder.config, recorder.new_sequence = TINY, lambda: sequence  # type: ignore[attr-defined]
     recorder.processor = SimpleNamespace(prepare=lambda prompt: None)  # type: ignore[attr-defined]
-    for verb in ("generate", "chat"):
-        monkeypatch.setattr(f"herdgraph.cli.{verb}.load_engine", lambda *_: recorder)
+    monkeypatch.setattr("herdgraph.cli.source.load_engine", lambda *_: recorder)
     monkeypatch.setattr(replicas, "Cluster", lambda *_: recorder)
     return recorder
 
@@ -141,9 +140,9 @@ def test_wrong_prompts_are_one_line(words: list[str], stdin: str | bytes, messag
 def test_a_terminal_gets_no_escape_sequences(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:
-    text = "\x1b]0;title\x07 \x9b2J a\tb\n"
+    text = "\x1b]0;title\x07 \x9b2J\x1b[2J a\tb\n"
     answers.print_stream([text])
     assert capsys.readouterr().out == f"{text}\n", "a pipe gets what was said"
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     answers.print_stream([text])
-    assert capsys.readouterr().out == "�]0;title� �2J a\tb\n\n"
+    assert capsys.readouterr().out == "�]0;title� �2J�[2J a\tb\n\n"

@@ -23,7 +23,7 @@ from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.processing import GenerationDefaults, PreparedPrompt
 from herdgraph.runtimes import Engine, Sampling, Sequence
-from herdgraph.runtimes.executors.runner import PREFILL_CHUNK, SCORES_BYTES, SHORTEST_CHUNK
+from herdgraph.runtimes.executors.runner import PREFILL_CHUNK
 from herdgraph.runtimes.generation import Request
 from support import herds
 
@@ -396,15 +396,6 @@ def test_features_of_a_picture_are_computed_once(engine: Engine, monkeypatch: py
     monkeypatch.setattr("herdgraph.runtimes.executors.vision.IMAGE_CACHE_BYTES", 2 * first.nbytes // 6)
     runner.features(np.zeros((1, 3, 28, 28), np.float32))
     assert len(runner._cache) == 2
-
-
-def test_chunks_are_shorter_where_the_past_is_long(engine: Engine) -> None:
-    decoder = engine._decoder
-    heads = TINY.text.num_heads
-    far = 1 << 24
-    lengths = {len(chunk) for chunk in decoder.chunk_prompt(far, list(range(64)))}
-    assert max(lengths) == SHORTEST_CHUNK
-    assert 4 * heads * (far + PREFILL_CHUNK) * SHORTEST_CHUNK > SCORES_BYTES
 
 
 def test_threads_with_sequences_of_their_own_get_what_each_gets_alone(engine: Engine) -> None:

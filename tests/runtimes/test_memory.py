@@ -44,7 +44,7 @@ def test_mapped_weights_give_the_same(recipe: str, tmp_path: Path) -> None:
     fast, low = (Engine.load(tmp_path / "bundle", threads=1, memory=memory) for memory in ("fast", "low"))
     ids = herds.tokens(40)
     wanted, found = (engine.prefill(engine.new_sequence(), ids, all_positions=True) for engine in (fast, low))
-    np.testing.assert_allclose(found, wanted, atol=1e-4 if recipe != "int4" else 0.2)
+    np.testing.assert_array_equal(found, wanted)
 
 
 def test_an_unknown_kind_of_memory(tmp_path: Path) -> None:
@@ -88,3 +88,4 @@ def test_a_bundle_larger_than_the_memory(large: Path) -> None:
         row = run(large, 40, group)
     assert row["pages"] < limit
     assert row["ms"] > 0
+    assert row["faults"] <= 4, "weights are read ahead; otherwise each of the four layers waits several times"

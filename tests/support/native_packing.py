@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FLOAT32, INT8, INT4 = FORMATS = (0, 1, 2)
+FLOAT32, INT8, INT4, INT8_BLOCKS = FORMATS = (0, 1, 2, 3)
+MIXTURE_FORMATS = FORMATS[:3]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def filled(w_KN: np.ndarray) -> np.ndarray:
 
 def pack(number: int, w_KN: np.ndarray) -> Packed:
     """A matrix in one of FORMATS."""
-    return (_float32, _int8, _int4)[number](w_KN)
+    return (_float32, _int8, _int4, _int8_blocks)[number](w_KN)
 
 
 def _float32(w_KN: np.ndarray) -> Packed:
@@ -77,6 +78,20 @@ def _int4(w_KN: np.ndarray) -> Packed:
     return Packed(np.concatenate(records, -1).reshape(-1), None, weights)
 
 
+def _int8_blocks(w_KN: np.ndarray) -> Packed:
+    w = filled(w_KN)
+    k, n = w.shape
+    blocks = w.reshape(k // 64, 64, n)
+    scales = (np.abs(blocks).max(1) / 127).astype(np.float32)
+    scales[scales == 0] = 1
+    codes = np.rint(blocks / scales[:, None])
+    weights = (codes * scales[:, None].astype(float)).reshape(k, n)[: w_KN.shape[0], : w_KN.shape[1]]
+    fours = (codes + 128).astype(np.uint8).reshape(k // 64, 16, 4, n // 32, 32).transpose(3, 0, 1, 4, 2)
+    tiled = np.ascontiguousarray(scales.reshape(k // 64, n // 32, 32).transpose(1, 0, 2)).view(np.uint8)
+    records = (fours.reshape(n // 32, k // 64, -1), tiled.reshape(n // 32, k // 64, -1))
+    return Packed(np.concatenate(records, -1).reshape(-1), None, weights)
+
+
 def gate_up(w_D2F: np.ndarray) -> np.ndarray:
     """Columns of gate beside those of up, in turns of 16, as a mixture's first product wants them."""
     d, f2 = w_D2F.shape
@@ -89,6 +104,18 @@ def rounded(x: np.ndarray) -> np.ndarray:
     scales = np.abs(x).max(-1, keepdims=True) / 127
     scales[scales == 0] = 1
     return np.rint(x / scales) * scales
+
+
+def rounded_in_blocks(x: np.ndarray) -> np.ndarray:
+    """The same, in blocks of 64 inputs."""
+    width = x.shape[-1]
+    blocks = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, up(width, 64) - width)]).reshape(*x.shape[:-1], -1, 64)
+    return rounded(blocks).reshape(*x.shape[:-1], -1)[..., :width]
+
+
+def layer_norm(x: np.ndarray, gain: np.ndarray, shift: np.ndarray, epsilon: float) -> np.ndarray:
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon) * gain + shift
 
 
 def rms_norm(x: np.ndarray, gain: np.ndarray | float, epsilon: float) -> np.ndarray:

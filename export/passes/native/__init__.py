@@ -1,1 +1,1 @@
-"""Passes that lower products and mixtures to our own CPU operators (docs/native.md)."""
+"""Passes that lower products, mixtures and full attention to our own CPU operators (docs/native.md)."""

@@ -8,17 +8,19 @@ import onnx_ir as ir
 
 
 class Norm(NamedTuple):
-    """An RMS norm with a gain.
+    """An RMS norm with a gain, or a layer norm with a gain and a shift.
 
     Attributes:
         x: what is normed.
         gain: [D].
         epsilon: added to the mean square.
+        shift: [D], of a layer norm.
     """
 
     x: ir.Value
     gain: ir.Value
     epsilon: float
+    shift: ir.Value | None = None
 
 
 class SwiGlu(NamedTuple):
@@ -58,6 +60,30 @@ def norm_of(value: ir.Value | None) -> Norm | None:
     if x is None or gain is None or not gain.is_initializer():
         return None
     return Norm(x, gain, node.attributes["epsilon"].as_float())
+
+
+def layer_norm_of(value: ir.Value | None) -> Norm | None:
+    """The layer norm whose result a value is."""
+    node = made_by(value, "LayerNormalization")
+    if node is None or len(node.inputs) != 3 or len(node.outputs) != 1:
+        return None
+    x, gain, shift = node.inputs
+    stored = gain is not None and shift is not None and gain.is_initializer() and shift.is_initializer()
+    over_width = node.attributes.get_int("axis", -1) == -1 and gain is not None and len(gain.shape or ()) == 1
+    if x is None or gain is None or not stored or not over_width:
+        return None
+    return Norm(x, gain, node.attributes.get_float("epsilon", 1e-5), shift)
+
+
+def addition_of(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
+    """The two parts of a sum whose second one is a bias, a vector of the last axis."""
+    add = made_by(value, "Add")
+    if add is None:
+        return None
+    for bias, other in (add.inputs, add.inputs[::-1]):
+        if bias is not None and other is not None and bias.shape is not None and len(bias.shape) == 1:
+            return other, bias
+    return None
 
 
 def only_user(value: ir.Value, op_type: str) -> ir.Node | None:

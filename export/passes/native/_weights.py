@@ -13,7 +13,7 @@ from ....model.quantization.packed_sizes import can_pack
 from ....model.quantization.recipes import Recipe
 from ...graph.builder import Builder
 from ...weights.origin import origin_of
-from ...weights.packed import Packable, PackedExperts, PackedMatrix, PackedScales
+from ...weights.packed import INT8_BLOCKS, Packable, PackedExperts, PackedMatrix, PackedScales, format_number
 from ..quantize._hessians import hessian_of
 
 DOMAIN = "herdgraph.cpu"
@@ -41,6 +41,10 @@ class Packer:
     def can_pack(self, *tensors: ir.TensorProtocol) -> bool:
         """Whether our operators have the format of a weight."""
         return can_pack(self.recipe.layout_of(*(name for tensor in tensors for name in origin_of(tensor).names)))
+
+    def can_mix(self, *tensors: ir.TensorProtocol) -> bool:
+        """Whether mixtures have the format of a weight: rows are shared by experts of several formats."""
+        return self.can_pack(*tensors) and format_number(self.layout_of(*tensors)) != INT8_BLOCKS
 
     def matrix(self, build: Builder, name: str, source: ir.TensorProtocol, layout: Packable) -> list[ir.Value | None]:
         """Codes and scales of a matrix [K, N]; there are no scales but those of 8-bit channels."""

@@ -66,7 +66,7 @@ class LowerMixtures(InPlacePass):
     def _can_pack(self, layer: FeedForward) -> bool:
         shared = layer.shared.weights if layer.shared else ()
         weights = [*shared, *(layer.experts.inputs[2:4] if layer.experts else ())]
-        return all(weight is not None and weight.const_value is not None and self.packer.can_pack(weight.const_value)
+        return all(weight is not None and weight.const_value is not None and self.packer.can_mix(weight.const_value)
                    for weight in weights)
 
 

@@ -128,6 +128,10 @@ class PagedRunner(Runner):
         blocks = -(-(len(sequence) + tokens) // BLOCK_TOKENS) - len(sequence.cache.whole.numbers)
         self.pools.budget.require(self.pools.whole.cost * max(0, blocks))
 
+    def chunk_len(self, past: int) -> int:
+        """The same after any past: the operator holds scores of one cache block at a time."""
+        return self.longest_chunk
+
     def step(self, steps: Items[Step]) -> Logits:
         """Append tokens to several sequences in one call.
 

@@ -103,10 +103,11 @@ def _session_options(wanted: ExecutorOptions) -> Any:
         options.intra_op_num_threads = options.inter_op_num_threads = 0  # any number would be ignored with a warning
     else:
         options.intra_op_num_threads = wanted.threads or 0
-    if (library := library_path()) is not None:
-        options.register_custom_ops_library(str(library))
     if not wanted.prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_session_config_entry("herdgraph.read_ahead", "1")  # read when our operators are registered
+    if (library := library_path()) is not None:
+        options.register_custom_ops_library(str(library))
     return options
 
 

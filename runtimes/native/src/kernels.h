@@ -9,6 +9,7 @@
 //              [b 2][i 4][32][4]    uint8: inputs 8i .. 8i+3 of the block in the low, 8i+4 .. 8i+7 in the high halves
 //              [b 2][32]            float16 scales
 //              [b 2][32]            uint8 zero points, 0 .. 15
+//   int8 in blocks  [N/32][K/64]    records of 2176 bytes: [16][32][4] uint8 as int8 has them, then [32] float scales
 //
 // Products of codes are sums of integers, hence exact; each row of activations is quantised by itself, and floating-point
 // sums run in an order that depends on nothing but the shapes of the weights. So a row's result is the same bits alone
@@ -28,15 +29,17 @@ namespace herd {
 constexpr int kTile = 32;           // output channels of a tile
 constexpr int kInputBlock = 64;     // K is a multiple of it
 constexpr int kScaleBlock = 32;     // inputs that share a scale in int4
-constexpr size_t kInt4Record = 1216;
+constexpr size_t kInt4Record = 1216, kInt8Record = 2176;
 constexpr int kCacheBlock = 64;     // tokens of a cache block
 constexpr int kSplitBlocks = 16;    // cache blocks whose attention is computed as one partial result
 
-enum Format : int { kFloat32 = 0, kInt8 = 1, kInt4 = 2 };
+enum Format : int { kFloat32 = 0, kInt8 = 1, kInt4 = 2, kInt8Blocks = 3 };
+enum Activation : int { kNone = 0, kGelu = 1 };
 enum CacheType : int { kCacheFloat32 = 0, kCacheFloat16 = 1, kCacheInt8 = 2 };
 constexpr float kSmallest = 1e-36f; // rows whose values are all smaller are zero: 127 / kSmallest is still finite
 
-inline bool is_format(int number) { return number >= kFloat32 && number <= kInt4; }
+inline bool is_format(int number) { return number >= kFloat32 && number <= kInt8Blocks; }
+inline bool has_row_scale(int number) { return number != kInt8Blocks; }   // rows have one scale, not one per 64 inputs
 
 inline int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -49,7 +52,8 @@ struct Matrix {
 
   size_t tile_bytes() const {
     if (format == kFloat32) return size_t(inputs) * kTile * 4;
-    return format == kInt8 ? size_t(inputs) * kTile : size_t(inputs) / kInputBlock * kInt4Record;
+    if (format == kInt8) return size_t(inputs) * kTile;
+    return size_t(inputs) / kInputBlock * (format == kInt4 ? kInt4Record : kInt8Record);
   }
   size_t bytes() const { return tile_bytes() * tiles; }
 };
@@ -61,7 +65,7 @@ struct Rows {
   const float* values = nullptr;    // for float32 weights
   const int8_t* codes = nullptr;    // for the others, with
   const int32_t* sums = nullptr;    //   the sum of the codes of every 32 inputs
-  const float* scales = nullptr;    // what a row's result is multiplied by
+  const float* scales = nullptr;    // what a row's result is multiplied by; in blocks, one for every 64 inputs of a row
 };
 
 // One row group of attention: queries of one key/value head against some of its cache blocks.
@@ -93,6 +97,10 @@ struct Kernels {
   void (*quantize)(const float* x, int width, int inputs, int8_t* codes, int32_t* sums, float* scale);
   // y = x / rms(x) * gain; may be in place
   void (*rms_norm)(const float* x, const float* gain, int width, float epsilon, float* y);
+  // y = (x - mean) / deviation * gain + shift; may be in place
+  void (*layer_norm)(const float* x, const float* gain, const float* shift, int width, float epsilon, float* y);
+  // x[i] = x[i] * (1 + erf(x[i] / sqrt(2))) / 2; `count` is a multiple of 32
+  void (*gelu)(float* x, int count);
   // y[i] = silu(gate[i]) * up[i]
   void (*swiglu)(const float* gate, const float* up, int count, float* y);
   // Walsh-Hadamard transform of each `block` (8, 16, 32 or 64) consecutive values, orthonormal, in place

@@ -15,6 +15,7 @@
 #include <math.h>
 #include "activations.h"
 #include "operators.h"
+#include "read_ahead.h"
 
 namespace herd {
 namespace {
@@ -127,8 +128,8 @@ const ort::Port* Mixture::outputs(size_t* count) {
   return ports;
 }
 
-Mixture::Mixture(ort::Api api, const ort::Info* info)
-    : api_(api), format_(Format(api.integer(info, "format", 0))), shared_format_(Format(api.integer(info, "shared_format", 0))),
+Mixture::Mixture(ort::Api api, const ort::Info* info, bool mapped)
+    : api_(api), mapped_(mapped), format_(Format(api.integer(info, "format", 0))), shared_format_(Format(api.integer(info, "shared_format", 0))),
       experts_(int(api.integer(info, "experts", 0))), all_experts_(int(api.integer(info, "all_experts", experts_))),
       first_expert_(int(api.integer(info, "first_expert", 0))), top_k_(int(api.integer(info, "top_k", 1))),
       width_(int(api.integer(info, "width", 0))), shared_width_(int(api.integer(info, "shared_width", 0))),
@@ -141,7 +142,7 @@ ort::Status* Mixture::run(ort::Context* context) const {
   ort::Shape shape = api_.shape(x_value);
   const float *x = api_.data<float>(x_value), *gain = api_.data<float>(api_.input(context, 1));
   auto rotates = [](int block, int width) { return !block || ((block == 8 || block == 16 || block == 32 || block == 64) && width % block == 0); };
-  if (!shape.rank || shape.last() < 1 || !is_format(format_) || !is_format(shared_format_) || experts_ < 0 || shared_width_ < 0 ||
+  if (!shape.rank || shape.last() < 1 || !is_format(format_) || !is_format(shared_format_) || !has_row_scale(format_) || !has_row_scale(shared_format_) || experts_ < 0 || shared_width_ < 0 ||
       (experts_ && width_ < 1) || !rotates(hadamard_, width_) || !rotates(shared_hadamard_, shared_width_))
     return api_.error("Mixture: no such format or rotation, or no channels");
   if (experts_ && (top_k_ < 1 || top_k_ > all_experts_ || first_expert_ < 0 || first_expert_ > all_experts_ - experts_))
@@ -212,6 +213,14 @@ ort::Status* Mixture::run(ort::Context* context) const {
     one.codes += gate_up.bytes() * e, two.codes += down.bytes() * e;
     if (one.scales) one.scales += size_t(gate_up.tiles) * kTile * e, two.scales += size_t(down.tiles) * kTile * e;
     segments[used++] = {one, two, tokens + begin[e], begin[e + 1] - begin[e], width_, hadamard_, order + begin[e]};
+  }
+  if (mapped_) {
+    if (experts_ && !__atomic_exchange_n(&advised_, true, __ATOMIC_RELAXED))
+      used_in_part(gate_up.codes, gate_up.bytes() * experts_), used_in_part(down.codes, down.bytes() * experts_);
+    for (int s = 1; s <= used; s++) {   // the shared expert last: every token reads it, so it is there if anything is
+      const Segment& segment = segments[s % used];
+      read_ahead(segment.gate_up), read_ahead(segment.down);
+    }
   }
   for (int a = 0; a < assignments; a++) {
     if (!own(a)) continue;

@@ -10,14 +10,16 @@ class Project {
   static const char* name() { return "Project"; }
   static const ort::Port* inputs(size_t* count);
   static const ort::Port* outputs(size_t* count);
-  Project(ort::Api api, const ort::Info* info);
+  Project(ort::Api api, const ort::Info* info, bool mapped = false);
   ort::Status* run(ort::Context* context) const;
 
  private:
   ort::Api api_;
+  bool mapped_;
   Format format_;
   int channels_;
   float epsilon_;
+  Activation activation_;
 };
 
 class Mixture {
@@ -25,15 +27,30 @@ class Mixture {
   static const char* name() { return "Mixture"; }
   static const ort::Port* inputs(size_t* count);
   static const ort::Port* outputs(size_t* count);
-  Mixture(ort::Api api, const ort::Info* info);
+  Mixture(ort::Api api, const ort::Info* info, bool mapped = false);
   ort::Status* run(ort::Context* context) const;
 
  private:
   ort::Api api_;
+  bool mapped_;
+  mutable bool advised_ = false;
   Format format_, shared_format_;
   int experts_, all_experts_, first_expert_, top_k_, width_, shared_width_, hadamard_, shared_hadamard_;
   bool residual_;
   float epsilon_;
+};
+
+class FullAttention {
+ public:
+  static const char* name() { return "FullAttention"; }
+  static const ort::Port* inputs(size_t* count);
+  static const ort::Port* outputs(size_t* count);
+  FullAttention(ort::Api api, const ort::Info* info);
+  ort::Status* run(ort::Context* context) const;
+
+ private:
+  ort::Api api_;
+  int heads_;
 };
 
 class PagedAttention {
@@ -49,6 +66,12 @@ class PagedAttention {
   int heads_, kv_heads_, chunk_;
   CacheType cache_type_;
   float norm_epsilon_;
+};
+
+// An operator whose weights are mapped and may not be in memory: it says what it will read as soon as it knows.
+template <class K> class Mapped : public K {
+ public:
+  Mapped(ort::Api api, const ort::Info* info) : K(api, info, true) {}
 };
 
 }  // namespace herd

@@ -53,6 +53,13 @@ class Api {
   Status* add_operator(Domain* domain, const void* op) const { return call<27, Status*>(domain, op); }
   Status* add_domain(Options* options, Domain* domain) const { return call<28, Status*>(options, domain); }
 
+  // Whether somebody made an entry of this name in a session's options.
+  bool has_entry(const Options* options, const char* name) const {
+    int found = 0;
+    drop(call<237, Status*>(options, name, &found));
+    return found != 0;
+  }
+
   // An attribute, or the fallback where the node does not have it.
   int64_t integer(const Info* info, const char* name, int64_t fallback) const {
     int64_t value = fallback;

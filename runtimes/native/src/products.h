@@ -2,6 +2,7 @@
 //
 //   float32  y = sum_k x_k w_k
 //   int8     y = s_row s_channel (sum_k q_k c_k - kOffset sum_k q_k)
+//   blocks   y = sum over blocks b of s_row,b s_channel,b (sum_k q_k c_k - kOffset sum_k q_k)
 //   int4     y = s_row sum over blocks b of s_b (sum_k q_k c_k - z_b sum_k q_k)
 //
 // M rows and V vectors of channels at a time, so that sums stay in registers: every weight loaded meets M rows, every
@@ -37,20 +38,23 @@ template <int V, int M> inline void tile_float32(const Matrix& a, const uint8_t*
     for (int v = 0; v < V; v++) store(y + m * kTile + (v0 + v) * kLanes, acc[m][v] * x.scales[first + m]);
 }
 
-template <int V, int M> inline void tile_int8(const Matrix& a, const uint8_t* tile, int v0, const Rows& x, int first, float* y,
-                                              const float* channel_scales) {
-  I acc[M][V] = {};
-  const uint8_t* w = tile + v0 * kLanes * 4;
-  const int8_t* rows = x.codes + size_t(first) * x.stride;
-  for (int k = 0; k < a.inputs; k += 4, w += kTile * 4) {
+// acc += `inputs` codes of M rows times V vectors of channels, [inputs / 4][32][4]
+template <int V, int M> inline void multiply_bytes(const uint8_t* w, const int8_t* rows, int stride, int inputs, I (&acc)[M][V]) {
+  for (int k = 0; k < inputs; k += 4, w += kTile * 4) {
     if (M == 1) prefetch(w, kTile * 4);
     Weights8 weights[V];
     for (int v = 0; v < V; v++) weights[v] = weights8(load<B>(w + v * kLanes * 4));
     for (int m = 0; m < M; m++) {
-      I value = splat_bytes(rows + size_t(m) * x.stride + k);
+      I value = splat_bytes(rows + size_t(m) * stride + k);
       for (int v = 0; v < V; v++) acc[m][v] = multiply8(acc[m][v], weights[v], value);
     }
   }
+}
+
+template <int V, int M> inline void tile_int8(const Matrix& a, const uint8_t* tile, int v0, const Rows& x, int first, float* y,
+                                              const float* channel_scales) {
+  I acc[M][V] = {};
+  multiply_bytes<V, M>(tile + v0 * kLanes * 4, x.codes + size_t(first) * x.stride, x.stride, a.inputs, acc);
   int blocks = x.inputs / herd::kScaleBlock;
   for (int m = 0; m < M; m++) {
     int32_t offset = 0;
@@ -60,6 +64,29 @@ template <int V, int M> inline void tile_int8(const Matrix& a, const uint8_t* ti
       store(y + m * kTile + (v0 + v) * kLanes, to_float(acc[m][v] - offset) * scale);
     }
   }
+}
+
+template <int V, int M> inline void tile_int8_blocks(const Matrix& a, const uint8_t* tile, int v0, const Rows& x, int first, float* y) {
+  constexpr int kBlock = herd::kInputBlock, kCodes = kBlock * kTile;
+  F total[M][V] = {};
+  int blocks = a.inputs / kBlock;
+  const int8_t* rows = x.codes + size_t(first) * x.stride;
+  const float* scales = x.scales + size_t(first) * blocks;
+  const int32_t* sums = x.sums + size_t(first) * 2 * blocks;
+  for (int b = 0; b < blocks; b++, tile += herd::kInt8Record) {
+    I acc[M][V] = {};
+    multiply_bytes<V, M>(tile + v0 * kLanes * 4, rows + b * kBlock, x.stride, kBlock, acc);
+    for (int m = 0; m < M; m++) {
+      const int32_t* sum = sums + size_t(2) * (m * blocks + b);
+      int32_t offset = kOffset ? kOffset * (sum[0] + sum[1]) : 0;
+      for (int v = 0; v < V; v++) {
+        F scale = load<F>(tile + kCodes + (v0 + v) * kLanes * 4) * scales[size_t(m) * blocks + b];
+        total[m][v] = fma(to_float(acc[m][v] - offset), scale, total[m][v]);
+      }
+    }
+  }
+  for (int m = 0; m < M; m++)
+    for (int v = 0; v < V; v++) store(y + m * kTile + (v0 + v) * kLanes, total[m][v]);
 }
 
 template <int V, int M> inline void tile_int4(const Matrix& a, const uint8_t* tile, int v0, const Rows& x, int first, float* y) {
@@ -107,6 +134,7 @@ constexpr Shape kShapes[] = {
   {kMany ? (kLanes == 16 ? 8 : 4) : 2, at_most(4)},                          // float32
   {kMany ? (kLanes == 16 ? 8 : 4) : 4, at_most(kMany ? 4 : 2)},              // int8
   {kMany ? (kLanes == 16 ? 4 : 2) : 2, at_most(4)},                          // int4: two sums per row and vector
+  {kMany ? (kLanes == 16 ? 8 : 4) : 4, at_most(kMany ? 4 : 2)},              // int8 in blocks
 };
 
 template <herd::Format kFormat, int M> inline void rows_at(const Matrix& a, const uint8_t* codes, const Rows& x, int first, float* y, const float* scales) {
@@ -114,7 +142,8 @@ template <herd::Format kFormat, int M> inline void rows_at(const Matrix& a, cons
   for (int v = 0; v < kVectors; v += V) {
     if constexpr (kFormat == herd::kFloat32) tile_float32<V, M>(a, codes, v, x, first, y);
     else if constexpr (kFormat == herd::kInt8) tile_int8<V, M>(a, codes, v, x, first, y, scales);
-    else tile_int4<V, M>(a, codes, v, x, first, y);
+    else if constexpr (kFormat == herd::kInt4) tile_int4<V, M>(a, codes, v, x, first, y);
+    else tile_int8_blocks<V, M>(a, codes, v, x, first, y);
   }
 }
 
@@ -129,7 +158,8 @@ void product(const Matrix& a, int index, const Rows& x, int first, int count, fl
   const uint8_t* codes = a.codes + index * a.tile_bytes();
   if (a.format == herd::kFloat32) tile_rows<herd::kFloat32>(a, codes, x, first, count, y, nullptr);
   else if (a.format == herd::kInt8) tile_rows<herd::kInt8>(a, codes, x, first, count, y, a.scales + index * kTile);
-  else tile_rows<herd::kInt4>(a, codes, x, first, count, y, nullptr);
+  else if (a.format == herd::kInt4) tile_rows<herd::kInt4>(a, codes, x, first, count, y, nullptr);
+  else tile_rows<herd::kInt8Blocks>(a, codes, x, first, count, y, nullptr);
 }
 
 }  // namespace

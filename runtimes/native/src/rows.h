@@ -1,4 +1,4 @@
-// What happens to rows of activations between products: norm, 8-bit codes, SwiGLU, Hadamard, rotation.
+// What happens to rows of activations between products: norms, 8-bit codes, GELU, SwiGLU, Hadamard, rotation.
 #pragma once
 #include "simd.h"
 
@@ -13,6 +13,36 @@ void rms_norm(const float* x, const float* gain, int width, float epsilon, float
   float factor = 1 / sqrtf((sum(squares) + rest) / width + epsilon);
   for (i = 0; i + kLanes <= width; i += kLanes) store(y + i, load<F>(x + i) * factor * (gain ? load<F>(gain + i) : splat(1)));
   for (; i < width; i++) y[i] = x[i] * factor * (gain ? gain[i] : 1);
+}
+
+// The mean first: squares of what lies far from zero would lose the digits that matter.
+void layer_norm(const float* x, const float* gain, const float* shift, int width, float epsilon, float* y) {
+  F total{}, squares{};
+  float mean = 0, variance = 0;
+  int whole = width / kLanes * kLanes;
+  for (int i = 0; i < whole; i += kLanes) total += load<F>(x + i);
+  for (int i = whole; i < width; i++) mean += x[i];
+  mean = (sum(total) + mean) / width;
+  for (int i = 0; i < whole; i += kLanes) {
+    F v = load<F>(x + i) - mean;
+    squares = fma(v, v, squares);
+  }
+  for (int i = whole; i < width; i++) variance += (x[i] - mean) * (x[i] - mean);
+  float factor = 1 / sqrtf((sum(squares) + variance) / width + epsilon);
+  for (int i = 0; i < whole; i += kLanes) store(y + i, fma((load<F>(x + i) - mean) * factor, load<F>(gain + i), load<F>(shift + i)));
+  for (int i = whole; i < width; i++) y[i] = (x[i] - mean) * factor * gain[i] + shift[i];
+}
+
+// max(x, 0) - |x| erfc(z) / 2 with z = |x| / sqrt(2), which loses no digits where x is negative. With t = 1 / (1 + z / 2),
+// erfc(z) = t p(t) exp(-z^2); p is a fit of relative error 2e-7.
+void gelu(float* x, int count) {
+  constexpr float kFit[] = {-0.059364628f, 0.286017656f, -0.49018687f, 0.281483114f, -0.0289770514f, 0.203680456f, 0.242853165f, 0.282409638f, 0.282084465f};
+  for (int i = 0; i < count; i += kLanes) {
+    F v = load<F>(x + i), magnitude = absolute(v), t = 1.f / (1.f + magnitude * 0.35355339059f), p = splat(kFit[0]);
+    for (int k = 1; k < 9; k++) p = fma(p, t, splat(kFit[k]));
+    F rest = magnitude * 0.5f * t * p * exp2(v * v * -0.72134752044f);
+    store(x + i, maximum(v, F{}) - rest);
+  }
 }
 
 // codes = round(127 x / max|x|); a row that is not finite gets a scale that is not, so that its result shows it.
@@ -37,14 +67,15 @@ void quantize(const float* x, int width, int inputs, int8_t* codes, int32_t* sum
   float factor = top > herd::kSmallest && finite ? 127 / top : 0;
   *scale = finite ? (factor ? top / 127 : 0) : NAN;
   for (int b = 0; b < inputs; b += herd::kScaleBlock) {
-    int32_t total = 0;
     int end = b + herd::kScaleBlock < width ? b + herd::kScaleBlock : width;
     int k = b;
+    I totals{};
     for (; factor && k + kLanes <= end; k += kLanes) {
       I q = round_to_int(load<F>(x + k) * factor);
       store(codes + k, __builtin_convertvector(q, Lane8));
-      total += sum(q);
+      totals += q;
     }
+    int32_t total = sum(totals);
     for (; factor && k < end; k++) {
       int32_t q = int32_t(rintf(x[k] * factor));
       codes[k] = int8_t(q);

@@ -51,7 +51,7 @@ template <class V> inline V load(const void* from) {
   return v;
 }
 template <class V> inline void store(void* to, V v) { memcpy(to, &v, sizeof v); }
-inline F splat(float x) { return F{} + x; }
+inline F splat(float x) { return x - F{}; }   // 0 + x would be computed, for it is not x where that is -0
 inline I splat_bytes(const int8_t* four) {
   int32_t x;
   memcpy(&x, four, 4);

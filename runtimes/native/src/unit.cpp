@@ -10,5 +10,5 @@
 
 namespace herd {
 extern const Kernels NAME(UNIT);
-const Kernels NAME(UNIT) = {TEXT(UNIT), product, quantize, rms_norm, swiglu, hadamard, rotate, append, attend, merge};
+const Kernels NAME(UNIT) = {TEXT(UNIT), product, quantize, rms_norm, layer_norm, gelu, swiglu, hadamard, rotate, append, attend, merge};
 }  // namespace herd

@@ -33,6 +33,8 @@ from herdgraph.model.config.shard_plan import ShardPlan, shapes_of_rank
 from herdgraph.model.quantization.formats import BlockFormat, ChannelFormat
 from herdgraph.model.quantization.packed_sizes import can_pack
 from herdgraph.model.quantization.recipes import RECIPES
+from herdgraph.runtimes.kv_cache.paged import CachePools
+from herdgraph.runtimes.kv_cache.pool import BLOCK_TOKENS, block_bytes
 from support.configs import configs
 
 BF16, FP8, FP32 = Storage("bf16", "bf16"), Storage("fp8", "bf16"), Storage("fp32", "float32")
@@ -71,8 +73,25 @@ def test_one_expert_in_every_precision() -> None:
 def test_keys_and_values_of_scout(context: int, gibibytes: float) -> None:
     """The line on KV: 48 KiB per token in global layers, and 1.125 GiB of chunks of 8192, in bf16."""
     assert cache_bytes(SCOUT.text, BF16, context) == gibibytes * 2**30
-    assert sum(caches(SCOUT.text, ONE, 0, 2, context)) == gibibytes * 2**30
-    assert caches(SCOUT.text, ONE, 0, 1, context)[1] == 1.125 * 2**29, "half in fp8"
+    assert sum(caches(SCOUT.text, ONE, 0, BF16, context)) == gibibytes * 2**30
+    assert caches(SCOUT.text, ONE, 0, Storage("fp8", "fp8"), context)[1] == 1.125 * 2**29, "half in fp8"
+
+
+@pytest.mark.parametrize(("kv", "kind"), [("float32", "float"), ("float16", "float16"), ("int8", "int8")])
+@pytest.mark.parametrize("head_dim", [128, 24])
+def test_caches_of_a_cpu_are_counted_as_their_blocks(kv: str, kind: str, head_dim: int) -> None:
+    """Scales of 8-bit ones and what heads are filled up with included."""
+    text, tokens = replace(TINY.text, head_dim=head_dim), 2 * BLOCK_TOKENS
+    text = replace(text, attention_chunk_size=tokens)
+    pools = CachePools.of(text, block_bytes(text.num_kv_heads, head_dim, kind), 1 << 20)
+    assert cache_bytes(text, Storage.on("int8", kv, cpu=True), tokens) == 2 * (pools.whole.cost + pools.chunked.cost)
+
+
+def test_a_cpu_needs_no_memory_for_scores() -> None:
+    """Its attention goes block by block, over full chunks of a prompt."""
+    near, far = (fullest_rank(SCOUT, ONE, Storage.on("int8", None, cpu=True), Workload(context, 1))["activations"]
+                 for context in (512, 1 << 20))
+    assert near == far
 
 
 def test_short_contexts_do_not_fill_a_chunk() -> None:
@@ -202,7 +221,7 @@ def test_a_rank_holds_what_the_plan_says_tensor_by_tensor(split: tuple[HerdConfi
 @given(splits(), st.integers(1, 100))
 def test_keys_and_values_are_split_by_heads(split: tuple[HerdConfig, ShardPlan], context: int) -> None:
     config, plan = split
-    ranks = plan.width * sum(sum(caches(config.text, plan, stage, 4, context)) for stage in range(plan.pipeline))
+    ranks = plan.width * sum(sum(caches(config.text, plan, stage, FP32, context)) for stage in range(plan.pipeline))
     copies = max(1, plan.width // config.text.num_kv_heads)
     assert ranks == copies * cache_bytes(config.text, FP32, context)
 
@@ -217,7 +236,7 @@ def test_a_wider_stage_never_holds_more_on_a_rank(split: tuple[HerdConfig, Shard
     for stage in range(plan.pipeline):
         before, after = (sum(weights(config, each, FP8, stage, images=False).values()) for each in (plan, wider))
         assert after <= before
-        assert sum(caches(config.text, wider, stage, 2, 50)) <= sum(caches(config.text, plan, stage, 2, 50))
+        assert sum(caches(config.text, wider, stage, BF16, 50)) <= sum(caches(config.text, plan, stage, BF16, 50))
 
 
 def test_images_are_the_first_rank_s() -> None:

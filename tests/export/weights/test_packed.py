@@ -20,8 +20,8 @@ from herdgraph.export.weights.stream import Weight
 from herdgraph.model.quantization.formats import BlockFormat, ChannelFormat, Fp8Format
 from herdgraph.model.quantization.packed_sizes import can_pack, packed_bytes
 
-INT8, INT4 = ChannelFormat(), BlockFormat(4, 32)
-FORMATS: list[Packable] = [None, INT8, INT4]
+INT8, INT4, INT8_BLOCKS = ChannelFormat(), BlockFormat(4, 32), BlockFormat(8, 64)
+FORMATS: list[Packable] = [None, INT8, INT4, INT8_BLOCKS]
 SIZES = [(64, 32), (1, 1), (70, 33), (130, 96), (33, 5)]
 
 
@@ -43,6 +43,10 @@ def _values(codes: np.ndarray, scales: np.ndarray | None, layout: Packable, shap
                 assert scales is not None
                 code = codes[((tile * whole // 4 + k // 4) * 32 + lane) * 4 + k % 4]
                 found[k, n] = (float(code) - 128) * scales[n]
+            elif layout == INT8_BLOCKS:
+                record = codes[(tile * whole // 64 + k // 64) * 2176 :][:2176]
+                code = record[(k % 64 // 4 * 32 + lane) * 4 + k % 4]
+                found[k, n] = (float(code) - 128) * record[2048:].view(np.float32)[lane]
             else:
                 record = codes[(tile * whole // 64 + k // 64) * 1216 :][:1216]
                 block, eight, half, place = k % 64 // 32, k % 32 // 8, k % 8 // 4, k % 4
@@ -60,8 +64,9 @@ def _rounded(weight_KN: np.ndarray, layout: Packable) -> np.ndarray:
     if isinstance(layout, ChannelFormat):
         scales = np.maximum(np.abs(weight_KN).max(0), 1e-30) / 127
         return np.rint(weight_KN / scales) * scales
-    found = BlockRounder(layout).quantize(in_blocks(np.ascontiguousarray(weight_KN.T), 32))
-    values = (found.codes.astype(np.float32) - found.zeros[..., None]) * found.scales.astype(np.float16)[..., None]
+    found = BlockRounder(layout).quantize(in_blocks(np.ascontiguousarray(weight_KN.T), layout.block))
+    scales = found.scales.astype(np.float16) if layout == INT4 else found.scales
+    values = (found.codes.astype(np.float32) - found.zeros[..., None]) * scales[..., None]
     return values.reshape(len(values), -1)[:, : len(weight_KN)].T
 
 
@@ -76,7 +81,7 @@ def test_every_element_is_where_a_processor_looks_for_it(shape: tuple[int, int],
 
 
 @settings(max_examples=20)
-@given(st.integers(1, 140), st.integers(1, 70), st.sampled_from([INT8, INT4]), st.integers(0, 1000))
+@given(st.integers(1, 140), st.integers(1, 70), st.sampled_from(FORMATS), st.integers(0, 1000))
 def test_what_fills_up_is_zero(inputs: int, channels: int, layout: Packable, seed: int) -> None:
     """A product with anything behind the last input, and of any channel behind the last, adds nothing."""
     matrix = PackedMatrix(ir.Tensor(_weight(inputs, channels, seed)), layout)
@@ -153,4 +158,4 @@ def test_a_scale_that_float16_cannot_hold_is_refused() -> None:
 def test_formats_that_can_be_packed() -> None:
     assert all(can_pack(layout) for layout in FORMATS)
     assert not any(map(can_pack, [BlockFormat(4, 64), BlockFormat(8, 32), Fp8Format()]))
-    assert [packed.format_number(layout) for layout in FORMATS] == [0, 1, 2]
+    assert [packed.format_number(layout) for layout in FORMATS] == [0, 1, 2, 3]

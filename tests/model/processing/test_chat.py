@@ -9,7 +9,7 @@ from typing import Any
 
 import llama_models.llama4.tokenizer as meta
 import pytest
-from llama_models.datatypes import RawMessage
+from llama_models.datatypes import RawMessage, ToolCall, ToolPromptFormat
 from llama_models.llama4.chat_format import ChatFormat
 from transformers import PreTrainedTokenizerFast
 
@@ -100,6 +100,22 @@ def test_built_in_format_matches_llama_models(messages: list[dict[str, Any]], tm
     raw = [RawMessage(role=m["role"], content=m["content"], **({"call_id": "1", "tool_name": "f"}
                       if m["role"] == "tool" else {})) for m in messages]
     expected = ChatFormat(meta.Tokenizer.get_instance()).encode_dialog_prompt(raw).tokens
+    assert template.encode(messages, tokenizer) == expected
+
+
+def test_built_in_format_writes_calls_as_llama_models_does(tmp_path: Path) -> None:
+    lines = (Path(meta.__file__).parent / "tokenizer.model").read_bytes().splitlines(keepends=True)
+    (tmp_path / "tokenizer.model").write_bytes(b"".join(lines[:1000]))
+    tokenizer = load_tokenizer(tmp_path)
+    template = ChatTemplate.from_directory(tmp_path, tokenizer)
+    assert template is not None
+    arguments = {"a": "x", "n": 2.5, "on": True, "no": None, "l": ["p", False]}
+    raw = [RawMessage(role="user", content="f?"), RawMessage(role="assistant", content="", tool_calls=[
+        ToolCall(call_id="1", tool_name="f", arguments=arguments)])]
+    expected = ChatFormat(meta.Tokenizer(tmp_path / "tokenizer.model")).encode_dialog_prompt(
+        raw, ToolPromptFormat.python_list).tokens
+    messages = checked_messages([{"role": "user", "content": "f?"}, {
+        "role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}])
     assert template.encode(messages, tokenizer) == expected
 
 

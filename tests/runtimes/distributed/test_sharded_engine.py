@@ -19,7 +19,6 @@ from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.runtimes import Engine, Sequence
-from herdgraph.runtimes.executors.runner import SCORES_BYTES, prefill_chunk_len
 from support import herds
 from support.forked_ranks import run_ranks
 
@@ -105,14 +104,6 @@ def test_long_prompts_in_pieces(whole: Engine, sharded: Engine) -> None:
     ids = herds.tokens(700)
     _close(sharded.prefill(theirs, ids), whole.prefill(ours, ids))
     _close(sharded.decode(theirs, 5), whole.decode(ours, 5))
-
-
-def test_pieces_are_as_long_as_the_heads_of_one_rank_allow(whole: Engine, sharded: Engine) -> None:
-    plan = sharded.bundle.manifest.shards.plan
-    assert sharded._decoder.heads * plan.width == whole._decoder.heads
-    far = SCORES_BYTES // (4 * whole._decoder.heads * 64)
-    ours, theirs = (prefill_chunk_len(engine._decoder.heads, far) for engine in (whole, sharded))
-    assert theirs == pytest.approx(plan.width * ours, abs=plan.width)
 
 
 def test_pictures(whole: Engine, sharded: Engine) -> None:

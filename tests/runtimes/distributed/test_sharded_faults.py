@@ -25,6 +25,7 @@ from herdgraph.model.config.presets import TINY
 from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.runtimes import Engine
 from herdgraph.runtimes.distributed.shared_memory import alive
+from herdgraph.runtimes.executors.runner import SCORES_BYTES, prefill_chunk_len
 from support import herds
 
 SOON = 5.0
@@ -118,6 +119,12 @@ def stock(directory: Path) -> Iterator[Engine]:
     """An engine whose sequences have buffers of their own, which forks copy."""
     with Engine.load(directory / "stock", threads=1, timeout=5.0) as engine:
         yield engine
+
+
+def test_chunks_are_as_long_as_the_heads_of_a_rank_allow(stock: Engine) -> None:
+    far = SCORES_BYTES // (4 * TINY.text.num_heads * 64)
+    longer, shorter = prefill_chunk_len(TINY.text.num_heads // 2, far), prefill_chunk_len(TINY.text.num_heads, far)
+    assert stock._decoder.chunk_len(far) == longer > shorter
 
 
 def test_a_rank_without_memory(stock: Engine) -> None:

@@ -111,6 +111,10 @@ def test_any_split_of_a_prompt(runner: PagedRunner, cuts: list[int]) -> None:
     np.testing.assert_array_equal(np.concatenate(found), _alone(runner, ids))
 
 
+def test_a_long_past_does_not_shorten_chunks(fp32: PagedRunner) -> None:
+    assert fp32.chunk_len(1 << 24) == fp32.chunk_len(0) == fp32.longest_chunk
+
+
 def test_rows_are_those_that_were_asked_for(fp32: PagedRunner) -> None:
     ids = herds.tokens(12)
     every, other = _alone(fp32, ids), herds.tokens(5, 1)

@@ -13,6 +13,7 @@ from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes import Engine, Sequence
+from herdgraph.runtimes.executors.runner import PREFILL_CHUNK, SCORES_BYTES, SHORTEST_CHUNK
 from support import herds
 
 LENGTHS = [3, 40, 15, 16, 1]
@@ -101,6 +102,13 @@ def test_a_sequence_of_a_batch_goes_on_alone(engine: Engine) -> None:
     again = engine.decode_batch(together, [3] * 5)[1]
     engine.prefill(alone[1], [9, *more])
     _close(again, engine.decode(alone[1], 3))
+
+
+def test_chunks_of_standard_operators_are_shorter_where_the_past_is_long(stock: Engine) -> None:
+    heads, far = TINY.text.num_heads, 1 << 24
+    assert 4 * heads * (far + PREFILL_CHUNK) * SHORTEST_CHUNK > SCORES_BYTES
+    assert stock._decoder.chunk_len(0) == PREFILL_CHUNK
+    assert stock._decoder.chunk_len(far) == SHORTEST_CHUNK
 
 
 def test_wrong_batches(engine: Engine) -> None:

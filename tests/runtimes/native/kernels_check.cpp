@@ -64,6 +64,12 @@ static double weight(const Matrix& a, int tile, int k, int c) {   // the layouts
     memcpy(&w, from + (size_t(k) * kTile + c) * 4, 4);
     return w;
   }
+  if (a.format == kInt8Blocks) {
+    const uint8_t* record = from + size_t(k / 64) * kInt8Record;
+    float scale;
+    memcpy(&scale, record + 2048 + c * 4, 4);
+    return double(record[(size_t(k % 64 / 4) * kTile + c) * 4 + k % 4] - 128) * scale;
+  }
   if (a.format == kInt8) return double(from[(size_t(k / 4) * kTile + c) * 4 + k % 4] - 128) * a.scales[tile * kTile + c];
   const uint8_t* record = from + size_t(k / 64) * kInt4Record;
   int b = k % 64 / 32, i = k % 32 / 8, high = k % 8 / 4;
@@ -81,6 +87,13 @@ static void random_matrix(const Matrix& a, uint8_t* codes) {
     float w = normal();
     memcpy(codes + i * 4, &w, 4);
   }
+  if (a.format == kInt8Blocks) for (size_t r = 0; r < a.bytes(); r += kInt8Record) {
+    if (largest) memset(codes + r, 255 * between(0, 1), 2048);
+    for (int i = 0; i < kTile; i++) {
+      float scale = normal();
+      memcpy(codes + r + 2048 + 4 * i, &scale, 4);
+    }
+  }
   if (a.format == kInt4) for (size_t r = 0; r < a.bytes(); r += kInt4Record) {
     if (largest) memset(codes + r, 0xFF, 1024);
     for (int i = 0; i < 64; i++) {
@@ -93,12 +106,12 @@ static void random_matrix(const Matrix& a, uint8_t* codes) {
 
 static void check_product() {
   Matrix a;
-  a.format = Format(between(0, 2));
+  a.format = Format(between(0, 3));
   a.inputs = 64 * between(1, between(0, 9) ? 4 : 80);
   a.tiles = between(1, 3);
   int total = between(1, 21), first = between(0, total - 1), count = total - first, tile = between(0, a.tiles - 1);
   Buffer<uint8_t> codes(a.bytes());
-  Buffer<float> channel_scales(size_t(a.tiles) * kTile), values(size_t(total) * a.inputs), scales(total), y(size_t(count) * kTile), alone(kTile);
+  Buffer<float> channel_scales(size_t(a.tiles) * kTile), values(size_t(total) * a.inputs), scales(size_t(total) * a.inputs / 64), y(size_t(count) * kTile), alone(kTile);
   Buffer<int8_t> row_codes(size_t(total) * a.inputs);
   Buffer<int32_t> sums(size_t(total) * a.inputs / kScaleBlock);
   random_matrix(a, codes.data);
@@ -116,12 +129,14 @@ static void check_product() {
   for (int r = 0; r < count; r++) {
     for (int c = 0; c < kTile; c++) {
       double total_sum = 0, magnitude = 0;
+      int blocks = a.inputs / 64, each = a.format == kInt8Blocks;   // a scale for each block, or for the row
       for (int k = 0; k < a.inputs; k++) {
         size_t at = size_t(first + r) * a.inputs + k;
         double x = a.format == kFloat32 ? values[at] : row_codes[at], w = weight(a, tile, k, c);
-        total_sum += x * w, magnitude += fabs(x * w);
+        double product = x * w * scales[each ? (first + r) * blocks + k / 64 : first + r];
+        total_sum += product, magnitude += fabs(product);
       }
-      near(y[size_t(r) * kTile + c], total_sum * scales[first + r], 3e-6 * (magnitude * fabs(scales[first + r])) + 1e-30, "product");
+      near(y[size_t(r) * kTile + c], total_sum, 3e-6 * magnitude + 1e-30, "product");
     }
     kernel.product(a, tile, rows, first + r, 1, alone.data);
     same(alone.data, y.data + size_t(r) * kTile, kTile, "product alone");
@@ -165,6 +180,33 @@ static void check_rms_norm() {
   for (int i = 0; i < width; i++) {
     double wanted = before[i] / sqrt(squares / width + 1e-5f) * (with_gain ? gain[i] : 1);
     near(y[i], wanted, fabs(wanted) * 2e-6, "rms_norm");
+  }
+}
+
+static void check_layer_norm() {
+  int width = between(1, 300);
+  bool in_place = between(0, 1);
+  Buffer<float> x(width), before(width), gain(width), shift(width), apart(width);
+  x.fill(), gain.fill(), shift.fill();
+  for (int i = 0; i < width; i++) x[i] += 5;
+  memcpy(before.data, x.data, width * sizeof(float));
+  float* y = in_place ? x.data : apart.data;
+  kernel.layer_norm(x.data, gain.data, shift.data, width, 1e-3f, y);
+  double mean = 0, squares = 0;
+  for (int i = 0; i < width; i++) mean += before[i] / double(width);
+  for (int i = 0; i < width; i++) squares += (before[i] - mean) * (before[i] - mean);
+  for (int i = 0; i < width; i++) near(y[i], (before[i] - mean) / sqrt(squares / width + 1e-3f) * gain[i] + shift[i], 1e-4, "layer_norm");
+}
+
+static void check_gelu() {
+  int count = 32 * between(1, 4);
+  Buffer<float> x(count), before(count);
+  float size = between(0, 1) ? 2 : 40;
+  for (int i = 0; i < count; i++) before[i] = x[i] = normal() * size;
+  kernel.gelu(x.data, count);
+  for (int i = 0; i < count; i++) {
+    double wanted = before[i] * erfc(-double(before[i]) / sqrt(2)) / 2;
+    near(x[i], wanted, fabs(wanted) * 1e-5 + 1e-30, "gelu");   // the exponent of a large value is itself rounded
   }
 }
 
@@ -313,7 +355,7 @@ static void check_attention() {
 int main(int count, char** arguments) {
   int rounds = count > 1 ? atoi(arguments[1]) : 200;
   if (count > 2) state = strtoull(arguments[2], nullptr, 10);
-  void (*all[])() = {check_product, check_quantize, check_rms_norm, check_swiglu, check_hadamard, check_rotate, check_attention};
+  void (*all[])() = {check_product, check_quantize, check_rms_norm, check_layer_norm, check_gelu, check_swiglu, check_hadamard, check_rotate, check_attention};
   for (int i = 0; i < rounds; i++) for (auto each : all) each();
   printf("%s: %ld checks, %ld failures\n", kernel.name, checks, failures);
   return failures != 0;

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from support.native_packing import (
     FLOAT32,
-    FORMATS,
     INT4,
     INT8,
+    MIXTURE_FORMATS,
     Packed,
     gate_up,
     hadamard,
@@ -133,7 +133,7 @@ def layers(draw: st.DrawFn) -> Layer:
     rotation, shared_rotation = draw(st.sampled_from((0, 0, 8, 32))), draw(st.sampled_from((0, 0, 16, 64)))
     widths = st.integers(1, 100)
     return Layer(
-        format=draw(st.sampled_from(FORMATS)), shared_format=draw(st.sampled_from(FORMATS)),
+        format=draw(st.sampled_from(MIXTURE_FORMATS)), shared_format=draw(st.sampled_from(MIXTURE_FORMATS)),
         dims=draw(st.integers(2, 150)),
         width=rotation * draw(st.integers(1, 3)) or draw(widths),
         shared_width=0 if draw(st.integers(0, 3)) == 0 else shared_rotation * draw(st.integers(1, 2)) or draw(widths),
@@ -154,7 +154,7 @@ def test_any_layer(node: Node, layer: Layer, tokens: int, threads: int) -> None:
         assert np.array_equal(run(x=x[first:last])[0], y[first:last])
 
 
-@pytest.mark.parametrize("number", FORMATS)
+@pytest.mark.parametrize("number", MIXTURE_FORMATS)
 def test_an_expert_range_that_nobody_chose(node: Node, number: int) -> None:
     """A rank without a shared expert gives nothing for tokens that go elsewhere."""
     layer = Layer(format=number, shared_width=0, experts=16, held=(15, 16), residual=False)
@@ -168,7 +168,7 @@ def test_an_expert_range_that_nobody_chose(node: Node, number: int) -> None:
         assert not make(node, layer)(x=unchosen[:count])[0].any()
 
 
-@pytest.mark.parametrize("number", FORMATS)
+@pytest.mark.parametrize("number", MIXTURE_FORMATS)
 def test_parts_of_the_experts_sum_to_the_whole(node: Node, number: int) -> None:
     whole = Layer(format=number, experts=8, held=(0, 8), top_k=2, shared_width=0, residual=False)
     x = rows(whole, 12)
@@ -197,7 +197,7 @@ def test_a_row_that_is_not_finite_ends_so_and_alone(node: Node, layer: Layer, ba
     assert np.array_equal(y[others], clean[others])
 
 
-@pytest.mark.parametrize("number", FORMATS)
+@pytest.mark.parametrize("number", MIXTURE_FORMATS)
 def test_equal_logits_go_to_the_lower_number(node: Node, number: int) -> None:
     layer = Layer(format=number, experts=4, top_k=2, shared_width=0)
     inputs = layer.inputs() | {"router": pack(FLOAT32, np.zeros((layer.dims, 4))).codes}

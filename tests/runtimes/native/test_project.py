@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from support.native_packing import FLOAT32, FORMATS, INT4, INT8, pack, rms_norm, rounded
+from support.native_packing import (
+    FLOAT32,
+    FORMATS,
+    INT4,
+    INT8,
+    INT8_BLOCKS,
+    layer_norm,
+    pack,
+    rms_norm,
+    rounded,
+    rounded_in_blocks,
+)
 
-NAMES = ["x", "codes", "scales", "gain", "residual"]
+NAMES = ["x", "codes", "scales", "gain", "residual", "shift", "bias"]
+GELU = 1
 EPSILON = 1e-5
 Node = Callable[..., Any]
 Array = np.ndarray | None
@@ -21,8 +34,8 @@ Array = np.ndarray | None
 def make(node: Node, number: int, w_KN: np.ndarray, gain: Array = None, threads: int = 1, **changed: Any) -> Any:
     """The operator with a matrix."""
     packed = pack(number, w_KN)
-    attributes = {"format": number, "channels": w_KN.shape[1], "epsilon": EPSILON}
-    weights = {"codes": packed.codes, "scales": packed.scales, "gain": gain}
+    attributes = {"format": number, "channels": w_KN.shape[1], "epsilon": EPSILON, "activation": 0}
+    weights = {"codes": packed.codes, "scales": packed.scales, "gain": gain, "shift": None, "bias": None}
     attributes |= {key: value for key, value in changed.items() if key in attributes}
     weights |= {key: value for key, value in changed.items() if key in weights}
     return node("Project", attributes, weights, NAMES, threads=threads)
@@ -31,8 +44,14 @@ def make(node: Node, number: int, w_KN: np.ndarray, gain: Array = None, threads:
 def meant(number: int, w_KN: np.ndarray, x: np.ndarray, gain: Array, residual: Array) -> np.ndarray:
     """What it should give."""
     n = x.astype(float) if gain is None else rms_norm(x.astype(float), gain, EPSILON)
-    y = (n if number == FLOAT32 else rounded(n)) @ pack(number, w_KN).weights
+    y = product(number, w_KN, n)
     return y if residual is None else y + residual
+
+
+def product(number: int, w_KN: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """W n with both in the format's codes."""
+    codes = n if number == FLOAT32 else rounded_in_blocks(n) if number == INT8_BLOCKS else rounded(n)
+    return codes @ pack(number, w_KN).weights
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -54,6 +73,44 @@ def test_any_sizes(node: Node, number: int, inputs: int, channels: int, tokens: 
     for first, last in ((0, 1), (tokens // 2, tokens // 2 + 1), (tokens // 3, tokens)):
         (part,) = run(**{name: array[first:last] for name, array in feed.items()})
         assert np.array_equal(part, y[first:last])
+
+
+@pytest.mark.parametrize("number", FORMATS)
+@pytest.mark.parametrize(("inputs", "channels"), [(70, 33), (64, 32)])
+def test_a_layer_of_an_image_tower(node: Node, number: int, inputs: int, channels: int) -> None:
+    """Layer norm, bias and GELU, with a residual behind them."""
+    random = np.random.default_rng(4)
+    w = random.standard_normal((inputs, channels)) / inputs**0.5
+    gain, shift = (random.standard_normal(inputs).astype(np.float32) for _ in range(2))
+    bias = random.standard_normal(channels).astype(np.float32)
+    x = (3 + random.standard_normal((5, inputs))).astype(np.float32)
+    residual = random.standard_normal((5, channels)).astype(np.float32)
+    (y,) = make(node, number, w, gain, shift=shift, bias=bias, activation=GELU)(x=x, residual=residual)
+    z = product(number, w, layer_norm(x.astype(float), gain, shift, EPSILON)) + bias
+    assert close(y, gelu(z) + residual, number)
+
+
+def test_gelu_is_exact_far_from_zero(node: Node) -> None:
+    """Negative values keep their digits; what is not finite stays so."""
+    x = np.float32([[-30, -9, -3, -0.5, -1e-6, 0, 1e-6, 0.5, 3, 30]])
+    run = make(node, FLOAT32, np.eye(10), activation=GELU)
+    np.testing.assert_allclose(run(x=x)[0], gelu(x.astype(float)), rtol=2e-5, atol=1e-37)
+    for bad in (np.nan, np.inf, -np.inf):
+        assert not np.isfinite(run(x=np.full((1, 10), bad, np.float32))[0]).any()
+
+
+@pytest.mark.parametrize("number", FORMATS)
+def test_many_rows_are_the_same_bits(node: Node, number: int) -> None:
+    """From 1,024 rows on, groups of rows are made one after the other."""
+    random = np.random.default_rng(5)
+    run = make(node, number, random.standard_normal((70, 40)), np.ones(70, np.float32), threads=2)
+    x = random.standard_normal((1100, 70)).astype(np.float32)
+    (y,) = run(x=x)
+    assert np.array_equal(y, np.concatenate([run(x=x[:500])[0], run(x=x[500:])[0]]))
+
+
+def gelu(z: np.ndarray) -> np.ndarray:
+    return np.array([value * math.erfc(-value / math.sqrt(2)) / 2 for value in z.ravel()]).reshape(z.shape)
 
 
 def close(y: np.ndarray, want: np.ndarray, number: int) -> bool:
@@ -109,9 +166,11 @@ def test_leading_dimensions_and_no_rows(node: Node) -> None:
 
 
 @pytest.mark.parametrize(("changed", "number"), [
-    ({"channels": 0}, INT8), ({"channels": -5}, INT8), ({"channels": 65}, INT8), ({"format": 3}, INT8),
+    ({"channels": 0}, INT8), ({"channels": -5}, INT8), ({"channels": 65}, INT8), ({"format": 4}, INT8),
     ({"format": -1}, INT8), ({"format": INT4}, INT8), ({"scales": None}, INT8),
     ({"scales": np.ones(63, np.float32)}, INT8),
+    ({"activation": 2}, INT8), ({"shift": np.ones(100, np.float32)}, INT8), ({"bias": np.ones(63, np.float32)}, INT8),
+    ({"gain": np.ones(100, np.float32), "shift": np.ones(99, np.float32)}, INT8), ({"format": INT8_BLOCKS}, INT8),
     ({"gain": np.ones(99, np.float32)}, INT8), ({"codes": np.zeros(99, np.uint8)}, FLOAT32),
 ])  # fmt: skip
 def test_wrong_sizes_are_refused(node: Node, changed: dict[str, Any], number: int) -> None:

@@ -1,32 +1,17 @@
-"""A tiny model with pictures whose attention chunks are two cache blocks, and services that run on it."""
+"""Services that run on a tiny model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from herdgraph.export.pipeline import build_bundle
-from herdgraph.model.checkpoint import open_checkpoint
-from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes import Engine
 from herdgraph.runtimes.scheduler import Service, ServiceOptions
-from support import herds
 
 StartService = Callable[..., Service]
-
-
-@pytest.fixture(scope="session")
-def chunked_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("scheduler")
-    herds.save(replace(TINY, text=replace(TINY.text, attention_chunk_size=128)), directory / "checkpoint")
-    herds.write_processor(directory / "checkpoint")
-    with open_checkpoint(directory / "checkpoint") as checkpoint:
-        build_bundle(checkpoint, directory / "bundle")
-    return directory / "bundle"
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,18 @@
-"""Servers of a service that says what it is told to."""
+"""Servers: of a service that says what it is told to, and of a real one on a tiny model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from herdgraph.runtimes import Engine
+from herdgraph.runtimes.scheduler import PromptLookup, Service, ServiceOptions
 from herdgraph.runtimes.server.app import create_app
+from herdgraph.runtimes.server.listen import HttpServer, listening
 from herdgraph.runtimes.server.options import ServerOptions
 from support.fake_service import FakeEngine, FakeService
 from support.fake_toolkit import FakeToolkit
@@ -46,3 +49,16 @@ def keys_file(tmp_path: Path) -> Path:
     path = tmp_path / "keys"
     path.write_text("# staff\nsk-one alice\nsk-two\n")
     return path
+
+
+@pytest.fixture(scope="session")
+def real_service(chunked_bundle: Path) -> Iterator[Service]:
+    engine = Engine.load(chunked_bundle, threads=1)
+    with Service(engine, ServiceOptions(step_tokens=128), drafter=PromptLookup()) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def real_url(real_service: Service) -> Iterator[str]:
+    with HttpServer(create_app(real_service, ServerOptions(names=("calf",))), listening("127.0.0.1", 0)) as server:
+        yield server.url

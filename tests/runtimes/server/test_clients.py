@@ -14,6 +14,7 @@ import pytest
 from herdgraph.runtimes.server.app import create_app
 from herdgraph.runtimes.server.listen import HttpServer, listening
 from herdgraph.runtimes.server.options import ServerOptions
+from support.command_line import run
 from support.fake_service import FakeEngine, FakeService
 from support.fake_toolkit import FakeToolkit
 
@@ -51,6 +52,22 @@ def client(running: tuple[str, FakeService], service: FakeService) -> Iterator[o
 def claude(running: tuple[str, FakeService], service: FakeService) -> Iterator[anthropic.Anthropic]:
     with anthropic.Anthropic(base_url=running[0], api_key="sk-one", max_retries=0) as found:
         yield found
+
+
+# -- our own ---------------------------------------------------------------------------------------------------------
+
+
+def test_command_line(running: tuple[str, FakeService], service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HERDGRAPH_API_KEY", "sk-one")
+    assert run("generate", "--url", running[0], "Hi").stdout == "Hello\n"
+    assert "status 404: the model 'cow' does not exist here" in run(
+        "generate", "--url", running[0], "Hi", "--model", "cow").stderr
+    service.fails_after = 2
+    done = run("chat", "--url", running[0], stdin="Hi\n")
+    assert (done.returncode, done.stdout.replace("> ", "")) == (0, "He\n")
+    assert "failed in the middle of the answer: the weights are on fire" in done.stderr
+    monkeypatch.setenv("HERDGRAPH_API_KEY", "sk-two")
+    assert "status 401: this API key is not known here" in run("generate", "--url", running[0], "Hi").stderr
 
 
 # -- OpenAI ----------------------------------------------------------------------------------------------------------

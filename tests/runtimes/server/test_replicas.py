@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.runtimes import Engine
-from herdgraph.runtimes.server.replicas import Cluster, ClusterOptions
+from herdgraph.runtimes.server.cluster_options import ClusterOptions
+from herdgraph.runtimes.server.replicas import Cluster
 from support import herds
 
 PROMPT = "Once upon a time"
@@ -58,47 +60,48 @@ def _until(condition: Callable[[], bool], seconds: float = 90.0) -> None:
         time.sleep(0.1)
 
 
-def test_requests_go_to_the_least_busy_replica(cluster: Cluster, wanted: list[int]) -> None:
+def _processes(cluster: Cluster) -> set[int]:
+    """Of the replicas, by asking many times at once."""
+    with ThreadPoolExecutor(16) as pool:
+        return {first for first, _ in pool.map(lambda _: cluster.processes(), range(32))}
+
+
+def test_requests_are_shared(cluster: Cluster, wanted: list[int]) -> None:
     found = cluster.generate_all([PROMPT] * 6, **OPTIONS)
     assert [one.token_ids for one in found] == [wanted] * 6
-    first, second = cluster.replicas
-    first.busy += 1
-    assert cluster._taken() is second
-    first.busy, second.busy = 0, 0
+    assert len(_processes(cluster)) == 2
 
 
 def test_an_interruption_does_not_wait_for_answers(cluster: Cluster) -> None:
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
     with pytest.raises(Interrupted), signals_unwind():
         cluster.generate_all([PROMPT] * 4, max_new_tokens=2000, stop_ids=[])
-    assert any(replica.busy for replica in cluster.replicas)
-    _until(lambda: not any(replica.busy for replica in cluster.replicas))
 
 
 def test_a_wrong_request_is_told_and_harms_nobody(cluster: Cluster, wanted: list[int]) -> None:
     with pytest.raises(HerdError, match="temperature is -1"):
         cluster.generate(PROMPT, temperature=-1)
-    assert all(replica.ready for replica in cluster.replicas)
     assert cluster.generate(PROMPT, **OPTIONS).token_ids == wanted
 
 
 def test_a_killed_replica_is_started_again_and_the_other_goes_on(cluster: Cluster, wanted: list[int]) -> None:
-    victim, other = cluster.replicas
-    killed, going = victim.process, other.process
-    answers: list[int] = []
-    request = threading.Thread(
-        target=lambda: answers.extend(cluster.generate(PROMPT, max_new_tokens=3000, stop_ids=[]).token_ids))
-    request.start()
-    _until(lambda: victim.busy == 1)
-    time.sleep(0.3)
-    os.kill(killed, signal.SIGKILL)
+    """Both have requests when one is killed: all are answered, on the other one or on the new one."""
+    before = _processes(cluster)
+    victim = min(before)
+    answers: list[list[int]] = []
+    requests = [threading.Thread(target=lambda: answers.append(
+        cluster.generate(PROMPT, max_new_tokens=1500, stop_ids=[]).token_ids)) for _ in range(6)]
+    for request in requests:
+        request.start()
+    time.sleep(1.0)
+    os.kill(victim, signal.SIGKILL)
     assert cluster.generate(PROMPT, **OPTIONS).token_ids == wanted, "the other one goes on"
-    request.join(240)
-    assert answers[: len(wanted)] == wanted
-    assert len(answers) == 3000, "the request went to another replica"
-    _until(lambda: victim.ready and victim.process != killed)
-    assert other.process == going
-    assert [one.token_ids for one in cluster.generate_all([PROMPT] * 4, **OPTIONS)] == [wanted] * 4
+    for request in requests:
+        request.join(240)
+    assert [len(answer) for answer in answers] == [1500] * 6
+    assert all(answer[: len(wanted)] == wanted for answer in answers)
+    _until(lambda: len(now := _processes(cluster)) == 2 and victim not in now)
+    assert before - {victim} < _processes(cluster)
 
 
 def test_the_command(directory: Path, wanted: list[int]) -> None:
@@ -113,10 +116,9 @@ def test_a_sharded_replica_comes_back_when_a_rank_dies(directory: Path, wanted: 
     cluster.close()  # one Ray at a time
     with Cluster(directory / "tp=2", ClusterOptions(1, interval=0.2)) as sharded:
         assert sharded.generate(PROMPT, **OPTIONS).token_ids == wanted
-        [replica] = sharded.replicas
-        first = replica.process
-        sharded._ray.kill(replica._actors[1])
-        _until(lambda: replica.ready and replica.process != first)
+        first, [other] = sharded.processes()
+        os.kill(other, signal.SIGKILL)
+        _until(lambda: sharded.processes()[0] != first)
         assert sharded.generate(PROMPT, **OPTIONS).token_ids == wanted
 
 

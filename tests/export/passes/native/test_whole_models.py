@@ -20,6 +20,8 @@ from herdgraph.model.config.presets import TINY
 from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.runtimes import Engine
 from herdgraph.runtimes.bundle.manifest import Bundle
+from herdgraph.runtimes.executors.options import ExecutorOptions
+from herdgraph.runtimes.executors.ort.load import load_vision
 from herdgraph.runtimes.executors.ort.weights import KEY
 from support import graphs, herds
 
@@ -61,6 +63,24 @@ def test_four_operators_per_layer(build: Build, recipe: str) -> None:
     packed = {name for name, value in model.graph.initializers.items() if value.dtype == ir.DataType.UINT8}
     assert packed == {value.name for value in model.graph.inputs if str(value.name).endswith(".codes")}
     assert KEY in model.metadata_props
+
+
+@pytest.mark.parametrize(("recipe", "bound"), [("fp32", 1e-5), ("int8", 3e-2)])
+def test_the_image_tower_has_five_operators_per_layer(
+    build: Build, checkpoint: tuple[torch.nn.Module, Path], recipe: str, bound: float,
+) -> None:
+    """Attention between two products, two products after it; features stay near those of the modules."""
+    found = graphs.operators(ir.load(build(recipe, "float") / "vision.onnx"))
+    assert (found["Project"], found["FullAttention"]) == (4 * 2 + 4, 2)
+    assert not {"MatMul", "MatMulNBits", "Attention", "Gelu", "RotaryEmbedding", "Split"} & set(found)
+    pixels = np.random.default_rng(0).normal(size=(3, 3, 28, 28)).astype(np.float32)
+    vision = load_vision(Bundle.open(build(recipe, "float"), verify=False), ExecutorOptions(1))
+    assert vision is not None
+    with torch.no_grad():
+        hidden = checkpoint[0].vision_model(pixel_values=torch.from_numpy(pixels)).last_hidden_state
+        wanted = checkpoint[0].multi_modal_projector(hidden).flatten(0, -2).numpy()
+    difference = np.linalg.norm(vision.features(pixels), axis=-1) - np.linalg.norm(wanted, axis=-1)
+    assert np.abs(difference).max() < bound * np.linalg.norm(wanted, axis=-1).max()
 
 
 @pytest.mark.parametrize(("recipe", "bound"), [("int8", 2e-2), ("int4", 0.2)])

@@ -1,0 +1,94 @@
+"""The state of a grammar within one answer."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from llguidance import LLMatcher
+
+from ....errors import HerdError
+
+
+class TokenConstraint:
+    """What may come next after the tokens so far; see ``scheduler.Constraint``.
+
+    The mask of the next token depends on the tokens before it alone: ``prepare`` has it computed in another thread
+    while the model computes the logits. Llguidance releases the interpreter's lock meanwhile.
+
+    Args:
+        matcher: the grammar's state, which becomes this object's own.
+        threads: compute masks.
+        stop_ids: tokens that end an answer; the mask allows them where the grammar may end.
+    """
+
+    def __init__(self, matcher: LLMatcher, threads: ThreadPoolExecutor, stop_ids: frozenset[int]) -> None:
+        self._matcher, self._threads, self._stop_ids = matcher, threads, stop_ids
+        self._mask: Future[bytes] | None = None
+        self._ended = False
+
+    def prepare(self) -> None:
+        """Begin to compute what may come next."""
+        if self._mask is None:
+            self._mask = self._threads.submit(self._matcher.compute_bitmask)
+
+    def apply(self, logits_V: np.ndarray) -> None:
+        """Set the logits of what may not come next to minus infinity, in place.
+
+        Args:
+            logits_V: a row, which may be longer than the tokenizer's vocabulary: the rest is not allowed either.
+
+        Raises:
+            HerdError: the grammar became too complex at this place.
+        """
+        self.prepare()
+        assert self._mask is not None
+        bits = np.frombuffer(self._mask.result(), np.uint8)
+        self._require_sound()
+        allowed = np.unpackbits(bits, bitorder="little")[: logits_V.shape[0]].view(bool)
+        np.copyto(logits_V[: allowed.shape[0]], -np.inf, where=~allowed)
+        logits_V[allowed.shape[0] :] = -np.inf
+
+    def accept(self, token_id: int) -> None:
+        """Go on by a token that was chosen.
+
+        Raises:
+            HerdError: the grammar does not allow it, or became too complex.
+        """
+        if self._ended:
+            return
+        self._settle()
+        self._mask = None
+        self._ended = token_id in self._stop_ids
+        if not self._matcher.consume_token(token_id):
+            self._require_sound()
+            raise HerdError(f"token {token_id} does not continue what the grammar allows")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing but the end of the turn may follow."""
+        self._settle()
+        return self._matcher.is_stopped() and not self._matcher.is_error()
+
+    def fork(self) -> TokenConstraint:
+        """The same state for another answer to the same prompt."""
+        self._settle()
+        copy = TokenConstraint(self._matcher.deep_copy(), self._threads, self._stop_ids)
+        copy._mask, copy._ended = self._mask, self._ended
+        return copy
+
+    def _settle(self) -> None:
+        """A matcher is used by one thread at a time."""
+        if self._mask is not None:
+            self._mask.result()
+
+    def _require_sound(self) -> None:
+        if self._matcher.is_error():
+            raise HerdError(f"the grammar cannot go on: {first_line(self._matcher.get_error())}")
+
+
+def first_line(text: str) -> str:
+    """The reason in an error of the library, without its drawing of the place."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    reasons = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (reasons or lines or ["unknown reason"])[0][:300]
