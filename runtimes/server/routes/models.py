@@ -20,7 +20,8 @@ def model_routes(serving: Serving) -> APIRouter:
     def told(name: str) -> dict[str, Any]:
         seen = ["text", "image"] if serving.config.vision else ["text"]
         return {"id": name, "object": "model", "created": created, "owned_by": "herdgraph", "root": serving.model,
-                "parent": None, "max_model_len": serving.context, "modalities": seen}
+                "parent": None, "max_model_len": serving.context, "input_modalities": seen,
+                "output_modalities": ["text"]}
 
     @router.get("/v1/models", summary="What is served")
     async def models() -> JsonReply:

@@ -51,7 +51,7 @@ def test_models(client: TestClient) -> None:
     listed = client.get("/v1/models").json()
     assert [model["id"] for model in listed["data"]] == ["calf", "gpt-4o"]
     assert listed["data"][0]["max_model_len"] == 4096
-    assert listed["data"][0]["modalities"] == ["text", "image"]
+    assert listed["data"][0]["input_modalities"] == ["text", "image"]
     assert client.get("/v1/models/gpt-4o").json()["root"] == "calf"
     reply = client.get("/v1/models/gpt-5")
     assert reply.status_code == 404
