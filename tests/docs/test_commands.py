@@ -35,6 +35,7 @@ EXCUSED = {
     "herdgraph build CHECKPOINT -o bundle/ --recipe bf16 --target tensorrt-rtx --shards tp=8": "minutes, and 8 heads",
     "herdgraph build CHECKPOINT -o BUNDLE --target tensorrt-rtx": "tests/export/targets builds plans",
     "herdgraph inspect BUNDLE --products": "of TensorRT plans: tests/cli",
+    "herdgraph serve": "tests/cli starts and ends servers",
     "herdgraph train distil": "tests/model/training/distill trains students",
 }
 """Commands that are only parsed, by how they begin, and why."""
