@@ -6,8 +6,8 @@ distribution as always, and go on while what was drawn is what was guessed. The 
 without speculation; only the number of calls differs.
 
 Whether it pays is measured. With a the share of guesses that hold, k guesses bring 1 + a + a^2 + ... + a^k tokens in
-a call over k more rows. ``CallCost`` fits seconds = fixed + each * rows to the calls so far, and ``best_count`` takes
-the k with the most tokens per second, which may be none.
+a call over k more rows. ``CallCost`` knows what calls over so many rows took, and ``best_count`` takes the k with the
+most tokens per second, which may be none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from .choice import Choice
 from .lookup import NGramIndex
 
 MOST_GUESSES = 8
-_MEMORY = 0.95
+_NEWS = 0.2
+"""Weight of a new measurement against the mean of those before."""
+_UNKNOWN_ROW = 0.25
+"""What a row is thought to cost that was never measured, of what rows cost so far: little enough to be tried."""
 _OPTIMISM = 0.7
 _RETRY = 48
 """After so many tokens without guesses a request tries again."""
@@ -55,32 +58,26 @@ class PromptLookup:
 
 
 class CallCost:
-    """Seconds of a call by its rows: a line through the calls so far, of which the latest count most."""
+    """Seconds of a call by its rows, as measured; in between a line, and beyond it a part of what rows cost so far."""
 
     def __init__(self) -> None:
-        self._weight = self._x = self._y = self._xx = self._xy = 0.0
+        self._seconds: dict[int, float] = {}
 
     def record(self, rows: int, seconds: float) -> None:
         """Note what a call took."""
-        sums = (self._weight, self._x, self._y, self._xx, self._xy)
-        new = (1.0, rows, seconds, rows * rows, rows * seconds)
-        self._weight, self._x, self._y, self._xx, self._xy = (
-            _MEMORY * old + value for old, value in zip(sums, new, strict=True))
+        known = self._seconds.setdefault(rows, seconds)
+        self._seconds[rows] = known + _NEWS * (seconds - known)
 
-    def relative(self, rows: int, more: int) -> float:
-        """What a call over ``more`` rows more costs, relative to one over ``rows``; 1 as long as nothing is known."""
-        spread = self._weight * self._xx - self._x**2
-        if spread <= 1e-6 * self._xx * self._weight:
-            return 1.0
-        each = max(0.0, (self._weight * self._xy - self._x * self._y) / spread)
-        fixed = max(0.0, (self._y - each * self._x) / self._weight)
-        base = fixed + each * rows
-        return 1.0 if base <= 0 else (base + each * more) / base
-
-    @property
-    def mean(self) -> float:
-        """Seconds of a call, on average."""
-        return self._y / self._weight if self._weight else 0.0
+    def of(self, rows: int) -> float:
+        """Seconds of a call over so many rows; 0 as long as nothing was measured."""
+        below = max((known for known in self._seconds if known <= rows), default=None)
+        above = min((known for known in self._seconds if known >= rows), default=None)
+        if below is None:
+            return self._seconds[above] * rows / above if above else 0.0
+        seconds = self._seconds[below]
+        if above is None:
+            return seconds * (1 + _UNKNOWN_ROW * (rows - below) / below)
+        return seconds + (self._seconds[above] - seconds) * (rows - below) / max(1, above - below)
 
 
 class Acceptance:
@@ -110,12 +107,15 @@ def best_count(share: float, rows: int, cost: CallCost, drafting: float, most: i
         share: of guesses that hold.
         rows: of the call without them.
         cost: of calls.
-        drafting: seconds that a guess takes, relative to a call.
+        drafting: seconds that a guess takes.
         most: guesses.
     """
+    if not cost.of(rows):
+        return 0  # what a call costs without guesses comes first
+
     def speed(count: int) -> float:
         tokens = sum(share**index for index in range(count + 1))
-        return tokens / (cost.relative(rows, count) + count * drafting)
+        return tokens / (cost.of(rows + count) + count * drafting)
 
     return max(range(most + 1), key=speed)
 
@@ -145,8 +145,7 @@ class Speculation:
 
     def _count(self, choice: Choice, rows: int) -> int:
         most = min(MOST_GUESSES, choice.request.stop.max_new_tokens - choice.generated - 1)
-        drafting = self._drafter.seconds / self._cost.mean if self._cost.mean else 0.0
-        return best_count(self._of(choice).share, rows, self._cost, drafting, max(0, most))
+        return best_count(self._of(choice).share, rows, self._cost, self._drafter.seconds, max(0, most))
 
     def _of(self, choice: Choice) -> Acceptance:
         return self._acceptance.setdefault(choice, Acceptance())

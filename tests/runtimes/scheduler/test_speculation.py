@@ -93,22 +93,38 @@ def test_lookup_finds_what_followed_the_longest_match(ids: list[int], count: int
     assert found == wanted
 
 
+def _cost(fixed: float, each: float, rows: tuple[int, ...] = (1, 2, 4, 9)) -> CallCost:
+    cost = CallCost()
+    for count in rows:
+        cost.record(count, fixed + each * count)
+    return cost
+
+
 def test_the_number_of_guesses_is_the_fastest() -> None:
-    cheap, dear = CallCost(), CallCost()
-    for rows in (1, 2, 4, 8):
-        cheap.record(rows, 1.0 + 0.01 * rows)
-        dear.record(rows, 0.1 + 1.0 * rows)
-    assert cheap.relative(1, 1) == pytest.approx(1.02 / 1.01, rel=1e-3)
+    cheap, dear = _cost(1.0, 0.01), _cost(0.1, 1.0)
+    assert cheap.of(3) == pytest.approx(1.03)
     assert best_count(0.9, 1, cheap, 0.0, 8) == 8
     assert best_count(0.05, 1, cheap, 0.0, 8) <= 2
     assert best_count(0.9, 1, dear, 0.0, 8) == 0
     assert best_count(0.9, 1, cheap, 2.0, 8) == 0, "guesses that take two calls each"
+    assert best_count(0.9, 1, CallCost(), 0.0, 8) == 0
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
+@pytest.mark.parametrize("each", [0.02, 0.3, 0.9])
+def test_what_is_tried_settles_on_what_is_fastest(share: float, each: float) -> None:
+    """Calls of which each one is chosen by what the ones before took, until nothing changes."""
+    cost, true = CallCost(), _cost(1.0, each, tuple(range(1, 10)))
+    for _ in range(60):
+        rows = 1 + best_count(share, 1, cost, 0.0, 8)
+        cost.record(rows, 1.0 + each * rows)
+    found, best = (best_count(share, 1, one, 0.0, 8) for one in (cost, true))
+    speeds = [sum(share**index for index in range(count + 1)) / true.of(1 + count) for count in (found, best)]
+    assert speeds[0] >= 0.9 * speeds[1]
 
 
 def test_guesses_that_never_hold_end_and_are_tried_again() -> None:
-    acceptance, cost = Acceptance(), CallCost()
-    for rows in (1, 2, 4):
-        cost.record(rows, 1.0 + 0.5 * rows)
+    acceptance, cost = Acceptance(), _cost(1.0, 0.5)
     assert best_count(acceptance.share, 1, cost, 0.0, 8) > 0
     for _ in range(40):
         acceptance.record(2, 0)
