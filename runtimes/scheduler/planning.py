@@ -6,33 +6,12 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from .choice import Choice
+from .cost import CallCost, PromptCost
 
-FEWEST = 32
-"""Tokens of a prompt in a call beside answers, however slow the machine is: fewer would waste the call."""
+FEWEST = 16
+"""Tokens of prompts in a call beside answers, however slow the machine is: fewer would waste the call."""
 LOGITS_BYTES = 64 << 20
 """Most bytes of logits that a call gives for the log-probabilities of a prompt."""
-_WEIGHT = 0.3
-
-
-@dataclass
-class Pace:
-    """How long a token of a prompt takes, as measured, so that calls stay short while answers are being read.
-
-    Attributes:
-        seconds: per token, a running mean; 0 before the first call.
-    """
-
-    seconds: float = 0.0
-
-    def record(self, tokens: int, seconds: float) -> None:
-        """Note what a call took."""
-        if tokens >= FEWEST:
-            each = seconds / tokens
-            self.seconds = each if not self.seconds else (1 - _WEIGHT) * self.seconds + _WEIGHT * each
-
-    def budget(self, seconds: float, most: int) -> int:
-        """Tokens that a call of so many seconds computes."""
-        return most if not self.seconds else max(FEWEST, min(most, int(seconds / self.seconds)))
 
 
 @dataclass(frozen=True)
@@ -41,17 +20,19 @@ class Planner:
 
     Attributes:
         step_tokens: most tokens of a call.
-        step_seconds: that a call may take while answers are being generated.
+        slowdown: how many times longer than one without prompts a call may take while answers are being read.
         attention_chunk: tokens do not cross a multiple of it, 0 for none.
         vocabulary: values of a row of logits.
-        pace: what calls took.
+        calls: what calls without prompts took.
+        prompts: what prompts added to calls.
     """
 
     step_tokens: int
-    step_seconds: float
+    slowdown: float
     attention_chunk: int
     vocabulary: int
-    pace: Pace
+    calls: CallCost
+    prompts: PromptCost
 
     def plan(self, running: Items[Choice], ready_until: dict[Choice, int]) -> list[tuple[Choice, int]]:
         """Answers and how many of their next tokens are computed, the most urgent first.
@@ -60,18 +41,32 @@ class Planner:
             running: in the order of their urgency.
             ready_until: tokens of a prompt whose pictures were looked at, where not all were.
         """
-        decoding = [choice for choice in running if choice.is_decoding]
-        planned = [(choice, self._within_chunk(choice, 1 + len(choice.draft))) for choice in decoding]
-        used = sum(tokens for _, tokens in planned)
-        budget = self.pace.budget(self.step_seconds, self.step_tokens) if decoding else self.step_tokens
+        planned = [(choice, self._within_chunk(choice, 1 + len(choice.draft)))
+                   for choice in running if choice.is_decoding]
+        left = self._room_for_prompts(sum(tokens for _, tokens in planned))
         for choice in running:
-            if not choice.is_decoding and used < budget:
+            if not choice.is_decoding and left > 0:
                 end = ready_until.get(choice, len(choice.token_ids))
-                tokens = self._piece(choice, min(budget - used, end - choice.seen))
+                tokens = self._piece(choice, min(left, end - choice.seen))
                 if tokens > 0:
                     planned.append((choice, tokens))
-                    used += tokens
+                    left -= tokens
         return planned
+
+    def record(self, rows: int, prompts: int, seconds: float) -> None:
+        """Learn from how long a call over so many rows of answers and tokens of prompts took."""
+        if not prompts:
+            self.calls.record(rows, seconds)
+        else:
+            self.prompts.record(prompts, seconds - (self.calls.of(rows) if rows else 0.0))
+
+    def _room_for_prompts(self, rows: int) -> int:
+        """Tokens of prompts beside so many rows of answers."""
+        most = self.step_tokens - rows
+        if not rows or not self.prompts.seconds or not self.calls.of(rows):
+            return most
+        more = (self.slowdown - 1) * self.calls.of(rows) / self.prompts.seconds
+        return max(FEWEST, min(most, int(more)))
 
     def _piece(self, choice: Choice, tokens: int) -> int:
         if choice.request.prompt_logprobs is not None:
@@ -81,4 +76,3 @@ class Planner:
     def _within_chunk(self, choice: Choice, tokens: int) -> int:
         chunk = self.attention_chunk
         return min(tokens, chunk - choice.seen % chunk) if chunk else tokens
-

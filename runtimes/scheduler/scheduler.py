@@ -22,9 +22,10 @@ from ..kv_cache.prefix_cache import PrefixCache
 from ..kv_cache.sequence import Sequence
 from .active import ActiveRequest
 from .choice import Choice, rows_of
+from .cost import CallCost, PromptCost
 from .memory import CacheRoom
-from .planning import Pace, Planner
-from .speculation import Speculation
+from .planning import Planner
+from .speculation import Drafter, Speculation
 
 Array = np.ndarray[Any, Any]
 
@@ -36,8 +37,8 @@ class Scheduler:
         engine: loaded.
         sequences: most answers in the making.
         step_tokens: most tokens in one call.
-        step_seconds: that a call may take while answers are being generated.
-        speculation: guesses next tokens, None for no guesses.
+        slowdown: how many times longer than one without prompts a call may take while answers are being read.
+        drafter: guesses next tokens, None for no guesses.
 
     Attributes:
         running: answers in the making.
@@ -45,18 +46,17 @@ class Scheduler:
     """
 
     def __init__(
-        self, engine: Engine, *, sequences: int, step_tokens: int, step_seconds: float,
-        speculation: Speculation | None = None,
+        self, engine: Engine, *, sequences: int, step_tokens: int, slowdown: float, drafter: Drafter | None = None
     ) -> None:
         self._runner, self._vision, config = engine.runner, engine.vision, engine.config
-        self._sequences, self.speculation = sequences, speculation
+        self._sequences, calls = sequences, CallCost()
+        self.speculation = None if drafter is None else Speculation(drafter, calls)
         self.running: list[Choice] = []
         self._waiting: list[Choice] = []
         self._requests: dict[Choice, ActiveRequest] = {}
         self.room = CacheRoom.of(self._runner)
-        self.pace = Pace()
-        self._planner = Planner(step_tokens, step_seconds, self._runner.attention_chunk, config.text.vocab_size,
-                                self.pace)
+        self._planner = Planner(step_tokens, slowdown, self._runner.attention_chunk, config.text.vocab_size, calls,
+                                PromptCost())
         self.preemptions = 0
 
     # -- who is there ----------------------------------------------------------------------------------------------
@@ -207,21 +207,16 @@ class Scheduler:
     def _run(self, planned: Items[tuple[Choice, int]]) -> None:
         steps = [self._step_of(choice, tokens) for choice, tokens in planned]
         first_pending = [choice.seen for choice, _ in planned]
+        answers = sum(tokens for choice, tokens in planned if choice.is_decoding)
         started = time.perf_counter()
         logits_RV = self._runner.step(steps)
-        self._record(planned, time.perf_counter() - started)
+        prompts = sum(tokens for _, tokens in planned) - answers
+        self._planner.record(answers, prompts, time.perf_counter() - started)
         row = 0
         for (choice, _), step, first in zip(planned, steps, first_pending, strict=True):
             self._take(choice, logits_RV[row : row + len(step.rows)], first)
             self._publish(choice)
             row += len(step.rows)
-
-    def _record(self, planned: Items[tuple[Choice, int]], seconds: float) -> None:
-        """Learn from how long a call took."""
-        rows = sum(tokens for _, tokens in planned)
-        self.pace.record(rows, seconds)
-        if self.speculation is not None and all(tokens == 1 + len(choice.draft) for choice, tokens in planned):
-            self.speculation.record_call(rows, seconds)
 
     def _step_of(self, choice: Choice, tokens: int) -> Step:
         assert choice.sequence is not None, "a running answer has a sequence"

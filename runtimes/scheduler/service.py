@@ -18,7 +18,7 @@ from .active import ActiveRequest
 from .answer import Answer
 from .request import GenerationRequest, OverloadedError
 from .scheduler import Scheduler
-from .speculation import Drafter, Speculation
+from .speculation import Drafter
 
 logger = logging.getLogger(__name__)
 
@@ -30,14 +30,15 @@ class ServiceOptions:
     Attributes:
         sequences: most answers that are generated at the same time.
         step_tokens: most tokens in one call of the model.
-        step_seconds: that a call may take while answers are being generated; prompts are cut accordingly.
+        slowdown: how many times longer than one without prompts a call may take while answers are being read; prompts
+            are cut accordingly.
         queued_requests: most requests that wait.
         queued_tokens: most tokens of their prompts.
     """
 
     sequences: int = 64
     step_tokens: int = 512
-    step_seconds: float = 0.25
+    slowdown: float = 2.5
     queued_requests: int = 256
     queued_tokens: int = 1 << 20
 
@@ -61,8 +62,7 @@ class Service:
         self.engine, self.options = engine, options or ServiceOptions()
         limits = self.options
         self._scheduler = Scheduler(engine, sequences=limits.sequences, step_tokens=limits.step_tokens,
-                                    step_seconds=limits.step_seconds,
-                                    speculation=None if drafter is None else Speculation(drafter))
+                                    slowdown=limits.slowdown, drafter=drafter)
         context = engine.config.text.max_position_embeddings
         self.max_model_len = min(context, self._scheduler.room.most_tokens or context)
         self.failure = ""

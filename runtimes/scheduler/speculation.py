@@ -17,13 +17,10 @@ from typing import Protocol
 from weakref import WeakKeyDictionary
 
 from .choice import Choice
+from .cost import CallCost
 from .lookup import NGramIndex
 
 MOST_GUESSES = 8
-_NEWS = 0.2
-"""Weight of a new measurement against the mean of those before."""
-_UNKNOWN_ROW = 0.25
-"""What a row is thought to cost that was never measured, of what rows cost so far: little enough to be tried."""
 _OPTIMISM = 0.7
 _RETRY = 48
 """After so many tokens without guesses a request tries again."""
@@ -55,29 +52,6 @@ class PromptLookup:
 
     def _index_of(self, choice: Choice) -> NGramIndex:
         return self._indices.setdefault(choice, NGramIndex())
-
-
-class CallCost:
-    """Seconds of a call by its rows, as measured; in between a line, and beyond it a part of what rows cost so far."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}
-
-    def record(self, rows: int, seconds: float) -> None:
-        """Note what a call took."""
-        known = self._seconds.setdefault(rows, seconds)
-        self._seconds[rows] = known + _NEWS * (seconds - known)
-
-    def of(self, rows: int) -> float:
-        """Seconds of a call over so many rows; 0 as long as nothing was measured."""
-        below = max((known for known in self._seconds if known <= rows), default=None)
-        above = min((known for known in self._seconds if known >= rows), default=None)
-        if below is None:
-            return self._seconds[above] * rows / above if above else 0.0
-        seconds = self._seconds[below]
-        if above is None:
-            return seconds * (1 + _UNKNOWN_ROW * (rows - below) / below)
-        return seconds + (self._seconds[above] - seconds) * (rows - below) / max(1, above - below)
 
 
 class Acceptance:
@@ -125,6 +99,7 @@ class Speculation:
 
     Args:
         drafter: guesses.
+        cost: of calls.
 
     Attributes:
         drafts: calls that verified guesses, by answers.
@@ -132,8 +107,8 @@ class Speculation:
         held: of them, those that became part of an answer.
     """
 
-    def __init__(self, drafter: Drafter) -> None:
-        self._drafter, self._cost = drafter, CallCost()
+    def __init__(self, drafter: Drafter, cost: CallCost) -> None:
+        self._drafter, self._cost = drafter, cost
         self._acceptance: WeakKeyDictionary[Choice, Acceptance] = WeakKeyDictionary()
         self.drafts = self.guessed = self.held = 0
 
@@ -149,10 +124,6 @@ class Speculation:
 
     def _of(self, choice: Choice) -> Acceptance:
         return self._acceptance.setdefault(choice, Acceptance())
-
-    def record_call(self, rows: int, seconds: float) -> None:
-        """Note what a call without prompts took."""
-        self._cost.record(rows, seconds)
 
     def record(self, choice: Choice, guessed: int, held: int) -> None:
         """Note what became of an answer's guesses."""

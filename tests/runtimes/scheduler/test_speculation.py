@@ -13,8 +13,9 @@ from herdgraph.errors import HerdError
 from herdgraph.runtimes import Engine, Sampling
 from herdgraph.runtimes.scheduler import DraftModel, PromptLookup, Service
 from herdgraph.runtimes.scheduler.choice import Choice
+from herdgraph.runtimes.scheduler.cost import CallCost
 from herdgraph.runtimes.scheduler.lookup import NGramIndex
-from herdgraph.runtimes.scheduler.speculation import Acceptance, CallCost, Drafter, best_count
+from herdgraph.runtimes.scheduler.speculation import Acceptance, Drafter, best_count
 from support import herds
 
 from .test_service import alone, request, tokens_of
