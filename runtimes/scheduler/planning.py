@@ -20,7 +20,8 @@ class Planner:
 
     Attributes:
         step_tokens: most tokens of a call.
-        slowdown: how many times longer than one without prompts a call may take while answers are being read.
+        slowdown: how many times longer than one without prompts a call may take while answers are being read, where
+            no more prompts than answers wait for it.
         attention_chunk: tokens do not cross a multiple of it, 0 for none.
         vocabulary: values of a row of logits.
         calls: what calls without prompts took.
@@ -43,7 +44,7 @@ class Planner:
         """
         planned = [(choice, self._within_chunk(choice, 1 + len(choice.draft)))
                    for choice in running if choice.is_decoding]
-        left = self._room_for_prompts(sum(tokens for _, tokens in planned))
+        left = self._room_for_prompts(sum(tokens for _, tokens in planned), len(planned), len(running) - len(planned))
         for choice in running:
             if not choice.is_decoding and left > 0:
                 end = ready_until.get(choice, len(choice.token_ids))
@@ -60,13 +61,17 @@ class Planner:
         else:
             self.prompts.record(prompts, seconds - (self.calls.of(rows) if rows else 0.0))
 
-    def _room_for_prompts(self, rows: int) -> int:
-        """Tokens of prompts beside so many rows of answers."""
+    def _room_for_prompts(self, rows: int, answers: int, prompts: int) -> int:
+        """Tokens of prompts beside so many rows of answers.
+
+        Whoever waits for a first token counts as much as whoever waits for the next one: where there are more prompts
+        than answers, calls may become longer by their ratio.
+        """
         most = self.step_tokens - rows
         if not rows or not self.prompts.seconds or not self.calls.of(rows):
             return most
-        more = (self.slowdown - 1) * self.calls.of(rows) / self.prompts.seconds
-        return max(FEWEST, min(most, int(more)))
+        longer = (self.slowdown - 1) * max(1.0, prompts / answers)
+        return max(FEWEST, min(most, int(longer * self.calls.of(rows) / self.prompts.seconds)))
 
     def _piece(self, choice: Choice, tokens: int) -> int:
         if choice.request.prompt_logprobs is not None:
