@@ -12,6 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from ...errors import HerdError
+from .connections import Connection
 
 KEEP_ALIVE_SECONDS = 30
 """That a connection may be silent between two requests."""
@@ -58,7 +59,7 @@ class HttpServer:
 
     def __init__(self, app: ASGIApp, sock: socket.socket) -> None:
         config = uvicorn.Config(
-            app, http="h11", ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
+            app, http=Connection, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
             proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=CLOSING_SECONDS,
             h11_max_incomplete_event_size=HEADER_BYTES)
         self._server, self._socket = uvicorn.Server(config), sock

@@ -1,0 +1,71 @@
+"""Connections on which nothing moves end, others do not."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from herdgraph.runtimes.server import connections
+from herdgraph.runtimes.server.listen import HttpServer, listening
+
+GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+LARGE = 16 << 20
+"""More than the system takes for somebody who does not read."""
+
+
+async def large(scope: Scope, receive: Receive, send: Send) -> None:
+    size = LARGE if scope["path"] == "/large" else 2
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
+    await send({"type": "http.response.body", "body": b"x" * size})
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpServer]:
+    monkeypatch.setattr(connections, "LOOK_SECONDS", 0.05)
+    with HttpServer(large, listening("127.0.0.1", 0)) as server:
+        yield server
+
+
+def connected(server: HttpServer) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=5)
+
+
+@pytest.mark.parametrize("begun", [b"", GET[:-2], GET + GET[:9]], ids=["nothing", "half a head", "half a second one"])
+def test_a_head_that_does_not_come(server: HttpServer, begun: bytes) -> None:
+    with connected(server) as sock:
+        sock.sendall(begun)
+        while sock.recv(1000):
+            pass
+
+
+def test_a_head_that_trickles(server: HttpServer) -> None:
+    with connected(server) as sock, pytest.raises(ConnectionError):
+        for byte in GET:
+            time.sleep(0.05)
+            sock.sendall(bytes([byte]))
+
+
+def test_a_reply_that_is_not_read(server: HttpServer) -> None:
+    with connected(server) as sock:
+        sock.sendall(GET.replace(b"/ ", b"/large "))
+        time.sleep(0.5)
+        received = 0
+        with pytest.raises(ConnectionResetError):
+            while part := sock.recv(1 << 20):
+                received += len(part)
+            assert received < LARGE
+            raise ConnectionResetError
+
+
+def test_requests_keep_a_connection(server: HttpServer) -> None:
+    with connected(server) as sock:
+        for _ in range(8):
+            sock.sendall(GET)
+            reply = b""
+            while not reply.endswith(b"\r\n\r\nxx"):
+                reply += sock.recv(1000)
+            time.sleep(0.06)
