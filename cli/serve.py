@@ -42,6 +42,8 @@ if TYPE_CHECKING:
               help="Host whose pictures are fetched, a name or *.name; may be repeated.")
 @click.option("--cors-origins", metavar="ORIGIN", multiple=True, show_default="none",
               help="Web pages of this origin may ask; may be repeated.")
+@click.option("--tool-format", type=click.Choice(["pythonic", "json"]), show_default="that of its chat template",
+              help="How the model writes calls of tools.")
 @click.option("--drain-timeout", type=Number(min=0), default=30.0, show_default=True,
               help="Seconds that running requests get after SIGTERM or Ctrl-C; a second signal ends them at once.")
 @threads_option
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
 def serve(
     bundle: Path, host: str, port: int, names: tuple[str, ...], api_keys: Path | None, context: int | None,
     sequences: int, cache_bytes: int | None, image_hosts: tuple[str, ...], cors_origins: tuple[str, ...],
-    drain_timeout: float, threads: int | None, memory: Memory,
+    tool_format: str | None, drain_timeout: float, threads: int | None, memory: Memory,
 ) -> None:
     """Answer requests in OpenAI's form with BUNDLE, many at a time.
 
@@ -64,7 +66,8 @@ def serve(
     Bundle.open(bundle, verify=False)
     app = create_app(None, ServerOptions(
         names=names or (bundle.resolve().name,), version=__version__, context=context, api_keys=api_keys,
-        image_hosts=image_hosts, cors_origins=cors_origins, request_log=sys.stdout))
+        image_hosts=image_hosts, cors_origins=cors_origins, tool_format=tool_format,
+        request_log=sys.stdout))
     with HttpServer(app, listening(host, port)) as server:
         loaded = {"threads": threads, "memory": memory, "cache_bytes": cache_bytes}
         _answer(bundle, loaded, sequences, app.state.serving, server, drain_timeout)
