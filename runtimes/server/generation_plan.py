@@ -30,17 +30,15 @@ class Plan:
         request: for ``Serving.submit``.
         toolkit: makes parsers.
         tools: that the model may call.
-        form: in which it writes calls.
     """
 
     request: GenerationRequest
     toolkit: Toolkit
     tools: tuple[Tool, ...] = ()
-    form: str = ""
 
     def parser(self) -> Parser | None:
         """A parser for one answer; None where all of it is text."""
-        return self.toolkit.parser(list(self.tools), self.form) if self.tools else None
+        return self.toolkit.parser(list(self.tools)) if self.tools else None
 
 
 async def plan_chat(serving: Serving, scope: Scope, body: ChatBody) -> Plan:
@@ -60,7 +58,7 @@ async def plan_chat(serving: Serving, scope: Scope, body: ChatBody) -> Plan:
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     constraint = await constraint_of(serving, body, tools)
     request = await request_of(serving, scope, body, prompt, limit, logprobs, constraint=constraint)
-    return Plan(request, serving.toolkit, tuple(tools), serving.options.tool_format)
+    return Plan(request, serving.toolkit, tuple(tools))
 
 
 async def request_of(
@@ -139,7 +137,7 @@ async def constraint_of(serving: Serving, body: GenerationBody, tools: list[Tool
 def _tools_spec(serving: Serving, body: ChatBody, tools: list[Tool]) -> Spec:
     choice = body.tool_choice.function.name if isinstance(body.tool_choice, NamedTool) else body.tool_choice or "auto"
     return serving.toolkit.spec("tools", tools, choice, parallel=body.parallel_tool_calls is not False,
-                                format=serving.options.tool_format)
+                                format=serving.toolkit.format)
 
 
 def _wanted(form: ResponseFormat | None, structured: StructuredOutputs | None) -> tuple[Any, ...] | None:

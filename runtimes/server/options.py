@@ -20,7 +20,8 @@ class ServerOptions:
         cors_origins: origins of web pages elsewhere that may ask.
         key_requests: requests at the same time with one key.
         request_log: takes one JSON line per request, None for none.
-        tool_format: in which form the model writes tool calls: ``pythonic`` or ``json``.
+        tool_format: in which form the model writes tool calls: ``pythonic`` or ``json``; None for the one that its
+            chat template asks for.
         body_bytes: most bytes of a request.
         body_seconds: in which it must have come.
         json_depth: of lists and objects in each other.
@@ -37,7 +38,7 @@ class ServerOptions:
     cors_origins: tuple[str, ...] = ()
     key_requests: int = 64
     request_log: TextIO | None = None
-    tool_format: str = "pythonic"
+    tool_format: str | None = None
     body_bytes: int = 64 << 20
     body_seconds: float = 30.0
     json_depth: int = 64

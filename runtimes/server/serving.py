@@ -75,7 +75,7 @@ class Serving:
     def open(self, service: Backend) -> None:
         """Answer requests from now on."""
         self._service, self.phase = service, "ready"
-        self.toolkit.attach(service.engine.processor, service.engine.config)
+        self.toolkit.attach(service.engine.processor, service.engine.config, self.options.tool_format)
 
     def drain(self) -> None:
         """Take no more requests; those that run go on."""

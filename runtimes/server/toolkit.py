@@ -38,23 +38,31 @@ class Toolkit:
     def __init__(self) -> None:
         self._processor: PromptProcessor | None = None
         self._config: HerdConfig | None = None
+        self._format: str | None = None
         self._building = threading.Lock()
 
-    def attach(self, processor: PromptProcessor, config: HerdConfig) -> None:
-        """Say for which model."""
-        self._processor, self._config = processor, config
+    def attach(self, processor: PromptProcessor, config: HerdConfig, format: str | None = None) -> None:  # noqa: A002
+        """Say for which model, and in which format it writes calls if not in that of its template."""
+        self._processor, self._config, self._format = processor, config, format
 
     # -- tools ---------------------------------------------------------------------------------------------------
+
+    @property
+    def format(self) -> str:
+        """In which the model writes calls: prompts ask for it, grammars enforce it and parsers read it."""
+        assert self._processor, "attached before requests come"
+        return self._format or str(_tools().call_format(self._processor.template))
 
     def prepare_messages(self, messages: list[Any], tools: list[Tool]) -> tuple[list[Any], list[Tool]]:
         """Messages and tools in the form that the model's template takes."""
         assert self._processor, "attached before requests come"
-        prepared: tuple[list[Any], list[Tool]] = _tools().prepare_messages(messages, tools, self._processor.template)
+        prepared: tuple[list[Any], list[Tool]] = _tools().prepare_messages(
+            messages, tools, self._processor.template, self._format)
         return prepared
 
-    def parser(self, tools: list[Tool], form: str) -> Parser:
+    def parser(self, tools: list[Tool]) -> Parser:
         """A parser for one answer."""
-        return _Translated(_tools().ToolParser(tools, form))
+        return _Translated(_tools().ToolParser(tools, self.format))
 
     # -- grammars ------------------------------------------------------------------------------------------------
 

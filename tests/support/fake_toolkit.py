@@ -25,7 +25,7 @@ class FakeToolkit(Toolkit):
                  for message in messages]
         return [{"role": "system", "content": f"tools: {named}"}, *plain], []
 
-    def parser(self, tools: list[Any], form: str) -> FakeParser:
+    def parser(self, tools: list[Any]) -> FakeParser:
         return FakeParser()
 
     def spec(self, kind: str, *arguments: Any, **options: Any) -> Any:

@@ -37,6 +37,10 @@ class Abilities:
     prints_results: bool
     format: Format
 
+    def writing(self, format: Format | None) -> Abilities:  # noqa: A002
+        """What the template is good for where calls are to have a format: nothing, if it asks for the other one."""
+        return self if format in (None, self.format) else Abilities(False, False, self.prints_results, format)
+
 
 @lru_cache(maxsize=8)
 def abilities(template: ChatTemplate) -> Abilities:

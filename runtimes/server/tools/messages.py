@@ -20,23 +20,27 @@ from .definitions import Tool, checked_tools, require_name
 from .openings import Format
 from .written_calls import written_calls
 
-INSTRUCTIONS = """\
+_INSTRUCTIONS = """\
 You answer questions, and you may invoke functions for it. Invoke a function only if it is listed below, if it fits \
 the question, and if all of its required parameters are known; ask for those that are missing. Otherwise answer in \
 plain text.
 
 To invoke functions, output nothing but the calls, in exactly this format:
-[func_name1(param1=value1, param2="value2"), func_name2(param1=value1)]
-Values are Python literals. The results come in the next message; use them for your answer.
+{example}. The results come in the next message; use them for your answer.
 
 Here is a list of functions in JSON format that you can invoke:
 
-"""
+{functions}"""
 """Asks for calls as Meta's prompt format for Llama 4 does."""
+_EXAMPLES: dict[Format, str] = {
+    "pythonic": '[func_name1(param1=value1, param2="value2"), func_name2(param1=value1)]\nValues are Python literals',
+    "json": '{"type": "function", "name": "func_name1", "parameters": {"param1": "value1"}}; {"type": "function", '
+            '"name": "func_name2", "parameters": {}}\nValues are JSON',
+}
 
 
 def prepare_messages(
-    messages: Any, tools: Sequence[Any] | None, template: ChatTemplate
+    messages: Any, tools: Sequence[Any] | None, template: ChatTemplate, format: Format | None = None  # noqa: A002
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
     """What to render.
 
@@ -44,6 +48,7 @@ def prepare_messages(
         messages: in OpenAI's form.
         tools: in OpenAI's form or checked, None for none.
         template: the checkpoint's.
+        format: how the model is to write calls, None for what the template asks for.
 
     Returns:
         Checked messages, and the tools that the template is to offer.
@@ -51,14 +56,14 @@ def prepare_messages(
     Raises:
         HerdError: a message, a tool or a call is wrong, with its place.
     """
-    can, names = abilities(template), dict[str, str]()
+    can, names = abilities(template).writing(format), dict[str, str]()
     prepared = [_prepared(index, message, can, names) for index, message in enumerate(checked_messages(messages))]
     if not tools:
         return prepared, None
     offered = checked_tools(tools)
     if can.offers_tools:
         return prepared, [tool.described() for tool in offered]
-    return _with_instructions(prepared, offered), None
+    return _with_instructions(prepared, offered, can.format), None
 
 
 def call_format(template: ChatTemplate) -> Format:
@@ -116,9 +121,11 @@ def _arguments(where: str, given: Any) -> dict[str, Any]:
     return plain
 
 
-def _with_instructions(messages: list[dict[str, Any]], tools: Sequence[Tool]) -> list[dict[str, Any]]:
+def _with_instructions(
+    messages: list[dict[str, Any]], tools: Sequence[Tool], format: Format  # noqa: A002
+) -> list[dict[str, Any]]:
     functions = json.dumps([tool.described()["function"] for tool in tools], indent=4, ensure_ascii=False)
-    text = INSTRUCTIONS + functions
+    text = _INSTRUCTIONS.format(example=_EXAMPLES[format], functions=functions)
     if messages[0]["role"] == "system":
         return [_extended(messages[0], f"\n\n{text}"), *messages[1:]]
     return [{"role": "system", "content": text}, *messages]

@@ -87,13 +87,13 @@ def opening_at(text: str, at: int, names: Collection[str], format: Format, *, cl
     return Opening(name, cursor.at) if name else None
 
 
-def following(text: str, at: int, names: Collection[str], format: Format, *, closed: bool) -> Opening | int | None:  # noqa: A002
+def following(text: str, at: int, names: Collection[str], format: Format) -> Opening | int | None:  # noqa: A002
     """What stands after a call: another one, the place where the calls end, or None for neither.
 
     Raises:
-        Waiting: more text would decide.
+        Waiting: more text would decide; an answer that ends here was cut off.
     """
-    cursor = _Cursor(text, at, closed)
+    cursor = _Cursor(text, at, closed=False)
     cursor.blanks(MOST_BLANKS)
     if format == "pythonic":
         if cursor.takes("]"):

@@ -51,7 +51,8 @@ class ToolParser:
 
     Text stays text unless it begins a call of a tool that was offered (see ``openings``). Of a call that goes wrong in
     its midst, which a grammar prevents, the arguments stay incomplete, so that nobody takes them for an object, and
-    what follows is text. The work is linear in the length of the answer, however it is cut.
+    what follows is text. Where an answer is cut between its calls, what was begun of the next one is dropped. The work
+    is linear in the length of the answer, however it is cut.
 
     Args:
         tools: those that were offered, in OpenAI's form or checked.
@@ -132,11 +133,13 @@ class ToolParser:
             self._source.at += len(AFTER)
 
     def _following(self) -> Reading[Opening | int | None]:
+        source = self._source
         while True:
-            source = self._source
             try:
-                return following(source.text, source.at, self._names, self._format, closed=source.closed)
+                return following(source.text, source.at, self._names, self._format)
             except Waiting:
+                if source.closed:
+                    return len(source.text)
                 yield
 
     def _starts_with(self, wanted: str) -> Reading[bool]:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herdgraph.errors import HerdError
-from herdgraph.model.processing import ChatTemplate, Tokenizer, load_tokenizer
+from herdgraph.model.config import HerdConfig
+from herdgraph.model.processing import ChatTemplate, PromptProcessor, Tokenizer, load_tokenizer
 from herdgraph.model.processing.chat import META_FORMAT
 from herdgraph.model.processing.messages import checked_messages
-from herdgraph.runtimes.server.tools import ToolArguments, ToolParser, call_format, joined, prepare_messages
+from herdgraph.runtimes.server.parts import CallArguments
+from herdgraph.runtimes.server.toolkit import Toolkit
+from herdgraph.runtimes.server.tools import Format, ToolArguments, ToolParser, call_format, joined, prepare_messages
 from support import herds
 
 CHATML = (
@@ -66,8 +70,10 @@ def templates(tokenizer: Tokenizer) -> dict[str, ChatTemplate]:
     return {name: ChatTemplate(source, variables, tokenizer.control_tokens) for name, source in TEMPLATES.items()}
 
 
-def rendered(template: ChatTemplate, messages: Any, tools: Any = (WEATHER,)) -> str:
-    prepared, offered = prepare_messages(messages, tools, template)
+def rendered(
+    template: ChatTemplate, messages: Any, tools: Any = (WEATHER,), format: Format | None = None  # noqa: A002
+) -> str:
+    prepared, offered = prepare_messages(messages, tools, template, format)
     return template.render(checked_messages(prepared), tools=offered)
 
 
@@ -83,6 +89,31 @@ def test_every_template_shows_tools_calls_and_results(name: str, templates: dict
     assert "None" not in text
     assert call_format(templates[name]) == ("json" if name == "json" else "pythonic")
     assert rendered(templates[name], DIALOGUE[:1], None).count("get_weather") == 0
+
+
+@pytest.mark.parametrize("chosen", [None, "pythonic", "json"])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_prompt_and_parser_agree(name: str, chosen: Format | None, templates: dict[str, ChatTemplate]) -> None:
+    toolkit = Toolkit()
+    toolkit.attach(cast(PromptProcessor, SimpleNamespace(template=templates[name])), cast(HerdConfig, None), chosen)
+    assert toolkit.format == (chosen or call_format(templates[name]))
+    messages, offered = toolkit.prepare_messages(DIALOGUE, [WEATHER])
+    text = templates[name].render(checked_messages(messages), tools=offered)
+    answer = text[text.index("Paris?") :]
+    parser = toolkit.parser([WEATHER])
+    found = [part for part in [*parser.feed(answer), *parser.finish()] if isinstance(part, CallArguments)]
+    assert json.loads("".join(part.fragment for part in found)) == {"city": 'Pa"ris', "days": 2}
+
+
+@pytest.mark.parametrize("format", ["pythonic", "json"])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_format_that_the_operator_chose(name: str, format: Format, templates: dict[str, ChatTemplate]) -> None:  # noqa: A002
+    text = rendered(templates[name], DIALOGUE, format=format)
+    pythonic, json_form = '[get_weather(city="Pa\\"ris", days=2)]', '"parameters": {"city": "Pa\\"ris", "days": 2}}'
+    assert (pythonic in text, json_form in text) == (format == "pythonic", format == "json")
+    asked = "func_name1(param1" in text, '"name": "func_name1"' in text or '{"name": function name' in text
+    assert asked == (format == "pythonic", format == "json")
+    assert "clear" in text
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -112,6 +112,25 @@ def test_answers_cut_anywhere(format: Format, text: str, expected: list[Any]) ->
         assert summary(parts(text, format, cut)) == expected
 
 
+@pytest.mark.parametrize(("format", "text", "calls"), [
+    ("pythonic", "[f(), get_weather(a=1)]", [("f", {}), ("get_weather", {"a": 1})]),
+    ("json", '{"name": "f", "parameters": {}}; {"type": "function", "name": "get_weather", "parameters": {"a": 1}}',
+     [("f", {}), ("get_weather", {"a": 1})]),
+    ("json", '{"name": "f", "parameters": {}}\n{"name": "get", "arguments": {}}', [("f", {}), ("get", {})]),
+])
+def test_what_was_begun_of_the_next_call_is_no_text(
+    format: Format, text: str, calls: list[Any]  # noqa: A002
+) -> None:
+    first = text.index("f()") + 3 if format == "pythonic" else text.index("{}}") + 3
+    for end in range(first, len(text)):
+        for whole in (True, False):
+            parser = ToolParser(TOOLS, format)
+            pieces = [text[:end]] if whole else text[:end]
+            found = summary(joined([part for piece in pieces for part in parser.feed(piece)] + parser.finish()))
+            assert found[0] == calls[0]
+            assert [item[0] for item in found[1:]] in ([], [calls[1][0]])
+
+
 def test_arguments_stream_while_they_are_written() -> None:
     parser = ToolParser(TOOLS, "pythonic")
     assert parser.feed("Well [ge") == [TextPart("Well ")]

@@ -1,0 +1,192 @@
+"""Whether answers have the form that was asked for: random JSON schemas, and calls of the tools of BFCL.
+
+    python -m benchmarks.forms schemas BUNDLE [--count 500] [--clients 8] [--context 2048] [--url URL] [--json]
+    python -m benchmarks.forms tools BUNDLE [--formats pythonic json] [--categories simple multiple parallel] ...
+
+Everything is asked at temperature 1 over the whole vocabulary (top_p 1), so that a model which knows nothing finds
+every hole of a grammar. ``schemas`` draws them from seeds (``tests/support/schemas.py``) and asks once more without a
+form for answers of the same lengths: the difference of the times per token is what a form costs. ``tools`` asks the
+questions of ``bfcl-eval`` with ``tool_choice`` required, every fifth one with auto as well, every other one streamed.
+
+Every answer is counted once: ``valid``; ``refused`` (400 before anything is generated); ``cut`` by the length limit,
+which nothing can make whole; ``text`` (auto, no call); anything else is ``wrong``, and shown. ``stray`` are answers,
+cut ones too, in which text stands beside calls under ``required``, such as the beginning of a call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator, ValidationError
+from rich.table import Table
+
+from herdgraph.console import emit_json, run_cli, stderr, stdout
+
+from .bfcl import CATEGORIES, ToolQuestion, is_right, questions
+from .chats import Answered, ask_all, milliseconds
+from .serving import Contestant, ours, served
+
+SAMPLED = {"temperature": 1, "top_p": 1, "top_k": 0, "min_p": 0}
+AUTO_EVERY = 5
+SHOWN = 5
+"""Wrong answers that are printed."""
+
+
+def schemas(url: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Random schemas, and free answers of the same lengths."""
+    from tests.support.schemas import SchemaGenerator
+
+    drawn = [SchemaGenerator(seed).schema() for seed in range(options.count)]
+    bodies = [_body(seed, options, [{"role": "user", "content": f"What is thing {seed}?"}], stream=True)
+              for seed in range(options.count)]
+    formed = ask_all(url, [{**body, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
+                           for body, schema in zip(bodies, drawn, strict=True)], options.clients)
+    counted = _counted(formed, lambda place: _kind_of_json(formed[place], drawn[place]))
+    free = ask_all(url, [{**body, "ignore_eos": True, "max_tokens": answer.tokens}
+                         for body, answer in zip(bodies, formed, strict=True) if answer.tokens], options.clients)
+    return [{"asked": "schemas", **counted, **_times(formed)},
+            {"asked": "no form", "answers": len(free), "tokens": sum(answer.tokens for answer in free), **_times(free)}]
+
+
+def tools(url: str, options: argparse.Namespace, form: str) -> list[dict[str, Any]]:
+    """The questions of some categories, with calls required and not."""
+    rows = []
+    for category in options.categories:
+        asked = questions(category)[: options.count]
+        for choice, some in (("required", asked), ("auto", asked[::AUTO_EVERY])):
+            bodies = [_body(place, options, one.messages, tools=one.tools, tool_choice=choice, stream=place % 2 == 0)
+                      for place, one in enumerate(some)]
+            answers = ask_all(url, bodies, options.clients)
+            rows.append({"asked": f"{category}, {choice}, {form}", **_counted_calls(answers, some, choice)})
+            stderr.print(table(rows[-1:]))
+    return rows
+
+
+def _body(seed: int, options: argparse.Namespace, messages: list[Any], **more: Any) -> dict[str, Any]:
+    limit = {"max_tokens": options.max_tokens} if options.max_tokens else {}
+    return {"messages": messages, "seed": seed, **SAMPLED, **limit, **more}
+
+
+def _counted(answers: Sequence[Answered], kind: Callable[[int], str]) -> dict[str, Any]:
+    """Answers by what became of them, and their tokens."""
+    kinds = {place: kind(place) for place in range(len(answers))}
+    for place in [place for place, found in kinds.items() if found == "wrong"][:SHOWN]:
+        stderr.print(f"wrong, question {place}: {answers[place]}", markup=False)
+    refusals = Counter(answer.refusal for place, answer in enumerate(answers) if kinds[place] == "refused")
+    return {"answers": len(answers), **Counter(kinds.values()), "tokens": sum(answer.tokens for answer in answers),
+            "reasons": dict(refusals.most_common())}
+
+
+def _counted_calls(answers: Sequence[Answered], asked: Sequence[ToolQuestion], choice: str) -> dict[str, Any]:
+    counted = _counted(answers, lambda place: _kind_of_calls(answers[place], asked[place], choice))
+    right = sum(answer.finish == "tool_calls" and is_right(_loaded(answer), one.expected)
+                for answer, one in zip(answers, asked, strict=True))
+    stray = sum(choice == "required" and bool(answer.calls and answer.text) for answer in answers)
+    return {**counted, "calls": sum(len(answer.calls) for answer in answers), "right": right, "stray": stray}
+
+
+def _kind_of_json(answer: Answered, schema: dict[str, Any]) -> str:
+    if (early := _early(answer)) is not None:
+        return early
+    try:
+        Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER).validate(
+            json.loads(answer.text, parse_constant=_no_json))
+    except (ValueError, ValidationError):
+        return "wrong"
+    return "valid" if answer.finish == "stop" else "wrong"
+
+
+def _kind_of_calls(answer: Answered, asked: ToolQuestion, choice: str) -> str:
+    if (early := _early(answer)) is not None:
+        return early
+    if choice == "auto" and answer.finish == "stop" and not answer.calls:
+        return "text"
+    parameters = {tool["function"]["name"]: tool["function"]["parameters"] for tool in asked.tools}
+    try:
+        for name, arguments in _loaded(answer):
+            Draft202012Validator(parameters[name]).validate(arguments)
+    except (ValueError, KeyError, ValidationError):
+        return "wrong"
+    alone = choice == "auto" or not answer.text
+    return "valid" if answer.finish == "tool_calls" and answer.calls and alone else "wrong"
+
+
+def _early(answer: Answered) -> str | None:
+    """What became of an answer that is not to be looked at; None for all others."""
+    if answer.refusal:
+        return "refused" if answer.status == 400 else "wrong"
+    return "cut" if answer.finish == "length" else None
+
+
+def _loaded(answer: Answered) -> list[tuple[str, dict[str, Any]]]:
+    return [(name, json.loads(arguments, parse_constant=_no_json)) for name, arguments in answer.calls]
+
+
+def _no_json(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _times(answers: Sequence[Answered]) -> dict[str, float]:
+    return {f"ms {name}": value for name, value in milliseconds(answers).items()}
+
+
+@contextmanager
+def _server(options: argparse.Namespace, *more: str) -> Iterator[str]:
+    """The server that was named, or a new one; its URL."""
+    if options.url:
+        yield options.url
+        return
+    command = (*ours(options.bundle, options.threads).command, "--context", str(options.context), *more)
+    with served(Contestant("herdgraph", command), options.clients, options.context) as url:
+        ask_all(url, [{"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1,
+                       "response_format": {"type": "json_object"}}], 1)  # the vocabulary of grammars is built
+        yield url
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Rows for people; reasons stand in lines of their own."""
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "reasons"))
+    shown = Table(*names)
+    for row in rows:
+        cells = (row.get(name, 0 if name in ("refused", "cut", "wrong") else "") for name in names)
+        shown.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells))
+    return shown
+
+
+def main() -> None:
+    """Parse, ask, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["schemas", "tools"])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--count", type=int, default=500, help="schemas, or at most so many questions of a category")
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--max-tokens", type=int, help="of an answer; without it all that the context leaves")
+    parser.add_argument("--categories", nargs="+", choices=list(CATEGORIES), default=list(CATEGORIES))
+    parser.add_argument("--formats", nargs="+", default=["pythonic", "json"])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--url", help="of a server that runs already; its own format of calls counts")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    if options.what == "schemas":
+        with _server(options) as url:
+            rows = schemas(url, options)
+    else:
+        for form in ["the server's"] if options.url else options.formats:
+            with _server(options, "--tool-format", form) as url:
+                rows += tools(url, options, form)
+    for row in rows:
+        for reason, count in row.get("reasons", {}).items():
+            stderr.print(f"{row['asked']}: refused {count} times: {reason}", markup=False)
+    emit_json(rows) if options.json else stdout.print(table(rows))
+
+
+if __name__ == "__main__":
+    run_cli(main)
