@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from starlette.types import Receive, Scope, Send
@@ -43,10 +44,13 @@ def test_a_head_that_does_not_come(server: HttpServer, begun: bytes) -> None:
 
 
 def test_a_head_that_trickles(server: HttpServer) -> None:
-    with connected(server) as sock, pytest.raises(ConnectionError):
+    def trickle() -> None:
         for byte in GET:
             time.sleep(0.05)
             sock.sendall(bytes([byte]))
+
+    with connected(server) as sock, pytest.raises(ConnectionError):
+        trickle()
 
 
 def test_a_reply_that_is_not_read(server: HttpServer) -> None:
@@ -54,11 +58,10 @@ def test_a_reply_that_is_not_read(server: HttpServer) -> None:
         sock.sendall(GET.replace(b"/ ", b"/large "))
         time.sleep(0.5)
         received = 0
-        with pytest.raises(ConnectionResetError):
+        with suppress(ConnectionResetError):
             while part := sock.recv(1 << 20):
                 received += len(part)
-            assert received < LARGE
-            raise ConnectionResetError
+        assert received < LARGE
 
 
 def test_requests_keep_a_connection(server: HttpServer) -> None:

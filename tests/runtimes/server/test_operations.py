@@ -135,8 +135,15 @@ def test_log_has_numbers_and_no_texts(client_of: Callable[..., TestClient], keys
 # -- clients that go, and those that do not read ---------------------------------------------------------------------
 
 
-async def _talk(app: Any, body: dict[str, Any], *, leave: float | None, key: str = "") -> list[dict[str, Any]]:
-    """One request by ASGI; the client leaves after some seconds."""
+async def _until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+async def _talk(
+    app: Any, body: dict[str, Any], *, leave: Callable[[list[dict[str, Any]]], object], key: str = ""
+) -> list[dict[str, Any]]:
+    """One request by ASGI; the client leaves when what it was told so far says so."""
     content = json.dumps(body).encode()
     told: list[dict[str, Any]] = []
     asked = iter([{"type": "http.request", "body": content, "more_body": False}])
@@ -144,7 +151,7 @@ async def _talk(app: Any, body: dict[str, Any], *, leave: float | None, key: str
     async def receive() -> dict[str, Any]:
         if (message := next(asked, None)) is not None:
             return message
-        await (asyncio.Event().wait() if leave is None else asyncio.sleep(leave))
+        await _until(lambda: leave(told))
         return {"type": "http.disconnect"}
 
     async def send(message: dict[str, Any]) -> None:
@@ -154,7 +161,7 @@ async def _talk(app: Any, body: dict[str, Any], *, leave: float | None, key: str
     scope = {"type": "http", "method": "POST", "path": PATH, "raw_path": PATH.encode(), "query_string": b"",
              "headers": headers, "scheme": "http", "server": ("x", 80), "client": ("y", 1), "http_version": "1.1",
              "asgi": {"version": "3.0", "spec_version": "2.3"}, "root_path": ""}
-    await asyncio.wait_for(app(scope, receive, send), 5)
+    await asyncio.wait_for(app(scope, receive, send), 30)
     return told
 
 
@@ -167,9 +174,7 @@ def test_a_client_that_goes_ends_its_request(
     service.script = lambda request, choice: "x" * 1000
     lines = io.StringIO()
     app = client_of(request_log=lines).app
-    began = time.perf_counter()
-    told = asyncio.run(_talk(app, CHAT | {"stream": streamed}, leave=0.1))
-    assert time.perf_counter() - began < 2
+    told = asyncio.run(_talk(app, CHAT | {"stream": streamed}, leave=lambda told: told if streamed else service.answers))
     assert [answer.cancelled for answer in service.answers] == [True]
     assert bool(told) is streamed
     assert json.loads(lines.getvalue())["finish"] == {"abort": 1}
@@ -245,12 +250,15 @@ def test_requests_of_a_key_are_limited(
     app = client_of(api_keys=keys_file, key_requests=2).app
 
     async def ask() -> list[list[dict[str, Any]]]:
-        busy = [asyncio.ensure_future(_talk(app, CHAT, leave=0.3, key="sk-one")) for _ in range(2)]
-        await asyncio.sleep(0.15)
-        third = await _talk(app, CHAT, leave=0.05, key="sk-one")
-        other = await _talk(app, CHAT, leave=0.05, key="sk-two")
+        ended = asyncio.Event()
+        busy = [asyncio.ensure_future(_talk(app, CHAT, leave=lambda told: ended.is_set(), key="sk-one"))
+                for _ in range(2)]
+        await _until(lambda: len(service.answers) == 2)
+        third = await _talk(app, CHAT, leave=lambda told: told, key="sk-one")
+        other = await _talk(app, CHAT, leave=lambda told: len(service.answers) == 3, key="sk-two")
+        ended.set()
         await asyncio.gather(*busy)
-        return [third, other, await _talk(app, CHAT, leave=0.05, key="sk-one")]
+        return [third, other, await _talk(app, CHAT, leave=lambda told: len(service.answers) == 4, key="sk-one")]
 
     third, other, later = asyncio.run(ask())
     assert third[0]["status"] == 429
