@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,7 +173,8 @@ def test_a_client_that_goes_ends_its_request(
     service.script = lambda request, choice: "x" * 1000
     lines = io.StringIO()
     app = client_of(request_log=lines).app
-    told = asyncio.run(_talk(app, CHAT | {"stream": streamed}, leave=lambda told: told if streamed else service.answers))
+    asked = CHAT | {"stream": streamed}
+    told = asyncio.run(_talk(app, asked, leave=lambda told: told if streamed else service.answers))
     assert [answer.cancelled for answer in service.answers] == [True]
     assert bool(told) is streamed
     assert json.loads(lines.getvalue())["finish"] == {"abort": 1}
