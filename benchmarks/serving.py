@@ -6,6 +6,7 @@
 =========  =======================================================================================================
 plain      every client asks for 64 tokens after a prompt of 256 that nobody else has
 shared     80 % of a prompt of 512 tokens are the same for everybody
+document   everybody asks 32 tokens about one document of 4,096
 mixed      short streams (32 tokens in, 200 out) while one client reads prompts of 4,096 tokens
 =========  =======================================================================================================
 
@@ -87,6 +88,9 @@ def scenario(name: str, clients: int, vocabulary: int) -> list[list[Question]]:
     if name == "shared":
         common = ids(410)
         return [[Question(common + ids(102), 64) for _ in range(each)] for _ in range(clients)]
+    if name == "document":
+        text = ids(4096)
+        return [[Question(text + ids(32), 32)] for _ in range(clients)]
     streams = [[Question(ids(32), 200)] for _ in range(max(1, clients - 1))]
     return [*streams, [Question(ids(4096), 8, delay=3.0)]]
 

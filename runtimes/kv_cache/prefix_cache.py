@@ -102,13 +102,17 @@ class PrefixCache:
         Returns:
             A cache that begins with it, and its tokens.
         """
-        known = self._known(keys[: (tokens - 1) // BLOCK_TOKENS])
+        known = self._known(keys, tokens)
         count = self._usable(known)
         cache, first = PagedCache(self._pools), self._first_of_chunk(count)
         cache.whole.adopt(entry.whole for entry in known[:count] if entry.whole is not None)
         cache.chunked.adopt(entry.chunked for entry in known[first:count] if entry.chunked is not None)
         self.touch(keys[:count])
         return cache, count * BLOCK_TOKENS
+
+    def blocks(self, keys: Items[bytes], tokens: int) -> int:
+        """Blocks that ``take`` would take over."""
+        return self._usable(self._known(keys, tokens))
 
     def count(self, queried: int, found: int) -> None:
         """Note that a prompt of so many tokens begins with so many that were taken over."""
@@ -170,9 +174,10 @@ class PrefixCache:
             if block is not None:
                 yield pool, block
 
-    def _known(self, keys: Items[bytes]) -> list[_Entry]:
+    def _known(self, keys: Items[bytes], tokens: int) -> list[_Entry]:
+        """The entries of the first blocks of a prompt, of which a token at least is left over."""
         known: list[_Entry] = []
-        for key in keys:
+        for key in keys[: (tokens - 1) // BLOCK_TOKENS]:
             if (entry := self._entries.get(key)) is None:
                 break
             known.append(entry)

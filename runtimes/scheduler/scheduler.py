@@ -115,19 +115,40 @@ class Scheduler:
         self._waiting = [choice for choice in self._waiting if choice in self._requests]
 
     def _admit(self) -> None:
-        """Let waiting answers begin, the most urgent first, while there is room for them."""
+        """Let waiting answers begin, the most urgent first, while there is room for them.
+
+        Who needs a block next that another one is computing right now waits for it, and takes it over.
+        """
         self._waiting.sort(key=self._urgency)
-        while self._waiting and self._has_place(choice := self._waiting[0]):
-            sequence, cached = self._begun(choice)
-            if self.running and not self.room.has(sequence, choice.pending - cached, spare=len(self.running)):
-                sequence.truncate(0)
+        for choice in list(self._waiting):
+            if not self._has_place(choice):
                 break
-            choice.sequence, choice.published = sequence, self.room.blocks(cached)
-            self._requests[choice].begin(cached)
-            if self.prefixes is not None:
-                self.prefixes.count(len(choice.token_ids), cached)
-            self.running.append(self._waiting.pop(0))
+            if not self._is_being_computed(choice) and not self._begin(choice):
+                break
         self.running.sort(key=self._urgency)
+
+    def _begin(self, choice: Choice) -> bool:
+        """Give an answer a sequence with what is known of its tokens; False where there is no memory for the rest."""
+        sequence, cached = self._begun(choice)
+        if self.running and not self.room.has(sequence, choice.pending - cached, spare=len(self.running)):
+            sequence.truncate(0)
+            return False
+        choice.sequence, choice.published = sequence, self.room.blocks(cached)
+        self._requests[choice].begin(cached)
+        if self.prefixes is not None:
+            self.prefixes.count(len(choice.token_ids), cached)
+        self._waiting.remove(choice)
+        self.running.append(choice)
+        return True
+
+    def _is_being_computed(self, choice: Choice) -> bool:
+        """Whether the next block that an answer needs belongs to a prompt that is being computed."""
+        if self.prefixes is None or choice.request.prompt_logprobs is not None:
+            return False
+        keys = choice.keys.keys
+        known = self.prefixes.blocks(keys, len(choice.token_ids))
+        return known < len(keys) and any(
+            keys[known] in other.keys.keys[other.published :] for other in self.running if not other.is_decoding)
 
     def _has_place(self, choice: Choice) -> bool:
         """Whether an answer, and those that begin as its copies, are not too many at the same time."""

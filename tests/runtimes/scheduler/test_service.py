@@ -102,6 +102,22 @@ def test_an_answer_is_the_prefix_of_the_next_turn(engine: Engine, start: StartSe
     assert answer.usage.cached_tokens == 128  # 159 tokens were computed: two full blocks
 
 
+def test_a_beginning_that_many_ask_at_once_is_computed_once(engine: Engine, start: StartService) -> None:
+    service, common = start(step_tokens=64), herds.tokens(300)
+    prompts = [common + herds.tokens(20 + seed, seed + 1) for seed in range(5)]
+    answers = [service.submit(request(prompt)) for prompt in prompts]
+    assert [tokens_of(answer)[0] for answer in answers] == [alone(engine, prompt) for prompt in prompts]
+    assert sorted(answer.usage.cached_tokens for answer in answers) == [0, 256, 256, 256, 256]
+
+
+def test_who_waits_for_a_beginning_goes_on_when_its_owner_leaves(engine: Engine, start: StartService) -> None:
+    service, common = start(step_tokens=16), herds.tokens(600)
+    first = service.submit(request(common))
+    second = service.submit(request([*common, 5]))
+    first.cancel()
+    assert tokens_of(second)[0] == alone(engine, [*common, 5])
+
+
 def test_tenants_share_nothing(start: StartService) -> None:
     service, prompt = start(), herds.tokens(200)
     for salt, cached in ((b"a", 0), (b"b", 0), (b"a", 192)):
