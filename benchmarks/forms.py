@@ -4,9 +4,11 @@
     python -m benchmarks.forms tools BUNDLE [--formats pythonic json] [--categories simple multiple parallel] ...
 
 Everything is asked at temperature 1 over the whole vocabulary (top_p 1), so that a model which knows nothing finds
-every hole of a grammar. ``schemas`` draws them from seeds (``tests/support/schemas.py``) and asks once more without a
-form for answers of the same lengths: the difference of the times per token is what a form costs. ``tools`` asks the
-questions of ``bfcl-eval`` with ``tool_choice`` required, every fifth one with auto as well, every other one streamed.
+every hole of a grammar. ``schemas`` draws them from seeds (``tests/support/schemas.py``); every fourth is asked once
+more without a form for an answer of the same length, in turns of 50 questions, so that both see the same machine: the
+difference of the times per token is what a form costs. ``tools`` asks the questions of ``bfcl-eval`` with
+``tool_choice`` required, every fifth one with auto as well, every other one streamed. ``--closing`` is a logit bias
+on what closes texts and lists: without it a model that knows nothing writes until its answer is cut.
 
 Every answer is counted once: ``valid``; ``refused`` (400 before anything is generated); ``cut`` by the length limit,
 which nothing can make whole; ``text`` (auto, no call); anything else is ``wrong``, and shown. ``stray`` are answers,
@@ -23,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 from jsonschema import Draft202012Validator, ValidationError
 from rich.table import Table
 
@@ -34,6 +37,9 @@ from .serving import Contestant, ours, served
 
 SAMPLED = {"temperature": 1, "top_p": 1, "top_k": 0, "min_p": 0}
 AUTO_EVERY = 5
+FREE_EVERY = 4
+TURN = 50
+CLOSING = '")]}'
 SHOWN = 5
 """Wrong answers that are printed."""
 
@@ -45,22 +51,30 @@ def schemas(url: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     drawn = [SchemaGenerator(seed).schema() for seed in range(options.count)]
     bodies = [_body(seed, options, [{"role": "user", "content": f"What is thing {seed}?"}], stream=True)
               for seed in range(options.count)]
-    formed = ask_all(url, [{**body, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
-                           for body, schema in zip(bodies, drawn, strict=True)], options.clients)
+    formed: list[Answered] = []
+    free: list[Answered] = []
+    for first in range(0, options.count, TURN):
+        turn = [{**body, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
+                for body, schema in zip(bodies, drawn, strict=True)][first : first + TURN]
+        answers = ask_all(url, turn, options.clients)
+        again = [{**body, "response_format": None, "ignore_eos": True, "max_tokens": answer.tokens}
+                 for body, answer in zip(turn, answers, strict=True) if answer.tokens]
+        formed += answers
+        free += ask_all(url, again[::FREE_EVERY], options.clients)
+        stderr.print(f"{len(formed)} of {options.count} schemas")
     counted = _counted(formed, lambda place: _kind_of_json(formed[place], drawn[place]))
-    free = ask_all(url, [{**body, "ignore_eos": True, "max_tokens": answer.tokens}
-                         for body, answer in zip(bodies, formed, strict=True) if answer.tokens], options.clients)
     return [{"asked": "schemas", **counted, **_times(formed)},
             {"asked": "no form", "answers": len(free), "tokens": sum(answer.tokens for answer in free), **_times(free)}]
 
 
 def tools(url: str, options: argparse.Namespace, form: str) -> list[dict[str, Any]]:
     """The questions of some categories, with calls required and not."""
-    rows = []
+    rows, biased = [], {"logit_bias": _closing(url, options.closing)} if options.closing else {}
     for category in options.categories:
         asked = questions(category)[: options.count]
         for choice, some in (("required", asked), ("auto", asked[::AUTO_EVERY])):
-            bodies = [_body(place, options, one.messages, tools=one.tools, tool_choice=choice, stream=place % 2 == 0)
+            bodies = [_body(place, options, one.messages, tools=one.tools, tool_choice=choice, stream=place % 2 == 0,
+                            **(biased if choice == "required" else {}))
                       for place, one in enumerate(some)]
             answers = ask_all(url, bodies, options.clients)
             rows.append({"asked": f"{category}, {choice}, {form}", **_counted_calls(answers, some, choice)})
@@ -71,6 +85,12 @@ def tools(url: str, options: argparse.Namespace, form: str) -> list[dict[str, An
 def _body(seed: int, options: argparse.Namespace, messages: list[Any], **more: Any) -> dict[str, Any]:
     limit = {"max_tokens": options.max_tokens} if options.max_tokens else {}
     return {"messages": messages, "seed": seed, **SAMPLED, **limit, **more}
+
+
+def _closing(url: str, bias: float) -> dict[str, float]:
+    """A bias on the tokens of what closes texts and lists."""
+    replies = [httpx.post(f"{url}/tokenize", json={"prompt": text, "add_special_tokens": False}) for text in CLOSING]
+    return {str(reply.json()["tokens"][-1]): bias for reply in replies}
 
 
 def _counted(answers: Sequence[Answered], kind: Callable[[int], str]) -> dict[str, Any]:
@@ -168,6 +188,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--max-tokens", type=int, help="of an answer; without it all that the context leaves")
+    parser.add_argument("--closing", type=float, default=0.0, metavar="BIAS")
     parser.add_argument("--categories", nargs="+", choices=list(CATEGORIES), default=list(CATEGORIES))
     parser.add_argument("--formats", nargs="+", default=["pythonic", "json"])
     parser.add_argument("--threads", type=int, default=2)
