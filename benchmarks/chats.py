@@ -35,7 +35,7 @@ class Answered:
     finish: str | None = None
     tokens: int = 0
     prompt_tokens: int = 0
-    events: list[float] = field(default_factory=list)
+    events: list[float] = field(default_factory=list, repr=False)
 
     @property
     def per_token(self) -> float:

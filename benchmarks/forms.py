@@ -22,11 +22,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import httpx
-from jsonschema import Draft202012Validator, ValidationError
+from jsonschema import Draft202012Validator, FormatChecker, ValidationError
 from rich.table import Table
 
 from herdgraph.console import emit_json, run_cli, stderr, stdout
@@ -42,6 +43,13 @@ TURN = 50
 CLOSING = '")]}'
 SHOWN = 5
 """Wrong answers that are printed."""
+_FORMATS = FormatChecker()
+
+
+@_FORMATS.checks("date", ValueError)
+def _is_date(text: object) -> bool:
+    """A date of RFC 3339, which has a year 0000, a leap year as 2000 is; Python's calendar has none."""
+    return not isinstance(text, str) or bool(date.fromisoformat("2000" + text[4:] if text[:4] == "0000" else text))
 
 
 def schemas(url: str, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -115,8 +123,7 @@ def _kind_of_json(answer: Answered, schema: dict[str, Any]) -> str:
     if (early := _early(answer)) is not None:
         return early
     try:
-        Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER).validate(
-            json.loads(answer.text, parse_constant=_no_json))
+        Draft202012Validator(schema, format_checker=_FORMATS).validate(json.loads(answer.text, parse_constant=_no_json))
     except (ValueError, ValidationError):
         return "wrong"
     return "valid" if answer.finish == "stop" else "wrong"
