@@ -3,12 +3,12 @@
     python -m benchmarks.forms schemas BUNDLE [--count 500] [--clients 8] [--context 2048] [--url URL] [--json]
     python -m benchmarks.forms tools BUNDLE [--formats pythonic json] [--categories simple multiple parallel] ...
 
-Everything is asked at temperature 1 over the whole vocabulary (top_p 1), so that a model which knows nothing finds
-every hole of a grammar. ``schemas`` draws them from seeds (``tests/support/schemas.py``); every fourth is asked once
-more without a form for an answer of the same length, in turns of 50 questions, so that both see the same machine: the
-difference of the times per token is what a form costs. ``tools`` asks the questions of ``bfcl-eval`` with
-``tool_choice`` required, every fifth one with auto as well, every other one streamed. ``--closing`` is a logit bias
-on what closes texts and lists: without it a model that knows nothing writes until its answer is cut.
+Everything is asked at temperature 1, unless told otherwise, over the whole vocabulary (top_p 1), so that a model which
+knows nothing finds every hole of a grammar. ``schemas`` draws them from seeds (``tests/support/schemas.py``); every
+fourth is asked once more without a form for an answer of the same length, in turns of 50 questions, so that both see
+the same machine: the difference of the times per token is what a form costs. ``tools`` asks the questions of
+``bfcl-eval`` with ``tool_choice`` required, every fifth one with auto as well, every other one streamed. ``--closing``
+is a logit bias on what closes texts and lists: without it a model that knows nothing writes until its answer is cut.
 
 Every answer is counted once: ``valid``; ``refused`` (400 before anything is generated); ``cut`` by the length limit,
 which nothing can make whole; ``text`` (auto, no call); anything else is ``wrong``, and shown. ``stray`` are answers,
@@ -36,7 +36,7 @@ from .bfcl import CATEGORIES, ToolQuestion, is_right, questions
 from .chats import Answered, ask_all, milliseconds
 from .serving import Contestant, ours, served
 
-SAMPLED = {"temperature": 1, "top_p": 1, "top_k": 0, "min_p": 0}
+SAMPLED = {"top_p": 1, "top_k": 0, "min_p": 0}
 AUTO_EVERY = 5
 FREE_EVERY = 4
 TURN = 50
@@ -92,7 +92,7 @@ def tools(url: str, options: argparse.Namespace, form: str) -> list[dict[str, An
 
 def _body(seed: int, options: argparse.Namespace, messages: list[Any], **more: Any) -> dict[str, Any]:
     limit = {"max_tokens": options.max_tokens} if options.max_tokens else {}
-    return {"messages": messages, "seed": seed, **SAMPLED, **limit, **more}
+    return {"messages": messages, "seed": seed, "temperature": options.temperature, **SAMPLED, **limit, **more}
 
 
 def _closing(url: str, bias: float) -> dict[str, float]:
@@ -195,6 +195,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--max-tokens", type=int, help="of an answer; without it all that the context leaves")
+    parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--closing", type=float, default=0.0, metavar="BIAS")
     parser.add_argument("--categories", nargs="+", choices=list(CATEGORIES), default=list(CATEGORIES))
     parser.add_argument("--formats", nargs="+", default=["pythonic", "json"])
