@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -70,7 +70,7 @@ def schemas(url: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         formed += answers
         free += ask_all(url, again[::FREE_EVERY], options.clients)
         stderr.print(f"{len(formed)} of {options.count} schemas")
-    counted = _counted(formed, lambda place: _kind_of_json(formed[place], drawn[place]))
+    counted = _counted(formed, list(map(_kind_of_json, formed, drawn)))
     return [{"asked": "schemas", **counted, **_times(formed)},
             {"asked": "no form", "answers": len(free), "tokens": sum(answer.tokens for answer in free), **_times(free)}]
 
@@ -101,20 +101,20 @@ def _closing(url: str, bias: float) -> dict[str, float]:
     return {str(reply.json()["tokens"][-1]): bias for reply in replies}
 
 
-def _counted(answers: Sequence[Answered], kind: Callable[[int], str]) -> dict[str, Any]:
+def _counted(answers: Sequence[Answered], kinds: Sequence[str]) -> dict[str, Any]:
     """Answers by what became of them, and their tokens."""
-    kinds = {place: kind(place) for place in range(len(answers))}
-    for place in [place for place, found in kinds.items() if found == "wrong"][:SHOWN]:
+    for place in [place for place, kind in enumerate(kinds) if kind == "wrong"][:SHOWN]:
         stderr.print(f"wrong, question {place}: {answers[place]}", markup=False)
-    refusals = Counter(answer.refusal for place, answer in enumerate(answers) if kinds[place] == "refused")
-    return {"answers": len(answers), **Counter(kinds.values()), "tokens": sum(answer.tokens for answer in answers),
+    refusals = Counter(answer.refusal for answer, kind in zip(answers, kinds, strict=True) if kind == "refused")
+    return {"answers": len(answers), **Counter(kinds), "tokens": sum(answer.tokens for answer in answers),
             "reasons": dict(refusals.most_common())}
 
 
 def _counted_calls(answers: Sequence[Answered], asked: Sequence[ToolQuestion], choice: str) -> dict[str, Any]:
-    counted = _counted(answers, lambda place: _kind_of_calls(answers[place], asked[place], choice))
-    right = sum(answer.finish == "tool_calls" and is_right(_loaded(answer), one.expected)
-                for answer, one in zip(answers, asked, strict=True))
+    kinds = [_kind_of_calls(answer, one, choice) for answer, one in zip(answers, asked, strict=True)]
+    counted = _counted(answers, kinds)
+    right = sum(kind == "valid" and is_right(_loaded(answer), one.expected)
+                for kind, answer, one in zip(kinds, answers, asked, strict=True))
     stray = sum(choice == "required" and bool(answer.calls and answer.text) for answer in answers)
     return {**counted, "calls": sum(len(answer.calls) for answer in answers), "right": right, "stray": stray}
 
