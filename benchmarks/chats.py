@@ -35,7 +35,7 @@ class Answered:
     finish: str | None = None
     tokens: int = 0
     prompt_tokens: int = 0
-    events: list[float] = field(default_factory=list)
+    events: list[float] = field(default_factory=list, repr=False)
 
     @property
     def per_token(self) -> float:
@@ -106,9 +106,11 @@ def _add_call(answer: Answered, index: int, function: dict[str, str]) -> None:
 
 
 def milliseconds(answers: Sequence[Answered]) -> dict[str, float]:
-    """Times of streamed answers: mean per token over all, and the median and 95th percentile between events."""
+    """Times of streamed answers: the median answer's per token, and the median and 95th percentile between events."""
     streamed = [answer for answer in answers if len(answer.events) > 1 and answer.tokens > 1]
-    total = sum(answer.events[-1] - answer.events[0] for answer in streamed)
-    gaps = np.concatenate([np.diff(answer.events) for answer in streamed]) if streamed else np.full(1, np.nan)
-    return {"mean": 1000 * total / max(1, sum(answer.tokens - 1 for answer in streamed)),
-            "p50": 1000 * float(np.percentile(gaps, 50)), "p95": 1000 * float(np.percentile(gaps, 95))}
+    if not streamed:
+        return {}
+    gaps = np.concatenate([np.diff(answer.events) for answer in streamed])
+    times = {"per token": np.median([answer.per_token for answer in streamed]),
+             "p50": np.percentile(gaps, 50), "p95": np.percentile(gaps, 95)}
+    return {name: 1000 * float(value) for name, value in times.items()}
