@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Questions of the Berkeley Function-Calling Leaderboard, version 4, from the package ``bfcl-eval`` (Apache-2.0).
-=======
 """Questions of the Berkeley Function-Calling Leaderboard, version 4: PyPI package ``bfcl-eval`` (Apache-2.0).
->>>>>>> h-forms
 
 The package is downloaded and opened, not installed. Functions are described in a dialect of JSON Schema, which is
 translated. Answers are compared by the rule of its AST checker: a value is right if it is one of those that are listed,
