@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from starlette.types import Receive, Scope, Send
@@ -43,22 +44,21 @@ def test_a_head_that_does_not_come(server: HttpServer, begun: bytes) -> None:
 
 
 def test_a_head_that_trickles(server: HttpServer) -> None:
-    with connected(server) as sock, pytest.raises(ConnectionError):
-        for byte in GET:
+    with connected(server) as sock, suppress(ConnectionError):
+        for byte in GET[:-1]:
             time.sleep(0.05)
             sock.sendall(bytes([byte]))
+        pytest.fail("it was waited for")
 
 
 def test_a_reply_that_is_not_read(server: HttpServer) -> None:
-    with connected(server) as sock:
+    received = 0
+    with connected(server) as sock, suppress(ConnectionResetError):
         sock.sendall(GET.replace(b"/ ", b"/large "))
         time.sleep(0.5)
-        received = 0
-        with pytest.raises(ConnectionResetError):
-            while part := sock.recv(1 << 20):
-                received += len(part)
-            assert received < LARGE
-            raise ConnectionResetError
+        while part := sock.recv(1 << 20):
+            received += len(part)
+    assert received < LARGE
 
 
 def test_requests_keep_a_connection(server: HttpServer) -> None:

@@ -109,6 +109,21 @@ def test_request_ids(client: TestClient) -> None:
     assert client.get("/nowhere").headers["x-request-id"]
 
 
+def test_an_answer_that_the_end_of_the_server_cuts_short(
+    client_of: Callable[..., TestClient], service: FakeService
+) -> None:
+    client = client_of()
+
+    def script(*_: object) -> str:
+        client.app.state.serving.drain()
+        return "Hello"
+
+    service.script, service.fails_after = script, 2
+    reply = client.post(PATH, json=CHAT)
+    assert (reply.status_code, reply.headers["retry-after"]) == (503, "10")
+    assert reply.json()["error"]["message"] == "the server ended before the answer did"
+
+
 def test_phases(client_of: Callable[..., TestClient]) -> None:
     client = client_of()
     serving = client.app.state.serving
