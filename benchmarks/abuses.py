@@ -7,9 +7,11 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from .abused_server import Target
 from .addresses import ssrf
@@ -18,6 +20,7 @@ from .endings import cut_short, full_queue, terminated
 from .forgeries import forgeries
 from .malformed import Raw, malformed, request
 from .strangers import PATIENCE, Body, Count, each, posted, sent
+from .witnesses import WITNESSES
 
 _REDUCED_BUFFER = 4096
 
@@ -62,11 +65,11 @@ async def disconnects(target: Target, count: int) -> Count:
 
 
 async def slow_readers(target: Target, count: int) -> Count:
-    """Streams of which a byte is read a second, until the server has enough of it."""
+    """Streams of which a byte is read a second, until the server has long had enough of it."""
     body = {"messages": [{"role": "user", "content": "Tell me everything."}], "max_tokens": 400, "ignore_eos": True,
             "stream": True, "logprobs": True, "top_logprobs": 20}
     data = request("/v1/chat/completions", json.dumps(body).encode())
-    loop = asyncio.get_running_loop()
+    loop, files, until = asyncio.get_running_loop(), target.open_files(), time.monotonic() + 3 * PATIENCE
 
     async def read(_: int) -> str:
         with socket.socket() as sock:
@@ -74,17 +77,18 @@ async def slow_readers(target: Target, count: int) -> Count:
             sock.setblocking(False)
             await loop.sock_connect(sock, ("127.0.0.1", target.port))
             await loop.sock_sendall(sock, data)
-            until = time.monotonic() + 3 * PATIENCE
-            try:
-                while time.monotonic() < until:
-                    if not await loop.sock_recv(sock, 1):
-                        return "whole"
+            with suppress(ConnectionError):
+                while time.monotonic() < until and await loop.sock_recv(sock, 1):
                     await asyncio.sleep(1)
-            except ConnectionError:
-                return "cut off"
-            return "still open"
+            await asyncio.sleep(max(0.0, until + 3 - time.monotonic()))
+            return "read"
 
-    return await each(range(count), read, count)
+    reading = asyncio.ensure_future(each(range(count), read, count))
+    await asyncio.sleep(3 * PATIENCE + 1)
+    held = target.open_files() - files - WITNESSES
+    counted = await reading
+    counted["connections that are held"] = max(0, held)
+    return counted
 
 
 # -- contents --------------------------------------------------------------------------------------------------------
@@ -137,7 +141,7 @@ class Abuse:
         ends: whether the server has ended then, so that there is nothing to see afterwards.
     """
 
-    work: Callable[[Target, int], Awaitable[Count]]
+    work: Callable[[Target, int], Coroutine[Any, Any, Count]]
     count: int
     options: tuple[str, ...] = ()
     ends: bool = False
