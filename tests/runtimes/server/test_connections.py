@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -69,3 +70,12 @@ def test_requests_keep_a_connection(server: HttpServer) -> None:
             while not reply.endswith(b"\r\n\r\nxx"):
                 reply += sock.recv(1000)
             time.sleep(0.06)
+
+
+def test_what_is_no_http(server: HttpServer) -> None:
+    with connected(server) as sock:
+        sock.sendall(b"HELO x\r\n\r\n")
+        reply = b"".join(iter(lambda: sock.recv(1000), b""))
+    head, _, body = reply.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"
