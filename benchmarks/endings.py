@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections import Counter
 
 import httpx
@@ -37,7 +38,7 @@ async def _ended(target: Target, count: int, tokens: int) -> Count:
     alone = await solo(target.url, asked)
     async with client_of(target.url) as client:
         running = [asyncio.ensure_future(ask(client, asked[number % 16])) for number in range(count)]
-        await asyncio.sleep(0.5)
+        await _arrived(target, count)
         target.process.send_signal(signal.SIGTERM)
         await asyncio.sleep(0.2)
         late = await ask(client, asked[0])
@@ -45,6 +46,13 @@ async def _ended(target: Target, count: int, tokens: int) -> Count:
     fates = Counter(_fate(one, alone[number % 16]) for number, one in enumerate(heard))
     status = await asyncio.to_thread(target.process.wait, 30)
     return fates + Counter({f"exit {status}": 1, f"late {late.status}": 1})
+
+
+async def _arrived(target: Target, count: int) -> None:
+    """Wait until most requests are there; the first may have ended when the last come."""
+    until = time.monotonic() + 10
+    while sum((await asyncio.to_thread(target.left))[:2]) < 0.8 * count and time.monotonic() < until:
+        await asyncio.sleep(0.05)
 
 
 async def terminated(target: Target, count: int) -> Count:

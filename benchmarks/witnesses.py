@@ -129,8 +129,8 @@ class Testimony:
     gaps: list[float] = field(default_factory=list)
 
     def gap(self, percent: float) -> float:
-        """A percentile of the milliseconds between tokens."""
-        return 1000 * float(np.percentile(self.gaps, percent)) if self.gaps else float("nan")
+        """A percentile of the milliseconds between tokens; 0 where there were none."""
+        return 1000 * float(np.percentile(self.gaps, percent)) if self.gaps else 0.0
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from herdgraph.runtimes.server.limits import depth_of
+from herdgraph.runtimes.server.limits import extent_of
 from herdgraph.runtimes.server.unknown_fields import is_misspelt
 from support.fake_service import FakeService
 
@@ -80,13 +80,26 @@ def test_deep_body(client: TestClient) -> None:
     (b'["[[[', 1), (b"]]]][[", 0),
 ])
 def test_depth(body: bytes, depth: int) -> None:
-    assert depth_of(body) == depth
+    assert extent_of(body)[0] == depth
 
 
-def test_depth_of_a_large_body_takes_no_time() -> None:
-    began = time.perf_counter()
-    assert depth_of(b'{"url": "' + b"A" * (16 << 20) + b'", "x": ' + b"[]," * (1 << 20) + b"[]}") == 2
-    assert time.perf_counter() - began < 1.5
+def test_extent_of_a_large_body_takes_no_time() -> None:
+    body = b'{"url": "' + b"A" * (16 << 20) + b'", "x": ' + b'["a,\\"["],' * (1 << 20) + b"[]}"
+    began = time.process_time()
+    assert extent_of(body) == (2, (1 << 20) + 1)
+    assert time.process_time() - began < 1.5
+
+
+def test_a_body_of_too_many_values(client_of: Callable[..., TestClient]) -> None:
+    client = client_of(json_values=10)
+    assert client.post("/detokenize", json={"tokens": [400] * 10}).status_code == 200
+    error_of(client.post("/detokenize", json={"tokens": [400] * 12}), 413, "request_too_large")
+
+
+def test_other_encodings_hide_nothing(client: TestClient) -> None:
+    body = ('{"a": "\u2200", "tokens": ' + "[" * 5000).encode("utf-16")
+    reply = client.post("/detokenize", content=body, headers={"content-type": "application/json"})
+    error_of(reply, 415, "unsupported_media_type")
 
 
 def test_defects_are_told_as_such(client: TestClient, service: FakeService) -> None:
