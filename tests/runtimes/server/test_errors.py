@@ -96,6 +96,11 @@ def test_a_body_of_too_many_values(client_of: Callable[..., TestClient]) -> None
     error_of(client.post("/detokenize", json={"tokens": [400] * 12}), 413, "request_too_large")
 
 
+def test_of_many_wrong_values_the_first_is_told(client: TestClient) -> None:
+    for path, body in (("/detokenize", {"tokens": ["a"] * 100}), (PATH, {"messages": [1] * 100})):
+        assert "more" not in error_of(client.post(path, json=body), 400, None)["message"]
+
+
 def test_other_encodings_hide_nothing(client: TestClient) -> None:
     body = ('{"a": "\u2200", "tokens": ' + "[" * 5000).encode("utf-16")
     reply = client.post("/detokenize", content=body, headers={"content-type": "application/json"})
