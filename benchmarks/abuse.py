@@ -20,8 +20,10 @@ from rich.table import Table
 
 from herdgraph.console import emit_json, run_cli, stderr, stdout
 
-from .abuses import ABUSES, Abuse, Count
-from .witnesses import Body, Target, Testimony, ask, client_of, questions, serving, solo, watching
+from .abused_server import Target, serving
+from .abuses import ABUSES, Abuse
+from .strangers import Body, Count
+from .witnesses import Testimony, ask, client_of, questions, solo, watching
 
 QUIET_SECONDS = 8
 SETTLE_SECONDS = 90

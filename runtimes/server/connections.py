@@ -1,5 +1,7 @@
-"""Connections on which nothing moves are ended: uvicorn waits forever for the head of a first request, and for
-somebody to take the last bytes before it closes.
+"""Connections as uvicorn has them, with two differences.
+
+Those on which nothing moves are ended: uvicorn waits forever for the head of a first request, and for somebody to take
+the last bytes before it closes. And what is no HTTP is refused with an error object, as everything is.
 """
 
 from __future__ import annotations
@@ -8,6 +10,9 @@ import asyncio
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .errors import wrong
+from .replies import json_bytes
 
 LOOK_SECONDS = 10.0
 LOOKS = 3
@@ -35,6 +40,14 @@ class Connection(H11Protocol):
         if self._looking is not None:
             self._looking.cancel()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP."""
+        body = json_bytes(wrong(msg).body())
+        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        head = h11.Response(status_code=400, headers=headers, reason="Bad Request")
+        self.transport.writelines(self.conn.send(event) or b"" for event in (head, h11.Data(body), h11.EndOfMessage()))
+        self.transport.close()
 
     def _look(self) -> None:
         found = self.cycle, self.transport.get_write_buffer_size()

@@ -25,6 +25,7 @@ class ServerOptions:
         body_bytes: most bytes of a request.
         body_seconds: in which it must have come.
         json_depth: of lists and objects in each other.
+        json_values: most values of a request, such as token ids.
         images: most pictures of a request.
         write_seconds: that a client may take to read what was sent, before it is cut off.
         keep_alive_seconds: of silence after which a stream says that it lives.
@@ -42,6 +43,7 @@ class ServerOptions:
     body_bytes: int = 64 << 20
     body_seconds: float = 30.0
     json_depth: int = 64
+    json_values: int = 2_000_000
     images: int = 8
     write_seconds: float = 60.0
     keep_alive_seconds: float = 15.0

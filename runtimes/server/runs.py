@@ -49,9 +49,13 @@ class Run:
             clock.see(delta)
             self._ended += delta.finish_reason is not None
             if delta.finish_reason == "error":
-                draining = self._serving.phase == "draining"
-                raise ApiError(503 if draining else 500, delta.error or "the answer failed")
+                raise self._failed(delta.error)
             yield delta
+
+    def _failed(self, reason: str) -> ApiError:
+        if self._serving.phase == "draining":
+            return ApiError(503, "the server ended before the answer did", retry_after=10)
+        return ApiError(500, reason or "the answer failed")
 
     def __enter__(self) -> Self:
         return self

@@ -11,6 +11,8 @@ MOST_CHOICES = 64
 MOST_TOOLS = 256
 
 Count = Annotated[int, Field(ge=1, le=MOST_CHOICES)]
+TokenIds = Annotated[list[int], Field(fail_fast=True)]
+"""Of a million wrong ids the first is told: describing all takes seconds."""
 Stop = str | Annotated[list[str], Field(max_length=MOST_STOPS)]
 
 
@@ -65,7 +67,7 @@ class SamplingBody(Body):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: dict[str, float] | None = Field(None, description="By token id, within -100 and 100.")
-    allowed_token_ids: list[int] | None = None
+    allowed_token_ids: TokenIds | None = None
     bad_words: list[str] | None = Field(None, max_length=256)
     seed: int | None = None
     stop: Stop | None = None

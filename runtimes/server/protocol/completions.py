@@ -10,9 +10,9 @@ from .common import GenerationBody
 
 MOST_PROMPTS = 256
 
-Ids = Annotated[list[int], Field(min_length=1)]
-PromptList = Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
-IdsList = Annotated[list[Ids], Field(min_length=1, max_length=MOST_PROMPTS)]
+Ids = Annotated[list[int], Field(min_length=1, fail_fast=True)]
+PromptList = Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
+IdsList = Annotated[list[Ids], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
 
 
 class CompletionBody(GenerationBody):

@@ -87,7 +87,7 @@ class CountBody(Body):
     """Messages whose tokens are counted."""
 
     model: str
-    messages: list[AnthropicMessage] = Field(min_length=1)
+    messages: Annotated[list[AnthropicMessage], Field(fail_fast=True)] = Field(min_length=1)
     system: str | list[TextBlock] | None = None
     tools: list[AnthropicTool] | None = Field(None, max_length=MOST_TOOLS)
     tool_choice: ToolChoice | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from .chat import RenderBody
-from .common import Body
+from .common import Body, TokenIds
 
 
 class TokenizeTextBody(Body):
@@ -27,4 +27,4 @@ class DetokenizeBody(Body):
     """Token ids."""
 
     model: str | None = None
-    tokens: list[int]
+    tokens: TokenIds

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from herdgraph.runtimes.server.limits import depth_of
+from herdgraph.runtimes.server.limits import extent_of
 from herdgraph.runtimes.server.unknown_fields import is_misspelt
 from support.fake_service import FakeService
 
@@ -79,11 +79,29 @@ def test_deep_body(client: TestClient) -> None:
     (b'["[[[', 1), (b"]]]][[", 0),
 ])
 def test_depth(body: bytes, depth: int) -> None:
-    assert depth_of(body) == depth
+    assert extent_of(body)[0] == depth
 
 
-def test_depth_of_a_large_body() -> None:
-    assert depth_of(b'{"url": "' + b"A" * (16 << 20) + b'", "x": ' + b"[]," * (1 << 20) + b"[]}") == 2
+def test_extent_of_a_large_body() -> None:
+    body = b'{"url": "' + b"A" * (16 << 20) + b'", "x": ' + b'["a,\\"["],' * (1 << 20) + b"[]}"
+    assert extent_of(body) == (2, (1 << 20) + 1)
+
+
+def test_a_body_of_too_many_values(client_of: Callable[..., TestClient]) -> None:
+    client = client_of(json_values=10)
+    assert client.post("/detokenize", json={"tokens": [400] * 10}).status_code == 200
+    error_of(client.post("/detokenize", json={"tokens": [400] * 12}), 413, "request_too_large")
+
+
+def test_of_many_wrong_values_the_first_is_told(client: TestClient) -> None:
+    for path, body in (("/detokenize", {"tokens": ["a"] * 100}), (PATH, {"messages": [1] * 100})):
+        assert "more" not in error_of(client.post(path, json=body), 400, None)["message"]
+
+
+def test_other_encodings_hide_nothing(client: TestClient) -> None:
+    body = ('{"a": "\u2200", "tokens": ' + "[" * 5000).encode("utf-16")
+    reply = client.post("/detokenize", content=body, headers={"content-type": "application/json"})
+    error_of(reply, 415, "unsupported_media_type")
 
 
 def test_defects_are_told_as_such(client: TestClient, service: FakeService) -> None:
@@ -104,6 +122,21 @@ def test_request_ids(client: TestClient) -> None:
     for given in ("a b", "x" * 129, ""):
         assert client.get("/health", headers={"x-request-id": given}).headers["x-request-id"] != given
     assert client.get("/nowhere").headers["x-request-id"]
+
+
+def test_an_answer_that_the_end_of_the_server_cuts_short(
+    client_of: Callable[..., TestClient], service: FakeService
+) -> None:
+    client = client_of()
+
+    def script(*_: object) -> str:
+        client.app.state.serving.drain()
+        return "Hello"
+
+    service.script, service.fails_after = script, 2
+    reply = client.post(PATH, json=CHAT)
+    assert (reply.status_code, reply.headers["retry-after"]) == (503, "10")
+    assert reply.json()["error"]["message"] == "the server ended before the answer did"
 
 
 def test_phases(client_of: Callable[..., TestClient]) -> None:
