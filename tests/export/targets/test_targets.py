@@ -24,7 +24,8 @@ def names(target: str, recipe: str, **options: str) -> list[str]:
 
 def test_pipeline_of_the_cpu() -> None:
     """FP8 products are emulated with standard operators, which leaves nothing of ours but attention."""
-    begin, attention = ["PackTokens", "FoldWeightTransposes"], ["LowerPagedAttention", "LowerRoutedExperts"]
+    begin = ["PackTokens", "FoldWeightTransposes"]
+    attention = ["LowerPagedAttention", "LowerFullAttention", "LowerRoutedExperts"]
     lowering = [*begin, "LowerMixtures", "JoinMatMuls", *attention, "LowerProjects"]
     assert names("cpu", "fp32") == [*lowering, "Tidy"]
     assert names("cpu", "int4") == [*lowering, "RotateHidden", "QuantizeMatMuls", "Tidy"]

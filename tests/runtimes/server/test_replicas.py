@@ -104,6 +104,7 @@ def test_a_killed_replica_is_started_again_and_the_other_goes_on(cluster: Cluste
     assert before - {victim} < _processes(cluster)
 
 
+@pytest.mark.slow  # a second Ray
 def test_the_command(directory: Path, wanted: list[int]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "herdgraph", "run", str(directory / "whole"), PROMPT, PROMPT, "--replicas", "2", "--raw",
