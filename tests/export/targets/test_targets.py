@@ -25,11 +25,11 @@ def names(target: str, recipe: str, **options: str) -> list[str]:
 def test_pipeline_of_the_cpu() -> None:
     """FP8 products are emulated with standard operators, which leaves nothing of ours but attention."""
     begin = ["PackTokens", "FoldWeightTransposes"]
-    attention = ["LowerPagedAttention", "LowerFullAttention", "LowerRoutedExperts"]
-    lowering = [*begin, "LowerMixtures", "JoinMatMuls", *attention, "LowerProjects"]
+    attention, experts = "LowerPagedAttention", "LowerRoutedExperts"
+    lowering = [*begin, "LowerMixtures", "JoinMatMuls", attention, "LowerFullAttention", experts, "LowerProjects"]
     assert names("cpu", "fp32") == [*lowering, "Tidy"]
     assert names("cpu", "int4") == [*lowering, "RotateHidden", "QuantizeMatMuls", "Tidy"]
-    assert names("cpu", "fp8") == [*begin, "JoinMatMuls", *attention, "QuantizeMatMuls", "QuantizeFp8", "Tidy"]
+    assert names("cpu", "fp8") == [*begin, "JoinMatMuls", attention, experts, "QuantizeMatMuls", "QuantizeFp8", "Tidy"]
     int8_caches = replace(RECIPES["int8"], caches="int8", token_scales=True)
     assert [name for name, _ in described_passes(TARGETS["cpu"], int8_caches)] == names("cpu", "int8")
 
