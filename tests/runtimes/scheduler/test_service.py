@@ -143,7 +143,7 @@ def _bytes_of(engine: Engine, blocks: int) -> int:
 
 def test_urgent_requests_go_first(start: StartService) -> None:
     service = start(sequences=1)
-    blocking = service.submit(request(herds.tokens(10), 200))
+    blocking = service.submit(request(herds.tokens(10), 600))
     ordered = [service.submit(request(herds.tokens(10, seed), 20, priority=priority))
                for seed, priority in enumerate((5, 0, 2))]
     for answer in (blocking, *ordered):
@@ -153,8 +153,9 @@ def test_urgent_requests_go_first(start: StartService) -> None:
 
 def test_a_full_queue_refuses_and_says_when_to_come_again(start: StartService) -> None:
     service = start(sequences=1, queued_requests=2)
-    first = service.submit(request(herds.tokens(10), 400))
-    time.sleep(0.2)
+    first = service.submit(request(herds.tokens(10), 3500))
+    while not first.usage.completion_tokens:
+        time.sleep(0.01)
     waiting = [service.submit(request(herds.tokens(10, seed), 1)) for seed in (1, 2)]
     with pytest.raises(OverloadedError, match="2 requests with 20 tokens are waiting") as refused:
         service.submit(request(herds.tokens(10)))
@@ -177,8 +178,8 @@ def test_what_can_never_run_is_refused_at_the_door(engine: Engine, start: StartS
 @pytest.mark.parametrize("waiting", [False, True])
 def test_a_cancelled_request_ends_and_frees_its_memory(waiting: bool, start: StartService) -> None:
     service = start(sequences=1)
-    first = service.submit(request(herds.tokens(10), 1000))
-    second = service.submit(request(herds.tokens(10, 1), 1000))
+    first = service.submit(request(herds.tokens(10), 3500))
+    second = service.submit(request(herds.tokens(10, 1), 3500))
     time.sleep(0.1)
     (second if waiting else first).cancel()
     deltas = list(second if waiting else first)
