@@ -235,8 +235,9 @@ class Scheduler:
         self._planner.record(answers, prompts, time.perf_counter() - started)
         row = 0
         for (choice, _), step, first in zip(planned, steps, first_pending, strict=True):
-            self._take(choice, logits_RV[row : row + len(step.rows)], first)
-            self._publish(choice)
+            if choice in self._requests:  # another answer to the same request may have failed just now
+                self._take(choice, logits_RV[row : row + len(step.rows)], first)
+                self._publish(choice)
             row += len(step.rows)
 
     def _step_of(self, choice: Choice, tokens: int) -> Step:

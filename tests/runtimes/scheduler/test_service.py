@@ -255,6 +255,26 @@ def test_a_constraint_holds_for_every_answer(start: StartService) -> None:
         assert [token % 2 for token in found] == [0, 1, 0, 1]
 
 
+class Breaking(Alternating):
+    """Fails after two tokens."""
+
+    def accept(self, token_id: int) -> None:
+        super().accept(token_id)
+        if self.said == 2:
+            raise HerdError("the grammar broke")
+
+    def fork(self) -> Breaking:
+        return Breaking(self.said)
+
+
+def test_a_constraint_that_breaks_ends_its_request_and_no_others(engine: Engine, start: StartService) -> None:
+    service, prompt = start(), herds.tokens(30)
+    other = service.submit(request(prompt, 40))
+    deltas = list(service.submit(request(herds.tokens(20), 20, choices=3, constraint=Breaking())))
+    assert [delta.error for delta in deltas if delta.finish_reason] == ["the grammar broke"] * 3
+    assert tokens_of(other)[0] == alone(engine, prompt, 40)
+
+
 def test_texts_stop_where_they_should(engine: Engine, start: StartService) -> None:
     service, prompt = start(), herds.tokens(20)
     text = engine.processor.tokenizer.decode(alone(engine, prompt, 30))
