@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, Protocol
 
 from ...model.config import HerdConfig
 from ...model.processing import PromptProcessor
 from ..scheduler import Constraint
-from .parts import CallArguments, CallStart, Part, TextPart
+from .parts import Part
 
 Tool = dict[str, Any]
 """A function as OpenAI describes it: name, description, parameters, perhaps strict."""
@@ -62,7 +61,8 @@ class Toolkit:
 
     def parser(self, tools: list[Tool]) -> Parser:
         """A parser for one answer."""
-        return _Translated(_tools().ToolParser(tools, self.format))
+        parser: Parser = _tools().ToolParser(tools, self.format)
+        return parser
 
     # -- grammars ------------------------------------------------------------------------------------------------
 
@@ -92,23 +92,3 @@ class Toolkit:
 
 def _tools() -> Any:
     return importlib.import_module(".tools", __package__)
-
-
-class _Translated:
-    """A parser of ``tools/`` whose parts are told by what they carry."""
-
-    def __init__(self, parser: Any) -> None:
-        self._parser = parser
-
-    def feed(self, text: str) -> list[Part]:
-        return list(map(_part, self._parser.feed(text)))
-
-    def finish(self) -> list[Part]:
-        found: Iterable[Any] = self._parser.finish()
-        return list(map(_part, found))
-
-
-def _part(found: Any) -> Part:
-    if hasattr(found, "fragment"):
-        return CallArguments(found.index, found.fragment)
-    return CallStart(found.index, found.id, found.name) if hasattr(found, "name") else TextPart(found.text)

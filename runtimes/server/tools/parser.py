@@ -4,46 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from ..parts import CallArguments, CallStart, Part, TextPart
 from .definitions import checked_tools
 from .literals import LiteralReader
 from .openings import AFTER, BEFORE, Format, Opening, Waiting, following, opening_at
 from .source import MalformedError, Reading, Source
-
-
-@dataclass(frozen=True)
-class TextPart:
-    """Text that is no call."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class ToolCallStart:
-    """A call begins; its arguments follow.
-
-    Attributes:
-        index: number of the call in this answer.
-        id: by which the tool's result will name it.
-        name: of the tool.
-    """
-
-    index: int
-    id: str
-    name: str
-
-
-@dataclass(frozen=True)
-class ToolArguments:
-    """A further piece of a call's arguments; all pieces of one call joined are a JSON object."""
-
-    index: int
-    fragment: str
-
-
-Part = TextPart | ToolCallStart | ToolArguments
 
 
 class ToolParser:
@@ -164,7 +132,7 @@ class _Parts:
 
     def start(self, name: str) -> None:
         self._close()
-        self._parts.append(ToolCallStart(self._calls, f"call_{uuid.uuid4().hex[:24]}", name))
+        self._parts.append(CallStart(self._calls, f"call_{uuid.uuid4().hex[:24]}", name))
         self._calls += 1
 
     def arguments(self, piece: str) -> None:
@@ -177,7 +145,7 @@ class _Parts:
 
     def _close(self) -> None:
         if fragment := "".join(self._pieces):
-            self._parts.append(ToolArguments(self._calls - 1, fragment))
+            self._parts.append(CallArguments(self._calls - 1, fragment))
         self._pieces = []
 
 
@@ -188,7 +156,7 @@ def joined(parts: Iterable[Part]) -> list[Part]:
         last = whole[-1] if whole else None
         if isinstance(part, TextPart) and isinstance(last, TextPart):
             whole[-1] = TextPart(last.text + part.text)
-        elif isinstance(part, ToolArguments) and isinstance(last, ToolArguments) and last.index == part.index:
+        elif isinstance(part, CallArguments) and isinstance(last, CallArguments) and last.index == part.index:
             whole[-1] = replace(last, fragment=last.fragment + part.fragment)
         else:
             whole.append(part)

@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from herdgraph.errors import HerdError
 from herdgraph.model.processing import Tokenizer, load_tokenizer
 from herdgraph.runtimes.server.structured import Grammars, GrammarSpec
-from herdgraph.runtimes.server.tools import Format, Part, TextPart, ToolArguments, ToolCallStart, ToolParser, joined
+from herdgraph.runtimes.server.tools import CallArguments, CallStart, Format, Part, TextPart, ToolParser, joined
 from support import herds
 from support.random_model import RandomModel
 from support.schemas import SchemaGenerator
@@ -68,8 +68,8 @@ def parsed(text: str, format: Format, tools: list[Any] = TOOLS) -> list[Part]:  
 
 def require_valid_calls(found: list[Part], schemas: dict[str, Any]) -> int:
     """Every call's arguments fit its schema; the number of calls."""
-    starts = [part for part in found if isinstance(part, ToolCallStart)]
-    arguments = {part.index: part.fragment for part in found if isinstance(part, ToolArguments)}
+    starts = [part for part in found if isinstance(part, CallStart)]
+    arguments = {part.index: part.fragment for part in found if isinstance(part, CallArguments)}
     for start in starts:
         Draft202012Validator(schemas[start.name]).validate(json.loads(arguments[start.index]))
     return len(starts)
@@ -119,7 +119,7 @@ def test_required_and_named_tools_are_called_at_once(
     assert [text for text in calls if not accepts(grammars, tokenizer, required, text)] == []
     assert [text for text in [*TEXTS, *wrong] if accepts(grammars, tokenizer, required, text)] == []
     for text in calls:
-        names = [part.name for part in parsed(text, format) if isinstance(part, ToolCallStart)]
+        names = [part.name for part in parsed(text, format) if isinstance(part, CallStart)]
         assert accepts(grammars, tokenizer, single, text) == (len(names) == 1)
         assert accepts(grammars, tokenizer, named, text) == (names == ["f"])
 

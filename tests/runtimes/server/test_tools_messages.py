@@ -16,9 +16,8 @@ from herdgraph.model.config import HerdConfig
 from herdgraph.model.processing import ChatTemplate, PromptProcessor, Tokenizer, load_tokenizer
 from herdgraph.model.processing.chat import META_FORMAT
 from herdgraph.model.processing.messages import checked_messages
-from herdgraph.runtimes.server.parts import CallArguments
 from herdgraph.runtimes.server.toolkit import Toolkit
-from herdgraph.runtimes.server.tools import Format, ToolArguments, ToolParser, call_format, joined, prepare_messages
+from herdgraph.runtimes.server.tools import CallArguments, Format, ToolParser, call_format, joined, prepare_messages
 from support import herds
 
 CHATML = (
@@ -132,7 +131,7 @@ def test_metas_format_writes_calls_that_are_read_back(templates: dict[str, ChatT
                                                                          call("g", {})]}])
     answer = text.rpartition("assistant<|header_end|>\n\nHm. ")[2].partition("<|eom|>")[0]
     parser = ToolParser([call("f", {}), call("g", {})], "pythonic")
-    fragments = [part.fragment for part in joined(parser.feed(answer)) if isinstance(part, ToolArguments)]
+    fragments = [part.fragment for part in joined(parser.feed(answer)) if isinstance(part, CallArguments)]
     assert [json.loads(fragment) for fragment in fragments] == [arguments, {}]
 
 

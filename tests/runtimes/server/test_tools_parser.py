@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from herdgraph.errors import HerdError
 from herdgraph.runtimes.server.tools import (
+    CallArguments,
+    CallStart,
     Format,
     Part,
     TextPart,
-    ToolArguments,
-    ToolCallStart,
     ToolParser,
     checked_tools,
     joined,
@@ -38,7 +38,7 @@ def summary(found: list[Part]) -> list[Any]:
     for part in found:
         if isinstance(part, TextPart):
             out.append(part.text)
-        elif isinstance(part, ToolCallStart):
+        elif isinstance(part, CallStart):
             assert part.index == sum(isinstance(item, tuple) for item in out)
             out.append((part.name, ""))
         else:
@@ -136,12 +136,12 @@ def test_arguments_stream_while_they_are_written() -> None:
     assert parser.feed("Well [ge") == [TextPart("Well ")]
     assert parser.feed("t_weather") == []
     start, arguments = parser.feed('(city="San Fr')
-    assert isinstance(start, ToolCallStart)
+    assert isinstance(start, CallStart)
     assert (start.index, start.name) == (0, "get_weather")
     assert start.id.startswith("call_")
-    assert arguments == ToolArguments(0, '{"city": "San Fr')
-    assert parser.feed('ancisco", days=1') == [ToolArguments(0, 'ancisco", "days": ')]
-    assert parser.feed("2)") == [ToolArguments(0, "12}")]
+    assert arguments == CallArguments(0, '{"city": "San Fr')
+    assert parser.feed('ancisco", days=1') == [CallArguments(0, 'ancisco", "days": ')]
+    assert parser.feed("2)") == [CallArguments(0, "12}")]
     assert parser.feed("]") == []
     assert parser.finish() == []
 
@@ -175,7 +175,7 @@ PIECES = st.sampled_from(["[", "]", "f", "(", ")", "get", '{"name": "f", "parame
 def test_no_text_is_lost_and_cuts_change_nothing(text: str, format: Format, cut: int) -> None:  # noqa: A002
     found = parts(text, format)
     assert summary(parts(text, format, min(cut, len(text)))) == summary(found)
-    if not any(isinstance(part, ToolCallStart) for part in found):
+    if not any(isinstance(part, CallStart) for part in found):
         assert "".join(part.text for part in found if isinstance(part, TextPart)) == text
 
 
