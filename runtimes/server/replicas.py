@@ -28,6 +28,7 @@ from ..bundle.manifest import Bundle
 from ..engine import Engine
 from ..generation import Generation
 from ..scheduler import Service, ServiceOptions, drafter_of
+from .calls import Calls
 from .cluster_options import ClusterOptions, load_ray
 from .ranks import Ranks, require_room
 
@@ -104,6 +105,7 @@ class Cluster:
         shards = Bundle.open(bundle, verify=False).manifest.shards
         world = shards.plan.world if shards else 1
         self._ray = load_ray()
+        self._calls = Calls()
         self._connect(options.replicas * world * options.threads)
         try:
             require_room(self._ray, options, world)
@@ -138,7 +140,7 @@ class Cluster:
         signature(Engine.generate).bind(self, prompt, **options)
         for _ in range(_TRIES):
             try:
-                answer: Generation = self._handle.generate.remote(prompt, options).result()
+                answer: Generation = self._calls.result(lambda: self._handle.generate.remote(prompt, options))
                 return answer
             except self._ray.exceptions.RayActorError:
                 continue
@@ -159,11 +161,12 @@ class Cluster:
 
     def processes(self) -> tuple[int, list[int]]:
         """Numbers of the processes of one of the replicas, the first rank and the others."""
-        found: tuple[int, list[int]] = self._handle.process.remote().result()
+        found: tuple[int, list[int]] = self._calls.result(self._handle.process.remote)
         return found
 
     def close(self) -> None:
-        """End all replicas, and Ray when it was started here."""
+        """End all replicas, and Ray when it was started here; who still waits for an answer gets an error."""
+        self._calls.end()
         self._leave()
 
     def _leave(self) -> None:
