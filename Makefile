@@ -3,7 +3,8 @@
 
 PYTHON ?= python3
 PY := .venv/bin/python
-PIP := $(PY) -m pip --quiet --disable-pip-version-check
+# What is imported is compiled then: all of torch, transformers and Ray takes a minute.
+INSTALL := $(PY) -m pip --quiet --disable-pip-version-check install --no-compile
 
 # mypy finds the package through a link named herdgraph, so that the checkout may have any name.
 PACKAGES := model export runtimes calibration cli
@@ -24,7 +25,7 @@ test-slow: .venv/.dev
 
 # Damaged inputs with new seeds for an hour, then atheris for five minutes on every reader of bytes.
 fuzz: .venv/.dev
-	$(PIP) install "atheris>=3,<4"
+	$(INSTALL) "atheris>=3,<4"
 	cd tests && PYTHONPATH=.:.. ../$(PY) -m fuzz.harness --first $$(date +%s)
 	cd tests && for reader in safetensors gguf image rows tar json; do \
 		PYTHONPATH=.:.. ../$(PY) -m fuzz.coverage_guided $$reader || exit 1; done
@@ -49,7 +50,7 @@ test-lowest: .venv/.dev
 
 # Other people's clients against the server, and a fuzzer that knows its interface; many packages.
 test-clients: .venv/.dev
-	$(PIP) install -e ".[clients]"
+	$(INSTALL) -e ".[clients]"
 	$(PY) -m pytest tests/runtimes/server/test_other_clients.py -m slow
 
 # The operators on every unit that runs here, and their kernels under sanitizers and on emulated processors; what needs
@@ -75,15 +76,15 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/.torch: | .venv/bin/python
-	$(PIP) install torch==2.13.0
+	$(INSTALL) torch==2.13.0
 	@touch $@
 
 .venv/.demo: pyproject.toml | .venv/.torch
-	$(PIP) install -e ".[cpu,build]"
+	$(INSTALL) -e ".[cpu,build]"
 	@touch $@
 
 .venv/.dev: pyproject.toml | .venv/.torch
-	$(PIP) install -e ".[cpu,build,train,serve,cluster,tensorrt-rtx,test,dev]"
+	$(INSTALL) -e ".[cpu,build,train,serve,cluster,tensorrt-rtx,test,dev]"
 	@touch $@ .venv/.demo
 
 # The native operators, again when their sources change; without them bundles run on the runtime's own.
@@ -91,5 +92,5 @@ clean:
 	-$(PY) -m herdgraph.runtimes.native.compile && touch $@
 
 .venv/.docs: pyproject.toml | .venv/.torch
-	$(PIP) install -e ".[cpu,build,train,docs]"
+	$(INSTALL) -e ".[cpu,build,train,docs]"
 	@touch $@

@@ -1,11 +1,12 @@
 """Random-weight members of the herd that speed is measured on, as Hugging Face checkpoints.
 
-    python -m benchmarks.models {scout-mini|maverick-mini|scout-mini-mm} OUT_DIR [--calibration DIRECTORY]
+    python -m benchmarks.models {scout-mini|maverick-mini|scout-mini-mm|scout-slice} OUT_DIR [--calibration DIRECTORY]
 
 ================  ==========  ================================================================
 scout-mini        1.50 B      16 layers, 16 experts in every layer, iRoPE, qk-norm; text
 maverick-mini     1.47 B      12 layers, 128 experts in every second layer; text
 scout-mini-mm     1.54 B      scout-mini with an 8-layer tower for 336-pixel tiles
+scout-slice       6.48 B      two layers of Scout at their real size, with its vocabulary; text; 13 GB
 ================  ==========  ================================================================
 
 Values are seeded and scaled by fan-in (residual outputs by 1/sqrt(2L)), so that logits are of order one. Experts
@@ -46,6 +47,10 @@ _MAVERICK = replace(
     moe_layers=tuple(range(1, 12, 2)), rope_layers=_irope(12), chunked_layers=_irope(12), use_qk_norm=False,
     rope_scaling=None,
 )
+_SLICE = replace(
+    _SCOUT, vocab_size=202_048, hidden_size=5120, num_layers=2, num_heads=40, num_kv_heads=8, expert_size=8192,
+    dense_size=16384, moe_layers=(0, 1), rope_layers=(True, False), chunked_layers=(True, False),
+)
 _TOWER = VisionConfig(
     hidden_size=512, num_layers=8, num_heads=8, intermediate_size=2048, image_size=336, patch_size=14,
     adapter_hidden_size=1024, adapter_output_size=1024,
@@ -56,6 +61,7 @@ MODELS = {
     "maverick-mini": HerdConfig(text=_MAVERICK),
     "scout-mini-mm": HerdConfig(text=_SCOUT, vision=_TOWER, image_token_id=32702, begin_image_token_id=32700,
                                 end_image_token_id=32701),
+    "scout-slice": HerdConfig(text=_SLICE),
 }
 
 
