@@ -2,11 +2,12 @@
 
     python -m benchmarks.prefix_cache BUNDLE [--tokens 4096] [--clients 8] [--threads 1] [--json]
 
-Documents end before, on and after a boundary of the chunked layers' attention chunks, the nearest to ``--tokens``, where
-there is one; with a bundle that reads images there is a picture in front of the document, too, and in the end another
-picture in its place. *Cached* are the tokens that the other clients did not compute, of those that they could have
-found: the document's full blocks. *Times* are to the first token, cold and warm (median). *Memory* is what all clients
-together hold while they generate, blocks of both kinds of layers, against the document once and each client's own end.
+Documents end before, on and after a boundary of the chunked layers' attention chunks, the nearest to ``--tokens``,
+where there is one; with a bundle that reads images there is a picture in front of the document, too, and in the end
+another picture in its place. *Cached* are the tokens that the other clients did not compute, of those that they could
+have found: the document's full blocks. *Times* are to the first token, cold and warm (median). *Memory* is what all
+clients together hold while they generate, blocks of both kinds of layers, against the document once and each client's
+own end.
 """
 
 from __future__ import annotations
@@ -114,8 +115,10 @@ def measure(desk: Desk, document: Document, clients: int) -> Found:
         desk.ask(prompt, ANSWER)
     desk.run_until_all_decode()
     whole, chunked = held(desk)
-    found = Found(document.name, len(document.token_ids), statistics.fmean(cached[1:]) / max(1, document.shared),
-                  seconds[0], statistics.median(seconds[1:]), whole, chunked, _times_needed(desk, len(document.token_ids) // BLOCK_TOKENS, whole, chunked))
+    tokens = len(document.token_ids)
+    found = Found(document.name, tokens, statistics.fmean(cached[1:]) / max(1, document.shared), seconds[0],
+                  statistics.median(seconds[1:]), whole, chunked,
+                  _times_needed(desk, tokens // BLOCK_TOKENS, whole, chunked))
     desk.run()
     return found
 
