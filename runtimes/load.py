@@ -6,8 +6,8 @@ from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
 
 from .bundle.manifest import Bundle
-from .distributed.front_end import load_sharded
 from .distributed.launch import ShardOptions, check_devices, threads_of
+from .distributed.load import load_sharded
 from .executors.load import Runners, load_executor
 from .executors.options import ExecutorOptions
 from .executors.ort.load import load_vision

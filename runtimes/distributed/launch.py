@@ -28,6 +28,7 @@ from ...model.config.shard_plan import ShardPlan
 from ..bundle.manifest import MANIFEST, Bundle
 from ..executors.options import ExecutorOptions
 from ..executors.ort.weights import checked_by_block
+from ..kv_cache.pool import free_cache_bytes
 from .collectives import TIMEOUT, Collectives
 from .rank_runner import ShardRunner, shard_runner
 from .shared_memory import SharedMemory, alive, create, supported
@@ -76,7 +77,8 @@ def load_shard(bundle: Bundle, link: Collectives, options: ShardOptions) -> Shar
     if options.verify:
         by_block = checked_by_block(bundle, prepack=options.prepack)
         bundle.verify(name for name in bundle.files_of(link.rank) if name not in by_block)
-    loading = ExecutorOptions(options.threads, options.prepack, options.verify, options.cache_bytes)
+    cache_bytes = _cache_bytes(link, options)
+    loading = ExecutorOptions(options.threads, options.prepack, options.verify, cache_bytes)
     shard = shard_runner(bundle, link, loading)
     link.barrier()
     return shard
@@ -89,6 +91,13 @@ def _check_same_bundle(bundle: Bundle, link: Collectives) -> None:
     if (found := theirs.tobytes().hex()) != mine:
         raise HerdError(f"{bundle.directory} is another bundle than rank 0 has: its manifest is {mine[:12]}…, rank 0's "
                         f"is {found[:12]}…; copy the same bundle to every machine")
+
+
+def _cache_bytes(link: Collectives, options: ShardOptions) -> int:
+    """What keys and values may use on every rank: as rank 0 says, which decides about the blocks of all."""
+    count = np.array([free_cache_bytes() if options.cache_bytes is None else options.cache_bytes], np.int64)
+    link.broadcast(count)
+    return int(count[0])
 
 
 def cores(text: str) -> set[int]:
@@ -231,6 +240,17 @@ def _host() -> str:
             return file.read()
     except OSError:
         return ""
+
+
+def abandon(error: BaseException, link: Collectives, processes: Processes | None) -> str:
+    """Let the other ranks end after a failure; what is known of it."""
+    reason = str(error) if isinstance(error, HerdError) else f"rank 0 was interrupted by {type(error).__name__}"
+    link.fail(reason)
+    exit_report = processes.exit_report() if processes else ""
+    if processes:
+        processes.stop(0.0)
+    link.close()
+    return exit_report or reason
 
 
 def threads_of(threads: int | None, ranks: int) -> int:

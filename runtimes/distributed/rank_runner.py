@@ -196,9 +196,10 @@ def shard_runner(bundle: Bundle, link: Collectives, options: ExecutorOptions) ->
     graph = RankGraph(bundle, link, options)
     plan, config = graph.plan, bundle.manifest.config
     # As many batches as stages: large batches run in so many parts.
-    runner = runner_of(graph, replace(config, text=plan.local_text(config.text, link.rank)), batches=plan.pipeline,
+    stages = [plan.local_text(config.text, stage * plan.width) for stage in range(plan.pipeline)]
+    runner = runner_of(graph, replace(config, text=stages[plan.stage_of(link.rank)]), batches=plan.pipeline,
                      check=block_check([_weights_of(graph.path)]) if options.check_blocks else None,
-                     cache_bytes=options.cache_bytes)
+                     cache_bytes=options.cache_bytes, stages=stages)
     prepare_weights(runner, _weights_of(graph.path), options)
     return runner
 

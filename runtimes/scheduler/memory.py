@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..executors.ort.paged import PagedRunner
 from ..executors.runner import Runner
 from ..kv_cache.paged import CachePools
 from ..kv_cache.pool import BLOCK_TOKENS
@@ -28,9 +27,7 @@ class CacheRoom:
     @classmethod
     def of(cls, runner: Runner) -> CacheRoom:
         """The memory that a runner works on."""
-        if not isinstance(runner, PagedRunner):
-            return cls(None, None)
-        return cls(runner.pools, PrefixCache.of(runner.pools))
+        return cls(runner.pools, PrefixCache.of(runner.pools) if runner.pools else None)
 
     @property
     def most_tokens(self) -> int | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ....model.config import HerdConfig
+from ....model.config import HerdConfig, TextConfig
 from ...bundle.blocks import block_check
 from ...bundle.manifest import WEIGHTS, Bundle
 from ...kv_cache.sequence import Features
@@ -56,7 +57,7 @@ def prepare_weights(runner: PagedRunner | DecoderRunner, data: Path, options: Ex
 
 def runner_of(
     graph: DecoderGraph, config: HerdConfig, *, batches: int = 1, check: Run | None = None,
-    cache_bytes: int | None = None,
+    cache_bytes: int | None = None, stages: Items[TextConfig] = (),
 ) -> PagedRunner | DecoderRunner:
     """The runner that a graph was lowered for: over a list of tokens, or over a batch of sequences side by side.
 
@@ -66,9 +67,10 @@ def runner_of(
         batches: batches whose buffers are kept, of the latter.
         check: see ``PagedRunner``.
         cache_bytes: see ``PagedRunner``.
+        stages: see ``PagedRunner``.
     """
     if any(item.name == "cumulative_lengths" for item in graph.inputs):
-        return PagedRunner(graph, config, cache_bytes=cache_bytes, check=check)
+        return PagedRunner(graph, config, cache_bytes=cache_bytes, check=check, stages=stages)
     return DecoderRunner(graph, config, batches=batches, check=check)
 
 
