@@ -51,7 +51,7 @@ def cache_row_bytes(caches: str, head_dim: int, *, in_blocks: bool) -> int:
     Args:
         caches: their type, one of ``CACHE_BYTES``.
         head_dim: width of a head.
-        in_blocks: they lie in cache blocks, as those of target ``cpu`` do: a token has its share of one, scales included.
+        in_blocks: they lie in cache blocks, as those of target ``cpu`` do; a token has its share, scales included.
     """
     if in_blocks and caches in _IN_BLOCKS:
         return block_bytes(1, head_dim, _IN_BLOCKS[caches]) // BLOCK_TOKENS
