@@ -68,7 +68,7 @@ class Engine:
         """
         options = ExecutorOptions.of(threads, memory, verify=verify, cache_bytes=cache_bytes)
         bundle = Bundle.open(path, verify=False)
-        engine = cls(bundle, *load_runners(bundle, options, verify=verify, devices=devices, timeout=timeout))
+        engine = cls(bundle, *load_runners(bundle, options, devices=devices, timeout=timeout))
         engine._warm_up()
         return engine
 

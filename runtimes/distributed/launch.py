@@ -27,10 +27,11 @@ from ...files import sha256_of
 from ...model.config.shard_plan import ShardPlan
 from ..bundle.manifest import MANIFEST, Bundle
 from ..executors.options import ExecutorOptions
-from ..executors.ort.weights import checked_by_block
+from ..executors.ort.load import begin_copy
+from ..executors.ort.weights import verified
 from ..kv_cache.pool import free_cache_bytes
 from .collectives import TIMEOUT, Collectives
-from .rank_runner import ShardRunner, shard_runner
+from .rank_runner import ShardRunner, shard_runner, weights_of
 from .shared_memory import SharedMemory, alive, create, supported
 
 EXIT_REPORTED = 3
@@ -44,7 +45,7 @@ class ShardOptions:
 
     Attributes:
         threads: threads of one operator on every rank.
-        verify: compare SHA-256 of this rank's files.
+        verify: compare this rank's files with their hashes.
         prepack: copy weights into the layout that is fastest; see ``ExecutorOptions``.
         timeout: seconds that a rank may keep the others waiting in the middle of a call.
         devices: per rank the cores that it may use, such as ``0-3,8``; empty for any.
@@ -74,12 +75,10 @@ def load_shard(bundle: Bundle, link: Collectives, options: ShardOptions) -> Shar
     _check_same_bundle(bundle, link)
     if options.devices:
         os.sched_setaffinity(0, cores(options.devices[link.rank]))
-    if options.verify:
-        by_block = checked_by_block(bundle, prepack=options.prepack)
-        bundle.verify(name for name in bundle.files_of(link.rank) if name not in by_block)
-    cache_bytes = _cache_bytes(link, options)
-    loading = ExecutorOptions(options.threads, options.prepack, options.verify, cache_bytes)
-    shard = shard_runner(bundle, link, loading)
+    loading = ExecutorOptions(options.threads, options.prepack, options.verify, _cache_bytes(link, options))
+    with verified(bundle, bundle.files_of(link.rank), loading):
+        shard = shard_runner(bundle, link, loading)
+    begin_copy(shard, weights_of(shard.graph.path), loading)
     link.barrier()
     return shard
 

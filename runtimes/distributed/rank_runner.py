@@ -21,7 +21,7 @@ from ..bundle.manifest import WEIGHTS, Bundle
 from ..bundle.shards import CollectiveOp, PartitionEntry
 from ..executors.options import ExecutorOptions
 from ..executors.ort.decoder import DecoderRunner, Run
-from ..executors.ort.load import prepare_weights, runner_of
+from ..executors.ort.load import runner_of
 from ..executors.ort.paged import PagedRunner
 from ..executors.ort.session import Values, create_sessions, ort_value, run_bound
 from ..executors.ort.weights import ResidentWeights
@@ -82,7 +82,7 @@ class RankGraph:
         assert shards is not None, "a whole bundle has no ranks"
         entries = shards.ranks[link.rank].partitions
         graphs = [bundle.directory / entry.graph for entry in entries]
-        sessions = create_sessions(graphs, _weights_of(graphs[0]), provider=bundle.manifest.provider, options=options)
+        sessions = create_sessions(graphs, weights_of(graphs[0]), provider=bundle.manifest.provider, options=options)
         self.path, self.link, self.plan = graphs[0], link, shards.plan
         self.before_send: Callable[[], None] = _nothing
         self._stage, self._width = self.plan.stage_of(link.rank), bundle.manifest.config.text.hidden_size
@@ -197,11 +197,9 @@ def shard_runner(bundle: Bundle, link: Collectives, options: ExecutorOptions) ->
     plan, config = graph.plan, bundle.manifest.config
     # As many batches as stages: large batches run in so many parts.
     stages = [plan.local_text(config.text, stage * plan.width) for stage in range(plan.pipeline)]
-    runner = runner_of(graph, replace(config, text=stages[plan.stage_of(link.rank)]), batches=plan.pipeline,
-                     check=block_check([_weights_of(graph.path)]) if options.check_blocks else None,
+    return runner_of(graph, replace(config, text=stages[plan.stage_of(link.rank)]), batches=plan.pipeline,
+                     check=block_check([bundle.block_hashes(weights_of(graph.path))]) if options.check_blocks else None,
                      cache_bytes=options.cache_bytes, stages=stages)
-    prepare_weights(runner, _weights_of(graph.path), options)
-    return runner
 
 
 def rank_graph(shard: ShardRunner) -> RankGraph:
@@ -255,6 +253,6 @@ def _nothing() -> None:
     """Before sending: on a rank that collects no logits there is nothing to do."""
 
 
-def _weights_of(graph: Path) -> Path:
+def weights_of(graph: Path) -> Path:
     """The one weight file of a rank's partitions, ``decoder.data`` beside ``decoder.00.onnx``."""
     return graph.with_suffix("").with_suffix(WEIGHTS)

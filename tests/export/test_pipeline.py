@@ -43,7 +43,7 @@ def test_bundle_content(checkpoint: Path, tmp_path: Path) -> None:
     bundle = _build(checkpoint, tmp_path / "bundle", progress=progress)
     assert {path.name for path in bundle.directory.iterdir()} == {
         "manifest.json", "decoder.onnx", "decoder.data", "vision.onnx", "vision.data", "processor",
-        "decoder.data.sha256", "vision.data.sha256",
+        "decoder.data.blake3", "vision.data.blake3",
     }
     for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
         assert (bundle.processor / name).read_bytes() == (checkpoint / name).read_bytes()
