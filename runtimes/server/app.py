@@ -63,6 +63,6 @@ def _middleware(serving: Serving) -> list[Middleware]:
         *(cors if options.cors_origins else []),
         Middleware(Recover),
         Middleware(Gate, serving=serving),
-        Middleware(BodyLimits, options=options),
+        Middleware(BodyLimits, serving=serving),
         Middleware(CancelOnDisconnect),
     ]

@@ -22,10 +22,11 @@ class ServerOptions:
         request_log: takes one JSON line per request, None for none.
         tool_format: in which form the model writes tool calls: ``pythonic`` or ``json``; None for the one that its
             chat template asks for.
-        body_bytes: most bytes of a request.
+        body_bytes: most bytes of a request, beside 8 for each token of the context.
         body_seconds: in which it must have come.
         json_depth: of lists and objects in each other.
-        json_values: most values of a request, such as token ids.
+        json_lists: most lists and objects of a request.
+        json_values: most values of a request, beside one for each token of the context.
         images: most pictures of a request.
         write_seconds: that a client may take to read what was sent, before it is cut off.
         keep_alive_seconds: of silence after which a stream says that it lives.
@@ -43,6 +44,7 @@ class ServerOptions:
     body_bytes: int = 64 << 20
     body_seconds: float = 30.0
     json_depth: int = 64
+    json_lists: int = 100_000
     json_values: int = 2_000_000
     images: int = 8
     write_seconds: float = 60.0

@@ -66,18 +66,27 @@ async def text_prompt(serving: Serving, prompt: str | list[int], *, begins: bool
     Raises:
         ApiError: it is empty, or has a token that no text has.
     """
-    if isinstance(prompt, list):
-        ids = prompt
-    elif begins:
-        ids = (await on_thread(serving, lambda: serving.processor.prepare(prompt), "prompt")).token_ids
-    else:
-        ids = await on_thread(serving, lambda: serving.processor.tokenizer.encode(prompt, allow_special=True), "prompt")
+
+    def prepare() -> PreparedPrompt:
+        if isinstance(prompt, list):
+            ids = prompt
+        elif begins:
+            ids = serving.processor.prepare(prompt).token_ids
+        else:
+            ids = serving.processor.tokenizer.encode(prompt, allow_special=True)
+        _require_text(serving, ids)
+        return PreparedPrompt(ids)
+
+    return await on_thread(serving, prepare, "prompt")
+
+
+def _require_text(serving: Serving, ids: list[int]) -> None:
+    """Refuse tokens that no text has, or none at all."""
     if not ids:
         raise wrong("the prompt is empty: give a text or token ids", "prompt")
     require_known(ids, serving.config.text.vocab_size, "prompt")
     if serving.config.vision and serving.config.image_token_id in ids:
         raise wrong("the prompt has image tokens without an image: pictures belong into a chat's messages", "prompt")
-    return PreparedPrompt(ids)
 
 
 def plain_message(index: int, message: ChatMessage) -> dict[str, Any]:

@@ -44,6 +44,11 @@ class Backend(Protocol):
     def engine(self) -> Model:
         """Its engine."""
 
+    @property
+    def most_context(self) -> int:
+        """The context, 0 while the model is being loaded."""
+        return self.context if self._service else 0
+
     def submit(self, request: GenerationRequest) -> Answer:
         """Queue a request."""
 
@@ -123,6 +128,11 @@ class Serving:
         """Most tokens of prompt and answer together."""
         most = self.service.max_model_len
         return most if self.options.context is None else min(most, self.options.context)
+
+    @property
+    def most_context(self) -> int:
+        """The context, 0 while the model is being loaded."""
+        return self.context if self._service else 0
 
     def submit(self, request: GenerationRequest) -> Answer:
         """Queue a request.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncGenerator
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,38 +14,34 @@ from starlette.types import Scope
 
 from ...generation import TokenLogprob
 from ...scheduler import Delta, GenerationRequest
+from ..answering import answer, check_body
 from ..choices import Choice
-from ..errors import wrong
-from ..events import DONE, EventStream, event, openai_failure
+from ..errors import ApiError, wrong
+from ..events import DONE, event, openai_failure
 from ..generation_plan import constraint_of, request_of
 from ..logprobs import CompletionLogprobs, prompt_logprobs
+from ..parsing import ParsedRoute
 from ..prompts import on_thread, text_prompt
 from ..protocol.common import MOST_CHOICES
 from ..protocol.completions import MOST_PROMPTS, CompletionBody
 from ..records import record_of
-from ..replies import JsonReply
 from ..runs import Run, merged
 from ..serving import Serving
-from ..unknown_fields import check_unknown
 from ..usage import openai_usage
 from .described import ERRORS
 
 
 def completion_routes(serving: Serving) -> APIRouter:
     """The route."""
-    router = APIRouter(tags=["completions"], responses=ERRORS)
+    router = APIRouter(tags=["completions"], responses=ERRORS, route_class=ParsedRoute)
 
     @router.post("/v1/completions", summary="What follows a text")
     async def completions(request: Request, body: CompletionBody) -> Response:
-        headers = check_unknown(body)
-        serving.require_model(body.model)
+        headers = check_body(serving, body)
         planned = await _plan(serving, request.scope, body)
-        with ExitStack() as running:
-            runs = [running.enter_context(Run(serving, request.scope, one)) for one in planned]
-            reply = _Reply(serving, body, runs, await _echoed(serving, body, planned))
-            if body.stream:
-                return EventStream(reply.events(), running.pop_all(), serving.options, openai_failure, headers)
-            return JsonReply(await reply.whole(), headers=headers)
+        echoed = await _echoed(serving, body, planned)
+        return await answer(serving, request.scope, planned, lambda runs: _Reply(serving, body, runs, echoed),
+                            stream=body.stream, headers=headers)
 
     return router
 
@@ -165,6 +160,10 @@ class _Reply:
         if self._options and self._options.include_usage:
             yield event(self._envelope([]) | {"usage": openai_usage(run.usage for run in self.runs)})
         yield DONE
+
+    def failure(self, error: ApiError) -> bytes:
+        """How its stream ends where it failed."""
+        return openai_failure(error)
 
     def _extra(self, choice: Choice, delta: Delta) -> dict[str, Any]:
         wanted = self.body.return_token_ids and delta.token_ids
