@@ -44,11 +44,6 @@ class Backend(Protocol):
     def engine(self) -> Model:
         """Its engine."""
 
-    @property
-    def most_context(self) -> int:
-        """The context, 0 while the model is being loaded."""
-        return self.context if self._service else 0
-
     def submit(self, request: GenerationRequest) -> Answer:
         """Queue a request."""
 

@@ -94,6 +94,7 @@ class RenderBody(ModelBody):
     tools: list[ChatTool] | None = Field(None, max_length=MOST_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables that the chat template looks at.")
     continue_final_message: bool | None = Field(None, description="The answer goes on from the last message.")
 
 

@@ -91,6 +91,8 @@ class GenerationBody(SamplingBody):
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=0)
     prompt_logprobs: int | None = Field(None, ge=0, le=100)
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=-1, description="Only so many tokens at the end of the prompt are read; -1: as many as fit.")
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     return_token_ids: bool | None = None

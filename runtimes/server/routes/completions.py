@@ -21,7 +21,7 @@ from ..events import DONE, event, openai_failure
 from ..generation_plan import constraint_of, request_of
 from ..logprobs import CompletionLogprobs, prompt_logprobs
 from ..parsing import ParsedRoute
-from ..prompts import on_thread, text_prompt
+from ..prompts import kept_tokens, on_thread, text_prompt
 from ..protocol.common import MOST_CHOICES
 from ..protocol.completions import MOST_PROMPTS, CompletionBody
 from ..records import record_of
@@ -63,9 +63,10 @@ async def _plan(serving: Serving, scope: Scope, body: CompletionBody) -> list[Ge
     if body.stream and body.prompt_logprobs is not None:
         raise wrong("prompt_logprobs are not streamed: leave out stream", "prompt_logprobs")
     echoed = body.logprobs if body.echo else None
+    keep = kept_tokens(serving, body.truncate_prompt_tokens, body.max_tokens)
     planned = []
     for text in _prompts(body):
-        prompt = await text_prompt(serving, text, begins=body.add_special_tokens is not False)
+        prompt = await text_prompt(serving, text, begins=body.add_special_tokens is not False, keep=keep)
         constraint = await constraint_of(serving, body)
         planned.append(await request_of(serving, scope, body, prompt, body.max_tokens, body.logprobs,
                                         constraint=constraint, prompt_logprobs=echoed))

@@ -43,8 +43,7 @@ def message_routes(serving: Serving) -> APIRouter:
     async def count_tokens(body: CountBody) -> JsonReply:
         headers = check_body(serving, body)
         chat = chat_body(body)
-        prompt = await chat_prompt(serving, chat.messages, offered_tools(chat),
-                                   continue_final=bool(chat.continue_final_message))
+        prompt = await chat_prompt(serving, chat, offered_tools(chat))
         return JsonReply({"input_tokens": len(prompt.token_ids)}, headers=headers)
 
     return router

@@ -60,8 +60,7 @@ def token_routes(serving: Serving) -> APIRouter:
 
 async def _rendered(serving: Serving, body: RenderBody) -> PreparedPrompt:
     check_chat(body)
-    return await chat_prompt(serving, body.messages, offered_tools(body),
-                             continue_final=bool(body.continue_final_message))
+    return await chat_prompt(serving, body, offered_tools(body))
 
 
 async def _texts(serving: Serving, ids: list[int]) -> list[str]:
