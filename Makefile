@@ -83,7 +83,7 @@ clean:
 	@touch $@
 
 .venv/.dev: pyproject.toml | .venv/.torch
-	$(PIP) install -e ".[cpu,build,train,serve,cluster,tensorrt-rtx,test,dev]"
+	$(PIP) install -e ".[cpu,build,train,serve,otel,cluster,tensorrt-rtx,test,dev]"
 	@touch $@ .venv/.demo
 
 # The native operators, again when their sources change; without them bundles run on the runtime's own.

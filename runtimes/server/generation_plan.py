@@ -75,6 +75,7 @@ async def request_of(
     sampling = sampling_of(body, processor.generation_defaults, processor.tokenizer, config.text.vocab_size, logprobs)
     record = record_of(scope)
     record.choices, record.most_tokens = body.n or 1, room
+    record.temperature, record.top_p = sampling.temperature, sampling.top_p
     return GenerationRequest(
         request_id=record.request_id, prompt=prompt, sampling=sampling,
         stop=stop_rule_of(body, processor.tokenizer, room), choices=body.n or 1, constraint=constraint,

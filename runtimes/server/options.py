@@ -20,6 +20,7 @@ class ServerOptions:
         cors_origins: origins of web pages elsewhere that may ask.
         key_requests: requests at the same time with one key.
         request_log: takes one JSON line per request, None for none.
+        otlp_traces_endpoint: URL that takes a span per request by OTLP over HTTP, None for no spans.
         tool_format: in which form the model writes tool calls: ``pythonic`` or ``json``; None for the one that its
             chat template asks for.
         body_bytes: most bytes of a request, beside 8 for each token of the context.
@@ -40,6 +41,7 @@ class ServerOptions:
     cors_origins: tuple[str, ...] = ()
     key_requests: int = 64
     request_log: TextIO | None = None
+    otlp_traces_endpoint: str | None = None
     tool_format: str | None = None
     body_bytes: int = 64 << 20
     body_seconds: float = 30.0
