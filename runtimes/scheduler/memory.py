@@ -42,6 +42,16 @@ class CacheRoom:
         kept = self.prefixes.evictable_bytes() if self.prefixes else 0
         return (self.pools.budget.used - kept) / max(1, self.pools.budget.most)
 
+    def config(self) -> dict[str, str]:
+        """Sizes under the names of vLLM's ``CacheConfig``; blocks are those of the longest sequence."""
+        if self.pools is None:
+            return {}
+        tokens = self.pools.most_tokens()
+        return {
+            "block_size": str(BLOCK_TOKENS), "num_gpu_blocks": str(tokens // BLOCK_TOKENS),
+            "kv_cache_size_tokens": str(tokens), "kv_cache_memory_bytes": str(self.pools.budget.most),
+            "enable_prefix_caching": str(self.prefixes is not None)}
+
     def blocks(self, tokens: int) -> int:
         """Full blocks of so many tokens."""
         return tokens // BLOCK_TOKENS
