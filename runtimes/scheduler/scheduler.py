@@ -235,6 +235,9 @@ class Scheduler:
         steps = [self._step_of(choice, tokens) for choice, tokens in planned]
         first_pending = [choice.seen for choice, _ in planned]
         answers = sum(tokens for choice, tokens in planned if choice.is_decoding)
+        for (choice, _), step in zip(planned, steps, strict=True):
+            if step.rows:
+                choice.prepare()
         started = time.perf_counter()
         logits_RV = self._runner.step(steps)
         prompts = sum(tokens for _, tokens in planned) - answers

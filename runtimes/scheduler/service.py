@@ -16,7 +16,7 @@ from ...model.processing import Prompt
 from ..engine import Engine
 from ..generation import Asked, Generation, Timings
 from .active import ActiveRequest
-from .answer import Answer
+from .answer import Answer, wake
 from .request import GenerationRequest, OverloadedError
 from .scheduler import Scheduler
 from .speculation import Drafter
@@ -220,7 +220,7 @@ class Service:
                     self.on_step(tokens)
             except Exception as error:
                 self._fail(error)
-            self._forget_ended()
+            self._tell()
 
     def _take_arrived(self) -> bool:
         """Wait for something to do; False at the end."""
@@ -230,8 +230,10 @@ class Service:
                 self._scheduler.add(self._arrived.popleft())
             return self._scheduler.has_work or not self._stopping
 
-    def _forget_ended(self) -> None:
+    def _tell(self) -> None:
+        """Wake readers, and forget what has ended."""
         with self._changed:
+            wake(self._active)
             for answer, active in list(self._active.items()):
                 if active.is_over:
                     del self._active[answer]

@@ -138,7 +138,7 @@ async def constraint_of(serving: Serving, body: GenerationBody, tools: list[Tool
 def _tools_spec(serving: Serving, body: ChatBody, tools: list[Tool]) -> Spec:
     choice = body.tool_choice.function.name if isinstance(body.tool_choice, NamedTool) else body.tool_choice or "auto"
     return serving.toolkit.spec("tools", tools, choice, parallel=body.parallel_tool_calls is not False,
-                                format=serving.toolkit.format)
+                                formats=serving.toolkit.formats)
 
 
 def _wanted(form: ResponseFormat | None, structured: StructuredOutputs | None) -> tuple[Any, ...] | None:

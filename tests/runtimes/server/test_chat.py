@@ -232,7 +232,7 @@ def test_tools(client: TestClient, service: FakeService) -> None:
     assert choice["message"]["tool_calls"][1]["id"] == "call_1"
     assert service.requests[0].constraint[0] == "tools"
     assert service.requests[0].constraint[1][1] == "auto"
-    assert service.requests[0].constraint[2] == {"parallel": True, "format": "pythonic"}
+    assert service.requests[0].constraint[2] == {"parallel": True, "formats": ("pythonic", "json")}
 
 
 def test_tools_are_streamed_as_the_specification_says(client: TestClient, service: FakeService) -> None:
