@@ -7,8 +7,6 @@ from functools import cache
 from pathlib import Path
 
 from ...errors import HerdError
-from .compile import INTERFACE, built_library
-
 _ADVICE = "compile it again with python -m herdgraph.runtimes.native.compile"
 
 
@@ -18,6 +16,8 @@ def library_path() -> Path | None:
     Raises:
         HerdError: the library is there and cannot be loaded, or is another version's.
     """
+    from .compile import INTERFACE, built_library  # late, or `python -m` of that module finds it imported and warns
+
     path = built_library()
     if not path or not path.exists():
         return None
