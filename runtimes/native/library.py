@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from ...errors import HerdError
+
 _ADVICE = "compile it again with python -m herdgraph.runtimes.native.compile"
 
 

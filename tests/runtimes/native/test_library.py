@@ -18,21 +18,22 @@ def test_the_built_library_has_the_interface(built_library: Path) -> None:
 
 
 def test_another_versions_library_is_refused(built_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "INTERFACE", 999)
-    with pytest.raises(HerdError, match=rf"{built_library} has version {native_compile.INTERFACE} of the operators, "
+    version = native_compile.INTERFACE
+    monkeypatch.setattr(native_compile, "INTERFACE", 999)
+    with pytest.raises(HerdError, match=rf"{built_library} has version {version} of the operators, "
                                         r"this herdgraph needs 999: compile it again with python -m herdgraph\."):
         library.library_path()
 
 
 def test_a_library_without_a_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "built_library", lambda: Path(_ctypes.__file__))
+    monkeypatch.setattr(native_compile, "built_library", lambda: Path(_ctypes.__file__))
     with pytest.raises(HerdError, match=r"has version 0 of the operators, this herdgraph needs \d+: compile it again"):
         library.library_path()
 
 
 def test_what_is_no_library_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "libherdgraph.so").write_text("text")
-    monkeypatch.setattr(library, "built_library", lambda: tmp_path / "libherdgraph.so")
+    monkeypatch.setattr(native_compile, "built_library", lambda: tmp_path / "libherdgraph.so")
     with pytest.raises(HerdError, match=r"libherdgraph\.so cannot be loaded \(.*\): compile it again"):
         library.library_path()
 
