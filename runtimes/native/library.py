@@ -17,7 +17,8 @@ def library_path() -> Path | None:
     Raises:
         HerdError: the library is there and cannot be loaded, or is another version's.
     """
-    from .compile import INTERFACE, built_library  # late, or `python -m` of that module finds it imported and warns
+    # Late, because `python -m` of that module would find it imported and warn.
+    from .compile import INTERFACE, built_library  # noqa: PLC0415
 
     path = built_library()
     if not path or not path.exists():
