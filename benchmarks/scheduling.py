@@ -28,8 +28,6 @@ from .desk import Desk
 
 ALONE = 32
 """Steps of the streams alone."""
-SETTLE_SECONDS = 8
-"""The engine copies its weights into faster memory meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     desk = Desk.of(options.bundle, options.threads)
-    time.sleep(SETTLE_SECONDS)
+    desk.engine.wait_until_resident()
     with mock.patch("time.perf_counter", time.thread_time):
         alone, beside = steps(desk, options.streams, options.tokens)
     found = summary(alone, beside)

@@ -86,6 +86,13 @@ class Engine:
         """Free the weights and end the other processes of a sharded engine; afterwards every call is refused."""
         self._decoder.close()
 
+    def wait_until_resident(self) -> None:
+        """Wait until weights lie in the memory where they stay: a copy runs beside the first calls and slows them.
+
+        There is no need to; measurements of speed do it.
+        """
+        self._decoder.wait_until_resident()
+
     @property
     def closed(self) -> str:
         """Why it runs no more: it was closed, or a rank failed; empty while it runs."""

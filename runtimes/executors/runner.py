@@ -191,6 +191,9 @@ class Runner(ABC):
     def settle(self) -> None:  # noqa: B027
         """Wait for logits of chunks that are still on their way; here there are none."""
 
+    def wait_until_resident(self) -> None:  # noqa: B027
+        """Wait until weights lie where they stay; here they do from the beginning."""
+
     def close(self) -> None:
         """Free what is held and end what runs elsewhere; the engine then refuses every call."""
         self.closed = self.closed or "the engine was closed"

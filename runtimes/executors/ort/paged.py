@@ -232,13 +232,17 @@ class PagedRunner(Runner):
         except (HerdError, MemoryError, OSError) as error:
             logger.info("%s is used as it is mapped: %s", data, error)
 
+    def wait_until_resident(self) -> None:
+        """Wait for the copy of the weights; see ``Runner``."""
+        if self._copying is not None:
+            self._copying.join()
+
     def close(self) -> None:
         """Free the weights; see ``Runner``."""
         if not self.closed:
             super().close()
             self._stopped.set()
-            if self._copying is not None:
-                self._copying.join()
+            self.wait_until_resident()
             self._kept.clear()
             del self.graph
 
