@@ -29,7 +29,7 @@ def emulate(model: ir.Model) -> ir.Model:
         for output in node.outputs:
             if output.dtype == BF16:
                 output.dtype = F32
-                if node.op_type not in _MOVES and not output.is_graph_output():
+                if output.uses() and node.op_type not in _MOVES and not output.is_graph_output():
                     _round(graph, node, output)
     return model
 

@@ -113,7 +113,7 @@ class LowerPagedContrib(InPlacePass):
         amaxes = self.calibration.required_kv_amax(layer_of(past), observer="max")
         scales = [amax * HEADROOM / 127 if self.caches == "int8" else input_scale(amax) for amax in amaxes]
         values: list[ir.Value | None] = [
-            build.weight(f"{name}.scale", ir.Tensor(np.float32([scale])))
+            build.weight(f"{name}.scale", ir.Tensor(np.asarray([scale], np.float32)))
             for name, scale in zip(("key", "value"), scales, strict=True)]
         return values, {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR"}
 
