@@ -12,8 +12,8 @@ decoder input                     shape                           meaning
 ``past_lengths.global``           int32 [sequences]               tokens that each sequence already holds
 ``past_lengths.chunked``          int32 [sequences]               of them, those of its current chunk: length % chunk
 ``block_table.{kind}``            int32 [sequences, blocks]       blocks of the past and of the new tokens, in order;
-                                                                  ``chunked``: those of the current chunk only. Entries
-                                                                  behind a sequence's last block are not read
+                                                                  ``chunked``: those of the current chunk only. Rows
+                                                                  are filled up with 0
 ``attention_metadata.{kind}``     int32 [2], on the CPU           at least the most new tokens of a sequence, and at
                                                                   least the most of past and new tokens together. They
                                                                   choose kernels and grids, never results
@@ -21,7 +21,8 @@ decoder input                     shape                           meaning
                                   K]                              ``present.{i}.key|value`` to the same memory
 ================================  ==============================  =====================================================
 
-``past_lengths`` of ``PackTokens`` is gone. Blocks are of any size that the kernels have, the same for all layers of a
+``past_lengths`` of ``PackTokens`` is gone. Outputs are ``logits`` float32 [rows, vocabulary], ``best`` int64 [rows]
+where a rank has the whole vocabulary (``best_token.py``), and ``present.{i}.key|value``. Blocks are of any size that the kernels have, the same for all layers of a
 kind. Caches are bfloat16, int8 or float8e4m3fn; the latter two with a scale per layer from a calibration. No call may
 cross a multiple of the chunk in any sequence. Lengths are sums and remainders of small integers: nothing of them is
 computed in the graph.
