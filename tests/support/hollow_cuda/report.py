@@ -1,0 +1,103 @@
+"""What happened on the hollow device, from the lines that its libraries wrote."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+
+
+@dataclass
+class Report:
+    """The events between two marks."""
+
+    events: list[Event] = field(default_factory=list)
+
+    def of(self, *kinds: str) -> list[Event]:
+        """Events of some kinds."""
+        return [event for event in self.events if event["event"] in kinds]
+
+    @property
+    def kernels(self) -> list[str]:
+        """Names of the kernels that were launched, as C++ writes them, in order."""
+        return [demangled(event["kernel"]) for event in self.of("launch")]
+
+    @property
+    def launches(self) -> int:
+        """Kernels, products of cuBLAS, and fills: what a GPU is told to start."""
+        return len(self.of("launch", "product", "fill"))
+
+    @property
+    def allocations(self) -> list[Event]:
+        """What was allocated, on the device or pinned."""
+        return self.of("allocate")
+
+    def copies(self, source: str, target: str) -> list[Event]:
+        """Copies between ``host``, ``pinned`` and ``device``."""
+        return [event for event in self.of("copy") if (event["from"], event["to"]) == (source, target)]
+
+    @property
+    def reads_by_host(self) -> list[Event]:
+        """Copies from the device to the host, each of which waits for all that came before."""
+        return [*self.copies("device", "host"), *self.copies("device", "pinned")]
+
+    def count(self, pattern: str) -> int:
+        """How many launches have a name in which a regular expression is found."""
+        return sum(bool(re.search(pattern, name)) for name in self.kernels)
+
+    def summary(self) -> str:
+        """One line per kind of kernel, for people."""
+        names = Counter(short(name) for name in self.kernels)
+        names.update(event["call"] for event in self.of("product"))
+        copies = Counter(f"{event['from']} -> {event['to']}" for event in self.of("copy"))
+        lines = [f"{count:4} {name}" for name, count in names.most_common()]
+        return "\n".join([f"{self.launches} launches, copies {dict(copies)}, {len(self.allocations)} allocations, "
+                          f"{len(self.of('synchronize'))} waits", *lines])
+
+
+def reports(log: Path) -> dict[str, Report]:
+    """Events by the mark before them."""
+    with log.open() as lines:
+        return by_mark(json.loads(line) for line in lines)
+
+
+def by_mark(events: Iterable[Event]) -> dict[str, Report]:
+    """See ``reports``; what comes before the first mark belongs to nothing."""
+    found: dict[str, Report] = {}
+    current = Report()
+    for event in events:
+        if event["event"] == "mark":
+            current = found.setdefault(event["name"], Report())
+        else:
+            current.events.append(event)
+    return found
+
+
+def short(name: str) -> str:
+    """A kernel's name without template arguments, or what it is built of where that says nothing."""
+    if "cutlass" not in name:
+        return re.sub(r"[<(].*", "", name.removeprefix("void ")).split("::")[-1]
+    words = re.findall(r"Mainloop\w+|Epilogue\w+|\w*Gemm\w*|Fmha\w*|AttentionKernel|flash\w+|Moe\w+", name)
+    return "cutlass " + " ".join(dict.fromkeys(words))[:90]
+
+
+@cache
+def demangled(name: str) -> str:
+    """A C++ symbol in words."""
+    library = ctypes.CDLL("libstdc++.so.6")
+    library.__cxa_demangle.restype = ctypes.c_void_p
+    status = ctypes.c_int()
+    found = library.__cxa_demangle(name.encode(), None, None, ctypes.byref(status))
+    if not found:
+        return name
+    text = ctypes.string_at(found).decode()
+    ctypes.CDLL(None).free(ctypes.c_void_p(found))
+    return text
