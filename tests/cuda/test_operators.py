@@ -10,14 +10,23 @@ from pathlib import Path
 import pytest
 
 from support.hollow_cuda import graphs
+from support.hollow_cuda.decoder import SESSION
 from support.hollow_cuda.device import Call, RefusedError, run
+from support.hollow_cuda.kernels import (
+    FLASH,
+    GATHERED,
+    GROUPED_ON_HOPPER,
+    SPLIT,
+    UNPACKING,
+    UNPACKING_EXPERTS,
+    UNPACKING_EXPERTS_OF_ROW,
+    UNPACKING_ROW,
+)
 from support.hollow_cuda.report import Report
 
 pytestmark = pytest.mark.slow
 
 HIDDEN, EXPERT = 5120, 8192
-FLASH, SPLIT = r"flash_fwd_splitkv_kernel", r"PagedDecodeSplitKV"
-GATHERED = r"GatherAndExpandPagedKVCache"
 
 
 def paged(cache: str, block: int) -> str:
@@ -54,8 +63,8 @@ def attend(directory: Path, cache: str, block: int) -> dict[str, Report]:
     ("bfloat16", 128, FLASH, FLASH),
     ("int8", 128, SPLIT, GATHERED), ("float8e4m3fn", 128, SPLIT, GATHERED),
 ])
-def test_paged_attention(tmp_path: Path, cache: str, block: int, tokens: str, ragged: str) -> None:
-    found = attend(tmp_path, cache, block)
+def test_paged_attention(weights: Path, cache: str, block: int, tokens: str, ragged: str) -> None:
+    found = attend(weights, cache, block)
     assert found["tokens/eager"].count(tokens) == 1
     assert found["ragged/eager"].count(ragged) == 1
     assert found["tokens/eager"].count(GATHERED) == 0, "decoding reads the past where it lies"
@@ -88,42 +97,54 @@ def coded_mixture(experts: int, bits: int) -> str:
         }}"""
 
 
-def rows(directory: Path, text: str, **options: dict[str, str]) -> dict[str, Report]:
+def rows(directory: Path, text: str, **options: dict[str, str]) -> tuple[Report, Report]:
     """A graph on one row, which is recorded too, and on 512."""
     path = graphs.save(graphs.parse(text), directory)
-    return run([Call("token", {"tokens": 1}, {}, record=True), Call("prompt", {"tokens": 512}, {})], path, **options)
+    found = run([Call("token", {"tokens": 1}, record=True), Call("prompt", {"tokens": 512})], path, **options)
+    return found["token/eager"], found["prompt/eager"]
 
 
 @pytest.mark.parametrize("experts", [16, 128])
-def test_mixture_of_bfloat16_is_a_grouped_product_on_tensor_cores_of_hopper(tmp_path: Path, experts: int) -> None:
-    found = rows(tmp_path, mixture(experts))
-    for call in ("token/eager", "prompt/eager"):
-        assert found[call].count("MainloopSm90ArrayTmaGmma") == 2, found[call].summary()
-        assert found[call].launches <= 8
+def test_mixture_of_bfloat16_runs_on_tensor_cores_of_hopper(weights: Path, experts: int) -> None:
+    token, prompt = rows(weights, mixture(experts))
+    assert token.count(GROUPED_ON_HOPPER) == prompt.count(GROUPED_ON_HOPPER) == 2
+    assert (token.launches, prompt.launches) == (8, 10)
 
 
 @pytest.mark.parametrize("experts", [16, 128])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_mixture_of_integers(tmp_path: Path, experts: int, bits: int) -> None:
-    found = rows(tmp_path, coded_mixture(experts, bits))
-    for call in ("token/eager", "prompt/eager"):
-        print(found[call].summary())
+def test_mixture_of_integers_unpacks_as_it_multiplies(weights: Path, experts: int, bits: int) -> None:
+    token, prompt = rows(weights, coded_mixture(experts, bits))
+    assert token.count(UNPACKING_EXPERTS_OF_ROW) == prompt.count(UNPACKING_EXPERTS) == 2
+    assert token.launches <= 4
+    assert prompt.launches == 9
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_product_of_integers(tmp_path: Path, bits: int) -> None:
+def test_product_of_integers_unpacks_as_it_multiplies(weights: Path, bits: int) -> None:
     text = f"""
         product (bfloat16[tokens, {HIDDEN}] x, uint8[7168, {HIDDEN // 32}, {32 * bits // 8}] w_codes,
                  bfloat16[7168, {HIDDEN // 32}] w_scales) => (bfloat16[tokens, 7168] y) {{
             y = com.microsoft.MatMulNBits <K = {HIDDEN}, N = 7168, bits = {bits}, block_size = 32>
                 (x, w_codes, w_scales)
         }}"""
-    found = rows(tmp_path, text, session={"ep.cuda.fpa_intb_gemm": "1"})
-    for call in ("token/eager", "prompt/eager"):
-        print(found[call].summary())
+    token, prompt = rows(weights, text, session=SESSION)
+    assert token.count(UNPACKING_ROW) == prompt.count(UNPACKING) == 1
+    assert token.launches == prompt.launches == 1
 
 
-def test_operators_without_a_cuda_kernel_are_refused(tmp_path: Path) -> None:
-    text = """missing (bfloat16[tokens] x) => (bfloat16[tokens] y) { y = Celu (x) }"""
-    with pytest.raises(RefusedError, match="CPU EP"):
-        rows(tmp_path, text)
+def test_node_without_a_cuda_kernel_is_refused(weights: Path) -> None:
+    path = graphs.save(graphs.parse("missing (float[2, 2] x) => (float y) { y = Det (x) }"), weights)
+    with pytest.raises(RefusedError, match="fallback to CPU EP has been explicitly disabled"):
+        run([Call("call", {})], path)
+
+
+def test_node_that_the_host_waits_for_is_not_recorded(weights: Path) -> None:
+    """NonZero reads back how many there are."""
+    text = """waits (float[tokens] x) => (float y) {
+        places = NonZero (x)
+        numbers = Cast <to = 1> (places)
+        y = ReduceSum <keepdims = 0> (numbers)
+    }"""
+    with pytest.raises(RefusedError, match="cudaErrorStreamCaptureUnsupported"):
+        rows(weights, text)

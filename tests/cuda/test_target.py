@@ -62,34 +62,34 @@ def check_decoding(found: dict[str, Report], layers: int) -> None:
 
 @pytest.mark.parametrize("caches", CACHES)
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_layers_of_scout(tmp_path: Path, recipe: str, caches: str) -> None:
-    found = reports(SCOUT_PAIR, tmp_path, recipe, caches)
+def test_layers_of_scout(weights: Path, recipe: str, caches: str) -> None:
+    found = reports(SCOUT_PAIR, weights, recipe, caches)
     check_decoding(found, layers=2)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_layers_of_maverick(tmp_path: Path, recipe: str) -> None:
+def test_layers_of_maverick(weights: Path, recipe: str) -> None:
     """A dense layer and one of 128 experts."""
-    check_decoding(reports(MAVERICK_PAIR, tmp_path, recipe), layers=2)
+    check_decoding(reports(MAVERICK_PAIR, weights, recipe), layers=2)
 
 
 @pytest.mark.parametrize("name", [
     "moe-every-second-layer", "dense", "no-qk-norm", "no-chunks", "rope-everywhere", "no-temperature", "top-2", "tied",
     "1-expert", "7-experts",
 ])
-def test_herds(tmp_path: Path, name: str) -> None:
+def test_herds(weights: Path, name: str) -> None:
     config = VARIANTS[name]
-    check_decoding(reports(config, tmp_path), config.text.num_layers)
+    check_decoding(reports(config, weights), config.text.num_layers)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_launches_of_one_more_layer(tmp_path: Path, recipe: str) -> None:
+def test_launches_of_one_more_layer(weights: Path, recipe: str) -> None:
     """What a layer adds is known from decoders of four and of eight."""
     launches = []
     for layers in (4, 8):
         flags = tuple((layer + 1) % 4 != 0 for layer in range(layers))
         config = variant(num_layers=layers, moe_layers=tuple(range(layers)), rope_layers=flags, chunked_layers=flags)
-        directory = tmp_path / str(layers)
+        directory = weights / str(layers)
         directory.mkdir()
         launches.append(reports(config, directory, recipe)["token/eager"].launches)
     assert launches[1] - launches[0] <= 4 * LAUNCHES_PER_LAYER

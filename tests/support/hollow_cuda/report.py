@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +25,8 @@ class Report:
 
     @property
     def kernels(self) -> list[str]:
-        """Names of the kernels that were launched, as C++ writes them, in order."""
-        return [demangled(event["kernel"]) for event in self.of("launch")]
+        """Symbols of the kernels that were launched, in order."""
+        return [event["kernel"] for event in self.of("launch")]
 
     @property
     def launches(self) -> int:
@@ -50,7 +48,7 @@ class Report:
         return [*self.copies("device", "host"), *self.copies("device", "pinned")]
 
     def count(self, pattern: str) -> int:
-        """How many launches have a name in which a regular expression is found."""
+        """How many launches have a symbol in which a regular expression is found."""
         return sum(bool(re.search(pattern, name)) for name in self.kernels)
 
     def summary(self) -> str:
@@ -81,23 +79,14 @@ def by_mark(events: Iterable[Event]) -> dict[str, Report]:
     return found
 
 
-def short(name: str) -> str:
-    """A kernel's name without template arguments, or what it is built of where that says nothing."""
-    if "cutlass" not in name:
-        return re.sub(r"[<(].*", "", name.removeprefix("void ")).split("::")[-1]
-    words = re.findall(r"Mainloop\w+|Epilogue\w+|\w*Gemm\w*|Fmha\w*|AttentionKernel|flash\w+|Moe\w+", name)
-    return "cutlass " + " ".join(dict.fromkeys(words))[:90]
-
-
-@cache
-def demangled(name: str) -> str:
-    """A C++ symbol in words."""
-    library = ctypes.CDLL("libstdc++.so.6")
-    library.__cxa_demangle.restype = ctypes.c_void_p
-    status = ctypes.c_int()
-    found = library.__cxa_demangle(name.encode(), None, None, ctypes.byref(status))
-    if not found:
-        return name
-    text = ctypes.string_at(found).decode()
-    ctypes.CDLL(None).free(ctypes.c_void_p(found))
-    return text
+def short(symbol: str) -> str:
+    """The last two names of a C++ symbol, without template arguments; of CUTLASS's wrappers, what they wrap."""
+    wrapped = re.search(r"Mainloop[A-Za-z0-9]+?Specialized|MoeFCGemm|GemmFpAIntB", symbol)
+    if wrapped and symbol.startswith("_ZN7cutlass"):
+        return f"cutlass::{wrapped[0]}"
+    names, rest = [], re.sub(r"^_ZN?", "", symbol)
+    while length := re.match(r"\d+", rest):
+        end = length.end() + int(length[0])
+        names.append(rest[length.end() : end])
+        rest = rest[end:]
+    return "::".join(names[-2:]) or symbol

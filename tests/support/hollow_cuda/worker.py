@@ -103,12 +103,10 @@ def main() -> None:
         for number, call in enumerate(job["calls"]):
             runner.call(number, call)
     except Exception as error:
-        sys.exit(_line(error))
-
-
-def _line(error: Exception) -> int:
-    print(" ".join(str(error).split()))
-    return 3
+        if "onnxruntime" not in type(error).__module__:
+            raise
+        print(" ".join(str(error).split()))
+        sys.exit(3)
 
 
 if __name__ == "__main__":
