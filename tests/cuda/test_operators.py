@@ -141,10 +141,10 @@ def test_node_without_a_cuda_kernel_is_refused(weights: Path) -> None:
 
 def test_node_that_the_host_waits_for_is_not_recorded(weights: Path) -> None:
     """NonZero reads back how many there are."""
-    text = """waits (float[tokens] x) => (float y) {
+    text = """waits (float[tokens] x) => (float[1, 1] y) {
         places = NonZero (x)
         numbers = Cast <to = 1> (places)
-        y = ReduceSum <keepdims = 0> (numbers)
+        y = ReduceSum (numbers)
     }"""
     with pytest.raises(RefusedError, match="cudaErrorStreamCaptureUnsupported"):
         rows(weights, text)
