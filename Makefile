@@ -58,7 +58,7 @@ test-clients: .venv/.dev
 test-native: .venv/.dev .venv/.native
 	$(PY) -m pytest tests/runtimes/native -m "slow or not slow" -rs
 
-# The target `cuda` on a device that computes nothing (docs/cuda.md): gcc and a wheel of 256 MB, no GPU. Skipped, with a
+# The target `cuda` on a device that computes nothing (docs/hollow-device.md): gcc and a wheel of 256 MB, no GPU. Skipped, with a
 # reason, where either is missing.
 test-cuda: .venv/.dev .venv-cuda/.done
 	$(PY) -m pytest tests/cuda -m "slow or not slow" -rs

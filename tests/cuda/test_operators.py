@@ -146,5 +146,5 @@ def test_node_that_the_host_waits_for_is_not_recorded(weights: Path) -> None:
         numbers = Cast <to = 1> (places)
         y = ReduceSum (numbers)
     }"""
-    with pytest.raises(RefusedError, match="cudaErrorStreamCaptureUnsupported"):
+    with pytest.raises(RefusedError, match="cudaErrorStreamCapture"):
         rows(weights, text)

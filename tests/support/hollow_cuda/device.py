@@ -1,7 +1,7 @@
 """A hollow CUDA device: ONNX Runtime's CUDA provider over libraries that answer like a driver and compute nothing.
 
 ``run`` loads a graph in a process of its own and returns what happened on the device, call by call. Nothing that
-is computed means anything; docs/cuda.md says what that proves.
+is computed means anything; docs/hollow-device.md says what that proves.
 """
 
 from __future__ import annotations
