@@ -10,7 +10,7 @@ INSTALL := $(PY) -m pip --quiet --disable-pip-version-check install --no-compile
 PACKAGES := model export runtimes calibration cli
 TYPED := $(addprefix .editable/herdgraph/,$(PACKAGES) $(wildcard *.py))
 
-.PHONY: demo test test-slow test-packaging test-lowest test-clients test-native fuzz coverage docs lint wheels clean
+.PHONY: demo test test-slow test-packaging test-lowest test-clients test-native test-cuda fuzz coverage docs lint wheels clean
 
 demo: .venv/.demo
 	$(PY) examples/demo.py
@@ -58,6 +58,11 @@ test-clients: .venv/.dev
 test-native: .venv/.dev .venv/.native
 	$(PY) -m pytest tests/runtimes/native -m "slow or not slow" -rs
 
+# The target `cuda` on a device that computes nothing (docs/hollow-device.md): gcc and a wheel of 256 MB, no GPU. Skipped, with a
+# reason, where either is missing.
+test-cuda: .venv/.dev .venv-cuda/.done
+	$(PY) -m pytest tests/cuda -m "slow or not slow" -rs
+
 # Wheels for every target, and one for any machine, into dist/.
 wheels: .venv/.dev
 	$(PY) tools/wheels.py
@@ -68,7 +73,7 @@ lint: .venv/.dev
 	MYPYPATH=.editable $(PY) -m mypy $(TYPED)
 
 clean:
-	rm -rf .venv runtimes/native/lib .cache .editable .coverage htmlcov build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-cuda runtimes/native/lib .cache .editable .coverage htmlcov build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # torch first and pinned: the newest build that a range admits may bring gigabytes of CUDA packages.
 .venv/bin/python:
@@ -90,6 +95,12 @@ clean:
 # The native operators, again when their sources change; without them bundles run on the runtime's own.
 .venv/.native: runtimes/native/compile.py $(wildcard runtimes/native/src/*) | .venv/.dev
 	-$(PY) -m herdgraph.runtimes.native.compile && touch $@
+
+# onnxruntime-gpu overwrites onnxruntime. Pinned: the tests name kernels, which change with every release.
+.venv-cuda/.done:
+	$(PYTHON) -m venv .venv-cuda
+	-.venv-cuda/bin/python -m pip --quiet --disable-pip-version-check install --no-compile onnxruntime-gpu==1.31.1 \
+		"nvidia-cuda-runtime>=13,<14" "nvidia-cuda-crt>=13,<14" && touch $@
 
 .venv/.docs: pyproject.toml | .venv/.torch
 	$(INSTALL) -e ".[cpu,build,train,docs]"
