@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import HerdError
 from ...model.config.shard_plan import ShardPlan
-from .collectives import Array, Collectives, RankError
+from .collectives import Array, Collectives, RankError, stalled
 
 _FOREVER = timedelta(days=365)
 """How long a rank waits for a command while nobody asks anything."""
@@ -123,6 +123,20 @@ class Gloo(Collectives):
         except RuntimeError:
             return  # whoever keeps the store is gone, and so nobody can read it
 
+    def check(self) -> None:
+        """See ``Collectives``: a rank that failed has said so; one that was killed is missed by the next exchange."""
+        with self._failures(range(self.world)):
+            told = self._store.check([_FAILED])
+        if told:
+            raise RankError(self._store.get(_FAILED).decode())
+
+    def mark(self) -> None:
+        """See ``Collectives``: here ranks are called by their names after a timeout."""
+
+    def blame(self) -> str:
+        """See ``Collectives``."""
+        return self._explained("timed out", range(self.world))
+
     def close(self) -> None:
         """See ``Collectives``."""
         if self._dist.is_initialized():
@@ -162,10 +176,9 @@ class Gloo(Collectives):
                 time.sleep(_ROLL_CALL / 40)
         except RuntimeError:
             missing = [0]  # the store is in rank 0's process
-        names = ", ".join(map(str, missing)) or "another"
         if "timed out" in error.lower():
-            return (f"rank {names} has kept the others waiting for {self._timeout:g} s: it is stopped or overloaded; "
-                    "give a longer timeout if it is only slow")
+            return stalled(missing, self._timeout)
+        names = ", ".join(map(str, missing)) or "another"
         return f"rank {names} has ended: {error.splitlines()[0][:200]}"
 
 

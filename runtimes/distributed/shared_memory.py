@@ -24,7 +24,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from .collectives import TIMEOUT, Array, Collectives, RankError
+from .collectives import TIMEOUT, Array, Collectives, RankError, stalled
 
 SLOT = 1 << 20
 SLOTS = 2
@@ -35,6 +35,7 @@ _TEXT = 1024
 
 _PID, _FAILED, _BARRIERS, _WAITS_FOR = range(4)
 """Words in a rank's line; the last is followed by the word that it waits for, and what that has to reach."""
+_MARKS = _WAITS_FOR + 3
 _LOOKS = 100
 """Times that a waiting rank looks before it lets others run: about 10 µs."""
 _AWAKE = 2e-3
@@ -186,12 +187,38 @@ class SharedMemory(Collectives):
 
     def _check(self, rank: int, cell: int, least: int) -> None:
         """Nobody has failed, and the one that is waited for lives, or raised the word before it ended."""
+        self._check_told()
+        if not self._lives(rank) and self.words[cell] < least:
+            self._raise_ended(rank)
+
+    def _check_told(self) -> None:
         for member in range(self.world):
             if self.words[self._cell(member, _FAILED)]:
                 raise RankError(self._text(member))
+
+    def _lives(self, rank: int) -> bool:
         pid = self.pid(rank)
-        if pid and not alive(pid) and self.words[cell] < least:
-            self._raise(f"rank {rank} (process {pid}) has ended")
+        return not pid or alive(pid)
+
+    def check(self) -> None:
+        """See ``Collectives``."""
+        self._check_told()
+        for member in range(self.world):
+            if not self._lives(member):
+                self._raise_ended(member)
+
+    def mark(self) -> None:
+        """See ``Collectives``."""
+        self.words[self._cell(self.rank, _MARKS)] += 1
+
+    def blame(self) -> str:
+        """See ``Collectives``: ranks of this stage that are behind; if none is, those of other stages."""
+        mine = self.words[self._cell(self.rank, _MARKS)]
+        others = [member for member in range(self.world) if member != self.rank]
+        behind = [member for member in others if member in self.group
+                  and self.words[self._cell(member, _MARKS)] < mine]
+        elsewhere = [member for member in others if member not in self.group]
+        return stalled(behind or elsewhere or others, self.timeout)
 
     def _fail_stalled(self, rank: int) -> NoReturn:
         """Name the rank at the end of the chain of those that wait for each other."""
@@ -201,8 +228,10 @@ class SharedMemory(Collectives):
             if not further or self.words[cell] >= least:  # it could go on, and does not
                 break
             rank = further - 1
-        self._raise(f"rank {rank} (process {self.pid(rank)}) has kept the others waiting for {self.timeout:g} s: it is "
-                    "stopped or overloaded; give a longer timeout if it is only slow")
+        self._raise(stalled([rank], self.timeout, f" (process {self.pid(rank)})"))
+
+    def _raise_ended(self, rank: int) -> NoReturn:
+        self._raise(f"rank {rank} (process {self.pid(rank)}) has ended")
 
     def _raise(self, message: str) -> NoReturn:
         self.fail(message)
