@@ -8,9 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from .bundle.manifest import Bundle
 from .distributed.front_end import load_sharded
 from .distributed.launch import ShardOptions, check_devices, threads_of
-from .executors.load import Runners, load_executor
+from .executors.load import VISION, Runners, load_executor
 from .executors.options import ExecutorOptions
-from .executors.ort.load import load_vision
 from .executors.ort.weights import checked_by_block
 from .kv_cache.pool import free_cache_bytes
 
@@ -25,7 +24,7 @@ def load_runners(
         # Ranks of one machine would each take half of what is free.
         each = free_cache_bytes() // ranks if options.cache_bytes is None else options.cache_bytes
         shards = ShardOptions(threads_of(options.threads, ranks), verify, options.prepack, timeout, places, each)
-        return load_sharded(bundle, shards), load_vision(bundle, options)
+        return load_sharded(bundle, shards), VISION[bundle.manifest.executor](bundle, options)
     return _load_verified(bundle, options) if verify else load_executor(bundle, options)
 
 

@@ -46,13 +46,14 @@ class Collectives(ABC):
         rank: index of this process.
         world: number of processes.
         group: the ranks of this one's stage, in order.
+        timeout: seconds that a rank may keep the others waiting in the middle of a call.
 
     Attributes:
         spent: count and seconds of all exchanges but commands.
     """
 
-    def __init__(self, rank: int, world: int, group: range) -> None:
-        self.rank, self.world, self.group = rank, world, group
+    def __init__(self, rank: int, world: int, group: range, timeout: float) -> None:
+        self.rank, self.world, self.group, self.timeout = rank, world, group, timeout
         self.spent = Spent()
 
     @abstractmethod
@@ -92,12 +93,16 @@ class Collectives(ABC):
         """
 
     @abstractmethod
-    def mark(self) -> None:
-        """Count a step that every rank of the stage takes: whoever is behind the others can be named."""
+    def mark(self, peer: int | None = None) -> None:
+        """Count a step that every rank of the stage takes, so that whoever keeps the others waiting can be named.
+
+        Args:
+            peer: the rank that it is taken with, None for the stage.
+        """
 
     @abstractmethod
     def blame(self) -> str:
-        """After the timeout: which ranks keep this one waiting, as far as it can be known."""
+        """After the timeout: what is to be said of whoever keeps this rank waiting; empty when it is not known."""
 
     def close(self) -> None:  # noqa: B027
         """Take leave; nobody waits."""

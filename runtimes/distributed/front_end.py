@@ -28,7 +28,7 @@ from ..kv_cache.sequence import Features, Sequence, SequenceCache
 from .collectives import Collectives
 from .commands import Command, Kind, broadcast_command
 from .launch import Processes, ShardOptions, join, launched_externally, load_shard, start
-from .rank_runner import ShardRunner, rank_graph
+from .stage import Shard
 from .worker import serve
 
 PART = 4
@@ -73,13 +73,13 @@ class ShardedRunner(Runner):
         processes: the other ranks when rank 0 has started them, otherwise None.
     """
 
-    def __init__(self, shard: ShardRunner, bundle: Bundle, processes: Processes | None) -> None:
-        self.shard, self.config = shard, bundle.manifest.config
-        self.takes_features = shard.takes_features
-        self._graph = rank_graph(shard)
-        self._stages = self._graph.plan.pipeline
+    def __init__(self, shard: Shard, bundle: Bundle, processes: Processes | None) -> None:
+        self.shard, self.config = shard.runner, bundle.manifest.config
+        self.takes_features = self.shard.takes_features
+        self._stage = shard.stage
+        self._stages = self._stage.plan.pipeline
         self._awaited: deque[Logits] = deque()
-        self._graph.before_send = lambda: self._collect(self._stages - 2)
+        self._stage.before_send = lambda: self._collect(self._stages - 2)
         self._lock, self._keys, self._freed = threading.Lock(), itertools.count(), deque[int]()
         self.processes = processes
         if processes:
@@ -88,7 +88,7 @@ class ShardedRunner(Runner):
     @property
     def link(self) -> Collectives:
         """Rank 0's exchanges, which count what they cost."""
-        return self._graph.link
+        return self._stage.link
 
     def chunk_len(self, past: int) -> int:
         """A rank's: it has a part of the heads and memory of its own, so chunks may be longer than in one process."""
@@ -117,6 +117,7 @@ class ShardedRunner(Runner):
 
     def decode(self, sequence: Sequence, token_id: int) -> Logits:
         """Append one text token; see ``Runner``."""
+        self.shard.check_fits(1, len(sequence) + 1)
         with self._call():
             logits = self._decode_part([sequence], [token_id])
             self._collect(0)
@@ -126,6 +127,7 @@ class ShardedRunner(Runner):
         """Append one text token to each of several sequences; see ``Runner``."""
         count = max(1, min(self._stages, len(sequences) // PART))
         ends = [len(sequences) * part // count for part in range(count + 1)]
+        self.shard.check_fits(-(-len(sequences) // count), 1 + max(map(len, sequences)))
         with self._call():
             logits = [self._decode_part(sequences[begin:end], token_ids[begin:end])
                       for begin, end in itertools.pairwise(ends)]
@@ -134,6 +136,7 @@ class ShardedRunner(Runner):
 
     def prefill(self, sequence: Sequence, token_ids: Items[int], features: Features, *, all_positions: bool) -> Logits:
         """Append tokens in prefill chunks; see ``Runner``."""
+        self.shard.check_fits(1, len(sequence) + len(token_ids))
         with self._call():
             return super().prefill(sequence, token_ids, features, all_positions=all_positions)
 
@@ -174,7 +177,7 @@ class ShardedRunner(Runner):
     def _collect(self, left: int) -> None:
         """Take logits that come back, the oldest first, until so many are left."""
         while len(self._awaited) > left:
-            self._graph.collect(self._awaited.popleft())
+            self._stage.collect(self._awaited.popleft())
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -208,6 +211,7 @@ class ShardedRunner(Runner):
                 finally:
                     if self.processes:
                         self.processes.stop(GRACE)
+                    self.shard.close()
                     self.link.close()
 
 
@@ -218,11 +222,8 @@ def load_sharded(bundle: Bundle, options: ShardOptions) -> ShardedRunner:
     one's engine is closed and then ends: this function does not return.
 
     Raises:
-        HerdError: the bundle is for an executor that runs no shards, a rank cannot load, or they do not come together.
+        HerdError: a rank cannot load, or they do not come together.
     """
-    if bundle.manifest.executor != "onnxruntime":
-        raise HerdError(f"{bundle.directory} holds TensorRT plans of several ranks, which this runtime does not run: "
-                        "build it whole, or for target cpu")
     link, processes = (join(bundle, options), None) if launched_externally() else start(bundle, options)
     if link.rank:
         serve(bundle, link, options)

@@ -63,8 +63,8 @@ class Gloo(Collectives):
     """
 
     def __init__(self, plan: ShardPlan, rank: int, *, timeout: float) -> None:
-        super().__init__(rank, plan.world, plan.group_of(rank))
-        self._dist, self._timeout = _distributed(), timeout
+        super().__init__(rank, plan.world, plan.group_of(rank), timeout)
+        self._dist = _distributed()
         limit = timedelta(seconds=timeout)
         stages = [self._dist.new_group(list(plan.group_of(stage * plan.width)), timeout=limit)
                   for stage in range(plan.pipeline)]
@@ -130,7 +130,7 @@ class Gloo(Collectives):
         if told:
             raise RankError(self._store.get(_FAILED).decode())
 
-    def mark(self) -> None:
+    def mark(self, peer: int | None = None) -> None:
         """See ``Collectives``: here ranks are called by their names after a timeout."""
 
     def blame(self) -> str:
@@ -177,7 +177,7 @@ class Gloo(Collectives):
         except RuntimeError:
             missing = [0]  # the store is in rank 0's process
         if "timed out" in error.lower():
-            return stalled(missing, self._timeout)
+            return stalled(missing, self.timeout)
         names = ", ".join(map(str, missing)) or "another"
         return f"rank {names} has ended: {error.splitlines()[0][:200]}"
 

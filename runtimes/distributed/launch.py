@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -28,10 +29,16 @@ from ...model.config.shard_plan import ShardPlan
 from ..bundle.manifest import MANIFEST, Bundle
 from ..executors.options import ExecutorOptions
 from ..executors.ort.weights import checked_by_block
+from ..executors.tensorrt.rank_plan import load_rank_plan
 from .collectives import TIMEOUT, Collectives
-from .rank_runner import ShardRunner, shard_runner
+from .rank_runner import load_rank_graph
 from .shared_memory import SharedMemory, alive, create, supported
+from .stage import Shard
 
+LOADERS: dict[str, Callable[[Bundle, Collectives, ExecutorOptions], Shard]] = {
+    "onnxruntime": load_rank_graph, "tensorrt": load_rank_plan,
+}
+"""By executor, what loads a rank's part."""
 EXIT_REPORTED = 3
 """Exit status of a rank that has told the others why it ends."""
 _LAST_WORDS = 300
@@ -64,7 +71,7 @@ def plan_of(bundle: Bundle) -> ShardPlan:
     return bundle.manifest.shards.plan
 
 
-def load_shard(bundle: Bundle, link: Collectives, options: ShardOptions) -> ShardRunner:
+def load_shard(bundle: Bundle, link: Collectives, options: ShardOptions) -> Shard:
     """What a rank loads; every rank calls it, and none goes on before all have loaded.
 
     Raises:
@@ -77,7 +84,7 @@ def load_shard(bundle: Bundle, link: Collectives, options: ShardOptions) -> Shar
         by_block = checked_by_block(bundle, prepack=options.prepack)
         bundle.verify(name for name in bundle.files_of(link.rank) if name not in by_block)
     loading = ExecutorOptions(options.threads, options.prepack, options.verify, options.cache_bytes)
-    shard = shard_runner(bundle, link, loading)
+    shard = LOADERS[bundle.manifest.executor](bundle, link, loading)
     link.barrier()
     return shard
 

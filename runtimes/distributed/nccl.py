@@ -28,7 +28,7 @@ import numpy as np
 
 from ...model.config.shard_plan import ShardPlan
 from ..executors.device_array import DeviceArray
-from .collectives import TIMEOUT, Array, Collectives, RankError, Values
+from .collectives import Array, Collectives, RankError, Values
 from .libnccl import UNIQUE_ID_BYTES, Communicator, Library, NcclError, load, told
 
 _HEARTBEAT = 0.05
@@ -36,6 +36,8 @@ _HEARTBEAT = 0.05
 _AWAKE = 2e-3
 """Seconds that ``wait`` looks at the stream without a pause; a token takes about as long."""
 _PAUSE = 1e-4
+_DOUBT = 1.0
+"""Seconds that a rank waits after the timeout for another one to say who is behind, if it does not see it itself."""
 
 Result = TypeVar("Result")
 
@@ -61,16 +63,15 @@ class Nccl(Collectives):
         host: the ranks' exchanges in the host's memory.
         plan: arranges the ranks in stages.
         stream: on which exchanges happen; ONNX Runtime's ``user_compute_stream``, or that of TensorRT's plans.
-        timeout: seconds that a rank may keep the others waiting in the middle of a call.
 
     Raises:
         HerdError: NCCL is missing, too old, or not the same on all ranks.
         RankError: another rank does not come.
     """
 
-    def __init__(self, host: Collectives, plan: ShardPlan, stream: Stream, *, timeout: float = TIMEOUT) -> None:
-        super().__init__(host.rank, host.world, host.group)
-        self.host, self.stream, self.timeout = host, stream, timeout
+    def __init__(self, host: Collectives, plan: ShardPlan, stream: Stream) -> None:
+        super().__init__(host.rank, host.world, host.group, host.timeout)
+        self.host, self.stream = host, stream
         self._place = host.rank - host.group.start
         self._reason = ""
         self._since: float | None = None
@@ -80,9 +81,10 @@ class Nccl(Collectives):
         os.environ.setdefault("NCCL_ALGO", "Ring,Tree")
         library = load()
         self._check_same(library)
-        ids = self._unique_ids(library, 1 + plan.pipeline)
-        self._stage = self._meet(library, ids[1 + plan.stage_of(self.rank)], len(self.group), self._place)
-        self._everybody = self._meet(library, ids[0], self.world, self.rank) if plan.pipeline > 1 else self._stage
+        several = plan.pipeline > 1
+        ids = self._unique_ids(library, plan.pipeline + several)
+        self._stage = self._meet(library, ids[plan.stage_of(self.rank)], len(self.group), self._place)
+        self._everybody = self._meet(library, ids[-1], self.world, self.rank) if several else self._stage
         threading.Thread(target=self._look_on, daemon=True).start()
 
     # -- coming together -----------------------------------------------------------------------------------------
@@ -152,7 +154,7 @@ class Nccl(Collectives):
         if isinstance(value, np.ndarray):
             self.host.send(value, target)
             return
-        with self._exchange():
+        with self._exchange(target):
             self._everybody.send(value.pointer, value.size, value.dtype, target, self.stream.handle)
 
     def receive(self, result: Values, source: int) -> None:
@@ -160,7 +162,7 @@ class Nccl(Collectives):
         if isinstance(result, np.ndarray):
             self.host.receive(result, source)
             return
-        with self._exchange():
+        with self._exchange(source):
             self._everybody.receive(result.pointer, result.size, result.dtype, source, self.stream.handle)
 
     def broadcast(self, value: Array) -> None:
@@ -172,9 +174,9 @@ class Nccl(Collectives):
         self.host.barrier()
 
     @contextmanager
-    def _exchange(self) -> Iterator[None]:
+    def _exchange(self, peer: int | None = None) -> Iterator[None]:
         """Put an exchange on the stream; ``spent`` counts the seconds in which it is put there, not those it takes."""
-        self.watch()
+        self.watch(peer)
         try:
             with self.counted():
                 yield
@@ -184,15 +186,35 @@ class Nccl(Collectives):
 
     # -- watching ------------------------------------------------------------------------------------------------
 
-    def watch(self) -> None:
-        """From here until ``wait`` returns, see that the others are there: something on the stream needs them.
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """One call of the model: exchanges, and what runs between them or has them inside, until all is done.
 
         Raises:
-            RankError: they were not.
+            RankError: another rank failed, ended or stalls; what failed here because of that is told so, too.
+        """
+        self.watch()
+        try:
+            yield
+            self.wait()
+        except Exception as error:
+            if reason := self._reason or self._trouble(time.monotonic()):
+                self._end(reason)
+                raise RankError(reason) from error
+            raise
+
+    def watch(self, peer: int | None = None) -> None:
+        """From here until ``wait`` returns, see that the others are there: something on the stream needs them.
+
+        Args:
+            peer: the rank that it needs, None for those of the stage.
+
+        Raises:
+            RankError: they were not there.
         """
         self._raise_if_ended()
         self._since = time.monotonic()
-        self.host.mark()
+        self.host.mark(peer)
 
     def wait(self) -> None:
         """Until all that was put on the stream has happened.
@@ -200,8 +222,8 @@ class Nccl(Collectives):
         Raises:
             RankError: another rank failed, ended or stalls.
         """
-        self.watch()
-        began = time.monotonic()
+        self._raise_if_ended()
+        began = self._since = time.monotonic()
         while not self.stream.is_done():
             self._raise_if_ended()
             if time.monotonic() - began > _AWAKE:
@@ -226,15 +248,22 @@ class Nccl(Collectives):
                     return f"rank {self.rank} has lost another rank: {error}"
         except (RankError, NcclError) as error:
             return str(error)
-        return self.host.blame() if time.monotonic() - since > self.timeout else ""
+        waited = time.monotonic() - since - self.timeout
+        if waited > 0 and (named := self.host.blame()):
+            return named
+        if waited < _DOUBT:
+            return ""
+        return (f"rank {self.rank} has waited for {self.timeout:g} s in an exchange that all have begun: see what NCCL "
+                "does with NCCL_DEBUG=INFO, or give a longer timeout if it is only slow")
 
     def _end(self, reason: str) -> None:
         """Tell the others, and abort; the reason is there before a call that blocks comes back."""
         self._reason = self._reason or reason
         self.host.fail(self._reason)
-        self._abort()
+        self.abort()
 
-    def _abort(self) -> None:
+    def abort(self) -> None:
+        """Let go of the communicators, whatever they are at; needs nobody else."""
         self._closed.set()
         for communicator in self._communicators:
             with suppress(NcclError):  # it ends anyway
@@ -251,9 +280,9 @@ class Nccl(Collectives):
         self._raise_if_ended()
         self.host.check()
 
-    def mark(self) -> None:
+    def mark(self, peer: int | None = None) -> None:
         """See ``Collectives``."""
-        self.host.mark()
+        self.host.mark(peer)
 
     def blame(self) -> str:
         """See ``Collectives``."""
@@ -264,6 +293,6 @@ class Nccl(Collectives):
         self._end(message)
 
     def close(self) -> None:
-        """See ``Collectives``: communicators are aborted, which needs nobody else."""
-        self._abort()
+        """See ``Collectives``."""
+        self.abort()
         self.host.close()

@@ -36,6 +36,7 @@ _TEXT = 1024
 _PID, _FAILED, _BARRIERS, _WAITS_FOR = range(4)
 """Words in a rank's line; the last is followed by the word that it waits for, and what that has to reach."""
 _MARKS = _WAITS_FOR + 3
+"""Counts steps; followed by the number of the rank with which the last one is taken, and 1, or 0 for the stage."""
 _LOOKS = 100
 """Times that a waiting rank looks before it lets others run: about 10 µs."""
 _AWAKE = 2e-3
@@ -79,8 +80,8 @@ class SharedMemory(Collectives):
     """
 
     def __init__(self, descriptor: int, rank: int, world: int, group: range, *, timeout: float = TIMEOUT) -> None:
-        super().__init__(rank, world, group)
-        self.layout, self.timeout = _Layout(world), timeout
+        super().__init__(rank, world, group, timeout)
+        self.layout = _Layout(world)
         self.memory = mmap.mmap(descriptor, self.layout.bytes)
         os.close(descriptor)
         self.words = memoryview(self.memory)[: self.layout.bytes // 8 * 8].cast("q")
@@ -207,18 +208,27 @@ class SharedMemory(Collectives):
             if not self._lives(member):
                 self._raise_ended(member)
 
-    def mark(self) -> None:
+    def mark(self, peer: int | None = None) -> None:
         """See ``Collectives``."""
-        self.words[self._cell(self.rank, _MARKS)] += 1
+        mine = self._cell(self.rank, _MARKS)
+        self.words[mine + 1] = 0 if peer is None else peer + 1
+        self.words[mine] += 1
 
     def blame(self) -> str:
-        """See ``Collectives``: ranks of this stage that are behind; if none is, those of other stages."""
-        mine = self.words[self._cell(self.rank, _MARKS)]
-        others = [member for member in range(self.world) if member != self.rank]
-        behind = [member for member in others if member in self.group
-                  and self.words[self._cell(member, _MARKS)] < mine]
-        elsewhere = [member for member in others if member not in self.group]
-        return stalled(behind or elsewhere or others, self.timeout)
+        """See ``Collectives``: the rank at the end of the chain of those that wait for each other."""
+        seen = [self.rank]
+        while (further := self._keeps_waiting(seen[-1])) is not None and further not in seen:
+            seen.append(further)
+        return stalled(seen[-1:], self.timeout) if len(seen) > 1 else ""
+
+    def _keeps_waiting(self, rank: int) -> int | None:
+        """The rank with which another takes its step, or one of its stage that is behind."""
+        steps, peer = self.words[self._cell(rank, _MARKS) :][:2].tolist()
+        if peer:
+            return int(peer) - 1
+        first = rank // len(self.group) * len(self.group)
+        stage = range(first, first + len(self.group))
+        return next((member for member in stage if self.words[self._cell(member, _MARKS)] < steps), None)
 
     def _fail_stalled(self, rank: int) -> NoReturn:
         """Name the rank at the end of the chain of those that wait for each other."""

@@ -18,25 +18,25 @@ from ..kv_cache.sequence import Sequence
 from .collectives import Collectives, RankError
 from .commands import Command, Kind, receive_command
 from .launch import EXIT_REPORTED, ShardOptions, load_shard, plan_of
-from .rank_runner import ShardRunner, rank_graph
 from .shared_memory import SharedMemory
+from .stage import Shard
 
 
 class Worker:
     """The sequences of a rank, known by the numbers that rank 0 gives them.
 
     Args:
-        shard: runs what this rank holds.
+        shard: what this rank holds.
     """
 
-    def __init__(self, shard: ShardRunner) -> None:
-        self.shard = shard
+    def __init__(self, shard: Shard) -> None:
+        self.shard, self.link = shard.runner, shard.stage.link
         self.sequences: dict[int, Sequence] = {}
 
     def serve(self) -> None:
         """Do what rank 0 says until it ends."""
         width = self.shard.config.text.hidden_size
-        while (command := receive_command(rank_graph(self.shard).link, width)).kind != Kind.END:
+        while (command := receive_command(self.link, width)).kind != Kind.END:
             self.do(command)
 
     def do(self, command: Command) -> None:
@@ -81,7 +81,10 @@ def serve(bundle: Bundle, link: Collectives, options: ShardOptions) -> None:
         HerdError: this rank or another failed.
     """
     try:
-        Worker(load_shard(bundle, link, options)).serve()
+        shard = load_shard(bundle, link, options)
+        link = shard.stage.link
+        Worker(shard).serve()
+        shard.runner.close()
     except RankError:
         raise
     except Exception as error:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from ...errors import HerdError
 from ..bundle.manifest import Bundle
 from .options import ExecutorOptions
-from .ort.load import load_graphs
+from .ort.load import load_graphs, load_vision
 from .runner import Runner
-from .tensorrt.load import load_plans
+from .tensorrt.load import load_plans, load_vision_plan
 from .vision import VisionRunner
 
 Runners = tuple[Runner, VisionRunner | None]
@@ -18,6 +18,10 @@ Runners = tuple[Runner, VisionRunner | None]
 EXECUTORS: dict[str, Callable[[Bundle, ExecutorOptions], Runners]] = {
     "onnxruntime": load_graphs, "tensorrt": load_plans,
 }
+VISION: dict[str, Callable[[Bundle, ExecutorOptions], VisionRunner | None]] = {
+    "onnxruntime": load_vision, "tensorrt": load_vision_plan,
+}
+"""Load the image tower alone, for rank 0 of a sharded bundle."""
 
 
 def load_executor(bundle: Bundle, options: ExecutorOptions) -> Runners:

@@ -85,11 +85,12 @@ def hand_on(nccl: Nccl, plan: ShardPlan) -> None:
         nccl.send(on_device(hidden), nccl.rank + plan.width)
 
 
-def forever(nccl: Nccl) -> None:
-    """Sums, until something goes wrong."""
+def forever(nccl: Nccl, plan: ShardPlan) -> None:
+    """Sums and what stages hand on, until something goes wrong."""
     value = np.ones(100, np.float32)
     while True:
         nccl.all_reduce(on_device(value), on_device(np.empty_like(value)))
+        hand_on(nccl, plan)
         nccl.wait()
 
 
@@ -99,10 +100,10 @@ def main() -> None:
     host = SharedMemory(descriptor, rank, plan.world, plan.group_of(rank), timeout=float(timeout))
     try:
         host.barrier()
-        nccl = Nccl(host, plan, Stream(), timeout=float(timeout))
+        nccl = Nccl(host, plan, Stream())
         print("met", flush=True)
         if behaviour == "forever":
-            forever(nccl)
+            forever(nccl, plan)
         exchange(nccl, plan)
         nccl.close()
         print(nccl.spent.count, flush=True)
