@@ -5,6 +5,8 @@
 * Where ``RANK`` and ``WORLD_SIZE`` are set (torchrun, Ray, a batch system) every rank was started by somebody else and
   they meet at ``MASTER_ADDR``:``MASTER_PORT``. When all are on one machine they then open rank 0's file in memory and
   exchange through that; otherwise through torch.distributed.
+
+Ranks on GPUs do the same, and then meet through NCCL, too (``nccl.py``).
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 import ml_dtypes
 import numpy as np
@@ -86,12 +87,16 @@ def hand_on(nccl: Nccl, plan: ShardPlan) -> None:
 
 
 def forever(nccl: Nccl, plan: ShardPlan) -> None:
-    """Sums and what stages hand on, until something goes wrong."""
-    value = np.ones(100, np.float32)
-    while True:
-        nccl.all_reduce(on_device(value), on_device(np.empty_like(value)))
-        hand_on(nccl, plan)
-        nccl.wait()
+    """Sums and what stages hand on, until something goes wrong; says how long that took to be seen."""
+    value, before = np.ones(100, np.float32), time.monotonic()
+    try:
+        while True:
+            nccl.all_reduce(on_device(value), on_device(np.empty_like(value)))
+            hand_on(nccl, plan)
+            nccl.wait()
+            before = time.monotonic()
+    finally:
+        print(f"{time.monotonic() - before:.1f}", flush=True)
 
 
 def main() -> None:
