@@ -53,7 +53,7 @@ def exchange(nccl: Nccl, plan: ShardPlan) -> None:
     nccl.broadcast(words)
     np.testing.assert_array_equal(words, 0)
     nccl.barrier()
-    nccl.wait()
+    nccl.watch.wait()
 
 
 def all_reduce(nccl: Nccl, size: int, dtype: type) -> None:
@@ -93,7 +93,7 @@ def forever(nccl: Nccl, plan: ShardPlan) -> None:
         while True:
             nccl.all_reduce(on_device(value), on_device(np.empty_like(value)))
             hand_on(nccl, plan)
-            nccl.wait()
+            nccl.watch.wait()
             before = time.monotonic()
     finally:
         print(f"{time.monotonic() - before:.1f}", flush=True)

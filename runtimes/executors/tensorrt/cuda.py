@@ -43,7 +43,7 @@ class Cuda:
 
     @property
     def handle(self) -> int:
-        """The stream as a number; see ``Stream`` of ``distributed/nccl.py``."""
+        """The stream as a number; see ``Stream`` of ``distributed/watch.py``."""
         return int(self.stream)
 
     def activate(self) -> None:

@@ -9,7 +9,8 @@ A call is over when its stream is done. Logits of the last stage come to the hos
 rank 0's host.
 
 The order in which ranks come together is NCCL's and TensorRT's: the GPU, the communicators, the plan's context, its
-communicator (which waits for the whole stage), a barrier, and only then the first call.
+communicator (which waits for the whole stage), a barrier, and only then the first call. If TensorRT's binding keeps
+Python's lock while it waits there, which was not seen, a rank that dies in that moment leaves the others waiting.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class RankPlan(Stage):
         """See ``Executor``; before the last stage the logits are room for those that come back."""
         batch, tokens = call.inputs["input_ids"].shape
         given = {}
-        with self.nccl.call():
+        with self.nccl.watch.call():
             if name := self.executor.receives:
                 given[name] = self.executor.place(name, (batch, tokens, self._text.hidden_size))
                 self.receive_hidden(given[name])
@@ -104,9 +105,9 @@ def load_rank_plan(bundle: Bundle, link: Collectives, _: ExecutorOptions) -> Sha
         executor = load_plan(bundle, f"rank{rank}/decoder", bundle.directory / shards.ranks[rank].partitions[0].graph,
                              cuda, chunks)
         if plan.width > 1:
-            nccl.patiently(lambda: executor.set_communicator(nccl.capsule()))
+            nccl.watch.patiently(lambda: executor.set_communicator(nccl.capsule()))
     except BaseException:
-        nccl.abort()
+        nccl.watch.abort()
         raise
     stage = RankPlan(executor, nccl, bundle)
     return Shard(PlanRunner(stage, replace(config, text=text), batches=plan.pipeline), stage)

@@ -155,15 +155,15 @@ def test_a_stream_that_is_stuck_is_aborted(alone: Nccl) -> None:
     alone.stream.done = False  # type: ignore[attr-defined]
     alone.all_reduce(array, array)
     with pytest.raises(RankError, match=r"rank 0 has waited for 0\.3 s in an exchange that all"):
-        alone.wait()
+        alone.watch.wait()
     with pytest.raises(RankError, match=r"0\.3 s"):
         alone.all_reduce(array, array)
 
 
 def test_idle_ranks_are_not_watched(alone: Nccl) -> None:
-    alone.wait()
+    alone.watch.wait()
     time.sleep(0.5)
-    alone.wait()
+    alone.watch.wait()
     alone.close()
 
 
