@@ -34,12 +34,12 @@ class RankResources:
         return cls(threads, int(on_gpus))
 
     @property
-    def bundle(self) -> dict[str, float]:
+    def bundle(self) -> dict[str, int]:
         """Of a placement group."""
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
     @property
-    def actor(self) -> dict[str, float]:
+    def actor(self) -> dict[str, int]:
         """Options of an actor that takes such a bundle."""
         return {"num_cpus": self.cpus, "num_gpus": self.gpus}
 

@@ -86,7 +86,7 @@ def require_room(ray: Any, options: ClusterOptions, world: int, resources: RankR
         HerdError: with both numbers.
     """
     for kind, each in resources.bundle.items():
-        there, wanted = int(ray.cluster_resources().get(kind, 0)), int(options.replicas * world * each)
+        there, wanted = int(ray.cluster_resources().get(kind, 0)), options.replicas * world * each
         if wanted > there:
             raise HerdError(f"{options.replicas} replicas of {world} x {each} {kind}s need {wanted}, the cluster has "
                             f"{there}: start fewer replicas, or give it more nodes")
