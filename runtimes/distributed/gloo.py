@@ -135,7 +135,8 @@ class Gloo(Collectives):
 
     def blame(self) -> str:
         """See ``Collectives``."""
-        return self._explained("timed out", range(self.world))
+        told, missing = self._roll_call(range(self.world))
+        return told or (stalled(missing, self.timeout) if missing else "")
 
     def close(self) -> None:
         """See ``Collectives``."""
@@ -158,7 +159,17 @@ class Gloo(Collectives):
             raise RankError(message) from error
 
     def _explained(self, error: str, others: range) -> str:
-        """Find out which ranks have ended, after an exchange failed here.
+        """Find out which ranks have ended, after an exchange failed here."""
+        told, missing = self._roll_call(others)
+        if told:
+            return told
+        if "timed out" in error.lower():
+            return stalled(missing, self.timeout)
+        names = ", ".join(map(str, missing)) or "another"
+        return f"rank {names} has ended: {error.splitlines()[0][:200]}"
+
+    def _roll_call(self, others: range) -> tuple[str, list[int]]:
+        """What a rank has told of its failure, or which ranks do not answer.
 
         A rank that ends breaks connections of others, whose next errors would blame whoever they talk to. So every
         rank whose exchange fails closes its own connections, writes its name into the shared store, and waits for the
@@ -171,15 +182,12 @@ class Gloo(Collectives):
             until = time.monotonic() + _ROLL_CALL
             while time.monotonic() < until and missing:
                 if self._store.check([_FAILED]):
-                    return str(self._store.get(_FAILED).decode())
+                    return str(self._store.get(_FAILED).decode()), []
                 missing = [other for other in missing if not self._store.check([f"{_HERE}{other}"])]
                 time.sleep(_ROLL_CALL / 40)
         except RuntimeError:
             missing = [0]  # the store is in rank 0's process
-        if "timed out" in error.lower():
-            return stalled(missing, self.timeout)
-        names = ", ".join(map(str, missing)) or "another"
-        return f"rank {names} has ended: {error.splitlines()[0][:200]}"
+        return "", missing
 
 
 def _tensor(array: Array) -> Any:

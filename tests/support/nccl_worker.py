@@ -1,4 +1,7 @@
-"""One rank of test_nccl.py, on a hollow NCCL: nccl_worker.py DESCRIPTOR PLAN BEHAVIOUR TIMEOUT."""
+"""One rank of test_nccl.py, on a hollow NCCL: nccl_worker.py DESCRIPTOR PLAN BEHAVIOUR TIMEOUT.
+
+Without a descriptor (-) the ranks meet through gloo, as on several machines.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ import numpy as np
 
 from herdgraph.errors import HerdError
 from herdgraph.model.config.shard_plan import ShardPlan
+from herdgraph.runtimes.distributed import gloo
+from herdgraph.runtimes.distributed.collectives import Collectives
 from herdgraph.runtimes.distributed.nccl import Nccl
 from herdgraph.runtimes.distributed.shared_memory import SharedMemory
 from herdgraph.runtimes.executors.device_array import DeviceArray
@@ -99,10 +104,17 @@ def forever(nccl: Nccl, plan: ShardPlan) -> None:
         print(f"{time.monotonic() - before:.1f}", flush=True)
 
 
+def meet(descriptor: str, plan: ShardPlan, rank: int, timeout: float) -> Collectives:
+    """What the ranks exchange through in the host's memory."""
+    if descriptor != "-":
+        return SharedMemory(int(descriptor), rank, plan.world, plan.group_of(rank), timeout=timeout)
+    gloo.meet(rank, plan.world, 30.0)
+    return gloo.Gloo(plan, rank, timeout=timeout)
+
+
 def main() -> None:
-    descriptor, plan, behaviour, timeout = int(sys.argv[1]), ShardPlan.parse(sys.argv[2]), sys.argv[3], sys.argv[4]
-    rank = int(os.environ["RANK"])
-    host = SharedMemory(descriptor, rank, plan.world, plan.group_of(rank), timeout=float(timeout))
+    descriptor, plan, behaviour, timeout = sys.argv[1], ShardPlan.parse(sys.argv[2]), sys.argv[3], float(sys.argv[4])
+    host = meet(descriptor, plan, int(os.environ["RANK"]), timeout)
     try:
         host.barrier()
         nccl = Nccl(host, plan, Stream())

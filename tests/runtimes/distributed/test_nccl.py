@@ -10,6 +10,7 @@ import ctypes
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,15 +41,17 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _start(
-    library: Path, plan: str, behaviour: str, *, timeout: float = 10.0, fault: str = "", version: str = ""
+    library: Path, plan: str, behaviour: str, *, timeout: float = 10.0, fault: str = "", version: str = "",
+    gloo: bool = False,
 ) -> list[subprocess.Popen[str]]:
     """Ranks that all do the same, but rank 1 with a fault or another version."""
     world = ShardPlan.parse(plan).world
     descriptor = create(world)
+    arguments = ["-" if gloo else str(descriptor), plan, behaviour, str(timeout)]
     try:
         return [
             subprocess.Popen(
-                [sys.executable, str(WORKER), str(descriptor), plan, behaviour, str(timeout)], pass_fds=[descriptor],
+                [sys.executable, str(WORKER), *arguments], pass_fds=[descriptor],
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                 env=os.environ | {"RANK": str(rank), "OMP_NUM_THREADS": "1"} | hollow_nccl.environment(
                     library, fault if rank == 1 else "", version if rank == 1 else ""))
@@ -74,6 +77,20 @@ def test_all_ranks_get_what_numpy_says(library: Path, plan: str, counts: list[in
     found = _ends(_start(library, plan, "exchange"))
     assert found == [["met", str(count)] for count in counts]
     assert [path.name for path in library.parent.iterdir()] == [library.name]
+
+
+@pytest.mark.parametrize(("fault", "words"), [
+    ("", "33"), ("9:kill", "rank 1 has kept the others waiting for 1 s"),
+])
+def test_ranks_on_several_machines_meet_through_gloo(
+    library: Path, fault: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed rank is missed when names are called: gloo does not see it while nothing is exchanged through it."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(listener.getsockname()[1]))
+    ranks = _start(library, "tp=1,pp=2", "forever" if fault else "exchange", timeout=1.0, fault=fault, gloo=True)
+    assert re.search(words, _ends(ranks)[0][-1])
 
 
 @pytest.mark.parametrize(("plan", "fault", "words"), [
