@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from .bundle.manifest import Bundle
 from .distributed.front_end import load_sharded
 from .distributed.launch import ShardOptions, check_devices, threads_of
-from .executors.load import VISION, Runners, load_executor
+from .executors.load import VISION, Runners, load_executor, require_executor
 from .executors.options import ExecutorOptions
 from .executors.ort.weights import checked_by_block
 from .kv_cache.pool import free_cache_bytes
@@ -21,6 +21,7 @@ def load_runners(
     ranks = bundle.manifest.shards.plan.world if bundle.manifest.shards else 1
     places = check_devices(devices, ranks)
     if bundle.manifest.shards:
+        require_executor(bundle)
         # Ranks of one machine would each take half of what is free.
         each = free_cache_bytes() // ranks if options.cache_bytes is None else options.cache_bytes
         shards = ShardOptions(threads_of(options.threads, ranks), verify, options.prepack, timeout, places, each)

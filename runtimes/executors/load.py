@@ -24,14 +24,23 @@ VISION: dict[str, Callable[[Bundle, ExecutorOptions], VisionRunner | None]] = {
 """Load the image tower alone, for rank 0 of a sharded bundle."""
 
 
+def require_executor(bundle: Bundle) -> None:
+    """Refuse a bundle that nothing here runs.
+
+    Raises:
+        HerdError: the bundle is for an executor that this version does not have.
+    """
+    name = bundle.manifest.executor
+    if name not in EXECUTORS:
+        raise HerdError(f"{bundle.directory} is built for target {bundle.manifest.target!r} and executor {name!r}, "
+                        f"this runtime has {' and '.join(EXECUTORS)}: update herdgraph, or build for another target")
+
+
 def load_executor(bundle: Bundle, options: ExecutorOptions) -> Runners:
     """Load the graphs of a bundle that is not sharded.
 
     Raises:
         HerdError: the bundle is for an executor that this version does not have, or the executor cannot load it.
     """
-    name = bundle.manifest.executor
-    if name not in EXECUTORS:
-        raise HerdError(f"{bundle.directory} is built for target {bundle.manifest.target!r} and executor {name!r}, "
-                        f"this runtime has {' and '.join(EXECUTORS)}: update herdgraph, or build for another target")
-    return EXECUTORS[name](bundle, options)
+    require_executor(bundle)
+    return EXECUTORS[bundle.manifest.executor](bundle, options)
