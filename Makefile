@@ -10,7 +10,7 @@ INSTALL := $(PY) -m pip --quiet --disable-pip-version-check install --no-compile
 PACKAGES := model export runtimes calibration cli
 TYPED := $(addprefix .editable/herdgraph/,$(PACKAGES) $(wildcard *.py))
 
-.PHONY: demo test test-slow test-packaging test-lowest test-clients test-native fuzz coverage docs lint wheels clean
+.PHONY: demo gpu-check test test-slow test-packaging test-lowest test-clients test-native test-cuda fuzz coverage docs lint wheels clean
 
 demo: .venv/.demo
 	$(PY) examples/demo.py
@@ -29,6 +29,11 @@ fuzz: .venv/.dev
 	cd tests && PYTHONPATH=.:.. ../$(PY) -m fuzz.harness --first $$(date +%s)
 	cd tests && for reader in safetensors gguf image rows tar json; do \
 		PYTHONPATH=.:.. ../$(PY) -m fuzz.coverage_guided $$reader || exit 1; done
+
+# On a machine with an NVIDIA GPU: nine minutes, results in .cache/gpu-check (docs/hardware.md). In an environment of its
+# own, because onnxruntime and onnxruntime-gpu overwrite each other.
+gpu-check: .cache/gpu-venv/.ready
+	.cache/gpu-venv/bin/python tools/gpu_check.py
 
 coverage: .venv/.dev
 	$(PY) -m pytest -m "not slow" --cov=herdgraph --cov-report=term:skip-covered
@@ -58,6 +63,11 @@ test-clients: .venv/.dev
 test-native: .venv/.dev .venv/.native
 	$(PY) -m pytest tests/runtimes/native -m "slow or not slow" -rs
 
+# The target `cuda` on a device that computes nothing (docs/hollow-device.md): gcc and a wheel of 256 MB, no GPU. Skipped, with a
+# reason, where either is missing.
+test-cuda: .venv/.dev .venv-cuda/.done
+	$(PY) -m pytest tests/cuda -m "slow or not slow" -rs
+
 # Wheels for every target, and one for any machine, into dist/.
 wheels: .venv/.dev
 	$(PY) tools/wheels.py
@@ -68,7 +78,7 @@ lint: .venv/.dev
 	MYPYPATH=.editable $(PY) -m mypy $(TYPED)
 
 clean:
-	rm -rf .venv runtimes/native/lib .cache .editable .coverage htmlcov build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-cuda runtimes/native/lib .cache .editable .coverage htmlcov build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # torch first and pinned: the newest build that a range admits may bring gigabytes of CUDA packages.
 .venv/bin/python:
@@ -84,12 +94,23 @@ clean:
 	@touch $@
 
 .venv/.dev: pyproject.toml | .venv/.torch
-	$(INSTALL) -e ".[cpu,build,train,serve,cluster,tensorrt-rtx,test,dev]"
+	$(INSTALL) -e ".[cpu,build,train,serve,cluster,otel,tensorrt-rtx,test,dev]"
 	@touch $@ .venv/.demo
 
 # The native operators, again when their sources change; without them bundles run on the runtime's own.
 .venv/.native: runtimes/native/compile.py $(wildcard runtimes/native/src/*) | .venv/.dev
 	-$(PY) -m herdgraph.runtimes.native.compile && touch $@
+
+# onnxruntime-gpu overwrites onnxruntime. Pinned: the tests name kernels, which change with every release.
+.venv-cuda/.done:
+	$(PYTHON) -m venv .venv-cuda
+	-.venv-cuda/bin/python -m pip --quiet --disable-pip-version-check install --no-compile onnxruntime-gpu==1.31.1 \
+		"nvidia-cuda-runtime>=13,<14" "nvidia-cuda-crt>=13,<14" && touch $@
+
+.cache/gpu-venv/.ready: pyproject.toml
+	$(PYTHON) -m venv .cache/gpu-venv
+	.cache/gpu-venv/bin/python -m pip --quiet --disable-pip-version-check install --no-compile -e ".[gpu,build]"
+	@touch $@
 
 .venv/.docs: pyproject.toml | .venv/.torch
 	$(INSTALL) -e ".[cpu,build,train,docs]"

@@ -15,6 +15,7 @@ from ..model.checkpoint import Checkpoint
 from ..model.config import TextConfig, VisionConfig
 from ..model.processing import PromptProcessor
 from .passes.attention.paged import CACHE_TYPES
+from .passes.native._weights import DOMAIN
 
 PREFIX = "herdgraph."
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model")
@@ -42,7 +43,7 @@ def describe_graph(model: ir.Model, role: str, checkpoint: Checkpoint, *, target
 def _decoder(text: TextConfig, model: ir.Model) -> dict[str, str]:
     """Sizes of the caches. A chunked layer has one chunk of slots, and no call may cross a multiple of it."""
     blocks: set[str] = {CACHE_TYPES[node.attributes["cache_type"].as_int()] for node in model.graph
-              if node.op_type == "PagedAttention"}
+                        if node.op_type == "PagedAttention" and node.domain == DOMAIN}
     types = blocks or {value.dtype.name.lower() for value in model.graph.inputs
                        if str(value.name).startswith("past.") and value.dtype is not None}
     return {

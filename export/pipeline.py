@@ -130,8 +130,7 @@ def plan_build(
         check_shards(shards, checkpoint.config, lowering)
     check_processor_files(checkpoint)
     # 3. what it needs, and whether there is room
-    float_bytes = 4 if writer is None else 2
-    memory = memory_plan(checkpoint.config, output, precision, shards, float_bytes=float_bytes,
+    memory = memory_plan(checkpoint.config, output, precision, shards, float_bytes=lowering.float_bytes,
                          packed=lowering.packs_weights)
     job = Job(checkpoint, lowering, precision, measured, options, writer)
     refusal = _refusal(checkpoint, output, memory, overwrite=overwrite)

@@ -1,17 +1,22 @@
 """Passes: small graph rewrites, onnx-ir in, onnx-ir out. One class, one file, one test file each."""
 
+from .attention.contrib_paged import LowerPagedContrib
 from .attention.explicit_mask import LowerExplicitAttention
 from .attention.group_query import LowerCachedAttention
 from .attention.pack_tokens import PackTokens
 from .attention.paged import LowerPagedAttention
+from .experts.contrib import LowerExpertsContrib
 from .experts.dense import LowerExpertsDense
 from .experts.fused import LowerExpertsFused
 from .experts.gathered import LowerExpertsGathered
 from .experts.grouped_if import LowerRoutedExperts
 from .experts.unrolled import LowerExpertsUnrolled
+from .layout.best_token import AddBestToken
 from .layout.compute_in import ComputeIn
 from .layout.fold_weight_transposes import FoldWeightTransposes
 from .layout.join_matmuls import JoinMatMuls
+from .layout.reshape_rows import ReshapeRows
+from .layout.skip_norms import JoinResidualNorms
 from .layout.tidy import Tidy
 from .native.full_attention import LowerFullAttention
 from .native.mixture import LowerMixtures
@@ -26,8 +31,9 @@ from .shard.lower_collectives import LowerCollectives
 from .shard.split_width import SplitWidth
 
 __all__ = [
-    "ComputeIn", "FoldWeightTransposes", "JoinMatMuls", "KeepStage", "LowerCachedAttention", "LowerCollectives",
-    "LowerExpertsDense", "LowerExpertsFused", "LowerExpertsGathered", "LowerExpertsUnrolled", "LowerExplicitAttention",
-    "LowerFullAttention", "LowerMixtures", "LowerPagedAttention", "LowerProjects", "LowerRoutedExperts", "PackTokens",
-    "QuantizeCaches", "QuantizeCachesFp8", "QuantizeFp8", "QuantizeMatMuls", "RotateHidden", "SplitWidth", "Tidy",
+    "AddBestToken", "ComputeIn", "FoldWeightTransposes", "JoinMatMuls", "JoinResidualNorms", "KeepStage",
+    "LowerCachedAttention", "LowerCollectives", "LowerExpertsContrib", "LowerExpertsDense", "LowerExpertsFused",
+    "LowerExpertsGathered", "LowerExpertsUnrolled", "LowerExplicitAttention", "LowerFullAttention", "LowerMixtures",
+    "LowerPagedAttention", "LowerPagedContrib", "LowerProjects", "LowerRoutedExperts", "PackTokens", "QuantizeCaches",
+    "QuantizeCachesFp8", "QuantizeFp8", "QuantizeMatMuls", "ReshapeRows", "RotateHidden", "SplitWidth", "Tidy",
 ]

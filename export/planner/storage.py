@@ -1,6 +1,6 @@
 """Bytes of weights, keys and values as recipes store them.
 
-Weights in floating point take 2 bytes (bfloat16) in plans of TensorRT and 4 on the CPU; router and norms always take 4.
+Weights in floating point take 2 bytes (bfloat16) on a GPU and 4 on the CPU; router and norms always take 4.
 What the formats of a recipe take stands in ``model/quantization/formats.py``, for a CPU in ``packed_sizes.py``.
 """
 
@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from ...errors import HerdError
 from ...model.config.names import Shape
 from ...model.quantization.formats import CACHE_BYTES, Format
-from ...model.quantization.recipes import RECIPES
-from ...runtimes.kv_cache.pool import BLOCK_TOKENS, block_bytes
-from ..targets.precision import PRECISIONS
+from ...model.quantization.recipes import RECIPES, Recipe
+from ..cache_type import cache_row_bytes
+from ..targets.precision import PRECISIONS, one_of
 
-_CPU, _GPU = PRECISIONS["cpu"], PRECISIONS["tensorrt"]
+_CPU, _CUDA, _TENSORRT = PRECISIONS["cpu"], PRECISIONS["cuda"], PRECISIONS["tensorrt"]
+_GPU_RECIPES = tuple(dict.fromkeys((*_TENSORRT.recipes, *_CUDA.recipes)))
 _CPU_CACHES = tuple("float32" if kind == "float" else kind for kind in _CPU.caches)
 
 
@@ -54,29 +55,24 @@ class Storage:
         Raises:
             HerdError: no such recipe or type, or not on a CPU.
         """
-        computed = "float32" if cpu or recipe not in _GPU.recipes else "bf16"
+        computed = "float32" if cpu or recipe not in _GPU_RECIPES else "bf16"
         return cls(recipe, kv or computed, cpu)
 
     @property
     def float_bytes(self) -> int:
-        """Bytes of an activation, and of an element of a weight that is not quantised: 4 for int8 and int4.
+        """Bytes of an activation, and of an element of a weight that is not quantised."""
+        return 2 if self.recipe in _GPU_RECIPES and not self.on_cpu else 4
 
-        Bundles of these two exist for the CPU only.
-        """
-        return 2 if self.recipe in _GPU.recipes and not self.on_cpu else 4
-
-    def row_bytes(self, head_dim: int) -> float:
+    def row_bytes(self, head_dim: int) -> int:
         """Bytes of a token's keys in one head, and as many of its values; on a CPU its share of a cache block."""
-        if self.on_cpu:
-            return block_bytes(1, head_dim, "float" if self.kv == "float32" else self.kv) / BLOCK_TOKENS
-        return head_dim * CACHE_BYTES[self.kv]
+        return cache_row_bytes(self.kv, head_dim, in_blocks=self.on_cpu)
 
     @property
     def products(self) -> str:
         """Type that products with quantised weights are computed in; FP8 on the CPU is emulated in float32."""
         if self.recipe == "fp8":
             return "fp32" if self.on_cpu else "fp8"
-        return "int8"
+        return "int8" if self.on_cpu else self.floats
 
     @property
     def floats(self) -> str:
@@ -88,14 +84,20 @@ class Storage:
         """Where the storage differs from what a target builds, for a message; empty where it does not."""
         if self.on_cpu:
             return "fp8 is emulated on a CPU, and slower than predicted" if self.recipe == "fp8" else ""
-        if self.recipe in _GPU.recipes:
+        if self.recipe in _GPU_RECIPES:
             return ""
-        return f"recipe {self.recipe} is built for target cpu only, TensorRT has {' and '.join(_GPU.recipes)}"
+        return f"recipe {self.recipe} is built for a CPU only, GPUs have {one_of(_GPU_RECIPES)}"
+
+    @property
+    def _stored(self) -> Recipe:
+        """The recipe in the formats of the device."""
+        recipe = RECIPES[self.recipe]
+        return recipe if self.on_cpu or self.recipe not in _CUDA.recipes else recipe.centered()
 
     def layout_of(self, name: str, shape: Shape) -> Format | None:
         """The format of a tensor, None for floating point."""
-        return RECIPES[self.recipe].layout_of_tensor(name, shape)
+        return self._stored.layout_of_tensor(name, shape)
 
     def bytes_of(self, name: str, shape: Shape) -> float:
         """Bytes of a tensor or of a rank's slice of it: [N, K], or [E, K, N] of experts."""
-        return RECIPES[self.recipe].stored_bytes(name, shape, self.float_bytes, packed=self.on_cpu)
+        return self._stored.stored_bytes(name, shape, self.float_bytes, packed=self.on_cpu)

@@ -27,6 +27,7 @@ _TENSORRT = Precision(("bf16", "fp8"), ("float", "fp8"))
 PRECISIONS = {
     "cpu": Precision(("fp32", "int8", "int4", "fp8"), ("float", "float16", "int8"), token_scales=True),
     "cpu-stock": Precision(("fp32", "int8", "int4", "fp8"), ("float", "int8")),
+    "cuda": Precision(("bf16", "int8", "int4"), ("float", "int8", "fp8")),
     "tensorrt-rtx": _TENSORRT,
     "tensorrt": _TENSORRT,
     "canonical": Precision(("fp32",)),

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ...errors import HerdError
 from ...model.quantization.recipes import RECIPES, Recipe
 from .canonical import CANONICAL
 from .cpu import CPU
 from .cpu_stock import CPU_STOCK
+from .cuda import CUDA
 from .target import Target
 from .tensorrt.target import TENSORRT, TENSORRT_RTX
 
-TARGETS: dict[str, Target] = {target.name: target for target in (CPU, CPU_STOCK, TENSORRT_RTX, TENSORRT, CANONICAL)}
+TARGETS: dict[str, Target] = {
+    target.name: target for target in (CPU, CPU_STOCK, CUDA, TENSORRT_RTX, TENSORRT, CANONICAL)}
 
 
 def target_of(name: str, recipe: str | Recipe) -> tuple[Target, Recipe]:
@@ -31,4 +31,4 @@ def target_of(name: str, recipe: str | Recipe) -> tuple[Target, Recipe]:
     if recipe.caches not in target.caches:
         raise HerdError(f"target {name} cannot store keys and values as {recipe.caches}: choose one of "
                         f"{', '.join(target.caches)}")
-    return target, replace(recipe, token_scales=target.token_scales)
+    return target, target.stored(recipe)

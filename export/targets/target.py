@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,15 @@ class Target(ABC):
     def packs_weights(self) -> bool:
         """Whether weights are written as operators of ours read them."""
         return False
+
+    @property
+    def float_bytes(self) -> int:
+        """Bytes of an element of a weight that stays in floating point."""
+        return 4
+
+    def stored(self, recipe: Recipe) -> Recipe:
+        """A recipe in the formats that the target has."""
+        return replace(recipe, token_scales=self.token_scales)
 
     @abstractmethod
     def pipeline(

@@ -4,8 +4,10 @@ Output channel n of a weight [K, N] is cut into blocks b of 32, 64 or 128 inputs
 
     8 bits  s[n, b] = max_k |w[k, n]| / 127                  q = round(w / s) + 128                 (zero at 128)
     4 bits  s[n, b] = f · (max_k w - min_k w) / 15           q = clip(round(w / s) + z, 0, 15)      z an integer
+  centered  s[n, b] = f · max(max_k w / 7, -min_k w / 8)     q = clip(round(w / s) + 8, 0, 15)      in 4 bits
 
 A scale that clips the ends of a block a little often fits the rest better: f is searched for the least square error.
+Scales of centered blocks are rounded to bfloat16 before codes are chosen by them.
 With the Hessian of the inputs, rounding also makes up for its own errors (``gptq.py``). A last block that K does
 not fill is filled with zeros.
 """
@@ -70,9 +72,12 @@ class BlockRounder:
 
     def fit(self, blocks: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scales and zero points [N, b] of blocks [N, b, K]; ``weight`` [b, K] says which errors matter."""
+        shrinks = SHRINKS if self.layout.fitted else (1.0,)
         if self.layout.bits == 8:
-            return _symmetric(blocks)
-        return _fitted(blocks, weight, SHRINKS if self.layout.fitted else (1.0,))
+            return _symmetric(blocks, bf16=self.layout.centered)
+        if self.layout.centered:
+            return _centered(blocks, weight, shrinks)
+        return _fitted(blocks, weight, shrinks)
 
     def round(self, blocks: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
         """Nearest codes as float32, ties to even."""
@@ -197,10 +202,26 @@ def packed(nibbles: Array) -> Array:
     return np.ascontiguousarray(nibbles[..., ::2] | (nibbles[..., 1::2] << 4))
 
 
-def _symmetric(blocks: Tensor) -> tuple[Tensor, Tensor]:
+def _symmetric(blocks: Tensor, *, bf16: bool) -> tuple[Tensor, Tensor]:
     """The scale that maps a block's largest magnitude to 127 (1 for a block of zeros), and zero points of 128."""
     scale = blocks.abs().amax(dim=-1) / 127
-    return torch.where(scale >= _TINY, scale, 1.0), torch.full(scale.shape, 128.0)
+    scale = torch.where(scale >= _TINY, scale, 1.0)
+    return scale.bfloat16().float() if bf16 else scale, torch.full(scale.shape, 128.0)
+
+
+def _centered(blocks: Tensor, weight: Tensor | None, shrinks: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """4-bit scales in bfloat16 with the least weighted square error among some shares of the range, and zeros of 8."""
+    whole = torch.maximum(blocks.amax(dim=-1) / 7, blocks.amin(dim=-1) / -8)
+    least, scales = torch.full(whole.shape, torch.inf), torch.ones(whole.shape)
+    for shrink in shrinks:
+        scale = (whole * shrink).bfloat16().float()
+        scale = torch.where(scale >= _TINY, scale, 1.0)
+        codes = (blocks / scale[..., None]).round_().clamp_(-8, 7)
+        errors = codes.mul_(scale[..., None]).sub_(blocks).square_()
+        error = errors.sum(dim=-1) if weight is None else torch.einsum("nbk,bk->nb", errors, weight)
+        scales = torch.where(error < least, scale, scales)
+        least = torch.minimum(least, error)
+    return scales, torch.full(scales.shape, 8.0)
 
 
 def _fitted(blocks: Tensor, weight: Tensor | None, shrinks: tuple[float, ...]) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from .stream import channels_of, write_channels
 
@@ -28,10 +29,15 @@ ZERO = 128
 
 
 class ChannelCodes(ir.LazyTensor):
-    """The codes of a weight [K, N], uint8 [K, N]."""
+    """The codes of a weight [K, N], uint8 [K, N].
 
-    def __init__(self, source: ir.TensorProtocol) -> None:
-        self.source = source
+    Args:
+        source: the weight.
+        centered: scales are rounded to bfloat16, before codes are chosen by them.
+    """
+
+    def __init__(self, source: ir.TensorProtocol, *, centered: bool = False) -> None:
+        self.source, self.centered = source, centered
         self.inputs, self.channels_count = source.shape.numpy()
         self._scales: Array | None = None
         super().__init__(
@@ -44,8 +50,10 @@ class ChannelCodes(ir.LazyTensor):
         found = []
         for rows_NK in channels_of(self.source):
             scales_N = channel_scales(rows_NK)
+            if self.centered:
+                scales_N = torch.from_numpy(scales_N).bfloat16().float().numpy()
             found.append(scales_N)
-            yield (np.rint(rows_NK / scales_N[:, None]) + ZERO).astype(np.uint8)
+            yield (np.rint(rows_NK / scales_N[:, None]).clip(-127, 127) + ZERO).astype(np.uint8)
         self._scales = np.concatenate(found)
 
     def scales(self) -> Array:

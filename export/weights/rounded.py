@@ -9,6 +9,7 @@ import onnx_ir as ir
 import torch
 
 from ...errors import HerdError
+from .experts import Stacked
 from .origin import origin_of, with_origin
 from .stream import ChannelIterable, Weight, write_all, write_channels
 
@@ -44,6 +45,10 @@ class Rounded(ir.LazyTensor):
         if isinstance(self.source, Weight) and not self.source.is_transposed:
             for start, block in self.source.blocks():
                 write_all(file, self._rounded(block), offset + start * block[0].nbytes // 2)
+        elif isinstance(self.source, Stacked):
+            for rows_NK in map(self._rounded, self.source.experts()):
+                write_all(file, rows_NK, offset)
+                offset += rows_NK.nbytes
         elif isinstance(self.source, ChannelIterable):
             rows = (self._rounded(rows_NK) for rows_NK in self.source.channels())
             write_channels(file, rows, offset, width=int(self.shape.numpy()[1]))

@@ -255,10 +255,11 @@ class Decoder(nn.Module):
             return x_BTD
         # A gather and a select instead of masked assignment, whose shape depends on data: it could not be captured.
         is_image_BT = input_ids_BT == self.config.image_token_id
-        order_BT = is_image_BT.flatten().to(torch.int64).cumsum(0).view_as(input_ids_BT) - 1
-        # One row of zeros stands for "no feature", so that the gather is in range for every token and for P = 0.
-        padded = torch.cat((image_features_PD, image_features_PD.new_zeros(1, image_features_PD.shape[1])))
-        feature_BTD = functional.embedding(torch.where(is_image_BT, order_BT, padded.shape[0] - 1), padded)
+        order_BT = is_image_BT.flatten().to(torch.int64).cumsum(0).view_as(input_ids_BT)
+        # A row of zeros before the first stands for "no feature", so that the gather is in range for every token and
+        # for P = 0.
+        padded = torch.cat((image_features_PD.new_zeros(1, image_features_PD.shape[1]), image_features_PD))
+        feature_BTD = functional.embedding(torch.where(is_image_BT, order_BT, 0), padded)
         return torch.where(is_image_BT[..., None], feature_BTD, x_BTD)
 
     def positions(self, tokens: int, past_lengths_B: Tensor, document_BT: Tensor | None = None) -> Positions:

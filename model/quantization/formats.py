@@ -16,11 +16,14 @@ class BlockFormat:
         bits: 8 or 4.
         block: inputs that share a scale, a power of two from 16.
         fitted: search for the scale with the least square error; otherwise the block's range decides.
+        centered: zero is the middle code, so that no zero points are stored, and scales are bfloat16: what ONNX
+            Runtime's products for GPUs read.
     """
 
     bits: int
     block: int
     fitted: bool = True
+    centered: bool = False
 
     def blocks(self, inputs: int) -> int:
         """Blocks of one output channel."""
@@ -29,17 +32,23 @@ class BlockFormat:
     def stored_bytes(self, inputs: int, outputs: int) -> int:
         """Bytes of a matrix: the last block is filled up, and 4-bit zero points lie two in a byte."""
         blocks = self.blocks(inputs)
-        zeros = -(-blocks // 2) if self.bits == 4 else 0
-        return outputs * (blocks * (self.block * self.bits // 8 + 4) + zeros)
+        zeros = -(-blocks // 2) if self.bits == 4 and not self.centered else 0
+        return outputs * (blocks * (self.block * self.bits // 8 + (2 if self.centered else 4)) + zeros)
 
 
 @dataclass(frozen=True)
 class ChannelFormat:
-    """One byte per weight and a float32 scale per output channel."""
+    """One byte per weight and a scale per output channel.
+
+    Attributes:
+        centered: scales are bfloat16, as in ``BlockFormat``; otherwise float32.
+    """
+
+    centered: bool = False
 
     def stored_bytes(self, inputs: int, outputs: int) -> int:
-        """Bytes of a matrix: codes, and a float32 scale per output channel."""
-        return outputs * (inputs + 4)
+        """Bytes of a matrix: codes, and a scale per output channel."""
+        return outputs * (inputs + (2 if self.centered else 4))
 
 
 @dataclass(frozen=True)

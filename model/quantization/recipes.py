@@ -73,6 +73,11 @@ class Recipe:
         """The same recipe with the weights of some parts of the model in floating point."""
         return replace(self, rules=(*(Rule(part, None) for part in parts), *self.rules))
 
+    def centered(self) -> Recipe:
+        """The same recipe with integers as GPUs read them, in blocks of 32 inputs; the image tower stays in floats."""
+        rules = [centered for rule in self.rules for centered in _centered(rule)]
+        return replace(self, rules=(*_IMAGE_FLOATS, *rules) if self.rules else ())
+
     @property
     def fp8(self) -> bool:
         """Whether any weight is stored in FP8."""
@@ -129,6 +134,16 @@ def _is_matrix(name: str, shape: Shape) -> bool:
     return len(shape) > 1 and not is_table(name)
 
 
+def _centered(rule: Rule) -> tuple[Rule, ...]:
+    """A rule in the formats of GPUs: fused experts in 8 bits have a scale per channel, all else one per block."""
+    if rule.layout is None:
+        return (rule,)
+    bits = rule.layout.bits if isinstance(rule.layout, BlockFormat) else 8
+    experts = (Rule("experts", ChannelFormat(centered=True)),) if bits == 8 and rule.part == "*" else ()
+    return *experts, Rule(rule.part, BlockFormat(bits, 32, centered=True))
+
+
+_IMAGE_FLOATS = (Rule("vision_model", None), Rule("multi_modal_projector", None))
 _CHANNEL = ChannelFormat()
 _COMMON = (
     Rule("router", None),

@@ -21,7 +21,7 @@ from ..bundle.manifest import WEIGHTS, Bundle
 from ..bundle.shards import CollectiveOp, PartitionEntry
 from ..executors.options import ExecutorOptions
 from ..executors.ort.decoder import Run
-from ..executors.ort.load import prepare_weights, runner_of
+from ..executors.ort.load import runner_of
 from ..executors.ort.session import Values, create_sessions, ort_value, run_bound
 from ..executors.ort.weights import ResidentWeights
 from .collectives import Collectives
@@ -79,9 +79,10 @@ class RankGraph(Stage):
         assert shards is not None, "a whole bundle has no ranks"
         entries = shards.ranks[link.rank].partitions
         graphs = [bundle.directory / entry.graph for entry in entries]
-        sessions = create_sessions(graphs, _weights_of(graphs[0]), provider=bundle.manifest.provider, options=options)
+        self.path, self.weights = graphs[0], _weights_of(graphs[0])
+        sessions = create_sessions(graphs, self.weights, provider=bundle.manifest.provider, options=options)
         super().__init__(link, shards.plan)
-        self.path, self._width = graphs[0], bundle.manifest.config.text.hidden_size
+        self._width = bundle.manifest.config.text.hidden_size
         self._weights_of_partition: list[Values] = [{} for _ in sessions]
         self._partitions = [Partition.of(session, entry) for session, entry in zip(sessions, entries, strict=True)]
         self._last_use = {name: index for index, one in enumerate(self._partitions) for name in one.inputs}
@@ -172,10 +173,10 @@ def load_rank_graph(bundle: Bundle, link: Collectives, options: ExecutorOptions)
     graph = RankGraph(bundle, link, options)
     plan, config = graph.plan, bundle.manifest.config
     # As many batches as stages: large batches run in so many parts.
-    runner = runner_of(graph, replace(config, text=plan.local_text(config.text, link.rank)), batches=plan.pipeline,
-                     check=block_check([_weights_of(graph.path)]) if options.check_blocks else None,
-                     cache_bytes=options.cache_bytes)
-    prepare_weights(runner, _weights_of(graph.path), options)
+    stages = [plan.local_text(config.text, stage * plan.width) for stage in range(plan.pipeline)]
+    runner = runner_of(graph, replace(config, text=stages[plan.stage_of(link.rank)]), batches=plan.pipeline,
+                       check=block_check([bundle.block_hashes(graph.weights)]) if options.check_blocks else None,
+                       cache_bytes=options.cache_bytes, stages=stages)
     return Shard(runner, graph)
 
 

@@ -114,7 +114,7 @@ class SharedMemory(Collectives):
         """See ``Collectives``."""
         with self.counted():
             rows, width = value.reshape(-1, value.shape[-1]), len(self.group)
-            joined = result.reshape(len(rows), width, -1)
+            joined = result.reshape(len(rows), width, value.shape[-1])
             step = SLOT // value.itemsize
             for row, target in zip(rows, joined, strict=True):
                 for begin in range(0, len(row), step):

@@ -16,6 +16,7 @@ from ...errors import HerdError
 from ...model.config import HerdConfig
 from ..kv_cache.buffers import KVBuffers
 from ..kv_cache.memory import CacheMemory
+from ..kv_cache.paged import CachePools
 from ..kv_cache.sequence import Features, Sequence, SequenceCache
 
 PREFILL_CHUNK = 512
@@ -57,6 +58,7 @@ class Runner(ABC):
         longest_chunk: most tokens in one call.
         takes_features: whether the graph reads image features.
         closed: why it runs no more; empty while it does.
+        pools: the cache blocks that its sequences share, None where each has buffers of its own.
     """
 
     config: HerdConfig
@@ -64,6 +66,7 @@ class Runner(ABC):
     longest_chunk: int = PREFILL_CHUNK
     takes_features: bool
     closed: str = ""
+    pools: CachePools | None = None
 
     @property
     def attention_chunk(self) -> int:
@@ -198,6 +201,9 @@ class Runner(ABC):
 
     def settle(self) -> None:  # noqa: B027
         """Wait for logits of chunks that are still on their way; here there are none."""
+
+    def wait_until_resident(self) -> None:  # noqa: B027
+        """Wait until weights lie where they stay; here they do from the beginning."""
 
     def close(self) -> None:
         """Free what is held and end what runs elsewhere; the engine then refuses every call."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,19 +44,23 @@ class CachePools:
         return self.whole.budget
 
     @classmethod
-    def of(cls, text: TextConfig, block_bytes: int, cache_bytes: int) -> CachePools:
-        """Pools of a decoder.
+    def of(
+        cls, text: TextConfig, block_bytes: int, cache_bytes: int, stages: Items[TextConfig] = ()
+    ) -> CachePools:
+        """Pools of a decoder, or of what one rank holds of it: pools of all ranks have blocks of the same numbers.
 
         Args:
             text: the decoder.
             block_bytes: of one layer's keys in a block, and as many of its values.
-            cache_bytes: that all blocks may use together.
+            cache_bytes: that all blocks may use together, on every rank.
+            stages: what each stage of a pipeline holds.
         """
-        budget, layers = CacheBudget(cache_bytes), range(text.num_layers)
-        chunks = {chunk for layer in layers if (chunk := text.chunk_of(layer))}
+        budget, everybody = CacheBudget(cache_bytes), stages or [text]
+        chunks = {chunk for one in everybody for layer in range(one.num_layers) if (chunk := one.chunk_of(layer))}
         assert len(chunks) <= 1, "all chunked layers have chunks of one size"
-        kinds = [[layer for layer in layers if bool(text.chunk_of(layer)) == chunked] for chunked in (False, True)]
-        whole, chunked = (BlockPool(kind, block_bytes, budget) for kind in kinds)
+        whole, chunked = (
+            BlockPool(_layers(text, kind), block_bytes, budget, max(len(_layers(one, kind)) for one in everybody))
+            for kind in (False, True))
         element_bytes = block_bytes / (BLOCK_TOKENS * text.num_kv_heads * text.head_dim)
         return cls(whole, chunked, max(chunks, default=0), element_bytes)
 
@@ -71,6 +76,11 @@ class CachePools:
         """Keys and values of a layer, uint8 [blocks, bytes] each."""
         pool = self.whole if layer in self.whole.keys else self.chunked
         return pool.keys[layer], pool.values[layer]
+
+
+def _layers(text: TextConfig, chunked: bool) -> list[int]:
+    """Layers of one kind."""
+    return [layer for layer in range(text.num_layers) if bool(text.chunk_of(layer)) == chunked]
 
 
 class BlockTable:

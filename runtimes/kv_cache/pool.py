@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import mmap
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ class BlockPool:
         layers: their numbers.
         block_bytes: of one layer's keys in a block, and as many of its values.
         budget: shared with other pools.
+        counted: layers that a block is paid for: those of the rank that holds most, None for ``layers``.
 
     Attributes:
         budget: see above.
@@ -88,12 +89,17 @@ class BlockPool:
         capacity: blocks that the pool has addresses for.
         keys: uint8 [blocks, ``block_bytes``] by layer.
         values: the same.
+        copied: called with the numbers of a block and of its copy.
     """
 
-    def __init__(self, layers: Iterable[int], block_bytes: int, budget: CacheBudget) -> None:
+    def __init__(
+        self, layers: Iterable[int], block_bytes: int, budget: CacheBudget, counted: int | None = None
+    ) -> None:
         numbers = list(layers)
-        self.budget, self.cost = budget, 2 * block_bytes * len(numbers)
-        self.capacity = max(1, budget.most // max(1, self.cost)) if numbers else 0
+        paid = len(numbers) if counted is None else counted
+        self.budget, self.cost = budget, 2 * block_bytes * paid
+        self.capacity = max(1, budget.most // max(1, self.cost)) if paid else 0
+        self.copied: Callable[[int, int], None] = _nobody_else
         self.keys, self.values = ({layer: reserved(self.capacity, block_bytes) for layer in numbers} for _ in range(2))
         self._references: list[int] = []
         self._free: list[int] = []
@@ -140,12 +146,21 @@ class BlockPool:
         """The block itself where nobody else refers to it, otherwise a copy; the reference moves to it."""
         if self._references[block] == 1:
             return block
-        copy = self.allocate()
+        twin = self.allocate()
+        self.copy(block, twin)
+        self.copied(block, twin)
+        self.release([block])
+        return twin
+
+    def copy(self, block: int, twin: int) -> None:
+        """Write what is in a block to another one."""
         for arrays in (self.keys, self.values):
             for array in arrays.values():
-                array[copy] = array[block]
-        self.release([block])
-        return copy
+                array[twin] = array[block]
+
+
+def _nobody_else(block: int, twin: int) -> None:
+    """Who has all of a block need not tell others of its copy."""
 
 
 def reserved(blocks: int, block_bytes: int) -> Array:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..executors.ort.paged import PagedRunner
 from ..executors.runner import Runner
 from ..kv_cache.paged import CachePools
 from ..kv_cache.pool import BLOCK_TOKENS
@@ -28,9 +27,7 @@ class CacheRoom:
     @classmethod
     def of(cls, runner: Runner) -> CacheRoom:
         """The memory that a runner works on."""
-        if not isinstance(runner, PagedRunner):
-            return cls(None, None)
-        return cls(runner.pools, PrefixCache.of(runner.pools))
+        return cls(runner.pools, PrefixCache.of(runner.pools) if runner.pools else None)
 
     @property
     def most_tokens(self) -> int | None:
@@ -44,6 +41,16 @@ class CacheRoom:
             return 0.0
         kept = self.prefixes.evictable_bytes() if self.prefixes else 0
         return (self.pools.budget.used - kept) / max(1, self.pools.budget.most)
+
+    def config(self) -> dict[str, str]:
+        """Sizes under the names of vLLM's ``CacheConfig``; blocks are those of the longest sequence."""
+        if self.pools is None:
+            return {}
+        tokens = self.pools.most_tokens()
+        return {
+            "block_size": str(BLOCK_TOKENS), "num_gpu_blocks": str(tokens // BLOCK_TOKENS),
+            "kv_cache_size_tokens": str(tokens), "kv_cache_memory_bytes": str(self.pools.budget.most),
+            "enable_prefix_caching": str(self.prefixes is not None)}
 
     def blocks(self, tokens: int) -> int:
         """Full blocks of so many tokens."""

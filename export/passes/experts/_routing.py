@@ -115,5 +115,9 @@ class ExpertsPass(InPlacePass):
         """Rewrite the main graph."""
         targets = [node for node in model.graph if node.domain == DOMAIN and node.op_type == "RoutedExperts"]
         for node in targets:
-            self.lowering(node).replace()
+            self.lowered(node).replace()
         return report(self, model, targets)
+
+    def lowered(self, node: ir.Node) -> ExpertsLowering:
+        """The rewrite of one node."""
+        return self.lowering(node)

@@ -5,8 +5,8 @@ or a sum of squares loses more by rounding than it costs to keep:
 
     exact     what follows from integers, tables or router logits alone: angles, temperature, the router, its scores;
               and what prepares FP8 products, where it is given as input; float32 from end to end
-    between   where exact values meet activations (x · score, q · temperature), and norms and rotations: float32 inside,
-              the result rounded once
+    between   where exact values meet activations (x · score, q · temperature), norms and rotations, and what chooses
+              among activations: float32 inside, the result rounded once
     outside   pixels, image features and logits: float32, because their readers know nothing of this pass
 
 Before this pass the graph runs on a CPU and is the twin of what TensorRT gets: nothing else rounds to 16 bits.
@@ -23,10 +23,13 @@ from ...weights.rounded import TYPES, Rounded, rounded
 from ..report import report
 
 _F32 = ir.DataType.FLOAT
-_BETWEEN = {"RMSNormalization", "LayerNormalization", "RotaryEmbedding"}
-_ACTIVATION = {"MatMul", "Gemm", "Attention", "QuantizeLinear", "DequantizeLinear", "TRT_MoE"}
+_BETWEEN = {"RMSNormalization", "LayerNormalization", "RotaryEmbedding", "ArgMax"}
+_ACTIVATION = {"MatMul", "MatMulNBits", "Gemm", "Attention", "PagedAttention", "QuantizeLinear", "DequantizeLinear",
+               "TRT_MoE", "MoE", "QMoE", "SkipSimplifiedLayerNormalization"}
 """Operators whose results are activations, whatever they read."""
-_NOT_FLOAT = {"Shape", "Equal", "Less", "LessOrEqual", "QuantizeLinear"}
+_NOT_FLOAT = {"Shape", "Equal", "Less", "LessOrEqual", "QuantizeLinear", "ArgMax"}
+_EXACT_INPUTS = {"PagedAttention": (14, 15)}
+"""Inputs that stay float32, scales of keys and values, by operator."""
 _TYPED_BY = {"Where": 1, "DequantizeLinear": 1}
 """The input whose type an operator's output has, where it is not the first."""
 
@@ -40,17 +43,18 @@ class ComputeIn(InPlacePass):
 
     Args:
         dtype: ``BFLOAT16`` or ``FLOAT16``.
+        native: norms and rotations whose kernels read and write that type and compute in float32 by themselves.
     """
 
-    def __init__(self, dtype: ir.DataType) -> None:
+    def __init__(self, dtype: ir.DataType, native: Collection[str] = ()) -> None:
         super().__init__()
         assert dtype in TYPES, f"{dtype} is not a 16-bit floating-point type"
-        self.dtype = dtype
+        self.dtype, self.native = dtype, frozenset(native)
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite the main graph and the types of its cache inputs and outputs."""
         nodes = list(model.graph)
-        _Rewrite(model.graph, self.dtype).run()
+        _Rewrite(model.graph, self.dtype, self.native).run()
         return report(self, model, nodes)
 
 
@@ -62,8 +66,9 @@ class _Rewrite:
         exact: values of the first kind above.
     """
 
-    def __init__(self, graph: ir.Graph, dtype: ir.DataType) -> None:
+    def __init__(self, graph: ir.Graph, dtype: ir.DataType, native: frozenset[str]) -> None:
         self.graph, self.dtype = graph, dtype
+        self.activation, self.between = _ACTIVATION | native, _BETWEEN - native
         self.versions: dict[ir.Value, dict[ir.DataType, ir.Value]] = {}
         self.exact: set[ir.Value] = set()
 
@@ -89,21 +94,22 @@ class _Rewrite:
         made = list(_float_outputs(node, self.versions.keys()))
         floats = [value for value in node.inputs if value in self.versions]
         exact = node.op_type != "Constant" and self._is_exact(node, floats)
-        meets = node.op_type not in _ACTIVATION and any(value in self.exact for value in floats)
-        inside = meets or node.op_type in {*_BETWEEN, "Constant"} or _prepares_what_is_quantized(node)
+        meets = node.op_type not in self.activation and any(value in self.exact for value in floats)
+        inside = meets or node.op_type in {*self.between, "Constant"} or _prepares_what_is_quantized(node)
         wanted = _F32 if exact or inside else self.dtype
+        kept = _EXACT_INPUTS.get(node.op_type, ())
         for index, value in enumerate(node.inputs):
             if value is not None and value in self.versions:
-                node.replace_input_with(index, self._as(value, wanted, node))
+                node.replace_input_with(index, self._as(value, _F32 if index in kept else wanted, node))
         for output in made:
             self._register(output, wanted)
             if exact:
                 self.exact.add(output)
 
     def _is_exact(self, node: ir.Node, floats: list[ir.Value]) -> bool:
-        if node.op_type in _ACTIVATION:
+        if node.op_type in self.activation:
             return any("router" in str(value.name).split(".") for value in node.inputs[1:] if value is not None)
-        if node.op_type in _BETWEEN:
+        if node.op_type in self.between:
             return False
         varying = [value for value in floats if not _is_constant(value)]
         # A row picked from a constant is an embedding or an expert's weights; any other use of constants is a table.
@@ -167,8 +173,8 @@ class _Rewrite:
 
 
 def _stays_rounded(value: ir.Value) -> bool:
-    """Caches, and what one pipeline stage hands to the next: only plans read them."""
-    return str(value.name).startswith(("past.", "new.", "hidden."))
+    """Caches, and what one pipeline stage hands to the next: only plans and GPUs read them."""
+    return str(value.name).startswith(("past.", "new.", "present.", "hidden."))
 
 
 def _is_constant(value: ir.Value) -> bool:
@@ -199,5 +205,6 @@ def _float_outputs(node: ir.Node, floats: Collection[ir.Value]) -> Iterator[ir.V
     else:
         typed_by = _TYPED_BY.get(node.op_type, 0)
         is_float = node.op_type not in _NOT_FLOAT and node.inputs[typed_by] in floats
-    if is_float:
-        yield from node.outputs[:1] if node.op_type == "TopK" else node.outputs
+    if is_float:  # of TopK the values, of PagedAttention also caches that are no codes
+        first_only = node.op_type == "TopK" or (node.op_type == "PagedAttention" and node.inputs[3] not in floats)
+        yield from node.outputs[:1] if first_only else node.outputs

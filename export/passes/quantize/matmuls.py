@@ -1,6 +1,7 @@
 """Matrix products with quantised weights, their inputs quantised to 8 bits on the way.
 
-Weights in blocks (``BlockFormat``) become ``MatMulNBits``, which quantises its input in the same blocks.
+Weights in blocks (``BlockFormat``) become ``MatMulNBits``, which quantises its input in the same blocks; where they are
+centered, as GPUs want them, its input stays in floating point.
 
 Weights with a scale per output channel (``ChannelFormat``) become one integer product. Its input is quantised by row:
 
@@ -27,8 +28,9 @@ from ..report import report
 from ._hessians import hessian_of
 from ._tensors import add_initializer, scalar
 
-_INT8_ACTIVATIONS = 4
-"""``accuracy_level`` of ``MatMulNBits``: products of 8-bit integers, inputs quantised in blocks as the weights are."""
+_FLOAT_ACTIVATIONS, _INT8_ACTIVATIONS = 0, 4
+"""``accuracy_level`` of ``MatMulNBits``: products of floats, or of 8-bit integers, inputs quantised in blocks as the
+weights are."""
 
 
 class QuantizeMatMuls(InPlacePass):
@@ -85,11 +87,12 @@ class QuantizeMatMuls(InPlacePass):
         codes = BlockCodes(weight.const_value, layout, hessian_KK)
         # Codes first: writing them finds the scales and zero points.
         tensors: dict[str, ir.TensorProtocol] = {"codes": codes, "scales": BlockScales(codes)}
-        if layout.bits == 4:
+        if layout.bits == 4 and not layout.centered:
             tensors["zeros"] = BlockZeros(codes)
         stored = [add_initializer(graph, weight, *each) for each in tensors.items()]
         return build("MatMulNBits", x, *stored, domain=CONTRIB, K=inputs, N=channels,
-                     bits=layout.bits, block_size=layout.block, accuracy_level=_INT8_ACTIVATIONS)
+                     bits=layout.bits, block_size=layout.block,
+                     accuracy_level=_FLOAT_ACTIVATIONS if layout.centered else _INT8_ACTIVATIONS)
 
     def _channels(self, build: Builder, graph: ir.Graph, x: ir.Value, weight: ir.Value) -> ir.Value:
         assert weight.const_value is not None

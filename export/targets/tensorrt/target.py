@@ -55,6 +55,11 @@ EXPERTS: dict[str, Callable[[], InPlacePass]] = {
 class TensorRtRtxTarget(Target):
     """Plans for several GPUs, built without one."""
 
+    @property
+    def float_bytes(self) -> int:
+        """See ``Target``."""
+        return 2
+
     def pipeline(
         self, recipe: Recipe, options: PlanOptions, calibration: CalibrationFile | None = None
     ) -> list[InPlacePass]:

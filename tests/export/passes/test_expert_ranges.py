@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herdgraph.export.passes import (
+    LowerExpertsContrib,
     LowerExpertsDense,
     LowerExpertsFused,
     LowerExpertsGathered,
@@ -22,13 +23,24 @@ from herdgraph.export.passes import (
     LowerRoutedExperts,
 )
 from herdgraph.model.llama4.operators import routed_experts
+from herdgraph.model.quantization.recipes import RECIPES
 from support import graphs
 
 E, D, F = 6, 6, 5
 RANDOM = np.random.default_rng(0)
 GATE_UP = RANDOM.normal(size=(E, D, 2 * F)).astype(np.float32)
 DOWN = RANDOM.normal(size=(E, F, D)).astype(np.float32)
-LOWERINGS = [None, LowerRoutedExperts, LowerExpertsDense, LowerExpertsGathered, LowerExpertsUnrolled, LowerExpertsFused]
+
+
+class Contrib(LowerExpertsContrib):
+    """In floating point."""
+
+    def __init__(self) -> None:
+        super().__init__(RECIPES["bf16"])
+
+
+LOWERINGS = [None, LowerRoutedExperts, LowerExpertsDense, LowerExpertsGathered, LowerExpertsUnrolled, LowerExpertsFused,
+             Contrib]
 
 
 def _range(first: int, count: int, top_k: int, lowering: type | None) -> ir.Model:

@@ -19,8 +19,9 @@ def test_precisions_are_those_of_known_targets_and_recipes() -> None:
 
 def test_help_texts_group_targets() -> None:
     assert recipes_by_target() == ("fp32, int8, int4 or fp8 for cpu and cpu-stock; "
-                                   "bf16 or fp8 for tensorrt-rtx and tensorrt; fp32 for canonical")
-    assert caches_by_target() == ("float16 or int8 for cpu, int8 for cpu-stock, "
+                                   "bf16, int8 or int4 for cuda; bf16 or fp8 for tensorrt-rtx and tensorrt; "
+                                   "fp32 for canonical")
+    assert caches_by_target() == ("float16 or int8 for cpu, int8 for cpu-stock, int8 or fp8 for cuda, "
                                   "fp8 for tensorrt-rtx and tensorrt")
 
 

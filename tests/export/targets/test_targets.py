@@ -43,6 +43,15 @@ def test_pipeline_of_the_cpu_without_our_operators() -> None:
     assert [name for name, _ in described_passes(TARGETS["cpu-stock"], int8_caches)][-2:] == ["QuantizeCaches", "Tidy"]
 
 
+def test_pipeline_of_cuda() -> None:
+    """Types come last: what stands before the last two passes runs on a CPU, too."""
+    begin = ["PackTokens", "ReshapeRows", "FoldWeightTransposes", "LowerExpertsContrib", "JoinMatMuls",
+             "LowerPagedAttention", "JoinResidualNorms"]
+    end = ["AddBestToken", "Tidy", "LowerPagedContrib", "ComputeIn"]
+    assert names("cuda", "bf16") == [*begin, *end]
+    assert names("cuda", "int4") == names("cuda", "int8") == [*begin, "QuantizeMatMuls", *end]
+
+
 def test_pipeline_of_the_canonical_graph_is_empty() -> None:
     assert names("canonical", "fp32") == []
 
