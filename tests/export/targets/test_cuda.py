@@ -23,7 +23,7 @@ from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.model.quantization.recipes import RECIPES, Caches, Recipe
-from support import contrib_attention, graphs, herds, token_lists
+from support import contrib_attention, graphs, herds, rounding, token_lists
 
 RECIPE = {name: CUDA.stored(RECIPES[name]) for name in ("bf16", "int8", "int4")}
 LENGTHS = (37, 5, 21)
@@ -71,7 +71,7 @@ def test_twins_give_the_logits_of_the_canonical_graph(name: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["int8", "int4"])
-@pytest.mark.parametrize("name", ["moe-every-second-layer", "top-2", "1-expert", "128-experts"])
+@pytest.mark.parametrize("name", ["moe-every-second-layer", "top-2", "1-expert", "16-experts"])
 def test_twins_of_integers_give_the_logits_of_what_the_codes_stand_for(name: str, recipe: str) -> None:
     stored = RECIPE[recipe]
     gap, std = token_lists.compare(herds.VARIANTS[name], partial(_twin, recipe=stored), stored, LENGTHS)
@@ -93,6 +93,19 @@ def test_caches_in_8_bits_stay_near(caches: Caches) -> None:
     config = herds.VARIANTS["moe-every-second-layer"]
     gap, std = token_lists.compare(config, partial(_exact, recipe=recipe), RECIPE["bf16"], LENGTHS, block=4)
     assert 1e-3 < gap < 1.5 * std
+
+
+def _rounded(model: ir.Model) -> None:
+    """The whole pipeline, rounding where the GPU's kernels round."""
+    CUDA.lower(model, RECIPE["bf16"], PlanOptions())
+    contrib_attention.expand(rounding.emulate(model))
+
+
+def test_bfloat16_stays_near() -> None:
+    """No router is so undecided here that another expert is chosen: what is left is rounding."""
+    config = herds.VARIANTS["moe-every-second-layer"]
+    gap, std = token_lists.compare(config, _rounded, RECIPE["bf16"], LENGTHS, block=4)
+    assert 0.01 * std < gap < 0.1 * std
 
 
 def test_images() -> None:
