@@ -11,12 +11,12 @@ from collections import deque
 from collections.abc import Sequence as Items
 
 from ..bundle.manifest import Bundle
-from ..executors.ort.decoder import DecoderRunner
-from ..executors.runner import Logits
+from ..executors.runner import Logits, Runner
 from ..kv_cache.sequence import Features, Sequence, SequenceCache
 from .commands import Command, Kind, Message
 from .front_end import ShardedRunner
 from .launch import Processes
+from .stage import Stage
 
 
 class ShardedSequence(Sequence):
@@ -51,12 +51,13 @@ class BufferedShards(ShardedRunner):
 
     Args:
         shard: rank 0's part.
+        stage: its exchanges with the other ranks.
         bundle: of all of them.
         processes: the other ranks when rank 0 has started them, otherwise None.
     """
 
-    def __init__(self, shard: DecoderRunner, bundle: Bundle, processes: Processes | None) -> None:
-        super().__init__(shard, bundle, processes)
+    def __init__(self, shard: Runner, stage: Stage, bundle: Bundle, processes: Processes | None) -> None:
+        super().__init__(shard, stage, bundle, processes)
         self.shard = shard
         self._keys, self._freed = itertools.count(), deque[int]()
 
@@ -81,6 +82,7 @@ class BufferedShards(ShardedRunner):
 
     def decode(self, sequence: Sequence, token_id: int) -> Logits:
         """Append one text token; see ``Runner``."""
+        self.shard.check_fits(1, len(sequence) + 1)
         with self.call():
             logits = self._decode_part([sequence], [token_id])
             self.collect(0)
@@ -88,12 +90,14 @@ class BufferedShards(ShardedRunner):
 
     def decode_batch(self, sequences: Items[Sequence], token_ids: Items[int]) -> Logits:
         """Append one text token to each of several sequences; see ``Runner``."""
+        parts = self.parts(len(sequences))
+        self.shard.check_fits(-(-len(sequences) // len(parts)), 1 + max(map(len, sequences)))
         with self.call():
-            return self.joined([self._decode_part(sequences[part], token_ids[part])
-                                for part in self.parts(len(sequences))])
+            return self.joined([self._decode_part(sequences[part], token_ids[part]) for part in parts])
 
     def prefill(self, sequence: Sequence, token_ids: Items[int], features: Features, *, all_positions: bool) -> Logits:
         """Append tokens in prefill chunks; see ``Runner``."""
+        self.shard.check_fits(1, len(sequence) + len(token_ids))
         with self.call():
             return super().prefill(sequence, token_ids, features, all_positions=all_positions)
 

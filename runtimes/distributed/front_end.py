@@ -27,7 +27,7 @@ from ..executors.runner import Logits, Runner
 from .collectives import Collectives
 from .commands import Kind, Message, broadcast_message
 from .launch import Processes, abandon
-from .rank_runner import ShardRunner, rank_graph
+from .stage import Stage
 
 PART = 4
 """Fewest sequences of a batch in one part: every part reads the weights again, so small ones are not worth it."""
@@ -40,6 +40,7 @@ class ShardedRunner(Runner):
 
     Args:
         shard: rank 0's part.
+        stage: its exchanges with the other ranks.
         bundle: of all of them.
         processes: the other ranks when rank 0 has started them, otherwise None.
 
@@ -47,13 +48,12 @@ class ShardedRunner(Runner):
         stages: of the pipeline.
     """
 
-    def __init__(self, shard: ShardRunner, bundle: Bundle, processes: Processes | None) -> None:
+    def __init__(self, shard: Runner, stage: Stage, bundle: Bundle, processes: Processes | None) -> None:
         self._shard, self.config = shard, bundle.manifest.config
         self.takes_features = shard.takes_features
-        self._graph = rank_graph(shard)
-        self.stages = self._graph.plan.pipeline
+        self._stage, self.stages = stage, stage.plan.pipeline
         self._awaited: deque[Logits] = deque()
-        self._graph.before_send = lambda: self.collect(self.stages - 2)
+        stage.before_send = lambda: self.collect(self.stages - 2)
         self._lock = threading.Lock()
         self.processes = processes
         if processes:
@@ -62,7 +62,7 @@ class ShardedRunner(Runner):
     @property
     def link(self) -> Collectives:
         """Rank 0's exchanges, which count what they cost."""
-        return self._graph.link
+        return self._stage.link
 
     def chunk_len(self, past: int) -> int:
         """A rank's: it has a part of the heads and memory of its own, so chunks may be longer than in one process."""
@@ -84,7 +84,7 @@ class ShardedRunner(Runner):
     def collect(self, left: int) -> None:
         """Take logits that come back, the oldest first, until so many are left."""
         while len(self._awaited) > left:
-            self._graph.collect(self._awaited.popleft())
+            self._stage.collect(self._awaited.popleft())
 
     def parts(self, sequences: int) -> list[slice]:
         """Parts of a batch on which stages work at the same time."""
@@ -128,4 +128,5 @@ class ShardedRunner(Runner):
                 finally:
                     if self.processes:
                         self.processes.stop(GRACE)
+                    self._shard.close()
                     self.link.close()

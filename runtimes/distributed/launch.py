@@ -5,6 +5,8 @@
 * Where ``RANK`` and ``WORLD_SIZE`` are set (torchrun, Ray, a batch system) every rank was started by somebody else and
   they meet at ``MASTER_ADDR``:``MASTER_PORT``. When all are on one machine they then open rank 0's file in memory and
   exchange through that; otherwise through torch.distributed.
+
+Ranks on GPUs do the same, and then meet through NCCL, too (``nccl.py``).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -29,11 +32,17 @@ from ..bundle.manifest import MANIFEST, Bundle
 from ..executors.options import ExecutorOptions
 from ..executors.ort.load import begin_copy
 from ..executors.ort.weights import verified
+from ..executors.tensorrt.rank_plan import load_rank_plan
 from ..kv_cache.pool import free_cache_bytes
 from .collectives import TIMEOUT, Collectives
-from .rank_runner import ShardRunner, shard_runner, weights_of
+from .rank_runner import RankGraph, load_rank_graph
 from .shared_memory import SharedMemory, alive, create, supported
+from .stage import Shard
 
+LOADERS: dict[str, Callable[[Bundle, Collectives, ExecutorOptions], Shard]] = {
+    "onnxruntime": load_rank_graph, "tensorrt": load_rank_plan,
+}
+"""By executor, what loads a rank's part."""
 EXIT_REPORTED = 3
 """Exit status of a rank that has told the others why it ends."""
 _LAST_WORDS = 300
@@ -66,7 +75,7 @@ def plan_of(bundle: Bundle) -> ShardPlan:
     return bundle.manifest.shards.plan
 
 
-def load_shard(bundle: Bundle, link: Collectives, options: ShardOptions) -> ShardRunner:
+def load_shard(bundle: Bundle, link: Collectives, options: ShardOptions) -> Shard:
     """What a rank loads; every rank calls it, and none goes on before all have loaded.
 
     Raises:
@@ -77,8 +86,9 @@ def load_shard(bundle: Bundle, link: Collectives, options: ShardOptions) -> Shar
         os.sched_setaffinity(0, cores(options.devices[link.rank]))
     loading = ExecutorOptions(options.threads, options.prepack, options.verify, _cache_bytes(link, options))
     with verified(bundle, bundle.files_of(link.rank), loading):
-        shard = shard_runner(bundle, link, loading)
-    begin_copy(shard, weights_of(shard.graph.path), loading)
+        shard = LOADERS[bundle.manifest.executor](bundle, link, loading)
+    if isinstance(shard.stage, RankGraph):
+        begin_copy(shard.runner, shard.stage.weights, loading)
     link.barrier()
     return shard
 

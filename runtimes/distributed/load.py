@@ -19,20 +19,17 @@ def load_sharded(bundle: Bundle, options: ShardOptions) -> ShardedRunner:
     one's engine is closed and then ends: this function does not return.
 
     Raises:
-        HerdError: the bundle is for an executor that runs no shards, a rank cannot load, or they do not come together.
+        HerdError: a rank cannot load, or they do not come together.
     """
-    if bundle.manifest.executor != "onnxruntime":
-        raise HerdError(f"{bundle.directory} holds TensorRT plans of several ranks, which this runtime does not run: "
-                        "build it whole, or for target cpu")
     link, processes = (join(bundle, options), None) if launched_externally() else start(bundle, options)
     if link.rank:
         serve(bundle, link, options)
         raise SystemExit(0)
     try:
-        shard = load_shard(bundle, link, options)
+        shard, stage = load_shard(bundle, link, options)
         if isinstance(shard, PagedRunner):
-            return PagedShards(shard, bundle, processes)
-        return BufferedShards(shard, bundle, processes)
+            return PagedShards(shard, stage, bundle, processes)
+        return BufferedShards(shard, stage, bundle, processes)
     except HerdError as error:
         raise HerdError(abandon(error, link, processes)) from error
     except BaseException as error:

@@ -19,6 +19,7 @@ from ..kv_cache.sequence import Features, Sequence
 from .commands import StepCommand
 from .front_end import ShardedRunner
 from .launch import Processes
+from .stage import Stage
 
 
 class PagedShards(ShardedRunner):
@@ -26,12 +27,13 @@ class PagedShards(ShardedRunner):
 
     Args:
         shard: rank 0's part.
+        stage: its exchanges with the other ranks.
         bundle: of all of them.
         processes: the other ranks when rank 0 has started them, otherwise None.
     """
 
-    def __init__(self, shard: PagedRunner, bundle: Bundle, processes: Processes | None) -> None:
-        super().__init__(shard, bundle, processes)
+    def __init__(self, shard: PagedRunner, stage: Stage, bundle: Bundle, processes: Processes | None) -> None:
+        super().__init__(shard, stage, bundle, processes)
         self.shard, self.pools = shard, shard.pools
         self._copies = deque[tuple[int, int, int]]()
         for of_chunked, pool in enumerate((shard.pools.whole, shard.pools.chunked)):

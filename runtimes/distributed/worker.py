@@ -15,13 +15,12 @@ import numpy as np
 
 from ...errors import HerdError
 from ..bundle.manifest import Bundle
-from ..executors.ort.decoder import DecoderRunner
 from ..executors.ort.paged import PagedRunner
+from ..executors.runner import Runner
 from ..kv_cache.sequence import Sequence
 from .collectives import Collectives, RankError
 from .commands import Command, Kind, Message, StepCommand, receive_message
 from .launch import EXIT_REPORTED, ShardOptions, load_shard, plan_of
-from .rank_runner import ShardRunner, rank_graph
 from .shared_memory import SharedMemory
 
 
@@ -30,14 +29,15 @@ class Worker(ABC):
 
     Args:
         shard: runs what this rank holds.
+        link: this rank's exchanges.
     """
 
-    def __init__(self, shard: ShardRunner) -> None:
-        self._graph, self._width = rank_graph(shard), shard.config.text.hidden_size
+    def __init__(self, shard: Runner, link: Collectives) -> None:
+        self._link, self._width = link, shard.config.text.hidden_size
 
     def serve(self) -> None:
         """Do what rank 0 says until it ends."""
-        while (message := receive_message(self._graph.link, self._width)).kind != Kind.END:
+        while (message := receive_message(self._link, self._width)).kind != Kind.END:
             self.follow(message)
 
     @abstractmethod
@@ -50,10 +50,11 @@ class PagedWorker(Worker):
 
     Args:
         shard: runs what this rank holds.
+        link: this rank's exchanges.
     """
 
-    def __init__(self, shard: PagedRunner) -> None:
-        super().__init__(shard)
+    def __init__(self, shard: PagedRunner, link: Collectives) -> None:
+        super().__init__(shard, link)
         self.shard = shard
 
     def follow(self, message: Message) -> None:
@@ -69,10 +70,11 @@ class BufferedWorker(Worker):
 
     Args:
         shard: runs what this rank holds.
+        link: this rank's exchanges.
     """
 
-    def __init__(self, shard: DecoderRunner) -> None:
-        super().__init__(shard)
+    def __init__(self, shard: Runner, link: Collectives) -> None:
+        super().__init__(shard, link)
         self.shard = shard
         self.sequences: dict[int, Sequence] = {}
 
@@ -122,9 +124,11 @@ def serve(bundle: Bundle, link: Collectives, options: ShardOptions) -> None:
         HerdError: this rank or another failed.
     """
     try:
-        shard = load_shard(bundle, link, options)
-        worker = PagedWorker(shard) if isinstance(shard, PagedRunner) else BufferedWorker(shard)
+        shard, stage = load_shard(bundle, link, options)
+        link = stage.link
+        worker = PagedWorker(shard, link) if isinstance(shard, PagedRunner) else BufferedWorker(shard, link)
         worker.serve()
+        shard.close()
     except RankError:
         raise
     except Exception as error:

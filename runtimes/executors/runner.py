@@ -167,6 +167,17 @@ class Runner(ABC):
         """Find room for a whole prompt before any of it is computed, where room can be found beforehand."""
         sequence.make_room(tokens)
 
+    def check_fits(self, batch: int, tokens: int) -> None:  # noqa: B027
+        """Refuse a call that what was built cannot run; here the model's context is the only limit.
+
+        Args:
+            batch: sequences.
+            tokens: of the longest, after the call.
+
+        Raises:
+            HerdError: says both numbers.
+        """
+
     def truncate(self, sequence: Sequence, length: int) -> None:
         """Forget all but the first ``length`` tokens, of which there are as many or more.
 
