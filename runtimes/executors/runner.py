@@ -16,6 +16,7 @@ from ...errors import HerdError
 from ...model.config import HerdConfig
 from ..kv_cache.buffers import KVBuffers
 from ..kv_cache.memory import CacheMemory
+from ..kv_cache.paged import CachePools
 from ..kv_cache.sequence import Features, Sequence, SequenceCache
 
 PREFILL_CHUNK = 512
@@ -25,6 +26,8 @@ SCORES_BYTES = 512 << 20
 """Attention scores of one layer in one call: prefill chunks get shorter where the past is long."""
 
 Logits = np.ndarray[Any, Any]
+Row = Logits | int
+"""What is known after a token: its logits, float32 [vocabulary], or no more than the most likely next token."""
 
 
 class Step(NamedTuple):
@@ -35,12 +38,14 @@ class Step(NamedTuple):
         token_ids: at least one; they do not cross a multiple of the attention chunk.
         rows: places among them whose logits are wanted, in order.
         features: one row per image token among them.
+        greedy: whether the most likely token is all that is wanted of each row: it need not be more than that.
     """
 
     sequence: Sequence
     token_ids: Items[int]
     rows: Items[int]
     features: Features | None = None
+    greedy: bool = False
 
 
 def prefill_chunk_len(heads: int, past: int, longest: int = PREFILL_CHUNK) -> int:
@@ -54,6 +59,7 @@ class Runner(ABC):
     Attributes:
         config: the model.
         memory: where the caches of its sequences live.
+        pools: cache blocks that its sequences share, None where each has buffers of its own.
         longest_chunk: most tokens in one call.
         takes_features: whether the graph reads image features.
         closed: why it runs no more; empty while it does.
@@ -61,6 +67,7 @@ class Runner(ABC):
 
     config: HerdConfig
     memory: CacheMemory
+    pools: CachePools | None = None
     longest_chunk: int = PREFILL_CHUNK
     takes_features: bool
     closed: str = ""
@@ -118,6 +125,20 @@ class Runner(ABC):
                                           [steps[index].token_ids[0] for index in single])
             found |= {index: of_single[place : place + 1] for place, index in enumerate(single)}
         return np.concatenate([found[index] for index in range(len(steps))])
+
+    def rows(self, steps: Items[Step]) -> list[Row]:
+        """Append tokens as ``step`` does. Where logits are far away, of greedy steps only the best token comes back.
+
+        A token that is never chosen, the image token, is not returned as the best one: logits are, in its place.
+        """
+        return list(self.step(steps))
+
+    def decode_greedy(self, sequence: Sequence, token_id: int) -> Row:
+        """Append one text token, where the most likely next one is all that is wanted; see ``rows``."""
+        return self.decode(sequence, token_id)
+
+    def warm_up(self, sequences: int) -> None:  # noqa: B027
+        """Prepare calls of up to so many sequences, where the first one of a size takes long; here none does."""
 
     @abstractmethod
     def prefill_chunk(self, sequence: Sequence, token_ids: list[int], features: Features, rows: Features) -> Logits:

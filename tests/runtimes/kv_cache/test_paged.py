@@ -89,7 +89,7 @@ def _check_counts(pools: CachePools, writers: list[Writer]) -> None:
         assert counts == {block: count for block, count in enumerate(references) if count}
         assert sorted(pool._free) == [block for block, count in enumerate(references) if not count]
         used += pool.cost * len(counts)
-    assert pools.budget.used == used <= pools.budget.most
+    assert pools.budgets[0].used == used <= pools.budgets[0].most
 
 
 ACTIONS = st.lists(st.tuples(st.sampled_from(["append", "append", "append", "truncate", "fork", "drop", "new"]),
@@ -130,7 +130,7 @@ def test_random_lives_of_sequences(actions: list[tuple[str, int, int]], chunk: i
             writers[index].check()
     writers.clear()
     assert all(text.startswith("keys and values") and "\n" not in text for text in refusals)
-    assert pools.budget.used == 0, "nothing leaks"
+    assert pools.budgets[0].used == 0, "nothing leaks"
 
 
 def test_a_fork_shares_all_and_copies_what_it_writes() -> None:
@@ -138,9 +138,9 @@ def test_a_fork_shares_all_and_copies_what_it_writes() -> None:
     writer = Writer(PagedCache(pools))
     for first in range(0, 80, 16):
         writer.append(list(range(first + 1, first + 17)))
-    used = pools.budget.used
+    used = pools.budgets[0].used
     twin = writer.fork()
-    assert pools.budget.used == used
+    assert pools.budgets[0].used == used
     np.testing.assert_array_equal(twin.cache.whole.numbers, writer.cache.whole.numbers)
     twin.append([1000])
     assert twin.cache.whole.numbers[0] == writer.cache.whole.numbers[0], "a full block stays shared"
@@ -154,7 +154,7 @@ def test_chunked_blocks_go_when_the_chunk_ends() -> None:
     writer = Writer(PagedCache(pools))
     writer.append([7] * 130)
     assert (len(writer.cache.whole.numbers), len(writer.cache.chunked.numbers)) == (3, 3)
-    assert writer.cache.nbytes == pools.budget.used
+    assert writer.cache.nbytes == pools.budgets[0].used
     writer.append([8])
     assert (len(writer.cache.whole.numbers), len(writer.cache.chunked.numbers)) == (3, 1)
 
@@ -164,7 +164,7 @@ def test_a_new_chunk_uses_what_the_last_one_gives_back() -> None:
     pools = _pools(64, 1)
     writer = Writer(PagedCache(pools))
     writer.append([7] * 64)
-    assert pools.budget.used == pools.budget.most
+    assert pools.budgets[0].used == pools.budgets[0].most
     writer.truncate(64)
     with pytest.raises(HerdError, match="keys and values need"):
         writer.append([8])  # a second block of the layer that sees everything
