@@ -10,7 +10,7 @@ INSTALL := $(PY) -m pip --quiet --disable-pip-version-check install --no-compile
 PACKAGES := model export runtimes calibration cli
 TYPED := $(addprefix .editable/herdgraph/,$(PACKAGES) $(wildcard *.py))
 
-.PHONY: demo test test-slow test-packaging test-lowest test-clients test-native test-cuda fuzz coverage docs lint wheels clean
+.PHONY: demo gpu-check test test-slow test-packaging test-lowest test-clients test-native test-cuda fuzz coverage docs lint wheels clean
 
 demo: .venv/.demo
 	$(PY) examples/demo.py
@@ -29,6 +29,11 @@ fuzz: .venv/.dev
 	cd tests && PYTHONPATH=.:.. ../$(PY) -m fuzz.harness --first $$(date +%s)
 	cd tests && for reader in safetensors gguf image rows tar json; do \
 		PYTHONPATH=.:.. ../$(PY) -m fuzz.coverage_guided $$reader || exit 1; done
+
+# On a machine with an NVIDIA GPU: nine minutes, results in .cache/gpu-check (docs/hardware.md). In an environment of its
+# own, because onnxruntime and onnxruntime-gpu overwrite each other.
+gpu-check: .cache/gpu-venv/.ready
+	.cache/gpu-venv/bin/python tools/gpu_check.py
 
 coverage: .venv/.dev
 	$(PY) -m pytest -m "not slow" --cov=herdgraph --cov-report=term:skip-covered
@@ -101,6 +106,11 @@ clean:
 	$(PYTHON) -m venv .venv-cuda
 	-.venv-cuda/bin/python -m pip --quiet --disable-pip-version-check install --no-compile onnxruntime-gpu==1.31.1 \
 		"nvidia-cuda-runtime>=13,<14" "nvidia-cuda-crt>=13,<14" && touch $@
+
+.cache/gpu-venv/.ready: pyproject.toml
+	$(PYTHON) -m venv .cache/gpu-venv
+	.cache/gpu-venv/bin/python -m pip --quiet --disable-pip-version-check install --no-compile -e ".[gpu,build]"
+	@touch $@
 
 .venv/.docs: pyproject.toml | .venv/.torch
 	$(INSTALL) -e ".[cpu,build,train,docs]"

@@ -12,6 +12,7 @@ from ..calibration.cli import calibrate
 from ..console import HerdGroup, set_verbosity
 from .bench import bench
 from .chat import chat
+from .doctor import doctor
 from .generate import generate
 from .inspect import inspect
 from .plan import plan
@@ -33,5 +34,5 @@ def main(verbose: int, quiet: bool) -> None:
 
 
 main.add_command(build, "build")
-for command in (calibrate, train, upcycle, generate, chat, serve, run, inspect, plan, verify, bench):
+for command in (calibrate, train, upcycle, generate, chat, serve, run, inspect, plan, verify, bench, doctor):
     main.add_command(command)

@@ -35,6 +35,7 @@ TABLE = {
     # command line                                           base       cpu        cpu,build  train
     "inspect {bundle}":                                      (WORKS,    WORKS,     WORKS,     WORKS),
     "inspect {checkpoint}":                                  ("build",  "build",   WORKS,     WORKS),
+    "doctor --help":                                         (WORKS,    WORKS,     WORKS,     WORKS),
     "plan scout --devices 8xH100":                           (WORKS,    WORKS,     WORKS,     WORKS),
     "plan scout --devices 8xH100 --plot {out}.png":          ("build",  "build",   WORKS,     "build"),
     "generate {bundle} -p Hi --max-new-tokens 2":            ("cpu",    WORKS,     WORKS,     "cpu"),

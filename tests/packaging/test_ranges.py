@@ -7,7 +7,9 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-ELSEWHERE = {"cuda-bindings", "onnxruntime-gpu", "ray", "tensorrt"}
+ELSEWHERE = {
+    "cuda-bindings", "nvidia-cublas", "nvidia-cuda-runtime", "nvidia-curand", "onnxruntime-gpu", "ray", "tensorrt",
+}
 """What no verb can run on a CPU, or in no minute."""
 
 

@@ -18,13 +18,11 @@ import onnx_ir as ir
 
 from ....errors import HerdError
 from ....files import atomic_file
+from ..gpus import RTX_FP8_SM, RTX_OLD_SM, RTX_SM
 from .check import Check, check_plan
 from .fp8_products import refuse_wrong_patterns
 from .plan import VERSION, Plan
 
-FP8_TARGETS = ("89", "120", "121")
-"""Compute capabilities with FP8 that TensorRT-RTX compiles for."""
-_OLD_TARGETS = ("75", "80", "86")
 _DIMENSIONS = ("batch", "tokens", "slots_local", "slots_global", "image_tokens", "rows", "tiles")
 
 Range = tuple[int, int, int]
@@ -103,16 +101,15 @@ def check_targets(sm: Sequence[str], *, fp8: bool) -> None:
     Raises:
         HerdError: says why, and what to do.
     """
-    known = (*_OLD_TARGETS, *FP8_TARGETS)
     if not sm:
-        raise HerdError(f"no compute capability was given: choose among {', '.join(known)}")
+        raise HerdError(f"no compute capability was given: choose among {', '.join(RTX_SM)}")
     for target in sm:
-        if target in _OLD_TARGETS and fp8:
-            raise HerdError(f"SM {target} has no FP8 arithmetic: build for SM {', '.join(FP8_TARGETS)}, or with recipe "
+        if target in RTX_OLD_SM and fp8:
+            raise HerdError(f"SM {target} has no FP8 arithmetic: build for SM {', '.join(RTX_FP8_SM)}, or with recipe "
                             "bf16")
-        if target not in known:
+        if target not in RTX_SM:
             raise HerdError(f"SM {target} is not among those that TensorRT-RTX compiles for without the GPU "
-                            f"({', '.join(known)}): build with --target tensorrt on a machine that has it")
+                            f"({', '.join(RTX_SM)}): build with --target tensorrt on a machine that has it")
 
 
 def load_tensorrt_rtx() -> Any:

@@ -1,0 +1,99 @@
+"""What is made before a GPU is there: tiny bundles for every target that is checked, and what a CPU says of them."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERDS = "herds"
+_DONE = "complete.json"
+PROMPT, TOKENS = 41, 64
+"""Of the tiny models' text: over two of their chunks of 16 tokens, and with a third."""
+
+
+def target_for(device: str) -> str:
+    """The target whose bundles a device runs."""
+    return "cpu" if device == "cpu" else "cuda"
+
+
+def make_artifacts(folder: Path) -> None:
+    """Make them, unless they are there already."""
+    if (folder / _DONE).exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    made = {name: _herd(folder / HERDS / name, config) for name, config in _configs()}
+    (folder / _DONE).write_text(json.dumps(made, indent=1), encoding="utf-8")
+
+
+def _configs() -> Iterator[tuple[str, Any]]:
+    """Tiny models in shapes that CUDA's operators take: heads of 64, widths of multiples of 64, groups of five."""
+    from dataclasses import replace
+
+    from herdgraph.model.config import HerdConfig
+    from herdgraph.model.config.presets import TINY
+
+    text = replace(TINY.text, hidden_size=128, num_heads=5, num_kv_heads=1, head_dim=64, expert_size=128,
+                   dense_size=256, num_experts=16)
+    yield "text", HerdConfig(text=text)
+    yield "all-experts", HerdConfig(text=replace(text, moe_layers=tuple(range(text.num_layers))))
+    yield "images", replace(TINY, text=text)
+
+
+def _herd(folder: Path, config: Any) -> list[str]:
+    """A checkpoint, its bundles, and the logits of one text; returns the bundles' names."""
+    from herdgraph.export.pipeline import build_bundle
+    from herdgraph.export.targets.precision import PRECISIONS
+    from herdgraph.model.checkpoint import open_checkpoint
+
+    folder.mkdir(parents=True, exist_ok=True)
+    recipes = {"cpu": ("fp32",)} | ({"cuda": PRECISIONS["cuda"].recipes} if "cuda" in PRECISIONS else {})
+    names = [f"{target}-{recipe}" for target, found in recipes.items() for recipe in found]
+    with tempfile.TemporaryDirectory() as directory:
+        _checkpoint(config, Path(directory) / "model")
+        with open_checkpoint(Path(directory) / "model") as checkpoint:
+            for name in names:
+                target, _, recipe = name.partition("-")
+                build_bundle(checkpoint, folder / name, target=target, recipe=recipe)
+    _expect(folder, config)
+    return names
+
+
+def _checkpoint(config: Any, directory: Path) -> None:
+    """Seeded weights that give logits of order one, in Hugging Face's layout."""
+    import torch
+
+    from herdgraph.model.checkpoint import save_checkpoint
+    from herdgraph.model.config.names import expected_tensors
+
+    generator = torch.Generator().manual_seed(0)
+
+    def weight(name: str, shape: tuple[int, ...]) -> Any:
+        noise = torch.randn(shape, generator=generator)
+        if len(shape) == 1:
+            return 0.1 * noise + (0.0 if "bias" in name or "class_embedding" in name else 1.0)
+        fan_in = shape[1] if ".experts." in name else shape[-1]
+        return noise * (1.0 if "embed_tokens" in name else fan_in**-0.5)
+
+    shapes = expected_tensors(config).items()
+    save_checkpoint(directory, config, ((name, weight(name, shape)) for name, shape in shapes))
+
+
+def _expect(folder: Path, config: Any) -> None:
+    """What the bundle for CPUs says of a random text, in float32, with a random picture in it where the model sees."""
+    from herdgraph import Engine
+
+    generator, vision = np.random.default_rng(0), config.vision
+    ids = generator.integers(3, config.text.vocab_size - 30, TOKENS)
+    pixels = np.zeros((0,), np.float32)
+    if vision:
+        ids[5 : 5 + vision.tokens_per_tile] = config.image_token_id
+        pixels = generator.standard_normal((1, 3, vision.image_size, vision.image_size)).astype(np.float32)
+    with Engine.load(folder / "cpu-fp32", threads=1) as engine:
+        seen = pixels if len(pixels) else None
+        logits = engine.prefill(engine.new_sequence(), ids.tolist(), seen, all_positions=True)
+    np.savez_compressed(folder / "expected.npz", ids=ids, prompt=PROMPT, pixels=pixels, logits=np.asarray(logits))
