@@ -181,7 +181,8 @@ class Engine:
             repetition_penalty=repetition_penalty, seed=seed, logprobs=logprobs)
         if sequence is not None and not isinstance(sequence, Sequence):
             raise HerdError(f"sequence is {shown(sequence)}, one made by engine.new_sequence() is needed")
-        request = Request(self, self._greedy_step if asked.sampling.is_greedy else self._step, self.new_sequence() if sequence is None else sequence, asked.prompt)
+        step = self._greedy_step if asked.sampling.is_greedy else self._step
+        request = Request(self, step, self.new_sequence() if sequence is None else sequence, asked.prompt)
         return TextStream(
             request.prefill, request.decode, tokenizer=self.processor.tokenizer, prompt_ids=asked.prompt.token_ids,
             sampling=asked.sampling, stop=asked.stop, never=asked.never)
@@ -244,8 +245,9 @@ class Engine:
         """Append one token, chosen by the model; what follows, where the most likely token is all that is wanted."""
         self._decoder.require_open()
         check_tokens(self.config, sequence, [token_id])
+        never = (self.config.image_token_id,) if self.config.vision else ()
         with sequence.exclusive():
-            return self._decoder.decode_greedy(sequence, int(token_id))
+            return self._decoder.decode_greedy(sequence, int(token_id), never)
 
     def decode_batch(self, sequences: Items[Sequence], token_ids: Items[int]) -> Logits:
         """Append one text token to each of several sequences, of any lengths, in one call.

@@ -32,6 +32,6 @@ def load_executor(bundle: Bundle, options: ExecutorOptions) -> Runners:
         raise HerdError(f"{bundle.directory} is built for target {bundle.manifest.target!r} and executor {name!r}, "
                         f"this runtime has {' and '.join(EXECUTORS)}: update herdgraph, or build for another target")
     if name == "onnxruntime" and (options.device, options.gpu_memory) != (None, None):
-        raise HerdError(f"{bundle.directory} is built for target {bundle.manifest.target!r}, which runs on a CPU and takes "
-                        "neither device nor gpu_memory: leave them out, or build with --target cuda")
+        raise HerdError(f"{bundle.directory} is built for target {bundle.manifest.target!r}, which runs on a CPU and "
+                        "takes neither device nor gpu_memory: leave them out, or build with --target cuda")
     return EXECUTORS[name](bundle, options)

@@ -38,7 +38,8 @@ class Step(NamedTuple):
         token_ids: at least one; they do not cross a multiple of the attention chunk.
         rows: places among them whose logits are wanted, in order.
         features: one row per image token among them.
-        greedy: whether the most likely token is all that is wanted of each row: it need not be more than that.
+        greedy: whether the most likely token is all that is wanted of each row.
+        never: tokens that are not to be chosen: where one is the most likely, logits are wanted after all.
     """
 
     sequence: Sequence
@@ -46,6 +47,7 @@ class Step(NamedTuple):
     rows: Items[int]
     features: Features | None = None
     greedy: bool = False
+    never: Items[int] = ()
 
 
 def prefill_chunk_len(heads: int, past: int, longest: int = PREFILL_CHUNK) -> int:
@@ -127,14 +129,11 @@ class Runner(ABC):
         return np.concatenate([found[index] for index in range(len(steps))])
 
     def rows(self, steps: Items[Step]) -> list[Row]:
-        """Append tokens as ``step`` does. Where logits are far away, of greedy steps only the best token comes back.
-
-        A token that is never chosen, the image token, is not returned as the best one: logits are, in its place.
-        """
+        """Append tokens as ``step`` does. Where logits are far away, of greedy steps the best tokens come back."""
         return list(self.step(steps))
 
-    def decode_greedy(self, sequence: Sequence, token_id: int) -> Row:
-        """Append one text token, where the most likely next one is all that is wanted; see ``rows``."""
+    def decode_greedy(self, sequence: Sequence, token_id: int, never: Items[int] = ()) -> Row:
+        """Append one text token, where the most likely next one is all that is wanted; see ``Step``."""
         return self.decode(sequence, token_id)
 
     def warm_up(self, sequences: int) -> None:  # noqa: B027

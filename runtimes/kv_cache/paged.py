@@ -1,8 +1,8 @@
 """The block tables of one sequence: which cache blocks hold its keys and values.
 
-Layers that see their whole past have a block per 64 tokens (128 on a GPU). Chunked layers have those of the current attention chunk
-alone: where a chunk ends they are released, and position p is slot p % chunk. ``fork`` and ``truncate`` change tables
-and nothing else; a block that two sequences share is copied when one of them writes to it.
+Layers that see their whole past have a block per 64 tokens (128 on a GPU). Chunked layers have those of the current
+attention chunk alone: where a chunk ends they are released, and position p is slot p % chunk. ``fork`` and ``truncate``
+change tables and nothing else; a block that two sequences share is copied when one of them writes to it.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A block of a pool has a place in every layer of the pool's kind. Whoever refers to a block counts in; a block that
 nobody refers to is handed out again, the lowest first. On the host a pool reserves addresses, not memory: the operating
-system provides a page when it is first written. So all pools of an engine can be as large as the budget that they share.
-Memory of a device is there or not: pools have budgets of their own (``CachePools``).
+system provides a page when it is first written. So all pools of an engine can be as large as the budget that they
+share. Memory of a device is there or not: pools have budgets of their own (``CachePools``).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _SHARE = 0.5
 _SMALL_PAGES = 4 << 20
 """Bytes of every array that stay in small pages: short sequences take no more memory than they need."""
 _MEMORY = Path("/proc/meminfo")
+_CURE = "a larger cache_bytes (gpu_memory on a GPU)"
 
 Array = np.ndarray[Any, Any]
 
@@ -114,7 +115,7 @@ class CacheBudget:
         """
         if not self.has(count):
             raise HerdError(f"keys and values need {size(count)} more and have {size(self.most - self.used)} of their "
-                            f"{size(self.most)}: end sequences, or load the engine with a larger cache_bytes (gpu_memory on a GPU)")
+                            f"{size(self.most)}: end sequences, or load the engine with {_CURE}")
 
 
 class BlockPool:
@@ -157,7 +158,7 @@ class BlockPool:
         with budget.lock:
             if not budget.has(self.cost) or (not self._free and len(self._references) == self.capacity):
                 raise HerdError(f"keys and values fill their {size(budget.most)}: end sequences, or load the engine "
-                                "with a larger cache_bytes (gpu_memory on a GPU)")
+                                f"with {_CURE}")
             budget.used += self.cost
             if not self._free:
                 self._references.append(0)

@@ -10,10 +10,10 @@ import numpy as np
 
 from ...errors import HerdError
 from ...model.processing import StreamDecoder, Tokenizer
+from ..executors.runner import Row
 from ..generation.penalties import Penalties
 from ..generation.sampling import Sampler, TokenLogprob
 from ..generation.stop_strings import StopStrings
-from ..executors.runner import Row
 from ..kv_cache.prefix_cache import PrefixKeys
 from ..kv_cache.sequence import Sequence
 from .request import Constraint, Delta, FinishReason, GenerationRequest

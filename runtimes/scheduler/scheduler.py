@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as Items
+
 from ...errors import HerdError
 from ..engine import Engine
 from ..executors.runner import Row, Step
@@ -240,7 +241,7 @@ class Scheduler:
         first, end = choice.seen, choice.seen + tokens
         features = self._requests[choice].pictures.of(first, end)
         return Step(choice.sequence, (choice.token_ids + choice.draft)[first:end], rows_of(choice, tokens), features,
-                    choice.takes_best)
+                    choice.takes_best, choice.request.never)
 
     def _take(self, choice: Choice, rows: Items[Row], first: int) -> None:
         """Go on with an answer after a call.

@@ -92,7 +92,6 @@ class CudaRunner(BlockRunner):
         vocabulary = config.text.vocab_size
         self._logits = place.empty([MOST_RECORDED, vocabulary], np.float32)
         self._best = place.empty([MOST_RECORDED], np.int64)
-        self._never = config.image_token_id if config.vision else -1
         self._memory, self._eager = place.empty([1 << 16], np.uint8), self._binding()
         self._recorded: dict[CallSize, _Call] = {}
         self._running = threading.Lock()
@@ -110,9 +109,9 @@ class CudaRunner(BlockRunner):
         """The same, with logits of all rows; see ``Runner``."""
         return self._stacked(self.rows([step._replace(greedy=False) for step in steps]))
 
-    def decode_greedy(self, sequence: Sequence, token_id: int) -> Row:
+    def decode_greedy(self, sequence: Sequence, token_id: int, never: Items[int] = ()) -> Row:
         """See ``Runner``."""
-        return self.rows([Step(sequence, [token_id], [0], greedy=True)])[0]
+        return self.rows([Step(sequence, [token_id], [0], greedy=True, never=never)])[0]
 
     def prefill_chunk(self, sequence: Sequence, token_ids: list[int], features: Features, rows: Features) -> Logits:
         """Compute a prefill chunk; see ``Runner``."""
@@ -162,7 +161,7 @@ class CudaRunner(BlockRunner):
             call = self._call_for(steps)
             call.inputs.write(steps, self.pools, self._nobodys)
             call.run()
-            return self._fetched(call, [step.greedy for step in steps for _ in step.rows])
+            return self._fetched(call, [step for step in steps for _ in step.rows])
 
     def _call_for(self, steps: Items[Step]) -> _Call:
         columns = max(len(step.sequence.cache.whole.numbers) for step in steps)
@@ -208,13 +207,13 @@ class CudaRunner(BlockRunner):
             self._memory = self.place.empty([table_width(count)], np.uint8)
         return self._memory
 
-    def _fetched(self, call: _Call, greedy: list[bool]) -> list[Row]:
-        """Rows that are wanted, on the host."""
-        some = self.gives_best and any(greedy)
-        best = self.place.part(call.best, 0, [len(greedy)], np.int64).numpy().tolist() if some else []
-        tells = [some and is_greedy and best[row] != self._never for row, is_greedy in enumerate(greedy)]
+    def _fetched(self, call: _Call, steps: Items[Step]) -> list[Row]:
+        """What is wanted of rows, on the host; ``steps`` has the step of every row."""
+        some = self.gives_best and any(step.greedy for step in steps)
+        best = self.place.part(call.best, 0, [len(steps)], np.int64).numpy().tolist() if some else []
+        tells = [some and step.greedy and best[row] not in step.never for row, step in enumerate(steps)]
         found: list[Row] = []
-        for told, group in groupby(range(len(greedy)), key=tells.__getitem__):
+        for told, group in groupby(range(len(steps)), key=tells.__getitem__):
             places = list(group)
             found += [best[row] for row in places] if told else list(self._logits_of(call, places[0], len(places)))
         return found

@@ -67,6 +67,6 @@ def cuda_session(path: Path, place: Place, *, records: bool) -> Any:
     told = _PROVIDER | {"device_id": str(place.index)} | ({"enable_cuda_graph": "1"} if records else {})
     session = open_session(path, PROVIDER, options, told)
     if (found := session.get_providers())[0] != PROVIDER:
-        raise HerdError(f"{path} is for a GPU and onnxruntime would run it on {found[0]}: run `herdgraph doctor`, which "
-                        "says what CUDA lacks here")
+        raise HerdError(f"{path} is for a GPU and onnxruntime would run it on {found[0]}: `herdgraph doctor` says what "
+                        "CUDA lacks here")
     return session
