@@ -104,8 +104,8 @@ class CachePools:
         of_chunk, tokens = -(-self.chunk // self.block_tokens) * chunked, self.block_tokens
         most = sum(budget.most for budget in self.budgets)
         if len(self.budgets) > 1:
-            held = self.chunked.budget.most // chunked
-            return self.whole.budget.most // whole * tokens if self.chunked.budget.has(of_chunk) else held * tokens
+            held = self.chunked.budget.most
+            return self.whole.budget.most // whole * tokens if held >= of_chunk else held // chunked * tokens
         if most < of_chunk + whole or not whole:
             return most // (whole + chunked) * tokens if whole else 1 << 40
         return (most - of_chunk) // whole * tokens

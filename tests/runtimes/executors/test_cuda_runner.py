@@ -130,7 +130,7 @@ def test_memory_is_divided_between_kinds_of_layers() -> None:
     runner = runner_of(TINY, 1 << 20)
     whole, chunked = runner.pools.whole, runner.pools.chunked
     assert whole.budget is not chunked.budget
-    assert whole.budget.most + chunked.budget.most == 1 << 20
+    assert whole.budget.most + chunked.budget.most + whole.cost + chunked.cost == 1 << 20, "a block of each is nobody's"
     with pytest.raises(HerdError, match=r"^keys and values need [^\n]* \(gpu_memory on a GPU\)$"):
         runner.prefill(runner.new_sequence(), [5] * BLOCK_TOKENS * (whole.capacity + 1), np.zeros((0, 64), np.float32),
                        all_positions=False)

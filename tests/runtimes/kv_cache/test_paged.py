@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from herdgraph.errors import HerdError
 from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes.kv_cache.paged import BlockTable, CachePools, PagedCache
-from herdgraph.runtimes.kv_cache.pool import BLOCK_TOKENS, BlockPool
+from herdgraph.runtimes.kv_cache.pool import BLOCK_TOKENS, BlockPool, HostBlocks
 
 BYTES = 4 * BLOCK_TOKENS
 """A block of one layer's keys: a stamp of 4 bytes for each token."""
@@ -176,3 +176,36 @@ def test_tables_grow() -> None:
     table = BlockTable(pools.whole)
     table.make_room(0, 40 * BLOCK_TOKENS)
     np.testing.assert_array_equal(table.numbers, range(40))
+
+
+def test_memory_that_is_there_or_not_is_divided() -> None:
+    """Sequences two chunks long fill both parts; what one part lacks, the other cannot give."""
+    text = replace(TINY.text, attention_chunk_size=128, chunked_layers=(True, True, True, False))
+    pools = CachePools.of(text, 100, 40 * 1000, HostBlocks(block_tokens=32, is_lazy=False))
+    whole, chunked = pools.budgets
+    assert (whole.most, chunked.most) == (16_000, 24_000), "2 · 1 layer to 3"
+    assert pools.most_tokens() == 80 * 32, "a block of 200 bytes in the layer that sees all of it"
+    caches = [PagedCache(pools) for _ in range(10)]
+    for cache in caches:
+        cache.make_room(0, 128)
+    assert (whole.used, chunked.used) == (10 * 4 * 200, 10 * 4 * 600)
+    with pytest.raises(HerdError, match="keys and values need 600 B more and have 0 B of their 24"):
+        PagedCache(pools).make_room(0, 1)
+    caches[0].make_room(128, 129)  # a new chunk gives back the blocks of the last one
+    assert (whole.used, chunked.used) == (41 * 200, 37 * 600)
+    del caches, cache
+    assert (whole.used, chunked.used) == (0, 0)
+
+
+def test_layers_of_one_kind_have_all_the_memory() -> None:
+    pools = _divided(chunked=False)
+    assert [budget.most for budget in pools.budgets] == [40_000]
+    assert pools.most_tokens() == 50 * 32
+    pools = _divided(chunked=True)
+    assert [budget.most for budget in pools.budgets] == [40_000]
+    assert pools.most_tokens() > 1 << 30, "a chunk is all that is kept"
+
+
+def _divided(*, chunked: bool) -> CachePools:
+    text = replace(TINY.text, attention_chunk_size=128, chunked_layers=(chunked,) * 4)
+    return CachePools.of(text, 100, 40 * 1000, HostBlocks(block_tokens=32, is_lazy=False))

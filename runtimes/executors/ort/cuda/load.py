@@ -29,6 +29,9 @@ def load_cuda(bundle: Bundle, options: ExecutorOptions) -> tuple[CudaRunner, Vis
     Raises:
         HerdError: there is no GPU that works, onnxruntime cannot run a graph on it, or its memory is too small.
     """
+    if not options.prepack:
+        raise HerdError("memory is 'low', which leaves weights in the file, and a GPU has them in its own memory: "
+                        "leave it out")
     place, config = place_of(options.device), bundle.manifest.config
     require_gpu(place)
     free = free_bytes(place)

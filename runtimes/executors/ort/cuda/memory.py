@@ -19,7 +19,7 @@ BLOCK_TOKENS = 128
 SHARE = 0.9
 """Of the memory that is free when an engine is loaded: what the engine takes unless somebody says otherwise."""
 CALL_TOKENS = 2048
-"""Tokens of a call for which memory is left beside keys and values."""
+"""Most tokens of a prompt in one call; memory for so many is left beside keys and values."""
 _WORKSPACE = 512 << 20
 """Bytes that cuBLAS, mixtures and recorded graphs may take for themselves."""
 _RUNTIME = "libcudart.so.13"

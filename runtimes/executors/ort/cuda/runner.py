@@ -21,12 +21,13 @@ import numpy as np
 from .....errors import HerdError
 from .....model.config import HerdConfig
 from ....kv_cache.paged import CachePools
+from ....kv_cache.pool import BlockPool
 from ....kv_cache.sequence import Features, Sequence
 from ...blocks import BlockRunner, table_width
 from ...runner import SHORTEST_CHUNK, Logits, Row, Step
 from ..session import load_onnxruntime
 from .inputs import CallInputs, CallSize
-from .memory import ELEMENTS, DeviceBlocks
+from .memory import CALL_TOKENS, ELEMENTS, DeviceBlocks
 from .views import Place
 
 MOST_RECORDED = 64
@@ -75,10 +76,13 @@ class CudaRunner(BlockRunner):
         cache_bytes: that keys and values of all sequences may use.
 
     Attributes:
+        longest_chunk: many rows, so that every expert gets some of them.
         session: see above.
         place: see above.
         gives_best: whether the graph tells the most likely token of a row.
     """
+
+    longest_chunk = CALL_TOKENS
 
     def __init__(self, session: Any, path: Path, config: HerdConfig, place: Place, cache_bytes: int) -> None:
         self.session, self.config, self.place = session, config, place
@@ -87,8 +91,7 @@ class CudaRunner(BlockRunner):
         self.gives_best = any(item.name == "best" for item in session.get_outputs())
         memory = DeviceBlocks(place, config.text, _element(given, config, path))
         self.pools = CachePools.of(config.text, memory.block_bytes, cache_bytes, memory)
-        whole, chunked = (pool.allocate() if pool.capacity else 0 for pool in (self.pools.whole, self.pools.chunked))
-        self._nobodys = whole, chunked
+        self._nobodys = _set_aside(self.pools.whole), _set_aside(self.pools.chunked)
         vocabulary = config.text.vocab_size
         self._logits = place.empty([MOST_RECORDED, vocabulary], np.float32)
         self._best = place.empty([MOST_RECORDED], np.int64)
@@ -129,11 +132,9 @@ class CudaRunner(BlockRunner):
                 call = self._recorded_call(self._bucket(count, 0))
                 call.inputs.write([], self.pools, self._nobodys)
                 call.run()
-        longest = min(self.longest_chunk, self.attention_chunk or self.longest_chunk)
+        longest = min(self.longest_chunk, self.attention_chunk or self.longest_chunk, self.pools.most_tokens())
         for length in (1 << power for power in range(SHORTEST_CHUNK.bit_length() - 1, longest.bit_length())):
-            sequence = self.new_sequence()
-            self.rows([Step(sequence, [0] * length, [length - 1], greedy=True)])
-            sequence.truncate(0)
+            self.rows([Step(self.new_sequence(), [0] * length, [length - 1], greedy=True)])
 
     def close(self) -> None:
         """Free the weights, keys and values; see ``Runner``."""
@@ -225,6 +226,16 @@ class CudaRunner(BlockRunner):
 
     def _stacked(self, rows: list[Row]) -> Logits:
         return np.stack(rows) if rows else np.zeros((0, self.config.text.vocab_size), np.float32)
+
+
+def _set_aside(pool: BlockPool) -> int:
+    """A block that no sequence gets, and that counts in no budget."""
+    if not pool.capacity:
+        return 0
+    block = pool.allocate()
+    pool.budget.most -= pool.cost
+    pool.budget.used -= pool.cost
+    return block
 
 
 def _is_decoding(step: Step) -> bool:
