@@ -92,7 +92,7 @@ class CachePools:
         chunks = {chunk for layer in layers if (chunk := text.chunk_of(layer))}
         assert len(chunks) <= 1, "all chunked layers have chunks of one size"
         kinds = [[layer for layer in layers if bool(text.chunk_of(layer)) == chunked] for chunked in (False, True)]
-        budgets = _budgets(cache_bytes, *map(len, kinds), memory)
+        budgets = _budgets(cache_bytes, len(kinds[0]), len(kinds[1]), memory)
         whole, chunked = (BlockPool(kind, block_bytes, budget, memory)
                           for kind, budget in zip(kinds, budgets, strict=True))
         element_bytes = block_bytes / (memory.block_tokens * text.num_kv_heads * text.head_dim)

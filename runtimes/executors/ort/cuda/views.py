@@ -39,8 +39,8 @@ _described: dict[int, tuple[Any, ...]] = {}
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-def _forget(address: int) -> None:
-    _described.pop(address, None)
+def _forget(address: int, described: dict[int, tuple[Any, ...]] = _described) -> None:
+    described.pop(address, None)  # an argument: globals are gone when an interpreter ends
 
 
 _capsule = ctypes.pythonapi.PyCapsule_New
