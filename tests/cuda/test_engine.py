@@ -133,7 +133,7 @@ print(json.dumps([budget.used for budget in runner.pools.budgets]))
 def test_pictures_are_looked_at_on_the_device(bundle: Path) -> None:
     (tokens,), found = on_device(bundle, """
 import numpy as np
-tile = np.zeros((1, 3, engine.config.image_size, engine.config.image_size), np.float32)
+tile = np.zeros((1, 3, engine.config.vision.image_size, engine.config.vision.image_size), np.float32)
 mark("picture")
 features = engine.vision.features(tile)
 mark("end")

@@ -61,11 +61,11 @@ def _load_tower(bundle: Bundle, place: Place) -> VisionRunner | None:
     if not bundle.manifest.config.vision:
         return None
     path = bundle.graph("vision")
-    session = cuda_session(path, place, records=False)
+    session = cuda_session(path, place, tiles=1)
     check_names(session, path, inputs={"pixel_values"}, outputs={"image_features"})
 
     def run(pixel_values: np.ndarray[Any, Any]) -> Features:
-        features: Features = session.run(["image_features"], {"pixel_values": pixel_values})[0]
-        return features
+        tiles = np.split(pixel_values, len(pixel_values))
+        return np.concatenate([session.run(["image_features"], {"pixel_values": tile})[0] for tile in tiles])
 
     return VisionRunner(run, bundle.manifest.config)

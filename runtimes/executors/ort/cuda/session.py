@@ -49,19 +49,24 @@ def require_gpu(place: Place) -> None:
         onnxruntime.preload_dlls(cudnn=False)
 
 
-def cuda_session(path: Path, place: Place, *, records: bool) -> Any:
+def cuda_session(path: Path, place: Place, *, records: bool = False, tiles: int | None = None) -> Any:
     """A session of which every operator runs on a GPU.
 
     Args:
         path: the graph; its weights lie beside it.
         place: the GPU.
         records: whether calls are to be recorded as CUDA graphs.
+        tiles: of every call, where the graph has tiles: what is computed of their number is known beforehand then, and
+            nothing is left for the CPU.
 
     Raises:
         HerdError: onnxruntime cannot load the graph, or would run some of it on the CPU.
     """
+    load_onnxruntime().set_default_logger_severity(3)
     options = load_onnxruntime().SessionOptions()
     options.log_severity_level = 4
+    if tiles is not None:
+        options.add_free_dimension_override_by_name("tiles", tiles)
     for name, value in _SESSION.items():
         options.add_session_config_entry(name, value)
     told = _PROVIDER | {"device_id": str(place.index)} | ({"enable_cuda_graph": "1"} if records else {})
