@@ -173,7 +173,7 @@ print(json.dumps((80 << 30) - free_bytes(runner.place)))
 print(json.dumps(2 << 30))
 """)
     assert 0.5 * limit < most < limit
-    assert used < limit
+    assert used < most + (64 << 20), "what is asked for is what is taken"
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -36,6 +36,7 @@ def run_engine(code: str, *arguments: Any) -> tuple[list[Any], dict[str, Report]
         raise UnavailableError(f"{python} lacks one of {', '.join(PACKAGES)}: `make test-cuda` installs them")
     with tempfile.TemporaryDirectory() as scratch:
         script, log = Path(scratch, "script.py"), Path(scratch, "log")
+        log.touch()  # there is none where nothing reached the device
         script.write_text(f"ARGUMENTS = {list(arguments)!r}\n{dedent(code)}")
         done = subprocess.run(
             [python, Path(__file__).with_name("engine_worker.py"), libraries, script], capture_output=True, text=True,

@@ -49,6 +49,14 @@ def require_gpu(place: Place) -> None:
         onnxruntime.preload_dlls(cudnn=False)
 
 
+def _take_memory_as_asked() -> None:
+    """Let values on the GPU take their own size: onnxruntime would take the next power of two, twice 40 GB at worst."""
+    from onnxruntime.capi import _pybind_state as state
+
+    if hasattr(state, "set_arena_extend_strategy"):  # the only way to tell the memory that no session owns
+        state.set_arena_extend_strategy(state.ArenaExtendStrategy.kSameAsRequested)
+
+
 def cuda_session(path: Path, place: Place, *, records: bool = False, tiles: int | None = None) -> Any:
     """A session of which every operator runs on a GPU.
 
@@ -63,6 +71,7 @@ def cuda_session(path: Path, place: Place, *, records: bool = False, tiles: int 
         HerdError: onnxruntime cannot load the graph, or would run some of it on the CPU.
     """
     load_onnxruntime().set_default_logger_severity(3)
+    _take_memory_as_asked()
     options = load_onnxruntime().SessionOptions()
     options.log_severity_level = 4
     if tiles is not None:
