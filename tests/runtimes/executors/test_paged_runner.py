@@ -191,7 +191,7 @@ def test_full_pools_refuse_and_change_nothing(fp32: PagedRunner) -> None:
     used = runner.pools.budgets[0].used
     steps = [Step(full, [5], [0]), Step(small, [6], [0]), Step(runner.new_sequence(), [7], [0])]
     with pytest.raises(HerdError, match=r"^keys and values need [^\n]* end sequences, or load the engine with a larger "
-                                        r"cache_bytes$"):
+                                        r"cache_bytes \(gpu_memory on a GPU\)$"):
         runner.step(steps)
     assert (len(full), len(small), runner.pools.budgets[0].used) == (64, CHUNK, used)
     with pytest.raises(HerdError, match="keys and values need"):

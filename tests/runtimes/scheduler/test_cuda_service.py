@@ -26,7 +26,7 @@ def twin(chunked_bundle: Path, engine: Engine) -> Engine:
     return Engine(engine.bundle, runner, engine.vision)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def service(twin: Engine) -> Iterator[Service]:
     with Service(twin, ServiceOptions(sequences=4)) as service:
         yield service

@@ -51,8 +51,7 @@ def require_gpu(place: Place) -> None:
 
 def _take_memory_as_asked() -> None:
     """Let values on the GPU take their own size: onnxruntime would take the next power of two, twice 40 GB at worst."""
-    from onnxruntime.capi import _pybind_state as state
-
+    state = load_onnxruntime().capi._pybind_state
     if hasattr(state, "set_arena_extend_strategy"):  # the only way to tell the memory that no session owns
         state.set_arena_extend_strategy(state.ArenaExtendStrategy.kSameAsRequested)
 
