@@ -17,6 +17,7 @@ class BundleRunner:
 
     def prefill(self, tokens: list[int]) -> np.ndarray:
         """Read a prompt into a new sequence."""
+        self._engine.wait_until_resident()
         self._prompt = self._engine.new_sequence()
         return self._engine.prefill(self._prompt, tokens)
 

@@ -1,4 +1,7 @@
-"""A tokenizer for models of random weights: bytes, then pairs and triples of common letters, as servers need one."""
+"""A tokenizer for models of random weights, as servers need one: bytes, then two to four letters.
+
+Such models say any token, so every one has to be text: a server sends no event for one without.
+"""
 
 from __future__ import annotations
 
@@ -44,3 +47,5 @@ def _merges() -> Iterator[tuple[str, str]]:
     yield from pairs
     for first, second in pairs:
         yield from ((first + second, third) for third in _LETTERS)
+    for first, second in pairs:
+        yield from ((first + second + third, fourth) for third, fourth in itertools.product(_LETTERS, _LETTERS))

@@ -70,7 +70,7 @@ def _onnxruntime(machine: Machine) -> Iterator[tuple[str, str]]:
     if providers.problem and package.package:
         yield "import", providers.problem
     for name, problem in providers.problems.items():
-        yield name, "works" if problem is None else f"does not work: {problem}"
+        yield name, problem or "works"
 
 
 def _nvidia(machine: Machine) -> Iterator[tuple[str, str]]:

@@ -52,6 +52,9 @@ if TYPE_CHECKING:
               help="Host whose pictures are fetched, a name or *.name; may be repeated.")
 @click.option("--cors-origins", metavar="ORIGIN", multiple=True, show_default="none",
               help="Web pages of this origin may ask; may be repeated.")
+@click.option("--otlp-traces-endpoint", metavar="URL", show_default="none",
+              help="Takes a span of OpenTelemetry per request by OTLP over HTTP, such as "
+                   "http://localhost:4318/v1/traces.")
 @click.option("--tool-format", type=click.Choice(["pythonic", "json"]), show_default="that of its chat template",
               help="How the model writes calls of tools.")
 @click.option("--drain-timeout", type=Number(min=0), default=30.0, show_default=True,
@@ -62,6 +65,7 @@ def serve(
     bundle: Path, host: str, port: int, names: tuple[str, ...], api_keys: Path | None, context: int | None,
     sequences: int, cache_bytes: int | None, device: str | None, gpu_memory: int | None, speculate: str,
     replicas: int, cluster: str | None, image_hosts: tuple[str, ...], cors_origins: tuple[str, ...],
+    otlp_traces_endpoint: str | None,
     tool_format: str | None, drain_timeout: float, threads: int | None, memory: Memory,
 ) -> None:
     """Answer requests in OpenAI's form with BUNDLE, many at a time.
@@ -75,7 +79,8 @@ def serve(
     Bundle.open(bundle, verify=False)
     options = ServerOptions(
         names=names or (bundle.resolve().name,), version=__version__, context=context, api_keys=api_keys,
-        image_hosts=image_hosts, cors_origins=cors_origins, tool_format=tool_format)
+        image_hosts=image_hosts, cors_origins=cors_origins, otlp_traces_endpoint=otlp_traces_endpoint,
+        tool_format=tool_format)
     loaded = {"threads": threads, "memory": memory, "cache_bytes": cache_bytes}
     on_gpu = {"device": device, "gpu_memory": gpu_memory}
     if replicas > 1 or cluster:

@@ -14,14 +14,18 @@ from pathlib import Path
 
 from ..errors import HerdError
 from ..model.config import TextConfig
+from ..model.quantization.formats import CACHE_BYTES
 from ..runtimes.bundle.manifest import Bundle
-from ..runtimes.kv_cache.pool import caches_of_block
+from ..runtimes.kv_cache.pool import BLOCK_TOKENS, block_bytes, caches_of_block
 from .plan_description import PLAN, describe_plan
 
 _BYTES = 2
 """The element type of cache blocks."""
 _NAMES = {1: "float32", 3: "int8", 10: "float16", 16: "bf16", 17: "fp8"}
 """Numbers of ``TensorProto.DataType``, by the names that the planner uses."""
+
+_IN_BLOCKS = {"float32": "float", "float16": "float16", "int8": "int8"}
+"""What cache blocks may hold, by the same names, and what ``kv_cache/pool.py`` calls it."""
 
 _PLAN_NAMES = {"fp8_e4m3": "fp8", "float": "float32", "half": "float16"}
 """What plans call types, by the same names."""
@@ -39,6 +43,19 @@ def cache_type(bundle: Bundle) -> str | None:
         ".onnx": partial(_type_in_graph, text=local), PLAN: _type_in_plan}
     paths = [bundle.directory / name for name in names]
     return next(filter(None, (readers[path.suffix](path) for path in paths if path.suffix in readers)), None)
+
+
+def cache_row_bytes(caches: str, head_dim: int, *, in_blocks: bool) -> int:
+    """Bytes of a token's keys in one head, and as many of its values.
+
+    Args:
+        caches: their type, one of ``CACHE_BYTES``.
+        head_dim: width of a head.
+        in_blocks: they lie in cache blocks, as those of target ``cpu`` do; a token has its share, scales included.
+    """
+    if in_blocks and caches in _IN_BLOCKS:
+        return block_bytes(1, head_dim, _IN_BLOCKS[caches]) // BLOCK_TOKENS
+    return head_dim * CACHE_BYTES[caches]
 
 
 def _type_in_plan(path: Path) -> str | None:
@@ -71,7 +88,7 @@ def _type_of_block(kind: memoryview, text: TextConfig) -> str | None:
     count = next(number for field, number in _fields(last) if field == 1)
     assert isinstance(count, int)
     caches = caches_of_block(count, text.num_kv_heads, text.head_dim)
-    return "float32" if caches == "float" else caches
+    return next((name for name, kind in _IN_BLOCKS.items() if kind == caches), None)
 
 
 def _messages(data: bytes | memoryview, wanted: int) -> Iterator[memoryview]:

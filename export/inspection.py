@@ -17,7 +17,7 @@ from ..model.config.presets import is_preset, preset
 from ..model.processing.generation_defaults import GenerationDefaults
 from ..model.quantization.formats import CACHE_BYTES
 from ..runtimes.bundle.manifest import MANIFEST, PROCESSOR, Bundle, Manifest
-from .cache_type import cache_type
+from .cache_type import cache_row_bytes, cache_type
 from .plan_description import PLAN, PlanDescription, describe_plan
 
 
@@ -91,7 +91,10 @@ class BundleDescription:
     @property
     def size(self) -> ModelSize:
         """Parameters, and bytes of keys and values as they are stored; at 16 bit where that is not known."""
-        return model_size(self.manifest.config, kv_element_bytes=CACHE_BYTES.get(self.caches or "", 2))
+        config, in_blocks = self.manifest.config, self.manifest.target == "cpu"
+        known = self.caches if self.caches in CACHE_BYTES else None
+        row = cache_row_bytes(known, config.text.head_dim, in_blocks=in_blocks) if known else None
+        return model_size(config, kv_row_bytes=row)
 
     @property
     def plan_files(self) -> list[Path]:

@@ -74,7 +74,7 @@ class Engine:
         options = ExecutorOptions.of(threads, memory, verify=verify, cache_bytes=cache_bytes, device=device,
                                      gpu_memory=gpu_memory)
         bundle = Bundle.open(path, verify=False)
-        engine = cls(bundle, *load_runners(bundle, options, verify=verify, devices=devices, timeout=timeout))
+        engine = cls(bundle, *load_runners(bundle, options, devices=devices, timeout=timeout))
         engine._warm_up()
         return engine
 
@@ -91,6 +91,13 @@ class Engine:
     def close(self) -> None:
         """Free the weights and end the other processes of a sharded engine; afterwards every call is refused."""
         self._decoder.close()
+
+    def wait_until_resident(self) -> None:
+        """Wait until weights lie in the memory where they stay: a copy runs beside the first calls and slows them.
+
+        There is no need to; measurements of speed do it.
+        """
+        self._decoder.wait_until_resident()
 
     @property
     def closed(self) -> str:

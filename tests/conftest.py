@@ -33,7 +33,8 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 LONGEST_FIRST = (
     "test_ranks", "test_fuzz", "test_parity", "test_sharded_build", "test_cli", "test_sharded_faults", "test_replicas",
     "test_trainer", "test_sharded_engine", "test_checkpoints", "test_capture", "test_calibrate", "test_memory",
-    "test_coverage", "test_sharded_transport", "test_tensorrt_builder", "test_tensorrt_runner",
+    "test_coverage", "test_sharded_transport", "test_tensorrt_builder", "test_tensorrt_runner", "test_nccl",
+    "test_tensorrt_ranks",
 )
 """Files by the time that they take."""
 

@@ -20,7 +20,7 @@ import zipfile
 from pathlib import Path
 
 import fatbin
-from gpu_check.artifacts import make_artifacts
+from gpu_check.artifacts import make_artifacts, remove_references
 
 ROOT = Path(__file__).parents[1]
 ONNXRUNTIME = "onnxruntime-gpu>=1.31,<1.33"
@@ -32,8 +32,9 @@ PROVIDER = "libonnxruntime_providers_cuda.so"
 RUN = """#!/bin/sh
 # Results go to $OUT, or to the folder results beside this file.
 here=$(cd "$(dirname "$0")" && pwd)
-PYTHONPATH="$here/site" exec python3 "$here/tools/gpu_check.py" --artifacts "$here/artifacts" \\
-    --output "${OUT:-$here/results}" "$@"
+PYTHONPATH="$here/site${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH
+exec "${PYTHON:-python3}" "$here/tools/gpu_check.py" --artifacts "$here/artifacts" --output "${OUT:-$here/results}" "$@"
 """
 
 
@@ -74,6 +75,7 @@ def gather(folder: Path) -> None:
     shutil.copytree(ROOT / "tools" / "gpu_check", folder / "tools" / "gpu_check", ignore=ignored)
     shutil.copy(ROOT / "tools" / "gpu_check.py", folder / "tools")
     make_artifacts(folder / "artifacts")
+    remove_references(folder / "artifacts")
     (folder / "run.sh").write_text(RUN)
 
 

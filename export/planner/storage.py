@@ -12,7 +12,7 @@ from ...errors import HerdError
 from ...model.config.names import Shape
 from ...model.quantization.formats import CACHE_BYTES, Format
 from ...model.quantization.recipes import RECIPES, Recipe
-from ...runtimes.kv_cache.pool import BLOCK_TOKENS, block_bytes
+from ..cache_type import cache_row_bytes
 from ..targets.precision import PRECISIONS, one_of
 
 _CPU, _CUDA, _TENSORRT = PRECISIONS["cpu"], PRECISIONS["cuda"], PRECISIONS["tensorrt"]
@@ -63,11 +63,9 @@ class Storage:
         """Bytes of an activation, and of an element of a weight that is not quantised."""
         return 2 if self.recipe in _GPU_RECIPES and not self.on_cpu else 4
 
-    def row_bytes(self, head_dim: int) -> float:
+    def row_bytes(self, head_dim: int) -> int:
         """Bytes of a token's keys in one head, and as many of its values; on a CPU its share of a cache block."""
-        if self.on_cpu:
-            return block_bytes(1, head_dim, "float" if self.kv == "float32" else self.kv) / BLOCK_TOKENS
-        return head_dim * CACHE_BYTES[self.kv]
+        return cache_row_bytes(self.kv, head_dim, in_blocks=self.on_cpu)
 
     @property
     def products(self) -> str:

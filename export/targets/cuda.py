@@ -5,8 +5,8 @@ Everything up to ``Tidy`` is exact: that graph is in float32, made of operators 
 numbers runs. What follows changes the interface to that of the CUDA operator, and types. Writing graphs takes neither a
 GPU nor ``onnxruntime-gpu``.
 
-Kernels are those of onnxruntime-gpu 1.31 for compute capabilities 7.5 to 9.0 and 12.0. The router's product is in
-float32, which the provider rounds to TF32 unless it is loaded with ``use_tf32=0``.
+Kernels are those of onnxruntime-gpu 1.31 for compute capabilities 8.0 to 9.0 and 12.0. The router's product is in
+float32, which the provider rounds to TF32 unless it is loaded with ``use_tf32=0`` (docs/cuda.md has all options).
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class StackedCodes(ir.LazyTensor):
     """Codes of one matrix of every expert, uint8 [E, N, bytes of a channel]."""
 
     def __init__(self, codes: Sequence[BlockCodes] | Sequence[ChannelCodes]) -> None:
-        self.codes = tuple(codes)
+        self.codes: tuple[BlockCodes | ChannelCodes, ...] = tuple(codes)
         channels = int(self.codes[0].source.shape.numpy()[1])
         shape = (len(self.codes), channels, self.codes[0].nbytes // channels)
         super().__init__(lambda: ir.Tensor(np.stack(list(self.experts()))), dtype=ir.DataType.UINT8,

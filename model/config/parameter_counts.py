@@ -37,12 +37,12 @@ class ModelSize:
         return asdict(self)
 
 
-def model_size(config: HerdConfig, *, kv_element_bytes: int = 2) -> ModelSize:
+def model_size(config: HerdConfig, *, kv_row_bytes: int | None = None) -> ModelSize:
     """Count the parameters of a configuration, and the bytes of its keys and values.
 
     Args:
         config: the model.
-        kv_element_bytes: of one element of a key or a value.
+        kv_row_bytes: of a token's keys in one head, and as many of its values; None for 16 bits an element.
     """
     sizes = {name: math.prod(shape) for name, shape in expected_tensors(config).items()}
     total = sum(sizes.values())
@@ -50,7 +50,7 @@ def model_size(config: HerdConfig, *, kv_element_bytes: int = 2) -> ModelSize:
     vision = sum(size for name, size in sizes.items() if name.startswith(("vision_model.", "multi_modal_projector.")))
     text = config.text
     chosen = routed * text.top_k // text.num_experts if routed else 0
-    per_layer = 2 * text.num_kv_heads * text.head_dim * kv_element_bytes
+    per_layer = 2 * text.num_kv_heads * (2 * text.head_dim if kv_row_bytes is None else kv_row_bytes)
     local = sum(1 for layer in range(text.num_layers) if text.chunk_of(layer))
     return ModelSize(
         total=total,

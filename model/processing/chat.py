@@ -43,6 +43,8 @@ META_FORMAT = (
 MOST_CHARACTERS = 128 << 10
 """Longest template; the longest of released models has 20,000 characters."""
 _LONGEST_DATE = 100
+_TAKEN = ("messages", "tools", "chat_template", "continue_final_message", "tokenize")
+"""What callers say otherwise, or what would replace the template."""
 
 
 class ChatTemplate:
@@ -94,17 +96,20 @@ class ChatTemplate:
         template._require_whole_tokens(tokenizer)
         return template
 
-    def render(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None) -> str:
+    def render(
+        self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         """The prompt text, ending where the assistant's answer begins.
 
         Raises:
-            HerdError: the template refuses the messages, or costs too much.
+            HerdError: the template refuses the messages or costs too much, or a variable has a name of its own.
         """
-        return self._controls.unmark(self._rendered(messages, tools))
+        return self._controls.unmark(self._rendered(messages, tools, variables))
 
     def encode(
         self, messages: Sequence[Message], tokenizer: Tokenizer, *, tools: Sequence[Any] | None = None,
-        most_tokens: int | None = None,
+        variables: Mapping[str, Any] | None = None, most_tokens: int | None = None,
     ) -> list[int]:
         """Token ids of the rendered messages; control tokens are the template's own.
 
@@ -112,12 +117,13 @@ class ChatTemplate:
             messages: checked ones.
             tokenizer: that of the template's checkpoint.
             tools: descriptions for templates that offer tools.
+            variables: further ones that the template may look at, such as ``enable_thinking``.
             most_tokens: a text that must have more is refused before the work is done.
 
         Raises:
             HerdError: see ``render``; or the text is too long.
         """
-        rendered = self._rendered(messages, tools)
+        rendered = self._rendered(messages, tools, variables)
         parts = list(self._controls.split(rendered))
         text = "".join(token or text for token, text in parts)
         tokenizer.require_room(text, most_tokens)
@@ -131,7 +137,7 @@ class ChatTemplate:
     def _require_whole_tokens(self, tokenizer: Tokenizer) -> None:
         """A control token put together of pieces cannot be told from one that somebody typed in pieces."""
         try:
-            rendered = self._rendered([{"role": "user", "content": "x"}], None)
+            rendered = self._rendered([{"role": "user", "content": "x"}])
         except HerdError:
             return  # it wants other messages
         parts = list(self._controls.split(rendered))
@@ -142,18 +148,32 @@ class ChatTemplate:
             raise HerdError("the checkpoint's chat template puts special tokens together of pieces, which cannot be "
                             "told from what is typed: write each as one literal")
 
-    def _rendered(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> str:
+    def _rendered(
+        self, messages: Sequence[Message], tools: Sequence[Any] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         """The rendered text with marks in the place of control tokens."""
+        own = {"add_generation_prompt": True, **self._variables}
         given = {
+            **self._further(variables or {}, own),
             "messages": [plain_copy(without_pictures(message), f"message {index}")
                          for index, message in enumerate(messages)],
             "tools": None if tools is None else plain_copy(list(tools), "tools"),
         }
         try:
             with bounded(size_of(given)):
-                return self._template.render(**given, add_generation_prompt=True, **self._variables)
+                return self._template.render(given, **own)
         except Exception as error:  # a template is a program of the checkpoint: it may fail in any way
             raise HerdError(f"the chat template refuses these messages: {_one_line(error)}") from error
+
+
+    def _further(self, variables: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+        """Variables from outside, as a plain copy."""
+        taken = {*_TAKEN, *own, *self._template.globals}
+        if wrong := sorted(taken.intersection(variables)):
+            raise HerdError(f"the variable {wrong[0]} of the chat template cannot be given from outside: leave it out")
+        plain: dict[str, Any] = plain_copy(variables, "the variables of the chat template")
+        return plain
 
 
 def _template_source(directory: Path, configured: Any) -> str | None:

@@ -118,7 +118,8 @@ class PromptProcessor:
         return ImageProcessor.from_directory(self._directory, self._config.vision.image_size)
 
     def prepare(
-        self, prompt: Prompt, *, images: Sequence[Source] | None = None, tools: Sequence[Any] | None = None
+        self, prompt: Prompt, *, images: Sequence[Source] | None = None, tools: Sequence[Any] | None = None,
+        variables: Mapping[str, Any] | None = None, most_tokens: int | None = None,
     ) -> PreparedPrompt:
         """Tokens and tiles of a prompt.
 
@@ -127,17 +128,19 @@ class PromptProcessor:
                 contents, pictures among them.
             images: pictures for the ``<|image|>`` placeholders of a string.
             tools: descriptions for templates that offer tools.
+            variables: further ones that the chat template may look at.
+            most_tokens: that the prompt may have, None for the model's context.
 
         Raises:
             HerdError: an empty prompt, an unknown role, pictures and placeholders that do not match, a picture that
-                cannot be read, or more tokens than the model's context.
+                cannot be read, or too many tokens.
         """
         pictures, offered = _listed("images", images), _listed("tools", tools)
         if _is_encoded(prompt):
             if pictures or offered:
                 raise HerdError("a prompt of token ids takes no images and no tools: give a text or messages")
             return PreparedPrompt(whole_numbers(prompt))
-        limit = self._config.text.max_position_embeddings
+        limit = most_tokens or self._config.text.max_position_embeddings
         if isinstance(prompt, str):
             if offered:
                 raise HerdError("tools= belongs to messages: a string prompt has no template that would offer them")
@@ -151,9 +154,10 @@ class PromptProcessor:
                 raise HerdError("images= belongs to a string prompt: put the pictures into the messages")
             mixed = [message["content"] for message in messages if isinstance(message["content"], list)]
             sources = [part["source"] for parts in mixed for part in parts if part["type"] == "image"]
-            ids = self.template.encode(messages, self.tokenizer, tools=offered or None, most_tokens=limit)
+            ids = self.template.encode(messages, self.tokenizer, tools=offered or None, variables=variables,
+                                       most_tokens=limit)
         self._require_placeholders(ids, len(sources))
-        tiled = self._tiled(sources, limit - len(ids))
+        tiled = self._tiled(sources, limit, len(ids))
         ids = self._with_images(ids, tiled)
         if len(ids) > limit:
             raise TooLongError(f"the prompt has {len(ids)} tokens, the model's context is {limit}: shorten it")
@@ -167,12 +171,12 @@ class PromptProcessor:
         if found != images:
             raise HerdError(f"the prompt has {found} image placeholders and {images} images: they must match")
 
-    def _tiled(self, sources: Sequence[Source], room: int) -> list[TiledImage]:
-        """The pictures' tiles; those that the context has no room for are not even opened."""
+    def _tiled(self, sources: Sequence[Source], limit: int, tokens: int) -> list[TiledImage]:
+        """The pictures' tiles; those that there is no room for are not even opened."""
         tiled: list[TiledImage] = []
+        room = limit - tokens
         for number, source in enumerate(sources):
             if room < 0:
-                limit = self._config.text.max_position_embeddings
                 raise TooLongError(f"the prompt has {limit - room} tokens with {number} of its {len(sources)} "
                                    f"pictures, the model's context is {limit}: shorten it")
             tiled.append(self.image_processor.process(source))

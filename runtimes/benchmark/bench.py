@@ -109,6 +109,7 @@ def bench(
     started = time.perf_counter()
     engine = Engine.load(bundle, threads=threads, memory=memory)
     loaded = time.perf_counter() - started
+    engine.wait_until_resident()
     prefills = [_prefill(engine, prompt, seed)[1] for seed in range(repeats + 1)][1:]
     sequence, _ = _prefill(engine, context, seed=0)
     decodes = [_decode(engine, [sequence], new) for _ in range(repeats)]

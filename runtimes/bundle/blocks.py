@@ -11,11 +11,11 @@ checked when a later call finds it. Where there is no ``mincore``, all blocks ar
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import mmap
 import os
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
@@ -25,32 +25,95 @@ import numpy as np
 
 from ...errors import HerdError
 from ...reading import open_file, read_text
+from .digests import NEWEST, Algorithm, digest
 
 BLOCK = 4 << 20
 """Bytes that are hashed together: what one read of a weight matrix brings in anyhow."""
-SUFFIX = ".sha256"
+PIECE = 256 << 10
+"""Bytes that are read at once: they are in the cache when they are hashed. Mapped ones would cost page faults."""
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
+def hashes_file(data: Path, algorithm: Algorithm) -> Path:
+    """Where the hashes of a weight file's blocks lie."""
+    return data.with_name(f"{data.name}.{algorithm}")
+
+
 def write_block_hashes(data: Path) -> None:
-    """Write the SHA-256 of every block of a weight file beside it, one per line in hexadecimal."""
-    with data.open("rb") as file:
-        lines = [hashlib.sha256(block).hexdigest() + "\n" for block in iter(lambda: file.read(BLOCK), b"")]
-    data.with_name(data.name + SUFFIX).write_text("".join(lines), encoding="ascii")
+    """Write the hash of every block of a weight file beside it, one per line in hexadecimal."""
+    blocks = range(0, data.stat().st_size, BLOCK)
+    lines = [digest(NEWEST, _pieces(data, begin)) + "\n" for begin in blocks]
+    hashes_file(data, NEWEST).write_text("".join(lines), encoding="ascii")
 
 
-def block_check(files: Iterable[Path]) -> Callable[[], None]:
-    """What to call after every call that may have read from weight files.
+def _pieces(path: Path, begin: int) -> Iterator[memoryview]:
+    """The block of a file that begins somewhere, in one buffer that holds piece after piece."""
+    buffer = memoryview(bytearray(PIECE))
+    with open_file(path) as file:
+        file.seek(begin)
+        for _ in range(BLOCK // PIECE):
+            yield buffer[: file.readinto(buffer)]  # type: ignore[attr-defined]
+
+
+class BlockHashes:
+    """The hashes of a weight file's blocks, which lie beside it.
 
     Args:
-        files: weight files with their hashes beside them.
+        path: the weight file.
+        algorithm: of the hashes.
 
     Raises:
-        HerdError: a file has no hashes beside it, or not as many as blocks.
+        HerdError: there are none, or not as many as blocks.
     """
-    checks = [_BlockCheck(path) for path in files]
+
+    def __init__(self, path: Path, algorithm: Algorithm) -> None:
+        hashes = hashes_file(path, algorithm)
+        if not hashes.is_file():
+            raise HerdError(f"{path} has no block hashes beside it, by which it is checked: rebuild the bundle")
+        self.path, self._algorithm, self._hashes = path, algorithm, read_text(hashes).split()
+        blocks = -(-path.stat().st_size // BLOCK)
+        if len(self._hashes) != blocks:
+            raise HerdError(f"{hashes} has {len(self._hashes)} hashes for {blocks} blocks: rebuild the bundle")
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def check(self, block: int, pieces: Iterable[bytes | memoryview]) -> None:
+        """Compare a block's content with its hash.
+
+        Raises:
+            HerdError: it was altered.
+        """
+        found, wanted = digest(self._algorithm, pieces), self._hashes[block]
+        if found != wanted:
+            raise HerdError(f"{self.path} was altered: {self._algorithm} of block {block} is {found[:12]}…, the bundle "
+                            f"says {wanted[:12]}…; copy or rebuild the bundle")
+
+
+def check_all_blocks(files: Iterable[BlockHashes], threads: int | None) -> None:
+    """Compare every block of some weight files.
+
+    Args:
+        files: their hashes.
+        threads: that read, None for one per core.
+
+    Raises:
+        HerdError: a block was altered.
+    """
+    def check(hashes: BlockHashes, block: int) -> None:
+        hashes.check(block, _pieces(hashes.path, block * BLOCK))
+
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        running = [pool.submit(check, hashes, block) for hashes in files for block in range(len(hashes))]
+        for one in running:
+            one.result()
+
+
+def block_check(files: Iterable[BlockHashes]) -> Callable[[], None]:
+    """What to call after every call that may have read from weight files, given by their hashes."""
+    checks = [_BlockCheck(hashes) for hashes in files]
     faults = _page_faults()
     last: int | None = None
 
@@ -65,46 +128,12 @@ def block_check(files: Iterable[Path]) -> Callable[[], None]:
     return check
 
 
-class BlockHashes:
-    """The hashes of a weight file's blocks, which lie beside it.
-
-    Args:
-        path: the weight file.
-
-    Raises:
-        HerdError: there are none, or not as many as blocks.
-    """
-
-    def __init__(self, path: Path) -> None:
-        hashes = path.with_name(path.name + SUFFIX)
-        if not hashes.is_file():
-            raise HerdError(f"{path} has no block hashes beside it, by which it is checked: rebuild the bundle")
-        self._path, self._hashes = path, read_text(hashes).split()
-        blocks = -(-path.stat().st_size // BLOCK)
-        if len(self._hashes) != blocks:
-            raise HerdError(f"{hashes} has {len(self._hashes)} hashes for {blocks} blocks: rebuild the bundle")
-
-    def __len__(self) -> int:
-        return len(self._hashes)
-
-    def check(self, block: int, content: bytes | memoryview) -> None:
-        """Compare a block's content with its hash.
-
-        Raises:
-            HerdError: it was altered.
-        """
-        found, wanted = hashlib.sha256(content).hexdigest(), self._hashes[block]
-        if found != wanted:
-            raise HerdError(f"{self._path} was altered: SHA-256 of block {block} is {found[:12]}…, the bundle says "
-                            f"{wanted[:12]}…; copy or rebuild the bundle")
-
-
 class _BlockCheck:
     """Checks the blocks of one file that are in memory and were not checked before."""
 
-    def __init__(self, path: Path) -> None:
-        self._hashes = BlockHashes(path)
-        with open_file(path) as file:
+    def __init__(self, hashes: BlockHashes) -> None:
+        self._hashes = hashes
+        with open_file(hashes.path) as file:
             self._file = os.dup(file.fileno())
             weakref.finalize(self, os.close, self._file)
             # Mapped to ask about its pages; blocks are read, since mapped pages would count as this process's memory.
@@ -118,7 +147,7 @@ class _BlockCheck:
             HerdError: a block was altered.
         """
         for block in map(int, np.flatnonzero(self._unchecked & self._resident())):
-            self._hashes.check(block, os.pread(self._file, BLOCK, block * BLOCK))
+            self._hashes.check(block, [os.pread(self._file, BLOCK, block * BLOCK)])
             self._unchecked[block] = False
 
     def _resident(self) -> Flags:

@@ -10,7 +10,7 @@ file            content
 manifest.json   this module's ``Manifest``
 decoder.onnx    decoder graph; its weights in ``decoder.data``
 vision.onnx     image graph (multimodal models); its weights in ``vision.data``
-*.data.sha256   SHA-256 of every block of a weight file (``blocks.py``)
+*.data.blake3   BLAKE3 of every block of a weight file (``blocks.py``); ``*.data.sha256`` in format 2
 processor/      the checkpoint's tokenizer, chat template, generation and processor files, unchanged
 rank{r}/        of a sharded bundle, in the place of ``decoder.*``: partitions ``decoder.{k}.onnx`` of one rank
                 (``shards.py``), all of whose weights are in ``decoder.data``; or its ``decoder.plan``
@@ -33,11 +33,16 @@ from ...errors import HerdError
 from ...files import sha256_of
 from ...model.config import HerdConfig
 from ...reading import read_json
+from .blocks import BlockHashes, hashes_file
 from .decode import decode, decode_values
+from .digests import NEWEST, Algorithm
 from .shards import Shards
 
-FORMAT = 2
-"""Version 2 names the executor and the provider, and calls the partitions of a rank by their name."""
+FORMAT = 3
+"""Version 2 names the executor and the provider, and calls the partitions of a rank by their name; version 3 names the
+digest of blocks."""
+SHA256_FORMAT = 2
+"""Read as well: blocks have SHA-256, and nothing says so."""
 MANIFEST = "manifest.json"
 PROCESSOR = "processor"
 WEIGHTS = ".data"
@@ -65,6 +70,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         active_bytes: bytes of weights that one decoded token reads.
         files: every file but the manifest, by its path inside the bundle.
         plans: of TensorRT targets, by role: compute capabilities, TensorRT version, profiles, and what was proved.
+        block_digest: what blocks of weights are compared by, beside every weight file (``digests.py``).
         shards: how the decoder is split over ranks, None when it is whole.
         source: fingerprint and directory name of the checkpoint.
         toolchain: package versions that built it.
@@ -79,6 +85,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     graphs: dict[str, str]
     active_bytes: int
     files: dict[str, FileEntry]
+    block_digest: Algorithm = NEWEST
     plans: dict[str, dict[str, Any]] = {}
     shards: Shards | None = None
     source: dict[str, str] = {}
@@ -98,12 +105,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             HerdError: a newer or older format, or a value that is missing, unknown or of the wrong kind.
         """
         found = raw.get("format")
-        if type(found) is not int or found != FORMAT:
+        if type(found) is not int or found not in (SHA256_FORMAT, FORMAT):
             newer = isinstance(found, int) and found > FORMAT
             advice = "update herdgraph" if newer else "build it again with `herdgraph build`"
             raise HerdError(f"the bundle format is {found!r}, this herdgraph reads format {FORMAT}: {advice}")
         config = decode("the manifest", raw, _Config).config
         read: dict[str, Any] = {"config": HerdConfig.from_json(config)}
+        if found == SHA256_FORMAT:
+            read["block_digest"] = "sha256"
         read |= {name: decode_values(name, raw[name], str) for name in ("graphs", "source", "toolchain") if name in raw}
         if "files" in raw:
             read["files"] = decode_values("files", raw["files"], FileEntry)
@@ -190,10 +199,16 @@ class Bundle:
         """Size of all files."""
         return sum(entry.bytes for entry in self.manifest.files.values())
 
-    @property
-    def weight_files(self) -> list[str]:
-        """Names of the files that hold weights: nearly all the bytes."""
-        return [name for name in self.manifest.files if name.endswith(WEIGHTS)]
+    def block_hashes(self, data: Path) -> BlockHashes:
+        """The hashes of a weight file's blocks.
+
+        Raises:
+            HerdError: there are none, or nobody vouches for them.
+        """
+        hashes = hashes_file(data, self.manifest.block_digest)
+        if hashes.is_file() and hashes.relative_to(self.directory).as_posix() not in self.manifest.files:
+            raise HerdError(f"{hashes} is not in the manifest, so nobody vouches for it: rebuild the bundle")
+        return BlockHashes(data, self.manifest.block_digest)
 
     def verify(self, names: Iterable[str]) -> None:
         """Compare the SHA-256 of files with the manifest.

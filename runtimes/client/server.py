@@ -46,7 +46,8 @@ class RemoteServer:
     @property
     def context(self) -> int | None:
         """Tokens of a prompt and its answer, None where the server does not say it."""
-        found = self._card.get("max_model_len")
+        meta = self._card.get("meta")  # llama.cpp's
+        found = self._card.get("max_model_len", meta.get("n_ctx") if isinstance(meta, Mapping) else None)
         return found if isinstance(found, int) else None
 
     @property

@@ -1,15 +1,16 @@
 """What ranks exchange: sums, joined rows, hidden states, commands. The seam between a shard and its transport.
 
 Two transports stand behind it: ``SharedMemory`` (shared_memory.py) where all ranks run on one machine, ``Gloo``
-(gloo.py) where they do not. Every sum is taken in the order of the ranks, or taken once and handed out: all ranks of a
-stage see the same bits, so that their copies of a router choose the same experts.
+(gloo.py) where they do not. Ranks on GPUs put ``Nccl`` (nccl.py) around one of them. Every sum is taken in the order of
+the ranks, or taken once and handed out: all ranks of a stage see the same bits, so that their copies of a router choose
+the same experts.
 """
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ import numpy as np
 from ...errors import HerdError
 
 Array = np.ndarray[Any, Any]
+Values = Any
+"""What is exchanged, C-contiguous: an ``Array`` in the host's memory, for NCCL a ``DeviceArray``."""
 
 TIMEOUT = 60.0
 """Seconds that a rank may keep the others waiting in the middle of a call."""
@@ -37,35 +40,36 @@ class Spent:
 
 
 class Collectives(ABC):
-    """This rank's exchanges with the others. All arrays are C-contiguous and stay where they are.
+    """This rank's exchanges with the others. Values stay where they are.
 
     Args:
         rank: index of this process.
         world: number of processes.
         group: the ranks of this one's stage, in order.
+        timeout: seconds that a rank may keep the others waiting in the middle of a call.
 
     Attributes:
         spent: count and seconds of all exchanges but commands.
     """
 
-    def __init__(self, rank: int, world: int, group: range) -> None:
-        self.rank, self.world, self.group = rank, world, group
+    def __init__(self, rank: int, world: int, group: range, timeout: float) -> None:
+        self.rank, self.world, self.group, self.timeout = rank, world, group, timeout
         self.spent = Spent()
 
     @abstractmethod
-    def all_reduce(self, value: Array, result: Array) -> None:
+    def all_reduce(self, value: Values, result: Values) -> None:
         """Sum of every rank's ``value`` over the stage; ``result`` has the same shape and may be the same array."""
 
     @abstractmethod
-    def all_gather(self, value: Array, result: Array) -> None:
+    def all_gather(self, value: Values, result: Values) -> None:
         """Every rank's ``value`` [..., n] side by side along the last axis: ``result`` [..., width · n]."""
 
     @abstractmethod
-    def send(self, value: Array, target: int) -> None:
+    def send(self, value: Values, target: int) -> None:
         """Hand an array to another rank."""
 
     @abstractmethod
-    def receive(self, result: Array, source: int) -> None:
+    def receive(self, result: Values, source: int) -> None:
         """Take what ``source`` sends."""
 
     @abstractmethod
@@ -80,6 +84,26 @@ class Collectives(ABC):
     def fail(self, message: str) -> None:
         """Let the other ranks know why this one ends."""
 
+    @abstractmethod
+    def check(self) -> None:
+        """See whether the others are there, without waiting.
+
+        Raises:
+            RankError: another rank is known to have failed or ended.
+        """
+
+    @abstractmethod
+    def mark(self, peer: int | None = None) -> None:
+        """Count a step that every rank of the stage takes, so that whoever keeps the others waiting can be named.
+
+        Args:
+            peer: the rank that it is taken with, None for the stage.
+        """
+
+    @abstractmethod
+    def blame(self) -> str:
+        """After the timeout: what is to be said of whoever keeps this rank waiting; empty when it is not known."""
+
     def close(self) -> None:  # noqa: B027
         """Take leave; nobody waits."""
 
@@ -90,3 +114,10 @@ class Collectives(ABC):
         yield
         self.spent.count += 1
         self.spent.seconds += time.perf_counter() - started
+
+
+def stalled(ranks: Iterable[int], timeout: float, process: str = "") -> str:
+    """What is said of ranks that keep the others waiting."""
+    names = ", ".join(map(str, ranks)) or "another"
+    return (f"rank {names}{process} has kept the others waiting for {timeout:g} s: it is stopped or overloaded; give a "
+            "longer timeout if it is only slow")

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import HerdError
 from ...model.config.shard_plan import ShardPlan
-from .collectives import Array, Collectives, RankError
+from .collectives import Array, Collectives, RankError, stalled
 
 _FOREVER = timedelta(days=365)
 """How long a rank waits for a command while nobody asks anything."""
@@ -63,8 +63,8 @@ class Gloo(Collectives):
     """
 
     def __init__(self, plan: ShardPlan, rank: int, *, timeout: float) -> None:
-        super().__init__(rank, plan.world, plan.group_of(rank))
-        self._dist, self._timeout = _distributed(), timeout
+        super().__init__(rank, plan.world, plan.group_of(rank), timeout)
+        self._dist = _distributed()
         limit = timedelta(seconds=timeout)
         stages = [self._dist.new_group(list(plan.group_of(stage * plan.width)), timeout=limit)
                   for stage in range(plan.pipeline)]
@@ -123,6 +123,21 @@ class Gloo(Collectives):
         except RuntimeError:
             return  # whoever keeps the store is gone, and so nobody can read it
 
+    def check(self) -> None:
+        """See ``Collectives``: a rank that failed has said so; one that was killed is missed by the next exchange."""
+        with self._failures(range(self.world)):
+            told = self._store.check([_FAILED])
+        if told:
+            raise RankError(self._store.get(_FAILED).decode())
+
+    def mark(self, peer: int | None = None) -> None:
+        """See ``Collectives``: here ranks are called by their names after a timeout."""
+
+    def blame(self) -> str:
+        """See ``Collectives``."""
+        told, missing = self._roll_call(range(self.world))
+        return told or (stalled(missing, self.timeout) if missing else "")
+
     def close(self) -> None:
         """See ``Collectives``."""
         if self._dist.is_initialized():
@@ -144,7 +159,17 @@ class Gloo(Collectives):
             raise RankError(message) from error
 
     def _explained(self, error: str, others: range) -> str:
-        """Find out which ranks have ended, after an exchange failed here.
+        """Find out which ranks have ended, after an exchange failed here."""
+        told, missing = self._roll_call(others)
+        if told:
+            return told
+        if "timed out" in error.lower():
+            return stalled(missing, self.timeout)
+        names = ", ".join(map(str, missing)) or "another"
+        return f"rank {names} has ended: {error.splitlines()[0][:200]}"
+
+    def _roll_call(self, others: range) -> tuple[str, list[int]]:
+        """What a rank has told of its failure, or which ranks do not answer.
 
         A rank that ends breaks connections of others, whose next errors would blame whoever they talk to. So every
         rank whose exchange fails closes its own connections, writes its name into the shared store, and waits for the
@@ -157,16 +182,12 @@ class Gloo(Collectives):
             until = time.monotonic() + _ROLL_CALL
             while time.monotonic() < until and missing:
                 if self._store.check([_FAILED]):
-                    return str(self._store.get(_FAILED).decode())
+                    return str(self._store.get(_FAILED).decode()), []
                 missing = [other for other in missing if not self._store.check([f"{_HERE}{other}"])]
                 time.sleep(_ROLL_CALL / 40)
         except RuntimeError:
             missing = [0]  # the store is in rank 0's process
-        names = ", ".join(map(str, missing)) or "another"
-        if "timed out" in error.lower():
-            return (f"rank {names} has kept the others waiting for {self._timeout:g} s: it is stopped or overloaded; "
-                    "give a longer timeout if it is only slow")
-        return f"rank {names} has ended: {error.splitlines()[0][:200]}"
+        return "", missing
 
 
 def _tensor(array: Array) -> Any:

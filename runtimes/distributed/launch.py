@@ -5,6 +5,8 @@
 * Where ``RANK`` and ``WORLD_SIZE`` are set (torchrun, Ray, a batch system) every rank was started by somebody else and
   they meet at ``MASTER_ADDR``:``MASTER_PORT``. When all are on one machine they then open rank 0's file in memory and
   exchange through that; otherwise through torch.distributed.
+
+Ranks on GPUs do the same, and then meet through NCCL, too (``nccl.py``).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -27,11 +30,19 @@ from ...files import sha256_of
 from ...model.config.shard_plan import ShardPlan
 from ..bundle.manifest import MANIFEST, Bundle
 from ..executors.options import ExecutorOptions
-from ..executors.ort.weights import checked_by_block
+from ..executors.ort.load import begin_copy
+from ..executors.ort.weights import verified
+from ..executors.tensorrt.rank_plan import load_rank_plan
+from ..kv_cache.pool import free_cache_bytes
 from .collectives import TIMEOUT, Collectives
-from .rank_runner import ShardRunner, shard_runner
+from .rank_runner import RankGraph, load_rank_graph
 from .shared_memory import SharedMemory, alive, create, supported
+from .stage import Shard
 
+LOADERS: dict[str, Callable[[Bundle, Collectives, ExecutorOptions], Shard]] = {
+    "onnxruntime": load_rank_graph, "tensorrt": load_rank_plan,
+}
+"""By executor, what loads a rank's part."""
 EXIT_REPORTED = 3
 """Exit status of a rank that has told the others why it ends."""
 _LAST_WORDS = 300
@@ -43,7 +54,7 @@ class ShardOptions:
 
     Attributes:
         threads: threads of one operator on every rank.
-        verify: compare SHA-256 of this rank's files.
+        verify: compare this rank's files with their hashes.
         prepack: copy weights into the layout that is fastest; see ``ExecutorOptions``.
         timeout: seconds that a rank may keep the others waiting in the middle of a call.
         devices: per rank the cores that it may use, such as ``0-3,8``; empty for any.
@@ -64,7 +75,7 @@ def plan_of(bundle: Bundle) -> ShardPlan:
     return bundle.manifest.shards.plan
 
 
-def load_shard(bundle: Bundle, link: Collectives, options: ShardOptions) -> ShardRunner:
+def load_shard(bundle: Bundle, link: Collectives, options: ShardOptions) -> Shard:
     """What a rank loads; every rank calls it, and none goes on before all have loaded.
 
     Raises:
@@ -73,11 +84,11 @@ def load_shard(bundle: Bundle, link: Collectives, options: ShardOptions) -> Shar
     _check_same_bundle(bundle, link)
     if options.devices:
         os.sched_setaffinity(0, cores(options.devices[link.rank]))
-    if options.verify:
-        by_block = checked_by_block(bundle, prepack=options.prepack)
-        bundle.verify(name for name in bundle.files_of(link.rank) if name not in by_block)
-    loading = ExecutorOptions(options.threads, options.prepack, options.verify, options.cache_bytes)
-    shard = shard_runner(bundle, link, loading)
+    loading = ExecutorOptions(options.threads, options.prepack, options.verify, _cache_bytes(link, options))
+    with verified(bundle, bundle.files_of(link.rank), loading):
+        shard = LOADERS[bundle.manifest.executor](bundle, link, loading)
+    if isinstance(shard.stage, RankGraph):
+        begin_copy(shard.runner, shard.stage.weights, loading)
     link.barrier()
     return shard
 
@@ -89,6 +100,13 @@ def _check_same_bundle(bundle: Bundle, link: Collectives) -> None:
     if (found := theirs.tobytes().hex()) != mine:
         raise HerdError(f"{bundle.directory} is another bundle than rank 0 has: its manifest is {mine[:12]}…, rank 0's "
                         f"is {found[:12]}…; copy the same bundle to every machine")
+
+
+def _cache_bytes(link: Collectives, options: ShardOptions) -> int:
+    """What keys and values may use on every rank: as rank 0 says, which decides about the blocks of all."""
+    count = np.array([free_cache_bytes() if options.cache_bytes is None else options.cache_bytes], np.int64)
+    link.broadcast(count)
+    return int(count[0])
 
 
 def cores(text: str) -> set[int]:
@@ -231,6 +249,17 @@ def _host() -> str:
             return file.read()
     except OSError:
         return ""
+
+
+def abandon(error: BaseException, link: Collectives, processes: Processes | None) -> str:
+    """Let the other ranks end after a failure; what is known of it."""
+    reason = str(error) if isinstance(error, HerdError) else f"rank 0 was interrupted by {type(error).__name__}"
+    link.fail(reason)
+    exit_report = processes.exit_report() if processes else ""
+    if processes:
+        processes.stop(0.0)
+    link.close()
+    return exit_report or reason
 
 
 def threads_of(threads: int | None, ranks: int) -> int:

@@ -20,12 +20,12 @@ from ..bundle.blocks import block_check
 from ..bundle.manifest import WEIGHTS, Bundle
 from ..bundle.shards import CollectiveOp, PartitionEntry
 from ..executors.options import ExecutorOptions
-from ..executors.ort.decoder import DecoderRunner, Run
-from ..executors.ort.load import prepare_weights, runner_of
-from ..executors.ort.paged import PagedRunner
+from ..executors.ort.decoder import Run
+from ..executors.ort.load import runner_of
 from ..executors.ort.session import Values, create_sessions, ort_value, run_bound
 from ..executors.ort.weights import ResidentWeights
-from .collectives import Array, Collectives
+from .collectives import Collectives
+from .stage import Shard, Stage
 
 SIZES = 4
 """Batch sizes whose buffers between partitions are kept."""
@@ -65,16 +65,13 @@ class Partition:
         return [name for name in names if name != "logits" and not name.startswith("present.")]
 
 
-class RankGraph:
+class RankGraph(Stage):
     """A rank's partitions of the decoder with the collectives between them; see ``DecoderGraph``.
 
     Args:
         bundle: a sharded one.
         link: this rank's exchanges.
         options: how sessions are made.
-
-    Attributes:
-        before_send: called before hidden states go to the next stage.
     """
 
     def __init__(self, bundle: Bundle, link: Collectives, options: ExecutorOptions) -> None:
@@ -82,10 +79,10 @@ class RankGraph:
         assert shards is not None, "a whole bundle has no ranks"
         entries = shards.ranks[link.rank].partitions
         graphs = [bundle.directory / entry.graph for entry in entries]
-        sessions = create_sessions(graphs, _weights_of(graphs[0]), provider=bundle.manifest.provider, options=options)
-        self.path, self.link, self.plan = graphs[0], link, shards.plan
-        self.before_send: Callable[[], None] = _nothing
-        self._stage, self._width = self.plan.stage_of(link.rank), bundle.manifest.config.text.hidden_size
+        self.path, self.weights = graphs[0], _weights_of(graphs[0])
+        sessions = create_sessions(graphs, self.weights, provider=bundle.manifest.provider, options=options)
+        super().__init__(link, shards.plan)
+        self._width = bundle.manifest.config.text.hidden_size
         self._weights_of_partition: list[Values] = [{} for _ in sessions]
         self._partitions = [Partition.of(session, entry) for session, entry in zip(sessions, entries, strict=True)]
         self._last_use = {name: index for index, one in enumerate(self._partitions) for name in one.inputs}
@@ -111,15 +108,6 @@ class RankGraph:
         kept = self._buffers_of(sequences)
         return CapturedCall(self._steps(inputs, outputs | kept, shape, kept))
 
-    def collect(self, logits: Array) -> None:
-        """On rank 0 of a pipeline: take the logits of the oldest call whose logits were not taken."""
-        self.link.receive(logits, self.plan.world - self.plan.width)
-
-    @property
-    def _returns_logits(self) -> bool:
-        """Whether this is the first rank of the last stage, and rank 0 is of another stage."""
-        return self._stage > 0 and self.link.rank == self.plan.world - self.plan.width
-
     def _buffers_of(self, batch: int) -> Values:
         """Values between partitions in calls of one token for each of so many sequences."""
         if batch not in self._buffers and len(self._buffers) == SIZES:
@@ -140,7 +128,7 @@ class RankGraph:
             for exchange in one.entry.before:
                 place = outputs.get(exchange.value) or _empty(*shape, self._width)
                 values[exchange.value] = place
-                yield partial(self.link.receive, place.numpy(), self.link.rank - self.plan.width)
+                yield partial(self.receive_hidden, place.numpy())
             # 2. The partition itself.
             io = _bound(one, values, outputs)
             weights = self._weights_of_partition[index]
@@ -156,14 +144,14 @@ class RankGraph:
                 kept |= {name: values[name] for name in one.between}
             for name in [name for name in values if self._last_use.get(name, -1) <= index]:
                 del values[name]
-        if self._returns_logits:
-            yield partial(self.link.send, outputs["logits"].numpy(), 0)
+        if self.returns_logits:
+            yield partial(self.return_logits, outputs["logits"].numpy())
 
     def _exchange(self, exchange: CollectiveOp, values: Values, outputs: Values) -> Step:
         """The step that sends, sums or gathers an output of a partition; its result is a value for later ones."""
         value, array = values[exchange.value], values[exchange.value].numpy()
         if exchange.op == "send":
-            return partial(self._send, array)
+            return partial(self.send_hidden, array)
         if exchange.op == "all_reduce":
             values[exchange.result] = value
             return partial(self.link.all_reduce, array, array)
@@ -173,20 +161,9 @@ class RankGraph:
         values[exchange.result] = result
         return partial(self.link.all_gather, array, result.numpy())
 
-    def _send(self, hidden: Array) -> None:
-        self.before_send()
-        self.link.send(hidden, self.link.rank + self.plan.width)
 
-
-ShardRunner = PagedRunner | DecoderRunner
-"""One rank's part of the decoder behind the interface of the whole; its ``graph`` is a ``RankGraph``.
-
-Logits that it returns are filled on the ranks of the last stage; the first of them sends them to rank 0, which takes
-them by ``RankGraph.collect`` when it needs them."""
-
-
-def shard_runner(bundle: Bundle, link: Collectives, options: ExecutorOptions) -> ShardRunner:
-    """A rank's runner.
+def load_rank_graph(bundle: Bundle, link: Collectives, options: ExecutorOptions) -> Shard:
+    """A rank's runner on ONNX Runtime.
 
     Args:
         bundle: a sharded one.
@@ -196,17 +173,11 @@ def shard_runner(bundle: Bundle, link: Collectives, options: ExecutorOptions) ->
     graph = RankGraph(bundle, link, options)
     plan, config = graph.plan, bundle.manifest.config
     # As many batches as stages: large batches run in so many parts.
-    runner = runner_of(graph, replace(config, text=plan.local_text(config.text, link.rank)), batches=plan.pipeline,
-                     check=block_check([_weights_of(graph.path)]) if options.check_blocks else None,
-                     cache_bytes=options.cache_bytes)
-    prepare_weights(runner, _weights_of(graph.path), options)
-    return runner
-
-
-def rank_graph(shard: ShardRunner) -> RankGraph:
-    """What a rank's runner runs, and exchanges with the other ranks."""
-    assert isinstance(shard.graph, RankGraph)
-    return shard.graph
+    stages = [plan.local_text(config.text, stage * plan.width) for stage in range(plan.pipeline)]
+    runner = runner_of(graph, replace(config, text=stages[plan.stage_of(link.rank)]), batches=plan.pipeline,
+                       check=block_check([bundle.block_hashes(graph.weights)]) if options.check_blocks else None,
+                       cache_bytes=options.cache_bytes, stages=stages)
+    return Shard(runner, graph)
 
 
 class CapturedCall:
@@ -248,10 +219,6 @@ def _bound(partition: Partition, values: Values, outputs: Values) -> Any:
 def _run_once(steps: Iterator[Step]) -> None:
     for step in steps:
         step()
-
-
-def _nothing() -> None:
-    """Before sending: on a rank that collects no logits there is nothing to do."""
 
 
 def _weights_of(graph: Path) -> Path:

@@ -24,7 +24,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from .collectives import TIMEOUT, Array, Collectives, RankError
+from .collectives import TIMEOUT, Array, Collectives, RankError, stalled
 
 SLOT = 1 << 20
 SLOTS = 2
@@ -35,6 +35,8 @@ _TEXT = 1024
 
 _PID, _FAILED, _BARRIERS, _WAITS_FOR = range(4)
 """Words in a rank's line; the last is followed by the word that it waits for, and what that has to reach."""
+_MARKS = _WAITS_FOR + 3
+"""Counts steps; followed by the number of the rank with which the last one is taken, and 1, or 0 for the stage."""
 _LOOKS = 100
 """Times that a waiting rank looks before it lets others run: about 10 µs."""
 _AWAKE = 2e-3
@@ -78,8 +80,8 @@ class SharedMemory(Collectives):
     """
 
     def __init__(self, descriptor: int, rank: int, world: int, group: range, *, timeout: float = TIMEOUT) -> None:
-        super().__init__(rank, world, group)
-        self.layout, self.timeout = _Layout(world), timeout
+        super().__init__(rank, world, group, timeout)
+        self.layout = _Layout(world)
         self.memory = mmap.mmap(descriptor, self.layout.bytes)
         os.close(descriptor)
         self.words = memoryview(self.memory)[: self.layout.bytes // 8 * 8].cast("q")
@@ -112,7 +114,7 @@ class SharedMemory(Collectives):
         """See ``Collectives``."""
         with self.counted():
             rows, width = value.reshape(-1, value.shape[-1]), len(self.group)
-            joined = result.reshape(len(rows), width, -1)
+            joined = result.reshape(len(rows), width, value.shape[-1])
             step = SLOT // value.itemsize
             for row, target in zip(rows, joined, strict=True):
                 for begin in range(0, len(row), step):
@@ -186,12 +188,47 @@ class SharedMemory(Collectives):
 
     def _check(self, rank: int, cell: int, least: int) -> None:
         """Nobody has failed, and the one that is waited for lives, or raised the word before it ended."""
+        self._check_told()
+        if not self._lives(rank) and self.words[cell] < least:
+            self._raise_ended(rank)
+
+    def _check_told(self) -> None:
         for member in range(self.world):
             if self.words[self._cell(member, _FAILED)]:
                 raise RankError(self._text(member))
+
+    def _lives(self, rank: int) -> bool:
         pid = self.pid(rank)
-        if pid and not alive(pid) and self.words[cell] < least:
-            self._raise(f"rank {rank} (process {pid}) has ended")
+        return not pid or alive(pid)
+
+    def check(self) -> None:
+        """See ``Collectives``."""
+        self._check_told()
+        for member in range(self.world):
+            if not self._lives(member):
+                self._raise_ended(member)
+
+    def mark(self, peer: int | None = None) -> None:
+        """See ``Collectives``."""
+        mine = self._cell(self.rank, _MARKS)
+        self.words[mine + 1] = 0 if peer is None else peer + 1
+        self.words[mine] += 1
+
+    def blame(self) -> str:
+        """See ``Collectives``: the rank at the end of the chain of those that wait for each other."""
+        seen = [self.rank]
+        while (further := self._keeps_waiting(seen[-1])) is not None and further not in seen:
+            seen.append(further)
+        return stalled(seen[-1:], self.timeout) if len(seen) > 1 else ""
+
+    def _keeps_waiting(self, rank: int) -> int | None:
+        """The rank with which another takes its step, or one of its stage that is behind."""
+        steps, peer = self.words[self._cell(rank, _MARKS) :][:2].tolist()
+        if peer:
+            return int(peer) - 1
+        first = rank // len(self.group) * len(self.group)
+        stage = range(first, first + len(self.group))
+        return next((member for member in stage if self.words[self._cell(member, _MARKS)] < steps), None)
 
     def _fail_stalled(self, rank: int) -> NoReturn:
         """Name the rank at the end of the chain of those that wait for each other."""
@@ -201,8 +238,10 @@ class SharedMemory(Collectives):
             if not further or self.words[cell] >= least:  # it could go on, and does not
                 break
             rank = further - 1
-        self._raise(f"rank {rank} (process {self.pid(rank)}) has kept the others waiting for {self.timeout:g} s: it is "
-                    "stopped or overloaded; give a longer timeout if it is only slow")
+        self._raise(stalled([rank], self.timeout, f" (process {self.pid(rank)})"))
+
+    def _raise_ended(self, rank: int) -> NoReturn:
+        self._raise(f"rank {rank} (process {self.pid(rank)}) has ended")
 
     def _raise(self, message: str) -> NoReturn:
         self.fail(message)

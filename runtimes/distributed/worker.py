@@ -9,35 +9,78 @@ import json
 import re
 import signal
 import sys
+from abc import ABC, abstractmethod
 
 import numpy as np
 
 from ...errors import HerdError
 from ..bundle.manifest import Bundle
+from ..executors.ort.paged import PagedRunner
+from ..executors.runner import Runner
 from ..kv_cache.sequence import Sequence
 from .collectives import Collectives, RankError
-from .commands import Command, Kind, receive_command
+from .commands import Command, Kind, Message, StepCommand, receive_message
 from .launch import EXIT_REPORTED, ShardOptions, load_shard, plan_of
-from .rank_runner import ShardRunner, rank_graph
 from .shared_memory import SharedMemory
 
 
-class Worker:
+class Worker(ABC):
+    """Does what rank 0 says.
+
+    Args:
+        shard: runs what this rank holds.
+        link: this rank's exchanges.
+    """
+
+    def __init__(self, shard: Runner, link: Collectives) -> None:
+        self._link, self._width = link, shard.config.text.hidden_size
+
+    def serve(self) -> None:
+        """Do what rank 0 says until it ends."""
+        while (message := receive_message(self._link, self._width)).kind != Kind.END:
+            self.follow(message)
+
+    @abstractmethod
+    def follow(self, message: Message) -> None:
+        """Follow one command."""
+
+
+class PagedWorker(Worker):
+    """A rank whose keys and values lie in cache blocks: it keeps no sequences.
+
+    Args:
+        shard: runs what this rank holds.
+        link: this rank's exchanges.
+    """
+
+    def __init__(self, shard: PagedRunner, link: Collectives) -> None:
+        super().__init__(shard, link)
+        self.shard = shard
+
+    def follow(self, message: Message) -> None:
+        """Follow one command."""
+        command, pools = StepCommand.of(message), self.shard.pools
+        for of_chunked, block, twin in command.copies:
+            (pools.chunked if of_chunked else pools.whole).copy(block, twin)
+        self.shard.compute(command.steps)
+
+
+class BufferedWorker(Worker):
     """The sequences of a rank, known by the numbers that rank 0 gives them.
 
     Args:
         shard: runs what this rank holds.
+        link: this rank's exchanges.
     """
 
-    def __init__(self, shard: ShardRunner) -> None:
+    def __init__(self, shard: Runner, link: Collectives) -> None:
+        super().__init__(shard, link)
         self.shard = shard
         self.sequences: dict[int, Sequence] = {}
 
-    def serve(self) -> None:
-        """Do what rank 0 says until it ends."""
-        width = self.shard.config.text.hidden_size
-        while (command := receive_command(rank_graph(self.shard).link, width)).kind != Kind.END:
-            self.do(command)
+    def follow(self, message: Message) -> None:
+        """Follow one command."""
+        self.do(Command.of(message))
 
     def do(self, command: Command) -> None:
         """Follow one command."""
@@ -81,7 +124,11 @@ def serve(bundle: Bundle, link: Collectives, options: ShardOptions) -> None:
         HerdError: this rank or another failed.
     """
     try:
-        Worker(load_shard(bundle, link, options)).serve()
+        shard, stage = load_shard(bundle, link, options)
+        link = stage.link
+        worker = PagedWorker(shard, link) if isinstance(shard, PagedRunner) else BufferedWorker(shard, link)
+        worker.serve()
+        shard.close()
     except RankError:
         raise
     except Exception as error:

@@ -8,9 +8,9 @@ from ...errors import HerdError
 from ..bundle.manifest import Bundle
 from .options import ExecutorOptions
 from .ort.cuda.load import load_cuda
-from .ort.load import load_graphs
+from .ort.load import load_graphs, load_vision
 from .runner import Runner
-from .tensorrt.load import load_plans
+from .tensorrt.load import load_plans, load_vision_plan
 from .vision import VisionRunner
 
 Runners = tuple[Runner, VisionRunner | None]
@@ -19,6 +19,22 @@ Runners = tuple[Runner, VisionRunner | None]
 EXECUTORS: dict[str, Callable[[Bundle, ExecutorOptions], Runners]] = {
     "onnxruntime": load_graphs, "onnxruntime-cuda": load_cuda, "tensorrt": load_plans,
 }
+VISION: dict[str, Callable[[Bundle, ExecutorOptions], VisionRunner | None]] = {
+    "onnxruntime": load_vision, "tensorrt": load_vision_plan,
+}
+"""Load the image tower alone, for rank 0 of a sharded bundle."""
+
+
+def require_executor(bundle: Bundle) -> None:
+    """Refuse a bundle that nothing here runs.
+
+    Raises:
+        HerdError: the bundle is for an executor that this version does not have.
+    """
+    name = bundle.manifest.executor
+    if name not in EXECUTORS:
+        raise HerdError(f"{bundle.directory} is built for target {bundle.manifest.target!r} and executor {name!r}, "
+                        f"this runtime has {' and '.join(EXECUTORS)}: update herdgraph, or build for another target")
 
 
 def load_executor(bundle: Bundle, options: ExecutorOptions) -> Runners:
@@ -27,10 +43,8 @@ def load_executor(bundle: Bundle, options: ExecutorOptions) -> Runners:
     Raises:
         HerdError: the bundle is for an executor that this version does not have, or the executor cannot load it.
     """
+    require_executor(bundle)
     name = bundle.manifest.executor
-    if name not in EXECUTORS:
-        raise HerdError(f"{bundle.directory} is built for target {bundle.manifest.target!r} and executor {name!r}, "
-                        f"this runtime has {' and '.join(EXECUTORS)}: update herdgraph, or build for another target")
     if name == "onnxruntime" and (options.device, options.gpu_memory) != (None, None):
         raise HerdError(f"{bundle.directory} is built for target {bundle.manifest.target!r}, which runs on a CPU and "
                         "takes neither device nor gpu_memory: leave them out, or build with --target cuda")

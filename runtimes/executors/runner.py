@@ -65,6 +65,7 @@ class Runner(ABC):
         longest_chunk: most tokens in one call.
         takes_features: whether the graph reads image features.
         closed: why it runs no more; empty while it does.
+        pools: the cache blocks that its sequences share, None where each has buffers of its own.
     """
 
     config: HerdConfig
@@ -184,6 +185,17 @@ class Runner(ABC):
         """Find room for a whole prompt before any of it is computed, where room can be found beforehand."""
         sequence.make_room(tokens)
 
+    def check_fits(self, batch: int, tokens: int) -> None:  # noqa: B027
+        """Refuse a call that what was built cannot run; here the model's context is the only limit.
+
+        Args:
+            batch: sequences.
+            tokens: of the longest, after the call.
+
+        Raises:
+            HerdError: says both numbers.
+        """
+
     def truncate(self, sequence: Sequence, length: int) -> None:
         """Forget all but the first ``length`` tokens, of which there are as many or more.
 
@@ -207,6 +219,9 @@ class Runner(ABC):
 
     def settle(self) -> None:  # noqa: B027
         """Wait for logits of chunks that are still on their way; here there are none."""
+
+    def wait_until_resident(self) -> None:  # noqa: B027
+        """Wait until weights lie where they stay; here they do from the beginning."""
 
     def close(self) -> None:
         """Free what is held and end what runs elsewhere; the engine then refuses every call."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,23 +79,26 @@ class CachePools:
 
     @classmethod
     def of(
-        cls, text: TextConfig, block_bytes: int, cache_bytes: int, memory: BlockMemory = HOST_BLOCKS
+        cls, text: TextConfig, block_bytes: int, cache_bytes: int, stages: Items[TextConfig] = (),
+        memory: BlockMemory = HOST_BLOCKS,
     ) -> CachePools:
-        """Pools of a decoder.
+        """Pools of a decoder, or of what one rank holds of it: pools of all ranks have blocks of the same numbers.
 
         Args:
             text: the decoder.
             block_bytes: of one layer's keys in a block, and as many of its values.
-            cache_bytes: that all blocks may use together.
+            cache_bytes: that all blocks may use together, on every rank.
+            stages: what each stage of a pipeline holds.
             memory: where they lie.
         """
-        layers = range(text.num_layers)
-        chunks = {chunk for layer in layers if (chunk := text.chunk_of(layer))}
+        everybody = stages or [text]
+        chunks = {chunk for one in everybody for layer in range(one.num_layers) if (chunk := one.chunk_of(layer))}
         assert len(chunks) <= 1, "all chunked layers have chunks of one size"
-        kinds = [[layer for layer in layers if bool(text.chunk_of(layer)) == chunked] for chunked in (False, True)]
-        budgets = _budgets(cache_bytes, len(kinds[0]), len(kinds[1]), memory)
-        whole, chunked = (BlockPool(kind, block_bytes, budget, memory)
-                          for kind, budget in zip(kinds, budgets, strict=True))
+        paid = [max(len(_layers(one, kind)) for one in everybody) for kind in (False, True)]
+        budgets = _budgets(cache_bytes, paid[0], paid[1], memory)
+        whole, chunked = (
+            BlockPool(_layers(text, kind), block_bytes, budget, count, memory)
+            for kind, count, budget in zip((False, True), paid, budgets, strict=True))
         element_bytes = block_bytes / (memory.block_tokens * text.num_kv_heads * text.head_dim)
         return cls(whole, chunked, max(chunks, default=0), element_bytes)
 
@@ -130,6 +134,11 @@ def _budgets(cache_bytes: int, whole: int, chunked: int, memory: BlockMemory) ->
     of_chunked = cache_bytes * chunked // max(1, chunked + _USUAL_CHUNKS * whole)
     first = CacheBudget(cache_bytes - of_chunked)
     return [first, CacheBudget(of_chunked, lock=first.lock)]
+
+
+def _layers(text: TextConfig, chunked: bool) -> list[int]:
+    """Layers of one kind."""
+    return [layer for layer in range(text.num_layers) if bool(text.chunk_of(layer)) == chunked]
 
 
 class BlockTable:

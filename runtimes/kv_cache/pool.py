@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import mmap
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -125,6 +125,7 @@ class BlockPool:
         layers: their numbers.
         block_bytes: of one layer's keys in a block, and as many of its values.
         budget: shared with other pools, where memory is taken as it is written.
+        counted: layers that a block is paid for: those of the rank that holds most, None for ``layers``.
         memory: where the blocks lie.
 
     Attributes:
@@ -134,15 +135,19 @@ class BlockPool:
         capacity: blocks that the pool has addresses for.
         keys: by layer, what ``memory`` reserved; on the host uint8 [blocks, ``block_bytes``].
         values: the same.
+        copied: called with the numbers of a block and of its copy.
     """
 
     def __init__(
-        self, layers: Iterable[int], block_bytes: int, budget: CacheBudget, memory: BlockMemory = HOST_BLOCKS
+        self, layers: Iterable[int], block_bytes: int, budget: CacheBudget, counted: int | None = None,
+        memory: BlockMemory = HOST_BLOCKS,
     ) -> None:
         numbers = list(layers)
+        paid = len(numbers) if counted is None else counted
         self.budget, self._memory, self.tokens = budget, memory, memory.block_tokens
-        self.cost = 2 * block_bytes * len(numbers)
-        self.capacity = max(1, budget.most // max(1, self.cost)) if numbers else 0
+        self.cost = 2 * block_bytes * paid
+        self.capacity = max(1, budget.most // max(1, self.cost)) if paid else 0
+        self.copied: Callable[[int, int], None] = _nobody_else
         self.keys, self.values = (
             {layer: memory.reserve(self.capacity, block_bytes) for layer in numbers} for _ in range(2))
         self._references: list[int] = []
@@ -190,10 +195,19 @@ class BlockPool:
         """The block itself where nobody else refers to it, otherwise a copy; the reference moves to it."""
         if self._references[block] == 1:
             return block
-        copy = self.allocate()
-        self._memory.copy((*self.keys.values(), *self.values.values()), block, copy)
+        twin = self.allocate()
+        self.copy(block, twin)
+        self.copied(block, twin)
         self.release([block])
-        return copy
+        return twin
+
+    def copy(self, block: int, twin: int) -> None:
+        """Write what is in a block to another one."""
+        self._memory.copy((*self.keys.values(), *self.values.values()), block, twin)
+
+
+def _nobody_else(block: int, twin: int) -> None:
+    """Who has all of a block need not tell others of its copy."""
 
 
 def reserved(blocks: int, block_bytes: int) -> Array:

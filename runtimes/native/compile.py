@@ -2,8 +2,9 @@
 
     python -m herdgraph.runtimes.native.compile [TARGET]
 
-The kernels are compiled once per instruction set ("unit") and chosen when the library is loaded. The build backend
-runs this file before anything is installed, so it needs the standard library alone.
+The library for this machine is put where it is loaded from, that for another one into a folder below. The kernels are
+compiled once per instruction set ("unit") and chosen when the library is loaded. The build backend runs this file
+before anything is installed, so it needs the standard library alone.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from pathlib import Path
 SOURCES = Path(__file__).parent / "src"
 FOLDER = Path(__file__).parent / "lib"
 ZIG_REQUIREMENT = "ziglang>=0.17,<0.18"
+INTERFACE = 1
+"""Raised with every change of an operator's inputs, attributes or formats; the loader asks the library for it."""
 FLAGS = (
     "-O3", "-g0", "-std=c++17", "-fPIC", "-Wall", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti",
     "-fno-threadsafe-statics", "-nostdlib++",  # zig would build the C++ library first, which takes a minute
-    "-ffp-contract=off", "-fno-math-errno",
+    "-ffp-contract=off", "-fno-math-errno", f"-DINTERFACE={INTERFACE}",
 )  # fmt: skip
 UNITS = {
     "x86_64": {"baseline": "x86_64", "avx2": "x86_64_v3", "avx512vnni": "x86_64_v4+avx512vnni"},
@@ -89,6 +92,11 @@ def built_library() -> Path | None:
     """Where a library for this machine lies, whether it is there or not; None for a machine without units."""
     target = this_machine()
     return FOLDER / target.library if target else None
+
+
+def folder_of(target: Target) -> Path:
+    """Where the library for a target is put by hand: other machines' must not take the place of the one that runs."""
+    return FOLDER if target == this_machine() else FOLDER / target.triple
 
 
 def is_outdated(library: Path) -> bool:
@@ -167,7 +175,7 @@ def main() -> None:
         target = find_target(sys.argv[1]) if len(sys.argv) > 1 else this_machine()
         if target is None:
             raise CompileError(f"no target is {sys.platform} on {platform.machine()}: name one of {', '.join(TARGETS)}")
-        print(compile_library(target))
+        print(compile_library(target, folder_of(target)))
     except CompileError as error:
         raise SystemExit(f"error: {error}") from None
 

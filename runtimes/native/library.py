@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import ctypes
+from functools import cache
 from pathlib import Path
 
 from ...errors import HerdError
-from .compile import built_library
+
+_ADVICE = "compile it again with python -m herdgraph.runtimes.native.compile"
 
 
 def library_path() -> Path | None:
-    """The library for ``SessionOptions.register_custom_ops_library``; None where it is not built."""
+    """The library for ``SessionOptions.register_custom_ops_library``; None where it is not built.
+
+    Raises:
+        HerdError: the library is there and cannot be loaded, or is another version's.
+    """
+    # Late, because `python -m` of that module would find it imported and warn.
+    from .compile import INTERFACE, built_library  # noqa: PLC0415
+
     path = built_library()
-    return path if path and path.exists() else None
+    if not path or not path.exists():
+        return None
+    _check(path, INTERFACE)
+    return path
 
 
 def unit() -> str | None:
@@ -22,15 +34,23 @@ def unit() -> str | None:
     this processor cannot run gives way to the plainest one.
 
     Raises:
-        HerdError: the library is there and cannot be loaded.
+        HerdError: as ``library_path``.
     """
     path = library_path()
     if not path:
         return None
-    try:
-        name = ctypes.CDLL(str(path)).herdgraph_unit
-    except (OSError, AttributeError) as error:
-        raise HerdError(f"{path} cannot be loaded ({error}): compile it again with"
-                        " python -m herdgraph.runtimes.native.compile") from error
+    name = ctypes.CDLL(str(path)).herdgraph_unit
     name.restype = ctypes.c_char_p
-    return name().decode()
+    return str(name().decode())
+
+
+@cache
+def _check(path: Path, wanted: int) -> None:
+    """Compare a library's interface: graphs of another one would fail in the runtime, which cannot say why."""
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise HerdError(f"{path} cannot be loaded ({error}): {_ADVICE}") from error
+    found = int(library.herdgraph_interface()) if hasattr(library, "herdgraph_interface") else 0
+    if found != wanted:
+        raise HerdError(f"{path} has version {found} of the operators, this herdgraph needs {wanted}: {_ADVICE}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import replace
 
 from ..generation import TokenLogprob
@@ -42,7 +42,7 @@ class Answer:
         self._cancel(self)
 
     def put(self, delta: Delta) -> None:
-        """Add what an answer has grown by."""
+        """Add what an answer has grown by; ``wake`` tells readers in event loops."""
         with self._changed:
             last = self._waiting[-1] if self._waiting else None
             if last is not None and last.choice == delta.choice and last.finish_reason is None:
@@ -50,8 +50,6 @@ class Answer:
             else:
                 self._waiting.append(delta)
             self._changed.notify_all()
-            if self._loop is not None and self._wake is not None and not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._wake.set)
 
     def __iter__(self) -> Iterator[Delta]:
         """Deltas until every answer has ended."""
@@ -78,6 +76,25 @@ class Answer:
                 delta = self._waiting.popleft()
             self._open -= delta.finish_reason is not None
             yield delta
+
+
+def wake(answers: Iterable[Answer]) -> None:
+    """Tell readers in event loops what their answers have grown by, each loop once.
+
+    An event loop that is woken wants the interpreter's lock: it gets it while the model computes, not between answers.
+    """
+    waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+    for answer in answers:
+        if answer._waiting and answer._loop is not None and answer._wake is not None:
+            waiting.setdefault(answer._loop, []).append(answer._wake)
+    for loop, events in waiting.items():
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_set_all, events)
+
+
+def _set_all(events: Iterable[asyncio.Event]) -> None:
+    for event in events:
+        event.set()
 
 
 def _joined(first: Delta, second: Delta) -> Delta:

@@ -56,8 +56,6 @@ class Choice:
         self._constraint: Constraint | None = request.constraint
         if request.constraint is not None and index:
             self._constraint = request.constraint.fork()
-        if self._constraint is not None:
-            self._constraint.prepare()
 
     @property
     def seen(self) -> int:
@@ -84,6 +82,11 @@ class Choice:
         """Whether the most likely token is the next one, whatever its logits are."""
         return (self._constraint is None and self.generated >= self.request.stop.min_tokens
                 and self._sampler.options.is_greedy and self.request.prompt_logprobs is None)
+
+    def prepare(self) -> None:
+        """Begin to compute what the next token may be, beside the call of the model that ``accept`` follows."""
+        if self._constraint is not None:
+            self._constraint.prepare()
 
     def accept(self, row: Row) -> Delta:
         """Choose the next token.
@@ -143,12 +146,10 @@ class Choice:
         return None if self._tokenizer is not None and token in self._tokenizer.stop_ids else token
 
     def _is_complete(self, token: int) -> bool:
-        """Go on with the constraint, and begin to compute its next mask; whether nothing may follow."""
+        """Go on with the constraint; whether nothing may follow."""
         if self._constraint is None:
             return False
         self._constraint.accept(token)
-        if not self._constraint.is_complete:
-            self._constraint.prepare()
         return self._constraint.is_complete
 
     def _fed(self, token: int) -> str:

@@ -51,6 +51,17 @@ class CacheRoom:
         """Tokens of a block."""
         return BLOCK_TOKENS if self.pools is None else self.pools.block_tokens
 
+    def config(self) -> dict[str, str]:
+        """Sizes under the names of vLLM's ``CacheConfig``; blocks are those of the longest sequence."""
+        if self.pools is None:
+            return {}
+        tokens = self.pools.most_tokens()
+        return {
+            "block_size": str(self.block_tokens), "num_gpu_blocks": str(tokens // self.block_tokens),
+            "kv_cache_size_tokens": str(tokens),
+            "kv_cache_memory_bytes": str(sum(budget.most for budget in self.pools.budgets)),
+            "enable_prefix_caching": str(self.prefixes is not None)}
+
     def blocks(self, tokens: int) -> int:
         """Full blocks of so many tokens."""
         return tokens // self.block_tokens

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .choice import Choice
 from .cost import CallCost, PromptCost
 
-FEWEST = 16
+FEWEST = 8
 """Tokens of prompts in a call beside answers, however slow the machine is: fewer would waste the call."""
 LOGITS_BYTES = 64 << 20
 """Most bytes of logits that a call gives for the log-probabilities of a prompt."""
@@ -59,7 +59,9 @@ class Planner:
         if not prompts:
             self.calls.record(rows, seconds)
         else:
-            self.prompts.record(prompts, seconds - (self.calls.of(rows) if rows else 0.0))
+            # What the answers alone would take may have been learned while the machine was slower.
+            least = seconds * prompts / (rows + prompts) / 2
+            self.prompts.record(prompts, max(least, seconds - (self.calls.of(rows) if rows else 0.0)))
 
     def _room_for_prompts(self, rows: int, answers: int, prompts: int) -> int:
         """Tokens of prompts beside so many rows of answers.
@@ -68,10 +70,10 @@ class Planner:
         than answers, calls may become longer by their ratio.
         """
         most = self.step_tokens - rows
-        if not rows or not self.prompts.seconds or not self.calls.of(rows):
+        if not rows or not self.calls.of(rows):
             return most
         longer = (self.slowdown - 1) * max(1.0, prompts / answers)
-        return max(FEWEST, min(most, int(longer * self.calls.of(rows) / self.prompts.seconds)))
+        return self.prompts.most(longer * self.calls.of(rows), FEWEST, most)
 
     def _piece(self, choice: Choice, tokens: int) -> int:
         if choice.request.prompt_logprobs is not None:

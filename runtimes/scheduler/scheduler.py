@@ -38,6 +38,7 @@ class Scheduler:
     Attributes:
         running: answers in the making.
         preemptions: how often one had to give its memory back.
+        deferred: answers that wait for a block that another one is computing.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Scheduler:
         self._runner.warm_up(sequences)
         self._planner = Planner(step_tokens, slowdown, self._runner.attention_chunk, config.text.vocab_size, calls,
                                 PromptCost())
-        self.preemptions = 0
+        self.preemptions = self.deferred = 0
 
     # -- who is there ----------------------------------------------------------------------------------------------
 
@@ -84,8 +85,8 @@ class Scheduler:
 
     # -- one call --------------------------------------------------------------------------------------------------
 
-    def step(self) -> None:
-        """Compute one call of the model, or some tiles of a picture."""
+    def step(self) -> int:
+        """Compute one call of the model, or some tiles of a picture; the number of tokens of the call."""
         self._drop_cancelled()
         self._admit()
         self._look_at_pictures()
@@ -95,6 +96,7 @@ class Scheduler:
         if planned:
             self._run(planned)
         self._forget_ended()
+        return sum(tokens for _, tokens in planned)
 
     def _drop_cancelled(self) -> None:
         for active in self.requests:
@@ -116,11 +118,15 @@ class Scheduler:
         Who needs a block next that another one is computing right now waits for it, and takes it over.
         """
         self._waiting.sort(key=self._urgency)
+        deferred = 0
         for choice in list(self._waiting):
             if not self._has_place(choice):
                 break
-            if not self._is_being_computed(choice) and not self._begin(choice):
+            if self._is_being_computed(choice):
+                deferred += 1
+            elif not self._begin(choice):
                 break
+        self.deferred = deferred
         self.running.sort(key=self._urgency)
 
     def _begin(self, choice: Choice) -> bool:
@@ -225,6 +231,9 @@ class Scheduler:
         steps = [self._step_of(choice, tokens) for choice, tokens in planned]
         first_pending = [choice.seen for choice, _ in planned]
         answers = sum(tokens for choice, tokens in planned if choice.is_decoding)
+        for (choice, _), step in zip(planned, steps, strict=True):
+            if step.rows:
+                choice.prepare()
         started = time.perf_counter()
         rows = self._runner.rows(steps)
         prompts = sum(tokens for _, tokens in planned) - answers

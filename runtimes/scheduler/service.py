@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ from ...model.processing import Prompt
 from ..engine import Engine
 from ..generation import Asked, Generation, Timings
 from .active import ActiveRequest
-from .answer import Answer
+from .answer import Answer, wake
 from .request import GenerationRequest, OverloadedError
 from .scheduler import Scheduler
 from .speculation import Drafter
@@ -54,6 +55,7 @@ class Service:
     Attributes:
         max_model_len: most tokens of a prompt and its answer: the model's context, or what there is memory for.
         failure: why it runs no more; empty while it does.
+        on_step: is told the number of tokens of every call of the model, on the thread that made it.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Service:
         context = engine.config.text.max_position_embeddings
         self.max_model_len = min(context, self._scheduler.room.most_tokens or context)
         self.failure = ""
+        self.on_step: Callable[[int], None] = lambda tokens: None
         self._tokenizer = engine.processor.tokenizer if engine.processor.has_tokenizer else None
         self._arrived: deque[ActiveRequest] = deque()
         self._active: dict[Answer, ActiveRequest] = {}
@@ -131,14 +134,21 @@ class Service:
         scheduler, prefixes, guesses = self._scheduler, self._scheduler.prefixes, self._scheduler.speculation
         with self._changed:
             begun = [active.has_begun for active in self._active.values()]
+        waiting = len(begun) - sum(begun)
+        deferred = min(scheduler.deferred, waiting)
         return {
-            "running": sum(begun), "waiting": len(begun) - sum(begun),
+            "running": sum(begun), "waiting": waiting,
+            "waiting_capacity": waiting - deferred, "waiting_deferred": deferred,
             "kv_cache_usage": scheduler.room.used_share, "preemptions": scheduler.preemptions,
             "prefix_queries": prefixes.queried_tokens if prefixes else 0,
             "prefix_hits": prefixes.found_tokens if prefixes else 0,
             "spec_drafts": guesses.drafts if guesses else 0, "spec_draft_tokens": guesses.guessed if guesses else 0,
             "spec_accepted_tokens": guesses.held if guesses else 0,
         }
+
+    def cache_config(self) -> dict[str, str]:
+        """The memory of keys and values under vLLM's names; nothing where sequences have buffers of their own."""
+        return self._scheduler.room.config()
 
     def drain(self, timeout: float) -> None:
         """Take no more requests, and wait until those that are there have ended; after ``timeout`` end them."""
@@ -207,10 +217,11 @@ class Service:
     def _loop(self) -> None:
         while self._take_arrived():
             try:
-                self._scheduler.step()
+                if tokens := self._scheduler.step():
+                    self.on_step(tokens)
             except Exception as error:
                 self._fail(error)
-            self._forget_ended()
+            self._tell()
 
     def _take_arrived(self) -> bool:
         """Wait for something to do; False at the end."""
@@ -220,8 +231,10 @@ class Service:
                 self._scheduler.add(self._arrived.popleft())
             return self._scheduler.has_work or not self._stopping
 
-    def _forget_ended(self) -> None:
+    def _tell(self) -> None:
+        """Wake readers, and forget what has ended."""
         with self._changed:
+            wake(self._active)
             for answer, active in list(self._active.items()):
                 if active.is_over:
                     del self._active[answer]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING
+
 from fastapi import FastAPI
 from fastapi.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from ...errors import HerdError
 from . import errors
 from .disconnects import CancelOnDisconnect
 from .errors import Recover
@@ -25,6 +29,9 @@ from .routes.unsupported import unsupported_routes
 from .serving import Backend, Serving
 from .toolkit import Toolkit
 
+if TYPE_CHECKING:
+    from .tracing import Traces
+
 
 def create_app(service: Backend | None, options: ServerOptions, toolkit: Toolkit | None = None) -> FastAPI:
     """An ASGI application; its ``state.serving`` opens it later where there is no service yet, and drains it.
@@ -35,7 +42,7 @@ def create_app(service: Backend | None, options: ServerOptions, toolkit: Toolkit
         toolkit: tools and grammars; for tests.
 
     Raises:
-        HerdError: the file of API keys cannot be used.
+        HerdError: the file of API keys cannot be used, or spans are asked for without the extra that makes them.
     """
     serving = Serving(options, toolkit or Toolkit())
     app = FastAPI(title="herdgraph", version=options.version, docs_url=None, redoc_url=None,
@@ -59,10 +66,21 @@ def _middleware(serving: Serving) -> list[Middleware]:
     cors = [Middleware(CORSMiddleware, allow_origins=list(options.cors_origins), allow_methods=["GET", "POST"],
                        allow_headers=["*"], expose_headers=["x-request-id", "x-herdgraph-ignored", "retry-after"])]
     return [
-        Middleware(RequestLog, metrics=serving.metrics, lines=options.request_log),
+        Middleware(RequestLog, metrics=serving.metrics, lines=options.request_log, traces=_traces(options)),
         *(cors if options.cors_origins else []),
         Middleware(Recover),
         Middleware(Gate, serving=serving),
-        Middleware(BodyLimits, options=options),
+        Middleware(BodyLimits, serving=serving),
         Middleware(CancelOnDisconnect),
     ]
+
+
+def _traces(options: ServerOptions) -> Traces | None:
+    if options.otlp_traces_endpoint is None:
+        return None
+    try:
+        tracing = importlib.import_module(".tracing", __package__)
+    except ModuleNotFoundError as error:
+        raise HerdError(f"traces need the package {error.name}: pip install 'herdgraph[otel]'") from error
+    traces: Traces = tracing.Traces.to(options.otlp_traces_endpoint, options.names[0])
+    return traces

@@ -8,8 +8,40 @@ from importlib import import_module
 from typing import Any
 
 from ...errors import HerdError
+from ..bundle.manifest import Manifest
 from ..distributed.collectives import TIMEOUT
 from ..executors.options import Memory
+
+CUDA = "CUDAExecutionProvider"
+
+
+@dataclass(frozen=True)
+class RankResources:
+    """What Ray sets aside for one rank.
+
+    Attributes:
+        cpus: processors.
+        gpus: GPUs; Ray shows a process only its own, as device 0.
+    """
+
+    cpus: int
+    gpus: int = 0
+
+    @classmethod
+    def of(cls, manifest: Manifest, threads: int) -> RankResources:
+        """One GPU for each rank of a bundle that runs on GPUs."""
+        on_gpus = manifest.executor == "tensorrt" or manifest.provider == CUDA
+        return cls(threads, int(on_gpus))
+
+    @property
+    def bundle(self) -> dict[str, int]:
+        """Of a placement group."""
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+
+    @property
+    def actor(self) -> dict[str, int]:
+        """Options of an actor that takes such a bundle."""
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus}
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,16 @@
-"""Connections as uvicorn has them, with two differences.
+"""Connections as uvicorn has them, with three differences.
 
 Those on which nothing moves are ended: uvicorn waits forever for the head of a first request, and for somebody to take
-the last bytes before it closes. And what is no HTTP is refused with an error object, as everything is.
+the last bytes before it closes. What is no HTTP is refused with an error object, as everything is. And who sends such
+things again and again does not fill the log.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
+import time
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -17,6 +21,33 @@ from .replies import json_bytes
 LOOK_SECONDS = 10.0
 LOOKS = 3
 """So often a connection is found as it was before it is ended."""
+
+
+QUIET_SECONDS = 60.0
+"""After a warning, until the next one."""
+
+
+class RareWarnings(logging.Filter):
+    """Lets a warning pass once in a while, which then says how many did not; what is worse always passes."""
+
+    _last = -math.inf
+    _left_out = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record passes."""
+        if record.levelno != logging.WARNING:
+            return True
+        if (now := time.monotonic()) < self._last + QUIET_SECONDS:
+            self._left_out += 1
+            return False
+        if self._left_out:
+            record.msg = f"{record.msg} (and {self._left_out} times more since the last such line)"
+        self._last, self._left_out = now, 0
+        return True
+
+
+log = logging.getLogger(__name__)
+log.addFilter(RareWarnings())
 
 
 class Connection(H11Protocol):
@@ -33,6 +64,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to look."""
         super().connection_made(transport)
+        self.logger = log
         self._looking = self.loop.call_later(LOOK_SECONDS, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:

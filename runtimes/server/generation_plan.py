@@ -13,7 +13,7 @@ from ...model.processing import PreparedPrompt
 from ..scheduler import Constraint, GenerationRequest
 from .errors import wrong
 from .keys import Key
-from .prompts import chat_prompt, on_thread
+from .prompts import chat_prompt, kept_tokens, on_thread
 from .protocol.chat import ChatBody, ChatTool, NamedTool, RenderBody
 from .protocol.common import GenerationBody, ResponseFormat, StructuredOutputs
 from .records import record_of
@@ -53,8 +53,8 @@ async def plan_chat(serving: Serving, scope: Scope, body: ChatBody) -> Plan:
     if body.stream and body.prompt_logprobs is not None:
         raise wrong("prompt_logprobs are not streamed: leave out stream", "prompt_logprobs")
     tools = offered_tools(body)
-    prompt = await chat_prompt(serving, body.messages, tools, continue_final=bool(body.continue_final_message))
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    prompt = await chat_prompt(serving, body, tools, kept_tokens(serving, body.truncate_prompt_tokens, limit))
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     constraint = await constraint_of(serving, body, tools)
     request = await request_of(serving, scope, body, prompt, limit, logprobs, constraint=constraint)
@@ -75,6 +75,7 @@ async def request_of(
     sampling = sampling_of(body, processor.generation_defaults, processor.tokenizer, config.text.vocab_size, logprobs)
     record = record_of(scope)
     record.choices, record.most_tokens = body.n or 1, room
+    record.temperature, record.top_p = sampling.temperature, sampling.top_p
     return GenerationRequest(
         request_id=record.request_id, prompt=prompt, sampling=sampling,
         stop=stop_rule_of(body, processor.tokenizer, room), choices=body.n or 1, constraint=constraint,
@@ -137,7 +138,7 @@ async def constraint_of(serving: Serving, body: GenerationBody, tools: list[Tool
 def _tools_spec(serving: Serving, body: ChatBody, tools: list[Tool]) -> Spec:
     choice = body.tool_choice.function.name if isinstance(body.tool_choice, NamedTool) else body.tool_choice or "auto"
     return serving.toolkit.spec("tools", tools, choice, parallel=body.parallel_tool_calls is not False,
-                                format=serving.toolkit.format)
+                                formats=serving.toolkit.formats)
 
 
 def _wanted(form: ResponseFormat | None, structured: StructuredOutputs | None) -> tuple[Any, ...] | None:

@@ -16,12 +16,14 @@ _BETWEEN_TOKENS = (.01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1., 2.5, 
 _LATENCY = (.3, .5, .8, 1., 1.5, 2., 2.5, 5., 10., 15., 20., 30., 40., 50., 60., 120., 240., 480., 960., 1920., 7680.)
 _TOKENS = tuple(float(step * 10**power) for power in range(6) for step in (1, 2, 5))
 _COUNTS = (1., 2., 5., 10., 20.)
+_STEP_TOKENS = (1., *(float(1 << power) for power in range(3, 15)))
 
 _GAUGES = {
     "running": ("vllm:num_requests_running", "Answers that are being generated."),
     "waiting": ("vllm:num_requests_waiting", "Requests that wait."),
     "kv_cache_usage": ("vllm:kv_cache_usage_perc", "Share of the cache memory that is in use; 1 is all."),
 }
+_WAITING = {"waiting_capacity": "capacity", "waiting_deferred": "deferred"}
 _COUNTERS = {
     "prefix_queries": ("vllm:prefix_cache_queries", "Prompt tokens that were looked for in the prefix cache."),
     "prefix_hits": ("vllm:prefix_cache_hits", "Prompt tokens that were found there."),
@@ -39,12 +41,15 @@ class Metrics:
     Args:
         model: name for the label ``model_name``.
         gauges: what the service counts itself, by the names above; empty while there is no service.
+        cache_config: names and values of its memory of keys and values.
     """
 
-    def __init__(self, model: str, gauges: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(
+        self, model: str, gauges: Callable[[], Mapping[str, float]], cache_config: Callable[[], Mapping[str, str]]
+    ) -> None:
         self.registry = CollectorRegistry()
         self._labels = {"model_name": model, "engine": "0"}
-        self.registry.register(_ServiceCollector(self._labels, gauges))
+        self.registry.register(_ServiceCollector(self._labels, gauges, cache_config))
         self._tokens = {
             "prompt_tokens": self._counter("prompt_tokens", "Prompt tokens."),
             "cached_tokens": self._counter("prompt_tokens_cached", "Prompt tokens from the prefix cache."),
@@ -54,6 +59,7 @@ class Metrics:
         self._rejected = self._counter("admission_rejections", "Requests that were not taken.", "reason")
         self._seconds = {name: self._histogram(name, help_, buckets) for name, (help_, buckets) in _SECONDS.items()}
         self._sizes = {name: self._histogram(name, help_, buckets) for name, (help_, buckets) in _SIZES.items()}
+        self._step_tokens = self._histogram("iteration_tokens_total", "Tokens of a call of the model.", _STEP_TOKENS)
         self._http = Counter("http_requests", "Requests.", ("method", "status", "handler"), registry=self.registry)
         self._http_seconds = Histogram("http_request_duration_seconds", "Until the end of the reply.",
                                        ("method", "handler"), buckets=_LATENCY, registry=self.registry)
@@ -74,6 +80,10 @@ class Metrics:
     def count_rejection(self, reason: str) -> None:
         """Count a request that was not taken."""
         self._rejected.labels(**self._labels, reason=reason).inc()
+
+    def count_step(self, tokens: int) -> None:
+        """Count a call of the model; on any thread."""
+        self._step_tokens.observe(tokens)
 
     def count_generation(self, record: Record) -> None:
         """Count a request that generated, or was to."""
@@ -130,8 +140,11 @@ _SIZES = {
 class _ServiceCollector(Collector):
     """Reads what the service counts when Prometheus asks."""
 
-    def __init__(self, labels: Mapping[str, str], gauges: Callable[[], Mapping[str, float]]) -> None:
-        self._labels, self._gauges = labels, gauges
+    def __init__(
+        self, labels: Mapping[str, str], gauges: Callable[[], Mapping[str, float]],
+        cache_config: Callable[[], Mapping[str, str]],
+    ) -> None:
+        self._labels, self._gauges, self._cache_config = labels, gauges, cache_config
 
     def collect(self) -> Iterable[Metric]:
         """The metrics; what the service does not know is 0."""
@@ -140,7 +153,25 @@ class _ServiceCollector(Collector):
             gauge = GaugeMetricFamily(metric, help_, labels=list(self._labels))
             gauge.add_metric(label_values, values.get(name, 0.0))
             yield gauge
+        yield self._waiting(values)
+        yield from self._config()
         for name, (metric, help_) in _COUNTERS.items():
             counter = CounterMetricFamily(metric, help_, labels=list(self._labels))
             counter.add_metric(label_values, values.get(name, 0.0))
             yield counter
+
+    def _waiting(self, values: Mapping[str, float]) -> Metric:
+        gauge = GaugeMetricFamily("vllm:num_requests_waiting_by_reason", "Requests that wait: for a place or memory "
+                                  "(capacity), or for a prefix that another one is computing (deferred).",
+                                  labels=[*self._labels, "reason"])
+        for name, reason in _WAITING.items():
+            gauge.add_metric([*self._labels.values(), reason], values.get(name, 0.0))
+        return gauge
+
+    def _config(self) -> Iterable[Metric]:
+        """The memory of keys and values as labels of a gauge that is 1; as in vLLM without the model's name."""
+        if config := self._cache_config():
+            gauge = GaugeMetricFamily("vllm:cache_config_info", "The memory of keys and values.",
+                                      labels=["engine", *config])
+            gauge.add_metric([self._labels["engine"], *config.values()], 1.0)
+            yield gauge

@@ -11,12 +11,15 @@ from ...errors import HerdError
 from ...model.processing import PreparedPrompt
 from .errors import of_herd_error, wrong
 from .images import fetch
-from .protocol.chat import ChatMessage, Content, TextContent
+from .protocol.chat import ChatMessage, Content, RenderBody, TextContent
 from .sampling_params import require_known
 from .serving import Serving
 from .toolkit import Tool
 
 T = TypeVar("T")
+
+_TO_SHORTEN = 16
+"""So many times longer than the context a prompt may be of which only the end is read."""
 
 
 async def on_thread(serving: Serving, work: Callable[[], T], param: str | None = None) -> T:
@@ -33,51 +36,68 @@ async def on_thread(serving: Serving, work: Callable[[], T], param: str | None =
 
 
 async def chat_prompt(
-    serving: Serving, messages: list[ChatMessage], tools: list[Tool], *, continue_final: bool = False
+    serving: Serving, body: RenderBody, tools: list[Tool], keep: int | None = None
 ) -> PreparedPrompt:
     """Tokens and tiles of a chat.
 
     Args:
         serving: knows the model.
-        messages: the chat.
+        body: has the messages, and says how the template renders them.
         tools: that the model may call.
-        continue_final: the answer goes on from the last message, which is the assistant's.
+        keep: most tokens, of which those at the end stay; None for all.
 
     Raises:
         ApiError: too many pictures, or what the template and the processor refuse.
     """
-    plain = [plain_message(index, message) for index, message in enumerate(messages)]
+    plain = [plain_message(index, message) for index, message in enumerate(body.messages)]
+    continue_final = bool(body.continue_final_message)
     await _fetch_pictures(serving, plain)
     final = _final_text(plain) if continue_final else ""
 
     def prepare() -> PreparedPrompt:
-        prepared = _prepared(serving, plain[:-1] if continue_final else plain, tools)
-        if not final:
-            return prepared
-        more = serving.processor.tokenizer.encode(final)
-        return PreparedPrompt([*prepared.token_ids, *more], prepared.pixel_values)
+        prepared = _prepared(serving, plain[:-1] if continue_final else plain, tools, body.chat_template_kwargs, keep)
+        more = serving.processor.tokenizer.encode(final) if final else []
+        return _shortened(PreparedPrompt([*prepared.token_ids, *more], prepared.pixel_values), keep)
 
     return await on_thread(serving, prepare, "messages")
 
 
-async def text_prompt(serving: Serving, prompt: str | list[int], *, begins: bool = True) -> PreparedPrompt:
+async def text_prompt(
+    serving: Serving, prompt: str | list[int], *, begins: bool = True, keep: int | None = None
+) -> PreparedPrompt:
     """Tokens of a text that is continued; those that were encoded already are checked.
+
+    Args:
+        serving: knows the model.
+        prompt: text or token ids.
+        begins: whether begin-of-text comes first.
+        keep: most tokens, of which those at the end stay; None for all.
 
     Raises:
         ApiError: it is empty, or has a token that no text has.
     """
-    if isinstance(prompt, list):
-        ids = prompt
-    elif begins:
-        ids = (await on_thread(serving, lambda: serving.processor.prepare(prompt), "prompt")).token_ids
-    else:
-        ids = await on_thread(serving, lambda: serving.processor.tokenizer.encode(prompt, allow_special=True), "prompt")
+
+    def prepare() -> PreparedPrompt:
+        if isinstance(prompt, list):
+            ids = prompt
+        elif begins:
+            ids = serving.processor.prepare(prompt, most_tokens=_most(serving, keep)).token_ids
+        else:
+            ids = serving.processor.tokenizer.encode(prompt, allow_special=True)
+        prepared = _shortened(PreparedPrompt(ids), keep)
+        _require_text(serving, prepared.token_ids)
+        return prepared
+
+    return await on_thread(serving, prepare, "prompt")
+
+
+def _require_text(serving: Serving, ids: list[int]) -> None:
+    """Refuse tokens that no text has, or none at all."""
     if not ids:
         raise wrong("the prompt is empty: give a text or token ids", "prompt")
     require_known(ids, serving.config.text.vocab_size, "prompt")
     if serving.config.vision and serving.config.image_token_id in ids:
         raise wrong("the prompt has image tokens without an image: pictures belong into a chat's messages", "prompt")
-    return PreparedPrompt(ids)
 
 
 def plain_message(index: int, message: ChatMessage) -> dict[str, Any]:
@@ -106,10 +126,45 @@ def _plain_content(content: str | list[Content] | None) -> Any:
             else {"type": "image_url", "image_url": {"url": part.image_url.url}} for part in content] or ""
 
 
-def _prepared(serving: Serving, messages: list[Any], tools: list[Tool]) -> PreparedPrompt:
+def kept_tokens(serving: Serving, truncate: int | None, asked: int | None) -> int | None:
+    """How many tokens of a prompt are kept, None for all.
+
+    Args:
+        serving: knows the context.
+        truncate: the request's ``truncate_prompt_tokens``; -1 keeps what fits beside the answer.
+        asked: tokens that the answer may have, None where it gets what is left.
+
+    Raises:
+        ApiError: so many do not fit.
+    """
+    most = serving.context - max(1, asked or 1)
+    if truncate is not None and truncate > most:
+        raise wrong(f"truncate_prompt_tokens is {truncate}, {max(0, most)} fit beside the answer",
+                    "truncate_prompt_tokens")
+    return max(0, most) if truncate == -1 else truncate
+
+
+def _shortened(prompt: PreparedPrompt, keep: int | None) -> PreparedPrompt:
+    """The end of a prompt."""
+    before = 0 if keep is None else max(0, len(prompt.token_ids) - keep)
+    if before and prompt.pixel_values is not None:
+        raise wrong(f"the prompt has {len(prompt.token_ids)} tokens, and one with pictures cannot be cut to {keep}",
+                    "truncate_prompt_tokens")
+    return PreparedPrompt(prompt.token_ids[before:], prompt.pixel_values)
+
+
+def _most(serving: Serving, keep: int | None) -> int | None:
+    """Tokens that a prompt may have before it is shortened, None for the model's context."""
+    return None if keep is None else _TO_SHORTEN * serving.config.text.max_position_embeddings
+
+
+def _prepared(
+    serving: Serving, messages: list[Any], tools: list[Tool], variables: dict[str, Any] | None, keep: int | None
+) -> PreparedPrompt:
     if tools or any(message["role"] == "tool" or "tool_calls" in message for message in messages):
         messages, tools = serving.toolkit.prepare_messages(messages, tools)
-    return serving.processor.prepare(messages, tools=tools or None)
+    return serving.processor.prepare(messages, tools=tools or None, variables=variables,
+                                     most_tokens=_most(serving, keep))
 
 
 async def _fetch_pictures(serving: Serving, messages: list[dict[str, Any]]) -> None:

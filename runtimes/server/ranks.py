@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import HerdError
 from ..engine import Engine
-from .cluster_options import ClusterOptions, load_ray
+from .cluster_options import ClusterOptions, RankResources, load_ray
 
 
 class RankActor:
@@ -31,9 +31,10 @@ class Ranks:
         bundle: directory, the same on every node.
         world: ranks of the bundle.
         options: how they run.
+        resources: of each.
     """
 
-    def __init__(self, bundle: str, world: int, options: ClusterOptions) -> None:
+    def __init__(self, bundle: str, world: int, options: ClusterOptions, resources: RankResources) -> None:
         self._ray = load_ray()
         self._actors: list[Any] = []
         self._started: list[Any] = []
@@ -45,8 +46,7 @@ class Ranks:
         group = self._ray.util.get_current_placement_group()
         for rank in range(1, world):
             place = strategy(group, placement_group_bundle_index=rank)
-            options_of_actor = {"num_cpus": options.threads, "scheduling_strategy": place}
-            actor = self._ray.remote(RankActor).options(**options_of_actor).remote()
+            actor = self._ray.remote(RankActor).options(**resources.actor, scheduling_strategy=place).remote()
             self._actors.append(actor)
             self._started.append(actor.process.remote())
             self._serving.append(actor.serve.remote(bundle, rank, world, address, options))
@@ -79,13 +79,14 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def require_room(ray: Any, options: ClusterOptions, world: int) -> None:
-    """Refuse more replicas than the cluster has processors for; Ray would wait for more nodes for ever.
+def require_room(ray: Any, options: ClusterOptions, world: int, resources: RankResources) -> None:
+    """Refuse more replicas than the cluster has processors or GPUs for; Ray would wait for more nodes for ever.
 
     Raises:
         HerdError: with both numbers.
     """
-    there, wanted = int(ray.cluster_resources().get("CPU", 0)), options.replicas * world * options.threads
-    if wanted > there:
-        raise HerdError(f"{options.replicas} replicas of {world} x {options.threads} CPUs need {wanted}, the cluster "
-                        f"has {there}: start fewer replicas, or give it more nodes")
+    for kind, each in resources.bundle.items():
+        there, wanted = int(ray.cluster_resources().get(kind, 0)), options.replicas * world * each
+        if wanted > there:
+            raise HerdError(f"{options.replicas} replicas of {world} x {each} {kind}s need {wanted}, the cluster has "
+                            f"{there}: start fewer replicas, or give it more nodes")

@@ -23,6 +23,8 @@ class Record:
         key: name of the API key.
         choices: answers that were asked for.
         most_tokens: length limit of each.
+        temperature: at which its tokens are drawn; None where it was refused before that was known.
+        top_p: share of the likeliest tokens that are drawn from; None likewise.
         usage: of every prompt of the request, as the service counts it.
         finished: how answers ended, and how many did.
         status: of HTTP.
@@ -37,6 +39,8 @@ class Record:
     key: str = ""
     choices: int = 0
     most_tokens: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
     usage: list[Usage] = field(default_factory=list)
     finished: Counter[str] = field(default_factory=Counter)
     status: int = 0

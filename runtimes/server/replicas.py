@@ -29,7 +29,7 @@ from ..engine import Engine
 from ..generation import Generation
 from ..scheduler import Service, ServiceOptions, drafter_of
 from .calls import Calls
-from .cluster_options import ClusterOptions, load_ray
+from .cluster_options import ClusterOptions, RankResources, load_ray
 from .ranks import Ranks, require_room
 
 APPLICATION = "herdgraph"
@@ -47,12 +47,15 @@ class EngineReplica:
         bundle: directory.
         world: ranks of the bundle.
         options: how it runs.
+        resources: of each rank.
         server: of the HTTP application, None without one.
     """
 
-    def __init__(self, bundle: str, world: int, options: ClusterOptions, server: Any = None) -> None:
+    def __init__(
+        self, bundle: str, world: int, options: ClusterOptions, resources: RankResources, server: Any = None
+    ) -> None:
         self._server_options = server
-        self._ranks = Ranks(bundle, world, options)
+        self._ranks = Ranks(bundle, world, options, resources)
         engine = Engine.load(bundle, threads=options.threads, memory=options.memory, cache_bytes=options.cache_bytes,
                              timeout=options.timeout)
         drafter = drafter_of(options.speculate, engine, threads=options.threads)
@@ -102,17 +105,18 @@ class Cluster:
         port: int = 8000,
     ) -> None:
         self.options = options = options or ClusterOptions()
-        shards = Bundle.open(bundle, verify=False).manifest.shards
-        world = shards.plan.world if shards else 1
+        manifest = Bundle.open(bundle, verify=False).manifest
+        world = manifest.shards.plan.world if manifest.shards else 1
+        resources = RankResources.of(manifest, options.threads)
         self._ray = load_ray()
         self._calls = Calls()
         self._connect(options.replicas * world * options.threads)
         try:
-            require_room(self._ray, options, world)
+            require_room(self._ray, options, world, resources)
             http = {"location": "HeadOnly", "host": host, "port": port} if server else {"location": "NoServer"}
             self._ray.serve.start(http_options=http)
-            replica = _deployment(self._ray.serve, options, world, with_http=server is not None)
-            bound = replica.bind(str(Path(bundle).resolve()), world, options, server)
+            replica = _deployment(self._ray.serve, options, [resources] * world, with_http=server is not None)
+            bound = replica.bind(str(Path(bundle).resolve()), world, options, resources, server)
             self._handle = self._ray.serve.run(bound, name=APPLICATION, route_prefix="/" if server else None)
         except BaseException as error:
             self._leave()
@@ -181,12 +185,11 @@ class Cluster:
         self.close()
 
 
-def _deployment(serve: Any, options: ClusterOptions, world: int, *, with_http: bool) -> Any:
-    """What Ray Serve keeps running."""
-    ranks = [{"CPU": options.threads}] * world
+def _deployment(serve: Any, options: ClusterOptions, ranks: list[RankResources], *, with_http: bool) -> Any:
+    """What Ray Serve keeps running: replicas, each with a place for all of its ranks; itself it is the first."""
     return serve.deployment(serve.ingress()(EngineReplica) if with_http else EngineReplica).options(
         name="engine", num_replicas=options.replicas, max_ongoing_requests=_MOST_ONGOING,
-        ray_actor_options={"num_cpus": options.threads}, placement_group_bundles=ranks,
+        ray_actor_options=ranks[0].actor, placement_group_bundles=[rank.bundle for rank in ranks],
         placement_group_strategy="PACK", health_check_period_s=options.interval,
         health_check_timeout_s=options.health_timeout, graceful_shutdown_timeout_s=options.drain)
 

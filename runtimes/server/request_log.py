@@ -1,17 +1,20 @@
-"""Around every request: its id, its record, the metrics of HTTP, and one line of JSON when it has ended."""
+"""Around every request: its id, its record, and when it has ended its metrics, its span and one line of JSON."""
 
 from __future__ import annotations
 
 import json
 import re
 import uuid
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .metrics import Metrics
 from .records import Record
+
+if TYPE_CHECKING:
+    from .tracing import Traces
 
 _HARMLESS = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
@@ -23,10 +26,11 @@ class RequestLog:
         app: what answers.
         metrics: counts.
         lines: takes one line per request, None for none.
+        traces: takes requests that generated, None for no spans.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, lines: TextIO | None) -> None:
-        self.app, self.metrics, self.lines = app, metrics, lines
+    def __init__(self, app: ASGIApp, metrics: Metrics, lines: TextIO | None, traces: Traces | None) -> None:
+        self.app, self.metrics, self.lines, self.traces = app, metrics, lines, traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application with a record."""
@@ -53,6 +57,8 @@ class RequestLog:
         self.metrics.count_http(record, getattr(route, "path", "none"))
         if record.usage:
             self.metrics.count_generation(record)
+            if self.traces is not None:
+                self.traces.add(record, Headers(scope=scope))
         if self.lines is not None:
             print(json.dumps(record.to_json()), file=self.lines, flush=True)
 

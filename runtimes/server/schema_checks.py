@@ -43,14 +43,14 @@ def checked_schema(schema: Any, where: str = "the JSON schema") -> dict[str, Any
     return plain
 
 
-def require_size(text: str, where: str) -> None:
+def require_size(text: str, where: str, most: int = MOST_BYTES) -> None:
     """Refuse what is too long to be compiled.
 
     Raises:
-        HerdError: the text has more than 256 KiB.
+        HerdError: the text has more bytes.
     """
-    if len(text.encode()) > MOST_BYTES:
-        raise HerdError(f"{where} has {len(text.encode())} bytes, at most {MOST_BYTES} are taken: make it smaller")
+    if len(text.encode()) > most:
+        raise HerdError(f"{where} has {len(text.encode())} bytes, at most {most} are taken: make it smaller")
 
 
 def _subschemas(schema: dict[str, Any], where: str, depth: int = 0) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
 from ...errors import HerdError
@@ -39,6 +39,7 @@ class Backend(Protocol):
 
     max_model_len: int
     failure: str
+    on_step: Callable[[int], None]
 
     @property
     def engine(self) -> Model:
@@ -49,6 +50,9 @@ class Backend(Protocol):
 
     def gauges(self) -> Mapping[str, float]:
         """What it counts."""
+
+    def cache_config(self) -> Mapping[str, str]:
+        """The memory of keys and values, under vLLM's names."""
 
 
 class Serving:
@@ -62,7 +66,7 @@ class Serving:
     def __init__(self, options: ServerOptions, toolkit: Toolkit) -> None:
         self.options, self.toolkit = options, toolkit
         self.keys = Keys(options.api_keys) if options.api_keys else None
-        self.metrics = Metrics(options.names[0], self._gauges)
+        self.metrics = Metrics(options.names[0], self._gauges, self._cache_config)
         self.phase: Phase = "loading"
         self.preparing = asyncio.Semaphore(PREPARED_AT_ONCE)
         self._service: Backend | None = None
@@ -75,6 +79,7 @@ class Serving:
     def open(self, service: Backend) -> None:
         """Answer requests from now on."""
         self._service, self.phase = service, "ready"
+        service.on_step = self.metrics.count_step
         self.toolkit.attach(service.engine.processor, service.engine.config, self.options.tool_format)
 
     def drain(self) -> None:
@@ -124,6 +129,11 @@ class Serving:
         most = self.service.max_model_len
         return most if self.options.context is None else min(most, self.options.context)
 
+    @property
+    def most_context(self) -> int:
+        """The context, 0 while the model is being loaded."""
+        return self.context if self._service else 0
+
     def submit(self, request: GenerationRequest) -> Answer:
         """Queue a request.
 
@@ -151,3 +161,6 @@ class Serving:
 
     def _gauges(self) -> Mapping[str, float]:
         return {} if self._service is None else self._service.gauges()
+
+    def _cache_config(self) -> Mapping[str, str]:
+        return {} if self._service is None else self._service.cache_config()

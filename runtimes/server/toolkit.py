@@ -41,16 +41,19 @@ class Toolkit:
         self._building = threading.Lock()
 
     def attach(self, processor: PromptProcessor, config: HerdConfig, format: str | None = None) -> None:  # noqa: A002
-        """Say for which model, and in which format it writes calls if not in that of its template."""
+        """Say for which model, and the only format of its calls, if not that of its template is to come first."""
         self._processor, self._config, self._format = processor, config, format
 
     # -- tools ---------------------------------------------------------------------------------------------------
 
     @property
-    def format(self) -> str:
-        """In which the model writes calls: prompts ask for it, grammars enforce it and parsers read it."""
+    def formats(self) -> tuple[str, ...]:
+        """In which calls may be written, the one that prompts ask for first; only one where it was fixed."""
         assert self._processor, "attached before requests come"
-        return self._format or str(_tools().call_format(self._processor.template))
+        if self._format:
+            return (self._format,)
+        formats: tuple[str, ...] = _tools().call_formats(self._processor.template)
+        return formats
 
     def prepare_messages(self, messages: list[Any], tools: list[Tool]) -> tuple[list[Any], list[Tool]]:
         """Messages and tools in the form that the model's template takes."""
@@ -61,7 +64,7 @@ class Toolkit:
 
     def parser(self, tools: list[Tool]) -> Parser:
         """A parser for one answer."""
-        parser: Parser = _tools().ToolParser(tools, self.format)
+        parser: Parser = _tools().ToolParser(tools, self.formats)
         return parser
 
     # -- grammars ------------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def test_inspect(paths: tuple[Path, Path]) -> None:
         assert "top-1, plus a shared one" in table.stdout
         for shown in (document["fingerprint"], str(path)):
             assert shown in table.stdout, "whole, however wide"
-    assert (document["format"], document["graphs"]["decoder"]) == (2, "decoder.onnx")
+    assert (document["format"], document["graphs"]["decoder"]) == (3, "decoder.onnx")
 
 
 def test_verify(paths: tuple[Path, Path]) -> None:

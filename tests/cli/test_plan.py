@@ -61,7 +61,7 @@ def test_memory_only_devices_get_no_rates() -> None:
 
 
 def test_formats_without_a_target_are_said() -> None:
-    assert "int4 is built for target cpu only" in run("scout", *SHORT, "--recipe", "int4").stdout
+    assert "fp32 is built for a CPU only" in run("scout", *SHORT, "--recipe", "fp32").stdout
     assert "no FP8 products" in run("scout", "--devices", "8xA100-80GB", "--context", "8k").stdout
 
 

@@ -62,6 +62,12 @@ def test_a_server_that_calls_a_field_otherwise(server: ScriptedServer) -> None:
     assert "repetition_penalty" not in server.asked[0].body
 
 
+@pytest.mark.parametrize("card", [{"max_model_len": 2048}, {"meta": {"n_ctx": 2048, "n_ctx_train": 1 << 20}}])
+def test_the_context_by_either_name(server: ScriptedServer, card: dict[str, Any]) -> None:
+    server.card = {"id": "calf", **card}
+    assert RemoteServer(Address.of(server.url)).context == 2048
+
+
 def test_a_model_that_is_named_need_not_be_listed(server: ScriptedServer) -> None:
     server.card = {}
     assert "refuses with status 404" in run("generate", "--url", server.url, "Hi").stderr

@@ -4,92 +4,142 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from herdgraph.model.config import HerdConfig, TextConfig
+from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import MAVERICK, SCOUT
-from support.herds import VARIANTS, variant
+from herdgraph.model.quantization.recipes import Caches
+from support.herds import TWO_LAYERS, variant
 from support.hollow_cuda import graphs
 from support.hollow_cuda.decoder import PROVIDER, SESSION, call, lowered
-from support.hollow_cuda.device import run
+from support.hollow_cuda.device import Call, run
+from support.hollow_cuda.kernels import (
+    FLASH,
+    GATHERED,
+    GROUPED_ON_HOPPER,
+    SPLIT,
+    UNPACKING_EXPERTS,
+    UNPACKING_EXPERTS_OF_ROW,
+)
 from support.hollow_cuda.report import Report
 
 pytestmark = pytest.mark.slow
 
-LAUNCHES_PER_LAYER = 30
-LAUNCHES_BESIDE = 16
-"""Of the embedding, of lengths and positions, of the last norm and of the head."""
-RECIPES = ["bf16", "int8", "int4"]
-CACHES = ["float", "int8", "fp8"]
+LAUNCHES_PER_LAYER: dict[Caches, float] = {"float": 30, "int8": 30.5}
+"""Reading pages of 8 bits takes a second kernel, which joins what the first has split."""
+RECIPES: tuple[str, ...] = ("bf16", "int8", "int4")
+CACHES: tuple[Caches, ...] = ("float", "int8", "fp8")
 
 
-def with_layers(config: HerdConfig, *, moe: tuple[bool, ...], rotated: tuple[bool, ...]) -> HerdConfig:
-    """Some layers of a model's real size; those that rotate attend in chunks."""
-    text: TextConfig = replace(
-        config.text, num_layers=len(moe), moe_layers=tuple(layer for layer, routed in enumerate(moe) if routed),
-        rope_layers=rotated, chunked_layers=rotated)
-    return HerdConfig(text=text)
+def with_layers(config: HerdConfig, *, moe: tuple[bool, ...], chunked: tuple[bool, ...], **text: int) -> HerdConfig:
+    """Some layers of a model's real size under a small vocabulary; those that attend in chunks rotate."""
+    routed = tuple(layer for layer, is_routed in enumerate(moe) if is_routed)
+    return HerdConfig(text=replace(config.text, num_layers=len(moe), moe_layers=routed, rope_layers=chunked,
+                                   chunked_layers=chunked, vocab_size=2048, **text))
 
 
-SCOUT_PAIR = with_layers(SCOUT, moe=(True, True), rotated=(True, False))
-MAVERICK_PAIR = with_layers(MAVERICK, moe=(False, True), rotated=(True, False))
+SCOUT_PAIR = with_layers(SCOUT, moe=(True,) * 2, chunked=(True, False))
+MAVERICK_PAIR = with_layers(MAVERICK, moe=(False, True), chunked=(True, False))
 
 
-def reports(config: HerdConfig, directory: Path, recipe: str = "bf16", caches: str = "float") -> dict[str, Report]:
-    """What a decoder does with a token, with one of each of eight sequences, and with prompts beside tokens."""
+def narrow(*chunked: bool) -> HerdConfig:
+    """Layers of Scout with thin experts, which are launched as wide ones are."""
+    return with_layers(SCOUT, moe=(True,) * len(chunked), chunked=chunked, expert_size=256)
+
+
+def reports(
+    config: HerdConfig, directory: Path, recipe: str = "bf16", caches: Caches = "float", generation: int = 90,
+) -> dict[str, Report]:
+    """What a decoder does with a token, with one of each of eight sequences, and with a prompt beside tokens."""
     path = graphs.save(lowered(config, recipe, caches), directory)
     chunk = config.text.attention_chunk_size
     return run([
         call("token", chunk, [(100, 1)], record=True),
         call("tokens", chunk, [(past, 1) for past in (100, 3, 5, 700, 9, 1, 0, 64)], record=True),
         call("ragged", chunk, [(0, min(64, chunk or 64)), (100, 1), (3, 1)]),
-    ], path, session=SESSION, provider=PROVIDER)
+    ], path, session=SESSION, provider=PROVIDER, generation=generation)
 
 
-def check_decoding(found: dict[str, Report], layers: int) -> None:
-    """A token is one graph: as many launches as promised, and nothing that waits, copies or allocates."""
+def check_decoding(found: dict[str, Report]) -> None:
+    """A token is one graph, and nothing in it waits, allocates, or talks to the host."""
     for name in ("token", "tokens"):
         eager, replay = found[f"{name}/eager"], found[f"{name}/replay"]
-        assert eager.launches <= LAUNCHES_PER_LAYER * layers + LAUNCHES_BESIDE, eager.summary()
-        assert not eager.reads_by_host, eager.summary()
         assert not eager.allocations, eager.summary()
-        assert not eager.copies("host", "device"), eager.summary()
-        assert len(eager.of("synchronize")) <= 1, "the end of a call is all that is waited for"
-        assert [event["event"] for event in replay.events if event["event"] != "synchronize"] == ["replay"]
+        assert not eager.reads_by_host, eager.summary()
+        assert not eager.writes_by_host, eager.summary()
+        assert len(eager.of("synchronize")) == 1, "the end of a call is all that is waited for"
+        assert [event["event"] for event in replay.events] == ["replay", "synchronize"]
         assert replay.of("replay")[0]["steps"] >= eager.launches, "the graph holds all that runs without one"
+
+
+def check_kernels(found: dict[str, Report], recipe: str, caches: Caches, *, attention: int, experts: int) -> None:
+    """The kernels that the layers of a decoder are meant to run by."""
+    token, ragged = found["token/eager"], found["ragged/eager"]
+    row, rows = (GROUPED_ON_HOPPER,) * 2 if recipe == "bf16" else (UNPACKING_EXPERTS_OF_ROW, UNPACKING_EXPERTS)
+    assert token.count(row) == 2 * experts, token.summary()
+    assert ragged.count(rows) == 2 * experts, ragged.summary()
+    assert token.count(FLASH if caches == "float" else SPLIT) == attention, token.summary()
+    assert token.count(GATHERED) == 0, "decoding reads the past where it lies"
+    assert ragged.count(FLASH if caches == "float" else GATHERED) == attention, ragged.summary()
 
 
 @pytest.mark.parametrize("caches", CACHES)
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_layers_of_scout(weights: Path, recipe: str, caches: str) -> None:
+def test_layers_of_scout(weights: Path, recipe: str, caches: Caches) -> None:
     found = reports(SCOUT_PAIR, weights, recipe, caches)
-    check_decoding(found, layers=2)
+    check_decoding(found)
+    check_kernels(found, recipe, caches, attention=2, experts=2)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_layers_of_maverick(weights: Path, recipe: str) -> None:
     """A dense layer and one of 128 experts."""
-    check_decoding(reports(MAVERICK_PAIR, weights, recipe), layers=2)
+    found = reports(MAVERICK_PAIR, weights, recipe)
+    check_decoding(found)
+    check_kernels(found, recipe, "float", attention=2, experts=1)
 
 
-@pytest.mark.parametrize("name", [
-    "moe-every-second-layer", "dense", "no-qk-norm", "no-chunks", "rope-everywhere", "no-temperature", "top-2", "tied",
-    "1-expert", "7-experts",
-])
-def test_herds(weights: Path, name: str) -> None:
-    config = VARIANTS[name]
-    check_decoding(reports(config, weights), config.text.num_layers)
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_launches_of_one_more_layer(weights: Path, recipe: str) -> None:
-    """What a layer adds is known from decoders of four and of eight."""
-    launches = []
-    for layers in (4, 8):
-        flags = tuple((layer + 1) % 4 != 0 for layer in range(layers))
-        config = variant(num_layers=layers, moe_layers=tuple(range(layers)), rope_layers=flags, chunked_layers=flags)
-        directory = weights / str(layers)
+@pytest.mark.parametrize(
+    ("recipe", "caches"), [("bf16", "float"), ("bf16", "int8"), ("int8", "float"), ("int4", "float")])
+def test_launches_of_a_layer(weights: Path, recipe: str, caches: Caches) -> None:
+    """What one more layer of either kind adds, and what Scout, of which every fourth is global, has on average."""
+    found = []
+    for chunked in ((True, False), (True, True, False), (True, False, False)):
+        directory = weights / str(len(found))
         directory.mkdir()
-        launches.append(reports(config, directory, recipe)["token/eager"].launches)
-    assert launches[1] - launches[0] <= 4 * LAUNCHES_PER_LAYER
+        found.append(reports(narrow(*chunked), directory, recipe, caches))
+    for name in ("token", "tokens", "ragged"):
+        pair, with_chunked, with_global = (each[f"{name}/eager"].launches for each in found)
+        of_chunked, of_global = with_chunked - pair, with_global - pair
+        beside = pair - of_chunked - of_global
+        print(f"\n{recipe} {caches} {name}: chunked {of_chunked}, global {of_global}, beside layers {beside}")
+        if name != "ragged":
+            assert (3 * of_chunked + of_global) / 4 <= LAUNCHES_PER_LAYER[caches]
+
+
+@pytest.mark.parametrize("recipe", ["bf16", "int4"])
+@pytest.mark.parametrize("generation", [80, 89, 120])
+def test_other_generations(weights: Path, generation: int, recipe: str) -> None:
+    """An A100, an L40S, a desktop's Blackwell."""
+    check_decoding(reports(narrow(True, False), weights, recipe, generation=generation))
+
+
+@pytest.mark.parametrize("text", [
+    {}, {"rope_layers": (True, True)}, {"attention_chunk_size": 0, "chunked_layers": (False, False)}, {"top_k": 2},
+    {"tie_word_embeddings": True}, {"use_qk_norm": False, "attn_temperature_tuning": False, "num_experts": 7},
+], ids=["plain", "rotated global", "without chunks", "top-2", "tied", "without norms"])
+def test_other_herds(weights: Path, text: dict[str, Any]) -> None:
+    check_decoding(reports(variant(**(TWO_LAYERS | text)), weights))
+
+
+def test_pictures(weights: Path) -> None:
+    """A decoder that takes features, and the tower, whose shapes are computed on the host without a look at values."""
+    config = variant(vision=True, **TWO_LAYERS)
+    check_decoding(reports(config, weights))
+    tower = graphs.save(lowered(config, "bf16", tower=True), weights)
+    found = run([Call("tiles", {"tiles": 3, "image_tokens": 12})], tower, provider=PROVIDER,
+                session=SESSION | {"session.disable_cpu_ep_fallback": "0"})
+    assert found["tiles/eager"].launches
+    assert not found["tiles/eager"].reads_by_host

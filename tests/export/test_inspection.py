@@ -10,6 +10,8 @@ import pytest
 
 from herdgraph.errors import HerdError
 from herdgraph.export.inspection import BundleDescription, CheckpointDescription, describe, describe_pipeline
+from herdgraph.export.planner.storage import Storage
+from herdgraph.export.planner.traffic import cache_bytes
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes.bundle.manifest import MANIFEST, Manifest, describe_files
@@ -42,6 +44,23 @@ def test_bundle(tmp_path: Path, target: str, plan_files: list[str]) -> None:
     document = found.to_json()
     assert document["files"]["decoder"] == (5, manifest.files["decoder"].sha256)
     assert ("plans" in document) == bool(plan_files)
+
+
+@pytest.mark.parametrize(("target", "caches", "row"), [
+    ("cpu", "int8", 16 + 4), ("cpu", "float32", 64), ("cpu-stock", "int8", 16), ("tensorrt", "fp8", 16),
+    ("cpu", None, 32), ("tensorrt-rtx", "int64", 32),
+])
+def test_bytes_of_caches(target: str, caches: str | None, row: int) -> None:
+    """Every token of 8-bit cache blocks has scales; types that are not known count as 16 bit."""
+    manifest = Manifest(target=target, executor="", provider="", recipe="int8", active_bytes=1, config=TINY,
+                        graphs={}, files={})
+    found, text = BundleDescription(Path(), manifest, caches, "").size, TINY.text
+    layers = [bool(text.chunk_of(layer)) for layer in range(text.num_layers)]
+    assert (found.kv_global_bytes, found.kv_local_bytes) == tuple(
+        2 * text.num_kv_heads * row * layers.count(local) for local in (False, True))
+    if target == "cpu" and caches:
+        assert 64 * found.kv_global_bytes + found.kv_local_cap_bytes == cache_bytes(
+            text, Storage("int8", caches, on_cpu=True), 64), "what the planner says"
 
 
 def test_pipeline_by_name() -> None:

@@ -43,7 +43,7 @@ def test_bundle_content(checkpoint: Path, tmp_path: Path) -> None:
     bundle = _build(checkpoint, tmp_path / "bundle", progress=progress)
     assert {path.name for path in bundle.directory.iterdir()} == {
         "manifest.json", "decoder.onnx", "decoder.data", "vision.onnx", "vision.data", "processor",
-        "decoder.data.sha256", "vision.data.sha256",
+        "decoder.data.blake3", "vision.data.blake3",
     }
     for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
         assert (bundle.processor / name).read_bytes() == (checkpoint / name).read_bytes()
@@ -141,7 +141,7 @@ def test_a_kill_leaves_no_bundle_and_a_rerun_succeeds(checkpoint: Path, tmp_path
 
 
 def test_unknown_target_and_recipe() -> None:
-    with pytest.raises(HerdError, match="no target is called 'abacus': choose one of cpu, cpu-stock, tensorrt"):
+    with pytest.raises(HerdError, match="no target is called 'abacus': choose one of cpu, cpu-stock, cuda, tensorrt"):
         target_of("abacus", "fp32")
     with pytest.raises(HerdError, match="target cpu has no recipe 'int3': choose one of fp32, int8, int4"):
         target_of("cpu", "int3")

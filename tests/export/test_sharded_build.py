@@ -200,7 +200,7 @@ def test_two_cuts_per_layer(family: Callable[[str], Family], plan: str, cuts: in
     assert len(shards.ranks[0].partitions) == cuts
     for rank, entry in enumerate(shards.ranks):
         files = {path.name for path in (bundle.directory / f"rank{rank}").iterdir()}
-        assert files == {"decoder.data", "decoder.data.sha256",
+        assert files == {"decoder.data", "decoder.data.blake3",
                          *(f"decoder.{index:02}.onnx" for index in range(len(entry.partitions)))}
         sums = [e for partition in entry.partitions for e in partition.after if e.op == "all_reduce"]
         layers = entry.layers[1] - entry.layers[0]

@@ -18,8 +18,10 @@ def expand(model: ir.Model) -> ir.Model:
     """Replace the operator everywhere; returns the model."""
     for node in [node for node in model.graph if node.op_type == "PagedAttention" and node.domain == "com.microsoft"]:
         build = Builder(f"{node.name}/expanded")
-        outputs = _Expansion(node, build).outputs()
+        outputs, given = _Expansion(node, build).outputs(), node.inputs[3:5]
         ir.convenience.replace_nodes_and_values(model.graph, node, [node], build.nodes, node.outputs, outputs)
+        for present, past in zip(outputs[1:], given, strict=True):
+            present.dtype = past.dtype
     return model
 
 
@@ -88,13 +90,15 @@ class _Expansion:
         """Keys or values of all slots as they are read, and the cache."""
         before, step = self.inputs[cache], self.inputs[scale]
         dtype = before.dtype
+        if dtype == ir.DataType.FLOAT8E4M3FN:  # numpy's arrays of it are not taken: codes lie there as float32
+            before.dtype = ir.DataType.FLOAT
         if step is not None:
             step = self("Squeeze", step)
             new = self("Cast", self("QuantizeLinear", new, step, output_dtype=dtype), to=ir.DataType.FLOAT)
         flat = self("Reshape", self("Cast", before, to=ir.DataType.FLOAT), [-1, self.groups, self.dims])
         flat = self("ScatterND", flat, slot_T1, new)
-        after = self("Cast", self("Reshape", flat, self("Shape", before)), to=dtype)
-        after.dtype, after.shape = dtype, before.shape
+        after = self("Cast", self("Reshape", flat, self("Shape", before)), to=before.dtype)
+        after.shape = before.shape
         return flat if step is None else self("Mul", flat, step), after
 
     def _attended(self, q, keys, values, sequence_T, position_T):

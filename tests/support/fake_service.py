@@ -47,6 +47,7 @@ class FakeService:
         fails_after: tokens after which an answer fails.
         max_model_len: tokens of a prompt and its answer.
         failure: why it runs no more.
+        on_step: is told the tokens of calls; nobody calls it.
         requests: that were submitted.
         answers: to them.
     """
@@ -59,6 +60,7 @@ class FakeService:
     fails_after: int | None = None
     max_model_len: int = 4096
     failure: str = ""
+    on_step: Callable[[int], None] = lambda tokens: None
     requests: list[GenerationRequest] = field(default_factory=list)
     answers: list[FakeAnswer] = field(default_factory=list)
 
@@ -73,8 +75,12 @@ class FakeService:
 
     def gauges(self) -> Mapping[str, float]:
         running = sum(not answer.ended for answer in self.answers)
-        return {"running": running, "waiting": 0, "kv_cache_usage": 0.25, "prefix_queries": 100, "prefix_hits": 40,
+        return {"running": running, "waiting": 0, "waiting_capacity": 2, "waiting_deferred": 1,
+                "kv_cache_usage": 0.25, "prefix_queries": 100, "prefix_hits": 40,
                 "preemptions": 1, "spec_drafts": 2, "spec_draft_tokens": 8, "spec_accepted_tokens": 5}
+
+    def cache_config(self) -> Mapping[str, str]:
+        return {"block_size": "64", "num_gpu_blocks": "100"}
 
     def drain(self, timeout: float) -> None:
         """End what runs."""

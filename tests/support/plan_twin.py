@@ -50,6 +50,9 @@ class Twin:
                     buffer[row, :, slot : slot + new.shape[2]] = new[row]
         return found["logits"].numpy()
 
+    def close(self) -> None:
+        """There is nothing that has to be let go of in order."""
+
     def with_profiles(self, profiles: Items[Limits]) -> Twin:
         other = copy(self)
         other.profiles = profiles

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
@@ -52,7 +52,7 @@ def _meant(rows_NK: np.ndarray, layout: Format) -> np.ndarray:
     return found.reshape(len(rows_NK), -1)[:, : rows_NK.shape[1]]
 
 
-def schedule(lengths: list[int], chunk: int, seed: int = 0) -> list[Call]:
+def schedule(lengths: Sequence[int], chunk: int, seed: int = 0) -> list[Call]:
     """Calls that read all sequences: prompts, single tokens and nothing at all side by side, never across a chunk."""
     random, at, calls = np.random.default_rng(seed), [0] * len(lengths), []
     while any(past < length for past, length in zip(at, lengths, strict=True)):
@@ -102,7 +102,7 @@ class Lists:
         block: tokens of a cache block.
     """
 
-    def __init__(self, model: ir.Model, config: HerdConfig, lengths: list[int], block: int = 64) -> None:
+    def __init__(self, model: ir.Model, config: HerdConfig, lengths: Sequence[int], block: int = 64) -> None:
         self.session, self.block, text = _session(model), block, config.text
         self.inputs = {str(value.name): value for value in model.graph.inputs}
         self.chunk = max(map(text.chunk_of, range(text.num_layers)))
@@ -156,19 +156,27 @@ class Lists:
 
 
 def compare(
-    config: HerdConfig, lower: Callable[[ir.Model], None], recipe: Recipe, lengths: list[int], block: int = 64,
+    config: HerdConfig, lower: Callable[[ir.Model], None], recipe: Recipe, lengths: tuple[int, ...], block: int = 64,
 ) -> tuple[float, float]:
     """Largest difference of a lowered decoder's logits from the canonical one's, and their standard deviation."""
     model = canonical(config)
     lower(model)
-    random = np.random.default_rng(2)
-    ids = [random.integers(3, 490, length).tolist() for length in lengths]
     lists = Lists(model, config, lengths, block)
-    found = lists.logits(ids, schedule(lengths, lists.chunk))
-    reference = Reference(canonical(config, recipe), config)
-    wanted = [reference.logits(each) for each in ids]
+    found = lists.logits(_ids(lengths), schedule(lengths, lists.chunk))
+    wanted = _wanted(config, recipe, lengths)
     gaps = [np.abs(some - all_).max() for some, all_ in zip(found, wanted, strict=True)]
     return float(max(gaps)), float(np.concatenate(wanted).std())
+
+
+@cache
+def _wanted(config: HerdConfig, recipe: Recipe, lengths: tuple[int, ...]) -> list[np.ndarray]:
+    reference = Reference(canonical(config, recipe), config)
+    return [reference.logits(ids) for ids in _ids(lengths)]
+
+
+def _ids(lengths: tuple[int, ...]) -> list[list[int]]:
+    random = np.random.default_rng(2)
+    return [random.integers(3, 490, length).tolist() for length in lengths]
 
 
 def _session(model: ir.Model) -> onnxruntime.InferenceSession:

@@ -56,9 +56,9 @@ def test_what_steps_find(tools: Path) -> None:
 
 
 def test_a_crash_and_a_hang_end_alone(tools: Path) -> None:
-    results, said = _run(tools, "crashes", "hangs", "fine", each=6)
+    results, said = _run(tools, "crashes", "hangs", "fine", each=3)
     crashed, hung, fine = results["steps"]
-    assert (crashed["ended"], hung["ended"]) == ("crashed with status -6", "stopped after 6 s")
+    assert (crashed["ended"], hung["ended"]) == ("crashed with status -6", "stopped after 3 s")
     assert [check["name"] for check in crashed["checks"] + hung["checks"]] == ["before", "before"]
     assert fine["ended"] == "ended"
     assert "[crashed with status -6]  1 passed" in said[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 HERDS = "herds"
 _DONE = "complete.json"
+_REFERENCE = "cpu-fp32"
 PROMPT, TOKENS = 41, 64
 """Of the tiny models' text: over two of their chunks of 16 tokens, and with a third."""
 
@@ -22,12 +24,28 @@ def target_for(device: str) -> str:
 
 
 def make_artifacts(folder: Path) -> None:
-    """Make them, unless they are there already."""
-    if (folder / _DONE).exists():
+    """Make them, unless they are there already, for all targets of this version."""
+    wanted = {name: _bundles() for name, _ in _configs()}
+    done = folder / _DONE
+    if done.exists() and json.loads(done.read_text(encoding="utf-8")) == wanted:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    made = {name: _herd(folder / HERDS / name, config) for name, config in _configs()}
-    (folder / _DONE).write_text(json.dumps(made, indent=1), encoding="utf-8")
+    shutil.rmtree(folder / HERDS, ignore_errors=True)
+    for name, config in _configs():
+        _herd(folder / HERDS / name, config)
+    done.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+
+
+def remove_references(folder: Path) -> None:
+    """Remove the bundles for CPUs, of which only what they said is needed elsewhere."""
+    for bundle in folder.glob(f"{HERDS}/*/{_REFERENCE}"):
+        shutil.rmtree(bundle)
+
+
+def _bundles() -> list[str]:
+    """Target and recipe of every bundle of a model."""
+    from herdgraph.export.targets.precision import PRECISIONS
+
+    return [_REFERENCE, *(f"cuda-{recipe}" for recipe in (PRECISIONS["cuda"].recipes if "cuda" in PRECISIONS else ()))]
 
 
 def _configs() -> Iterator[tuple[str, Any]]:
@@ -38,29 +56,24 @@ def _configs() -> Iterator[tuple[str, Any]]:
     from herdgraph.model.config.presets import TINY
 
     text = replace(TINY.text, hidden_size=128, num_heads=5, num_kv_heads=1, head_dim=64, expert_size=128,
-                   dense_size=256, num_experts=16)
-    yield "text", HerdConfig(text=text)
-    yield "all-experts", HerdConfig(text=replace(text, moe_layers=tuple(range(text.num_layers))))
+                   dense_size=256)
+    yield "text", HerdConfig(text=replace(text, moe_layers=tuple(range(text.num_layers))))
     yield "images", replace(TINY, text=text)
 
 
-def _herd(folder: Path, config: Any) -> list[str]:
-    """A checkpoint, its bundles, and the logits of one text; returns the bundles' names."""
+def _herd(folder: Path, config: Any) -> None:
+    """A checkpoint, its bundles, and the logits of one text."""
     from herdgraph.export.pipeline import build_bundle
-    from herdgraph.export.targets.precision import PRECISIONS
     from herdgraph.model.checkpoint import open_checkpoint
 
-    folder.mkdir(parents=True, exist_ok=True)
-    recipes = {"cpu": ("fp32",)} | ({"cuda": PRECISIONS["cuda"].recipes} if "cuda" in PRECISIONS else {})
-    names = [f"{target}-{recipe}" for target, found in recipes.items() for recipe in found]
+    folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as directory:
         _checkpoint(config, Path(directory) / "model")
         with open_checkpoint(Path(directory) / "model") as checkpoint:
-            for name in names:
+            for name in _bundles():
                 target, _, recipe = name.partition("-")
                 build_bundle(checkpoint, folder / name, target=target, recipe=recipe)
     _expect(folder, config)
-    return names
 
 
 def _checkpoint(config: Any, directory: Path) -> None:
@@ -93,7 +106,7 @@ def _expect(folder: Path, config: Any) -> None:
     if vision:
         ids[5 : 5 + vision.tokens_per_tile] = config.image_token_id
         pixels = generator.standard_normal((1, 3, vision.image_size, vision.image_size)).astype(np.float32)
-    with Engine.load(folder / "cpu-fp32", threads=1) as engine:
+    with Engine.load(folder / _REFERENCE, threads=1) as engine:
         seen = pixels if len(pixels) else None
         logits = engine.prefill(engine.new_sequence(), ids.tolist(), seen, all_positions=True)
     np.savez_compressed(folder / "expected.npz", ids=ids, prompt=PROMPT, pixels=pixels, logits=np.asarray(logits))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from .attention_sessions import BLOCK
 from .check import Place, Report
 from .formulas import error
 from .graphs import Array
-from .layer_graph import BLOCK, SMALL, Decoder, random_weights, tables
+from .layer_graph import SMALL, Decoder, random_weights, tables
 from .session import Session
 
 STEPS, BEGIN, LAYERS = 64, 100, 2

@@ -17,13 +17,7 @@ class Cudart:
     """The CUDA runtime on the first GPU, with a stream."""
 
     def __init__(self) -> None:
-        from herdgraph.runtimes.machine.probe_libraries import find
-
-        name = "libcudart.so.13"
-        try:
-            self._library = ctypes.CDLL(name)  # that of a hollow device is loaded already
-        except OSError:
-            self._library = ctypes.CDLL(find(name) or name)
+        self._library = _load("libcudart.so.13")
         stream = c_void_p()
         self.call("cudaSetDevice", 0)
         self.call("cudaStreamCreate", byref(stream))
@@ -53,3 +47,13 @@ class Cudart:
     def synchronize(self) -> None:
         """Wait for the stream."""
         self.call("cudaStreamSynchronize", c_void_p(self.stream))
+
+
+def _load(name: str) -> Any:
+    """A library: the one that is loaded already, as on a hollow device, the system's, or that of a pip package."""
+    try:
+        return ctypes.CDLL(name)
+    except OSError:
+        from herdgraph.runtimes.machine.probe_libraries import find
+
+        return ctypes.CDLL(find(name) or name)

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .attention_sessions import BLOCK
 from .formulas import rotary_tables
 from .graphs import CONTRIB, Array, Graph
 from .operators import SWIGLU
 
 Source = Callable[[Graph, str, list[int], str], str]
 """Makes a weight of a graph: its name, shape and type."""
-
-BLOCK = 128
-"""Tokens of a block of keys and values."""
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,12 @@ Prints what it found, a JSON document by the name of the check; rank 0 leaves NC
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ def main() -> None:
     """All exchanges, then rank 0 is left alone and lets go."""
     rank, world, folder, *hollow = sys.argv[1:]
     if hollow:
+        os.environ.setdefault("HOLLOW_NCCL_DIR", folder)
         preload_hollow()
     from herdgraph.runtimes.distributed import libnccl
 
@@ -42,6 +46,7 @@ def main() -> None:
     if int(world) > 1:
         found["abort"] = _abandoned(cuda, link, int(rank))
     print(json.dumps(found), flush=True)
+    os._exit(0)  # what was abandoned need not end
 
 
 def _unique_id(library: Any, rank: int, folder: Path) -> bytes:
@@ -101,7 +106,8 @@ def _abandoned(cuda: Any, link: Any, rank: int) -> bool:
     if rank:
         return True
     value = cuda.upload(_values(0))
-    link.all_reduce(value, value, ELEMENTS, "float32", cuda.stream)
+    call = partial(link.all_reduce, value, value, ELEMENTS, "float32", cuda.stream)
+    threading.Thread(target=call, daemon=True).start()  # which a hollow NCCL blocks, and a real one blocks the stream
     time.sleep(0.5)
     began = time.monotonic()
     link.abort()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from .attention_sessions import BLOCK, POSITIONS, Heads, grouped, paged
 from .check import Place, Report
 from .formulas import attention, error, interleaved, normed, quantized, rotary_tables, rotated, routed_experts
 from .graphs import CONTRIB, Array, Graph
@@ -16,6 +16,9 @@ from .session import Session
 
 D, F, E, H, G, K = 320, 512, 16, 10, 2, 128
 """Width, width of an expert, experts, heads, heads of keys and values, width of a head."""
+HEADS = Heads(H, G, K)
+Case = Callable[[Place, str], Iterator[tuple[Array, Array, float]]]
+"""Pairs of what was found and what is right, each with its limit, for a type."""
 SWIGLU = {"k": 1, "normalize_routing_weights": 1, "activation_type": "swiglu", "swiglu_fusion": 1,
           "activation_alpha": 1.0, "activation_beta": 0.0}
 LIMITS = {"fp32": 2e-5, "fp16": 1e-3, "bf16": 1e-2}
@@ -25,31 +28,39 @@ CACHE_LIMITS = {"int8": 3e-2, "fp8": 8e-2}
 def run(place: Place, report: Report) -> None:
     """All of them; one that raises does not end the others."""
     for name, kind, check in _cases(place):
+        if place.left < 2:
+            report.skip(name, "the time was up")
+            continue
         with report.attempt(name):
             for part, (found, wanted, limit) in enumerate(check(place, kind)):
                 report.error(f"{name} {part}" if part else name, error(found, wanted), limit, real=place.real)
 
 
-def _cases(place: Place) -> Iterator[tuple[str, str, Any]]:
-    """Name, type and check."""
-    for kind in ("fp32",) if place.device == "cpu" else ("bf16", "fp16"):
-        yield f"MoE {kind}", kind, _moe
-        yield f"QMoE int4/32 {kind}", kind, partial(_qmoe, bits=4, block=32)
-        yield f"QMoE int8/channel {kind}", kind, partial(_qmoe, bits=8, block=-1)
-        yield f"GroupQueryAttention {kind}", kind, _gqa
-        yield f"RotaryEmbedding {kind}", kind, _rotation
-        yield f"SkipSimplifiedLayerNormalization {kind}", kind, _norm
-        for bits in (4, 8):
-            for fused in ("0", "1") if place.device != "cpu" else ("0",):
-                yield (f"MatMulNBits int{bits}/32 {kind}{' fpA_intB' if fused == '1' else ''}", kind,
-                       partial(_nbits, bits=bits, fused=fused))
+def _cases(place: Place) -> Iterator[tuple[str, str, Case]]:
+    """Name, type and check; bfloat16, which bundles are in, comes first."""
     if place.device == "cpu":
+        yield from _common("fp32", ("0",))
         return
-    for kind in ("bf16", "fp16"):
-        yield f"PagedAttention {kind}", kind, partial(_paged, cache=kind)
-    for cache in ("int8", "fp8"):
+    yield from _common("bf16", ("0", "1"))
+    for cache in ("bf16", "int8", "fp8"):
         yield f"PagedAttention bf16, {cache} caches", "bf16", partial(_paged, cache=cache)
     yield "MatMulBlockQuantizedFp8Weight bf16", "bf16", _fp8_weight
+    yield from _common("fp16", ("0", "1"))
+    yield "PagedAttention fp16", "fp16", partial(_paged, cache="fp16")
+
+
+def _common(kind: str, fused: tuple[str, ...]) -> Iterator[tuple[str, str, Case]]:
+    """What a CPU has, too."""
+    yield f"MoE {kind}", kind, _moe
+    yield f"QMoE int4/32 {kind}", kind, partial(_qmoe, bits=4, block=32)
+    yield f"QMoE int8/channel {kind}", kind, partial(_qmoe, bits=8, block=-1)
+    yield f"GroupQueryAttention {kind}", kind, _gqa
+    yield f"RotaryEmbedding {kind}", kind, _rotation
+    yield f"SkipSimplifiedLayerNormalization {kind}", kind, _norm
+    for bits in (4, 8):
+        for way in fused:
+            yield (f"MatMulNBits int{bits}/32 {kind}{' fpA_intB' if way == '1' else ''}", kind,
+                   partial(_nbits, bits=bits, fused=way))
 
 
 def _random(*shape: int, seed: int = 0) -> Array:
@@ -125,7 +136,7 @@ def _fp8_weight(place: Place, kind: str) -> Iterator[tuple[Array, Array, float]]
 def _rotation(place: Place, kind: str) -> Iterator[tuple[Array, Array, float]]:
     """Neighbours in pairs, at positions out of order."""
     graph, x, positions = Graph(kind), _random(5, H, K), np.array([7, 0, 3, 500, 42])
-    cos, sin = rotary_tables(512, K)
+    cos, sin = rotary_tables(POSITIONS, K)
     y = graph.add("RotaryEmbedding", graph.activation("x", [1, H, 5, K]), graph.weight("cos", cos),
                   graph.weight("sin", sin), graph.weight("positions", positions[None], "int64"), interleaved=1)
     graph.output(y, "y", [1, H, 5, K])
@@ -149,77 +160,39 @@ def _norm(place: Place, kind: str) -> Iterator[tuple[Array, Array, float]]:
 
 def _gqa(place: Place, kind: str) -> Iterator[tuple[Array, Array, float]]:
     """A prompt, a chunk after it and a token, then three prompts and tokens side by side, in shared buffers."""
-    slots = 64
     for batch, calls in ((1, (33, 8, 1)), (3, (33, 1))):
-        graph = Graph(kind)
-        q, k, v = (graph.activation(name, [batch, "s", heads * K]) for name, heads in (("q", H), ("k", G), ("v", G)))
-        past = [graph.input(f"past.{part}", kind, [batch, G, slots, K]) for part in "kv"]
-        lengths = graph.input("last", "int32", [batch]), graph.input("total", "int32", [1])
-        y, *_ = graph.add("GroupQueryAttention", q, k, v, *past, *lengths, outputs=("y0", "now.k", "now.v"),
-                          domain=CONTRIB, num_heads=H, kv_num_heads=G)
-        graph.output(y, "y", [batch, "s", H * K])
-        for part in "kv":
-            graph.output(f"now.{part}", f"now.{part}", [batch, G, slots, K], kind)
-        session = Session(graph.model(), place, provider={"sdpa_kernel": "1"})
-        for part in "kv":
-            session.cache(f"past.{part}", f"now.{part}", [batch, G, slots, K], kind)
-        total = sum(calls)
-        full = [_random(batch, total, heads, K, seed=index) for index, heads in enumerate((H, G, G))]
-        done = 0
+        session = grouped(place, HEADS, kind, kind, batch, 64)
+        q, k, v = (_random(batch, sum(calls), heads, K, seed=index) for index, heads in enumerate((H, G, G)))
+        end = 0
         for tokens in calls:
-            new = [part[:, done : done + tokens].reshape(batch, tokens, -1).astype(np.float32) for part in full]
-            done += tokens
-            found = session.result("y", q=new[0], k=new[1], v=new[2], last=np.full(batch, done - 1, np.int32),
-                                   total=np.array([done], np.int32))
-            wanted = np.stack([attention(full[0][b, done - tokens : done], full[1][b, :done], full[2][b, :done])
-                               for b in range(batch)])
-            yield found, wanted.reshape(found.shape), LIMITS[kind]
+            begin, end = end, end + tokens
+            new = {name: part[:, begin:end].reshape(batch, tokens, -1).astype(np.float32)
+                   for name, part in (("q", q), ("k", k), ("v", v))}
+            found = session.result("y", **new, last=np.full(batch, end - 1, np.int32), total=np.array([end], np.int32))
+            wanted = [attention(q[b, begin:end], k[b, :end], v[b, :end]) for b in range(batch)]
+            yield found, np.stack(wanted).reshape(found.shape), LIMITS[kind]
 
 
 def _paged(place: Place, kind: str, cache: str) -> Iterator[tuple[Array, Array, float]]:
-    """Three sequences of different lengths in one call: prompts, then a chunk beside tokens, over two blocks.
-
-    Norms of queries and keys and the rotation are the operator's own, as a layer of Llama 4 wants them.
-    """
-    size, blocks, width = 128, 8, (H + 2 * G) * K
-    cos, sin = rotary_tables(512, K)
-    graph = Graph(kind)
-    qkv = graph.activation("qkv", ["n", width])
-    caches = [graph.input(f"past.{part}", cache, [blocks, size, G, K]) for part in "kv"]
-    dims: dict[str, list[int | str]] = {"cum": ["b1"], "past": ["b"], "table": ["b", "w"]}
-    places = [graph.input(name, "int32", shape) for name, shape in dims.items()]
-    ones = [graph.weight(f"one.{part}", np.ones(K)) for part in "qk"]
-    is_8_bit = cache != kind
-    scales = [graph.weight(f"scale.{part}", np.array([0.04]), "fp32") if is_8_bit else "" for part in "kv"]
-    attributes: dict[str, Any] = {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR"} if is_8_bit else {}
-    y, *_ = graph.add("PagedAttention", qkv, "", "", *caches, *places, graph.weight("cos", cos),
-                      graph.weight("sin", sin), "", "", *ones, *scales, graph.input("bounds", "int32", [2]),
-                      outputs=("y0", "now.k", "now.v"), domain=CONTRIB, num_heads=H, kv_num_heads=G, do_rotary=1,
-                      rotary_interleaved=1, qk_norm_epsilon=1e-5, **attributes)
-    graph.output(y, "y", ["n", H * K])
-    for part in "kv":
-        graph.output(f"now.{part}", f"now.{part}", [blocks, size, G, K], cache)
-    session = Session(graph.model(), place)
-    for part in "kv":
-        session.cache(f"past.{part}", f"now.{part}", [blocks, size, G, K], cache)
-    table = np.array([[5, 2], [0, 7], [3, 6]], np.int32)
-    lengths = np.zeros(3, np.int32)
-    full = [[_random(256, heads, K, seed=10 * b + part) for part, heads in enumerate((H, G, G))] for b in range(3)]
+    """Three sequences of different lengths in one call: prompts, then a chunk beside tokens, over two blocks."""
+    session = paged(place, HEADS, kind, cache, 8, prologue=True)
+    table, lengths = np.array([[5, 2], [0, 7], [3, 6]], np.int32), np.zeros(3, np.int32)
+    parts = [[_random(256, heads, K, seed=10 * b + part) for part, heads in enumerate((H, G, G))] for b in range(3)]
     for new in ((120, 5, 64), (16, 1, 1), (1, 1, 1)):
-        parts = [[part[lengths[b] : lengths[b] + new[b]] for part in full[b]] for b in range(3)]
-        packed = np.concatenate([np.concatenate([part.reshape(new[b], -1) for part in parts[b]], 1) for b in range(3)])
-        found = session.result(
-            "y", qkv=packed.astype(np.float32), cum=np.cumsum([0, *new]).astype(np.int32), past=lengths, table=table,
-            bounds=np.array([max(new), 256], np.int32))
         ends = lengths + np.array(new, np.int32)
-        wanted = np.concatenate([_attended(full[b], lengths[b], ends[b], cos, sin) for b in range(3)])
-        lengths = ends.astype(np.int32)
-        yield found, wanted, CACHE_LIMITS.get(cache, LIMITS[kind])
+        spans = list(zip(parts, lengths, ends, strict=True))
+        packed = [np.concatenate([part[begin:end].reshape(end - begin, -1) for part in own], 1)
+                  for own, begin, end in spans]
+        found = session.result(
+            "y", qkv=np.concatenate(packed).astype(np.float32), cum=np.cumsum([0, *new]).astype(np.int32), past=lengths,
+            table=table, bounds=np.array([max(new), 2 * BLOCK], np.int32))
+        yield found, np.concatenate([_attended(*span) for span in spans]), CACHE_LIMITS.get(cache, LIMITS[kind])
+        lengths = ends
 
 
-def _attended(parts: list[Array], begin: int, end: int, cos: Array, sin: Array) -> Array:
-    """What a layer's attention gives for tokens ``begin`` to ``end`` of a sequence."""
-    q, k, v = parts
+def _attended(parts: list[Array], begin: int, end: int) -> Array:
+    """What a layer's attention gives for tokens ``begin`` to ``end`` of a sequence: normed, rotated, attended."""
+    (q, k, v), (cos, sin) = parts, rotary_tables(POSITIONS, K)
     q = rotated(normed(q[begin:end]), np.arange(begin, end), cos, sin)
     k = rotated(normed(k[:end]), np.arange(end), cos, sin)
     return attention(q, k, v[:end]).reshape(end - begin, -1)

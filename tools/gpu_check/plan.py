@@ -20,11 +20,11 @@ class Step(NamedTuple):
 
 
 STEPS = (
-    Step("environment", 40, "driver, GPU and onnxruntime-gpu; the CUDA provider computes on itself"),
+    Step("environment", 75, "driver, GPU and onnxruntime-gpu; the CUDA provider computes on itself"),
     Step("operators", 75, "every operator that a bundle may hold against its formula in float64"),
     Step("tiny_herds", 60, "tiny models through Engine on the GPU against the same models on the CPU"),
     Step("cuda_graphs", 40, "a captured CUDA graph says what eager calls say, over lengths and batches"),
-    Step("scout_layer", 100, "one layer of Scout: microseconds against bytes and operations; two kinds of attention"),
+    Step("scout_layer", 90, "one layer of Scout: microseconds against bytes and operations; two kinds of attention"),
     Step("whole_scout", 150, "all 48 layers of Scout in int4, one layer's bytes for all: tokens per second, memory"),
     Step("collectives", 30, "NCCL with one rank and with two on one GPU; a sharded tiny model"),
     Step("device_memory", 20, "copies, pitched copies and streams of the TensorRT runtime"),

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from .attention_sessions import BLOCK, Heads, grouped, paged
 from .check import Place, Report
-from .graphs import CONTRIB, Graph
-from .layer_graph import BLOCK, SCOUT, SMALL, Decoder, Shape, tables
+from .layer_graph import SCOUT, SMALL, Decoder, Shape, tables
 from .session import Session
 from .weight_files import WeightFiles
 
@@ -22,20 +22,20 @@ def run(place: Place, report: Report) -> None:
     if place.device == "cpu":
         report.skip("a layer of Scout", "in types that the CPU provider has not")
         return
-    shape = SCOUT if place.timed else SMALL
-    context = CONTEXT if place.timed else 4 * BLOCK
+    shape, context = (SCOUT, CONTEXT) if place.timed else (SMALL, 4 * BLOCK)
     for experts in ("int4", "bf16"):
         with report.attempt(f"layer {experts}"), tempfile.TemporaryDirectory() as folder:
             _layer(place, report, shape, experts, context, Path(folder))
+    heads = Heads(shape.heads, shape.groups, shape.head)
     for cache in ("bf16", "int8", "fp8"):
         for batch in (1, 16):
             with report.attempt(f"PagedAttention {cache} {batch}"):
                 _measure(place, report, f"PagedAttention {cache}, {batch} x {context}",
-                         _paged(place, shape, cache, batch, context), _cache_bytes(shape, cache, batch, context))
+                         _paged(place, heads, cache, batch, context), _cache_bytes(heads, cache, batch, context))
     for cache in ("bf16", "int8"):
         with report.attempt(f"GroupQueryAttention {cache}"):
-            _measure(place, report, f"GroupQueryAttention {cache}, 1 x {context}", _gqa(place, shape, cache, context),
-                     _cache_bytes(shape, cache, 1, context))
+            _measure(place, report, f"GroupQueryAttention {cache}, 1 x {context}",
+                     _grouped(place, heads, cache, context), _cache_bytes(heads, cache, 1, context))
 
 
 def _layer(place: Place, report: Report, shape: Shape, experts: str, context: int, folder: Path) -> None:
@@ -89,68 +89,28 @@ def _measure(
     report.measure(f"{name} [us]", 1e6 * seconds, rate, timed=place.timed)
 
 
-def _cache_bytes(shape: Shape, cache: str, batch: int, context: int) -> float:
-    return 2.0 * batch * context * shape.groups * shape.head * (2 if cache == "bf16" else 1)
+def _cache_bytes(heads: Heads, cache: str, batch: int, context: int) -> float:
+    return 2.0 * batch * context * heads.groups * heads.width * (2 if cache == "bf16" else 1)
 
 
-def _quantized(graph: Graph, cache: str) -> tuple[list[str], dict[str, str]]:
-    """Scales of 8-bit caches, and what an operator is told of them."""
-    if cache == "bf16":
-        return ["", ""], {}
-    return ([graph.weight(f"scale.{part}", np.array([0.04]), "fp32") for part in "kv"],
-            {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR"})
-
-
-def _paged(place: Place, shape: Shape, cache: str, batch: int, context: int) -> Session:
+def _paged(place: Place, heads: Heads, cache: str, batch: int, context: int) -> Session:
     """Attention of a token for each sequence, over blocks."""
-    graph = Graph("bf16")
-    qkv = graph.activation("qkv", ["n", (shape.heads + 2 * shape.groups) * shape.head])
     given = tables(batch, context + 1)
-    dims = [given["table"].size, BLOCK, shape.groups, shape.head]
-    caches = [graph.input(f"past.{part}", cache, list(dims)) for part in "kv"]
-    sizes: dict[str, list[int | str]] = {"cum": ["b1"], "past": ["b"], "table": ["b", "w"]}
-    places = [graph.input(name, "int32", size) for name, size in sizes.items()]
-    scales, attributes = _quantized(graph, cache)
-    y, *_ = graph.add("PagedAttention", qkv, "", "", *caches, *places, "", "", "", "", "", "", *scales,
-                      graph.input("bounds", "int32", [2]), outputs=("y0", "now.k", "now.v"), domain=CONTRIB,
-                      num_heads=shape.heads, kv_num_heads=shape.groups, **attributes)
-    graph.output(y, "y", ["n", shape.heads * shape.head])
-    for part in "kv":
-        graph.output(f"now.{part}", f"now.{part}", list(dims), cache)
-    session = Session(graph.model(), place)
-    for part in "kv":
-        session.cache(f"past.{part}", f"now.{part}", dims, cache)
-    session.fix(qkv=np.random.default_rng(0).standard_normal((batch, (shape.heads + 2 * shape.groups) * shape.head)
-                                                             ).astype(np.float32),
-                cum=np.arange(batch + 1, dtype=np.int32), past=np.full(batch, context, np.int32), table=given["table"])
+    session = paged(place, heads, "bf16", cache, given["table"].size, prologue=False)
+    qkv = np.random.default_rng(0).standard_normal((batch, heads.packed)).astype(np.float32)
+    session.fix(qkv=qkv, cum=np.arange(batch + 1, dtype=np.int32), past=np.full(batch, context, np.int32),
+                table=given["table"])
     session.bind(bounds=given["bounds"])
-    session.fix_output("y", [batch, shape.heads * shape.head])
+    session.fix_output("y", [batch, heads.queries * heads.width])
     return session
 
 
-def _gqa(place: Place, shape: Shape, cache: str, context: int) -> Session:
+def _grouped(place: Place, heads: Heads, cache: str, context: int) -> Session:
     """Attention of one token over one buffer."""
-    graph, slots = Graph("bf16"), context + BLOCK
-    parts = [graph.activation(name, [1, 1, heads * shape.head])
-             for name, heads in (("q", shape.heads), ("k", shape.groups), ("v", shape.groups))]
-    dims = [1, shape.groups, slots, shape.head]
-    past = [graph.input(f"past.{part}", cache, list(dims)) for part in "kv"]
-    lengths = graph.input("last", "int32", [1]), graph.input("total", "int32", [1])
-    scales, attributes = _quantized(graph, cache)
-    more = {"kv_cache_bit_width": 8} if attributes else {}
-    inputs = [*parts, *past, *lengths, *([""] * 5 + scales if attributes else [])]
-    y, *_ = graph.add("GroupQueryAttention", *inputs, outputs=("y0", "now.k", "now.v"), domain=CONTRIB,
-                      num_heads=shape.heads, kv_num_heads=shape.groups, **attributes, **more)
-    graph.output(y, "y", [1, 1, shape.heads * shape.head])
-    for part in "kv":
-        graph.output(f"now.{part}", f"now.{part}", list(dims), cache)
-    session = Session(graph.model(), place, provider={"sdpa_kernel": "1"})
-    for part in "kv":
-        session.cache(f"past.{part}", f"now.{part}", dims, cache)
-    generator = np.random.default_rng(0)
-    session.fix(**{name: generator.standard_normal((1, 1, heads * shape.head)).astype(np.float32)
-                   for name, heads in (("q", shape.heads), ("k", shape.groups), ("v", shape.groups))},
-                last=np.array([context], np.int32))
+    session, generator = grouped(place, heads, "bf16", cache, 1, context + BLOCK), np.random.default_rng(0)
+    sizes = (("q", heads.queries), ("k", heads.groups), ("v", heads.groups))
+    session.fix(**{name: generator.standard_normal((1, 1, count * heads.width)).astype(np.float32)
+                   for name, count in sizes}, last=np.array([context], np.int32))
     session.bind(total=np.array([context + 1], np.int32))
-    session.fix_output("y", [1, 1, shape.heads * shape.head])
+    session.fix_output("y", [1, 1, heads.queries * heads.width])
     return session

@@ -11,10 +11,12 @@ import numpy as np
 from .artifacts import HERDS, target_for
 from .check import Place, Report
 from .formulas import error
+from .graphs import Array
 
-LIMITS = {"cpu-fp32": 1e-4, "cuda-bf16": 3e-2}
-"""Of logits: bfloat16 adds up the rounding of all layers."""
-COARSE = 0.3
+LIMITS = {"cpu-fp32": (1e-4, 0.0), "cuda-bf16": (3e-2, 0.1)}
+"""Of a position's logits, in the median, and of the share of positions that choose another token. In bfloat16 a router
+now and then sends a token to another expert, which changes that position altogether: so no mean and no maximum."""
+COARSE = (0.3, 0.5)
 """Of recipes that store weights in 8 or 4 bits, which on random weights say that nothing is grossly wrong."""
 CLOSE = 0.1
 """Standard deviations of the logits below which a greedy token may be another one: rounding decides there."""
@@ -22,52 +24,50 @@ CLOSE = 0.1
 
 def run(place: Place, report: Report) -> None:
     """Every bundle that was made for the device."""
-    folders = sorted(path for path in (place.artifacts / HERDS).glob("*") if path.is_dir())
     target = target_for(place.device)
-    found = False
-    for folder in folders:
-        for bundle in sorted(folder.glob(f"{target}-*")):
-            found = True
-            name = f"{folder.name} {bundle.name}"
-            with report.attempt(name):
-                for part, value in _compare(bundle, folder):
-                    limit = 0.0 if part == "other greedy tokens" else LIMITS.get(bundle.name, COARSE)
-                    if limit or bundle.name in LIMITS:
-                        report.error(f"{name}: {part}", value, limit, real=place.real)
-    if not found:
+    bundles = sorted((place.artifacts / HERDS).glob(f"*/{target}-*"))
+    for bundle in bundles:
+        name = f"{bundle.parent.name} {bundle.name}"
+        with report.attempt(name):
+            for part, found, wanted in _compare(bundle):
+                most, others = LIMITS.get(bundle.name, COARSE)
+                report.error(f"{name}, {part}", _median_error(found, wanted), most, real=place.real)
+                report.error(f"{name}, {part}, other tokens", _other_tokens(found, wanted), others, real=place.real)
+    if not bundles:
         report.skip("tiny models", f"no bundles for target {target} were made: this version has no such target")
 
 
-def _compare(bundle: Path, folder: Path) -> Iterator[tuple[str, float]]:
-    """A prompt over several chunks, then tokens one by one, then beside others of other lengths; against the CPU's."""
+def _compare(bundle: Path) -> Iterator[tuple[str, Array, Array]]:
+    """A prompt over several chunks, tokens one by one, tokens beside others of other lengths; with the CPU's logits."""
     from herdgraph import Engine
 
-    with np.load(folder / "expected.npz") as archive:
-        wanted: dict[str, Any] = dict(archive)
-    ids, prompt, pixels = wanted["ids"].tolist(), int(wanted["prompt"]), wanted["pixels"]
+    with np.load(bundle.parent / "expected.npz") as archive:
+        wanted: dict[str, Array] = dict(archive)
+    ids, prompt, logits = wanted["ids"].tolist(), int(wanted["prompt"]), wanted["logits"]
     with Engine.load(bundle) as engine:
-        sequence, seen = engine.new_sequence(), pixels if len(pixels) else None
-        said = engine.prefill(sequence, ids[:prompt], seen, all_positions=True)
-        yield "prompt", error(said, wanted["logits"][:prompt])
-        stepped = np.stack([engine.decode(sequence, token) for token in ids[prompt:]])
-        yield "tokens", error(stepped, wanted["logits"][prompt:])
-        yield "other greedy tokens", _other_tokens(stepped, wanted["logits"][prompt:])
+        sequence, seen = engine.new_sequence(), wanted["pixels"] if len(wanted["pixels"]) else None
+        yield "prompt", engine.prefill(sequence, ids[:prompt], seen, all_positions=True), logits[:prompt]
+        yield "tokens", np.stack([engine.decode(sequence, token) for token in ids[prompt:]]), logits[prompt:]
         if seen is None:
-            yield "batch", _batched(engine, ids, prompt, wanted["logits"])
+            lengths = [prompt, prompt // 2, prompt // 3]
+            yield "batch", _batched(engine, ids, lengths), logits[lengths]
 
 
-def _other_tokens(found: Any, wanted: Any) -> float:
-    """How many positions choose another token, though the best is clearly better than the second."""
-    best = np.sort(wanted, axis=-1)
-    clear = best[:, -1] - best[:, -2] > CLOSE * wanted.std()
-    return float(np.sum((found.argmax(-1) != wanted.argmax(-1)) & clear))
-
-
-def _batched(engine: Any, ids: list[int], prompt: int, wanted: Any) -> float:
-    """Sequences of three lengths, decoded together."""
-    lengths = [prompt, max(1, prompt // 2), max(1, prompt // 3)]
+def _batched(engine: Any, ids: list[int], lengths: list[int]) -> Array:
+    """The next token of sequences of several lengths, decoded together."""
     sequences = [engine.new_sequence() for _ in lengths]
     for sequence, length in zip(sequences, lengths, strict=True):
         engine.prefill(sequence, ids[:length])
-    found = engine.decode_batch(sequences, [ids[length] for length in lengths])
-    return error(found, wanted[lengths])
+    return np.asarray(engine.decode_batch(sequences, [ids[length] for length in lengths]))
+
+
+def _median_error(found: Array, wanted: Array) -> float:
+    """Relative error of a position's logits."""
+    return float(np.median([error(row, other) for row, other in zip(found, wanted, strict=True)]))
+
+
+def _other_tokens(found: Array, wanted: Array) -> float:
+    """The share of positions that choose another token, where the best is clearly better than the second."""
+    best = np.sort(wanted, axis=-1)
+    clear = best[:, -1] - best[:, -2] > CLOSE * wanted.std()
+    return float(np.mean((found.argmax(-1) != wanted.argmax(-1)) & clear))

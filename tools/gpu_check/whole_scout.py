@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+from .attention_sessions import BLOCK
 from .check import Place, Report
 from .environment import memory_used
-from .graphs import TYPES
-from .layer_graph import BLOCK, SCOUT, SMALL, Decoder, Shape
+from .layer_graph import SCOUT, SMALL, Decoder, Shape
 from .scout_layer import feed
 from .session import Session
 from .weight_files import WeightFiles
 
 LAYERS, VOCABULARY = 48, 202_048
-CONTEXT = 2048
+CONTEXT = 1024
 """Tokens that a sequence has when a token is timed."""
 
 
@@ -38,48 +39,70 @@ def _fitting(shape: Shape) -> int:
 
 
 def _scout(place: Place, report: Report, shape: Shape, layers: int, vocabulary: int, folder: Path) -> None:
-    files = WeightFiles(folder)
-    (folder / "model.onnx").write_bytes(Decoder(shape, "int4", files.source()).build(layers, vocabulary))
-    began = time.monotonic()
-    written = files.write()
-    report.measure("files [GB]", written / 1e9, f"{time.monotonic() - began:.1f} s to write", timed=place.timed)
-    began = time.monotonic()
-    session = _session(place, folder, {})
-    report.measure("load [s]", time.monotonic() - began, f"{layers} layers", timed=place.timed)
-    report.measure("memory [GB]", memory_used() / 1e9, f"weights {_bytes(shape, layers, vocabulary) / 1e9:.1f} GB",
-                   timed=place.timed)
-    context = CONTEXT if place.timed else 2 * BLOCK
+    model = Model(place, report, shape, layers, vocabulary, folder)
+    model.write()
+    session = model.load({})
+    report.measure("memory [GB]", memory_used() / 1e9, f"weights {model.bytes / 1e9:.1f} GB", timed=place.timed)
     for batch in (1, 8, 32):
-        if place.left < 15:
-            report.skip(f"decode {batch}", "the time was up")
-            continue
-        with report.attempt(f"decode {batch}"):
-            feed(session, shape, layers, batch, 1, context, result=vocabulary)
-            seconds = session.seconds(*((2, 50) if place.timed else (0, 1)))
-            report.measure(f"decode, {batch} sequences [tokens/s]", batch / seconds,
-                           f"{1e3 * seconds:.2f} ms per step, {layers} layers, {context} tokens each",
-                           timed=place.timed)
-    if place.left > 20:
-        with report.attempt("prefill"):
-            prompt = 2048 if place.timed else 64
-            feed(session, shape, layers, 1, prompt, 0, result=vocabulary)
-            report.measure(f"prefill of {prompt} [tokens/s]", prompt / session.seconds(0, 3), "logits of every token",
-                           timed=place.timed)
+        model.measure(session, f"decode, {batch} sequences", batch, 1, CONTEXT if place.timed else 2 * BLOCK)
+    model.measure(session, "prefill", 1, 2048 if place.timed else 64, 0)
     del session
-    if place.left > 30:
-        with report.attempt("decode as a CUDA graph"):
-            captured = _session(place, folder, {"enable_cuda_graph": "1"})
-            feed(captured, shape, layers, 1, 1, context, result=vocabulary)
-            seconds = captured.seconds(*((2, 50) if place.timed else (0, 1)))
-            report.measure("decode, 1 sequence, CUDA graph [tokens/s]", 1 / seconds, f"{1e3 * seconds:.2f} ms per step",
-                           timed=place.timed)
+    captured = model.load({"enable_cuda_graph": "1"}) if place.left > 30 else None
+    if captured:
+        model.measure(captured, "decode, 1 sequence, CUDA graph", 1, 1, CONTEXT if place.timed else 2 * BLOCK)
 
 
-def _session(place: Place, folder: Path, provider: dict[str, str]) -> Session:
-    # An arena that doubles would ask for 64 GB where 57 are needed.
-    return Session(folder / "model.onnx", place, {"ep.cuda.fpa_intb_gemm": "1"},
-                   {"arena_extend_strategy": "kSameAsRequested", **provider})
+@dataclass(frozen=True)
+class Model:
+    """A model whose weights are parts of a few files, and what is measured of it.
 
+    Attributes:
+        place: where it runs.
+        report: is told what was measured.
+        shape: of a layer.
+        layers: how many.
+        vocabulary: of the head.
+        folder: of the files.
+    """
 
-def _bytes(shape: Shape, layers: int, vocabulary: int) -> float:
-    return layers * shape.bytes_in_all("int4") + shape.width * vocabulary * TYPES["bf16"][1](0).nbytes
+    place: Place
+    report: Report
+    shape: Shape
+    layers: int
+    vocabulary: int
+    folder: Path
+
+    @property
+    def bytes(self) -> float:
+        """Of all weights on the GPU."""
+        return self.layers * self.shape.bytes_in_all("int4") + 2.0 * self.shape.width * self.vocabulary
+
+    def write(self) -> None:
+        """The graph, and the files."""
+        began, files = time.monotonic(), WeightFiles(self.folder)
+        decoder = Decoder(self.shape, "int4", files.source()).build(self.layers, self.vocabulary)
+        (self.folder / "model.onnx").write_bytes(decoder)
+        self.report.measure("files [GB]", files.write() / 1e9, f"{time.monotonic() - began:.1f} s to write",
+                            timed=self.place.timed)
+
+    def load(self, provider: dict[str, str]) -> Session:
+        """A session."""
+        began = time.monotonic()
+        # An arena that doubles would ask for 64 GB where 57 are needed.
+        session = Session(self.folder / "model.onnx", self.place, {"ep.cuda.fpa_intb_gemm": "1"},
+                          {"arena_extend_strategy": "kSameAsRequested", **provider})
+        self.report.measure(f"load{', CUDA graph' if provider else ''} [s]", time.monotonic() - began,
+                            f"{self.layers} layers", timed=self.place.timed)
+        return session
+
+    def measure(self, session: Session, name: str, batch: int, tokens: int, past: int) -> None:
+        """Tokens per second of a call, unless the time is up."""
+        if self.place.left < 15:
+            self.report.skip(name, "the time was up")
+            return
+        with self.report.attempt(name):
+            feed(session, self.shape, self.layers, batch, tokens, past, result=self.vocabulary)
+            seconds = session.seconds(*((2, 50) if self.place.timed else (0, 1)))
+            self.report.measure(f"{name} [tokens/s]", batch * tokens / seconds,
+                                f"{1e3 * seconds:.2f} ms, {self.layers} layers, {past} tokens before",
+                                timed=self.place.timed)

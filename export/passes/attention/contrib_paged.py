@@ -12,8 +12,8 @@ decoder input                     shape                           meaning
 ``past_lengths.global``           int32 [sequences]               tokens that each sequence already holds
 ``past_lengths.chunked``          int32 [sequences]               of them, those of its current chunk: length % chunk
 ``block_table.{kind}``            int32 [sequences, blocks]       blocks of the past and of the new tokens, in order;
-                                                                  ``chunked``: those of the current chunk only. Entries
-                                                                  behind a sequence's last block are not read
+                                                                  ``chunked``: those of the current chunk only. Rows
+                                                                  are filled up with 0
 ``attention_metadata.{kind}``     int32 [2], on the CPU           at least the most new tokens of a sequence, and at
                                                                   least the most of past and new tokens together. They
                                                                   choose kernels and grids, never results
@@ -21,10 +21,11 @@ decoder input                     shape                           meaning
                                   K]                              ``present.{i}.key|value`` to the same memory
 ================================  ==============================  =====================================================
 
-``past_lengths`` of ``PackTokens`` is gone. Blocks are of any size that the kernels have, the same for all layers of a
-kind. Caches are bfloat16, int8 or float8e4m3fn; the latter two with a scale per layer from a calibration. No call may
-cross a multiple of the chunk in any sequence. Lengths are sums and remainders of small integers: nothing of them is
-computed in the graph.
+``past_lengths`` of ``PackTokens`` is gone. Outputs are ``logits`` float32 [rows, vocabulary], ``best`` int64 [rows]
+where a rank has the whole vocabulary (``best_token.py``), and ``present.{i}.key|value``. Blocks are of any size that
+the kernels have, the same for all layers of a kind. Caches are bfloat16, int8 or float8e4m3fn; the latter two with a
+scale per layer from a calibration. No call may cross a multiple of the chunk in any sequence. Lengths are sums and
+remainders of small integers: nothing of them is computed in the graph.
 
 Rotation depends on the distance of two tokens alone, and no chunked layer looks out of its chunk. So these layers
 rotate by the position in the chunk, and their tables of cosines and sines have as many rows as a chunk has tokens,
@@ -36,6 +37,9 @@ Shapes: T tokens, H query heads, G key and value heads, K width of a head.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -110,7 +114,7 @@ class LowerPagedContrib(InPlacePass):
         amaxes = self.calibration.required_kv_amax(layer_of(past), observer="max")
         scales = [amax * HEADROOM / 127 if self.caches == "int8" else input_scale(amax) for amax in amaxes]
         values: list[ir.Value | None] = [
-            build.weight(f"{name}.scale", ir.Tensor(np.float32([scale])))
+            build.weight(f"{name}.scale", ir.Tensor(np.asarray([scale], np.float32)))
             for name, scale in zip(("key", "value"), scales, strict=True)]
         return values, {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR"}
 
@@ -127,55 +131,59 @@ class _Layer:
 
     def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
         self.graph, self.build = graph, Builder(f"{node.name}/contrib")
-        told = {name: attribute.value for name, attribute in node.attributes.items()}
+        told: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
         self.heads, self.groups, self.chunk = told["num_heads"], told["kv_num_heads"], told["chunk"]
-        width = node.outputs[0].shape[1]  # type: ignore[index]
+        width = node.outputs[0].shape[1] if node.outputs[0].shape is not None else None
         assert isinstance(width, int), "the width of all heads is known"
         self.head_dim = width // self.heads
         self.attributes = {"num_heads": self.heads, "kv_num_heads": self.groups}
-        self.qkv, self.tables, self.gains = list(node.inputs[:3]), [None, None], [None, None]
-        rotation, temperature = [*node.inputs[8:], None, None, None][:2], [*node.inputs[10:], None][0]
-        if rotation[0] is not None:
-            self._rotate(rotation)
+        inputs = [*node.inputs, *[None] * (11 - len(node.inputs))]
+        self.qkv: list[ir.Value | None] = inputs[:3]
+        self.tables: list[ir.Value | None] = [None, None]
+        self.gains: list[ir.Value | None] = [None, None]
+        cos, sin, temperature = inputs[8:11]
+        if cos is not None and sin is not None:
+            self._rotate(_row(cos), _row(sin))
         if temperature is not None:
             self._heat(temperature)
         if told["norm_epsilon"]:
             self.gains = [self._ones()] * 2
-            self.attributes |= {"qk_norm_epsilon": told["norm_epsilon"]}
+            self.attributes["qk_norm_epsilon"] = told["norm_epsilon"]
 
     def _apart(self) -> list[ir.Value]:
         """Queries, keys and values as three."""
-        if self.qkv[1] is None:
-            widths = [count * self.head_dim for count in (self.heads, self.groups, self.groups)]
-            joined = self.qkv[0]
-            self.qkv = list(self.build("Split", joined, self.build.constant(widths), outputs=3, axis=-1))
-            for part, width in zip(self.qkv, widths, strict=True):
-                part.type, part.shape = joined.type, ir.Shape(["tokens", width])
-        return self.qkv
+        parts = [value for value in self.qkv if value is not None]
+        if len(parts) == 3:
+            return parts
+        widths = [count * self.head_dim for count in (self.heads, self.groups, self.groups)]
+        split = list(self.build("Split", parts[0], self.build.constant(widths), outputs=3, axis=-1))
+        for part, width in zip(split, widths, strict=True):
+            part.type, part.shape = parts[0].type, ir.Shape(["tokens", width])
+        return split
 
     def _heat(self, temperature_T: ir.Value) -> None:
         q, k, v = self._apart()
         column = self.build("Unsqueeze", temperature_T, self.build.constant([1]))
         self.qkv = [self.build("Mul", q, column), k, v]
 
-    def _rotate(self, rotation: list[ir.Value | None]) -> None:
+    def _rotate(self, *rotation: ir.Value) -> None:
         if self.chunk:
             self.tables = [self._table(value) for value in rotation]
             self.attributes |= {"do_rotary": 1, "rotary_interleaved": 1}
             return
         q, k, v = self._apart()
-        tables = [made_by(value, "Squeeze").inputs[0] for value in rotation]
-        self.qkv = [self._rotated(q, tables, self.heads), self._rotated(k, tables, self.groups), v]
+        self.qkv = [self._rotated(q, rotation, self.heads), self._rotated(k, rotation, self.groups), v]
 
-    def _rotated(self, x: ir.Value, tables: list[ir.Value], heads: int) -> ir.Value:
+    def _rotated(self, x: ir.Value, rotation: tuple[ir.Value, ...], heads: int) -> ir.Value:
         first = self.build.constant([0])
-        row = self.build("RotaryEmbedding", self.build("Unsqueeze", x, first), *tables, interleaved=1, num_heads=heads)
-        return self.build("Squeeze", row, first)
+        row = self.build("Unsqueeze", x, first)
+        row = self.build("RotaryEmbedding", row, *rotation, interleaved=1, num_heads=heads)
+        rotated: ir.Value = self.build("Squeeze", row, first)
+        return rotated
 
-    def _table(self, rotation: ir.Value | None) -> ir.Value:
+    def _table(self, rotation: ir.Value) -> ir.Value:
         """Cosines or sines [chunk, K / 2] of every position in a chunk; layers share them."""
-        row = made_by(rotation, "Squeeze")
-        maker = row.inputs[0].producer() if row is not None and row.inputs[0] is not None else None
+        maker = rotation.producer()
         angles = made_by(maker.inputs[0], "Mul") if maker is not None else None
         assert maker is not None and angles is not None, "a rotation is cosines and sines of position · frequency"  # noqa: PT018
         function = {"Cos": np.cos, "Sin": np.sin}[maker.op_type]
@@ -186,7 +194,7 @@ class _Layer:
     def _ones(self) -> ir.Value:
         return self._shared("ones", np.ones(self.head_dim, np.float32))
 
-    def _shared(self, name: str, values: np.ndarray) -> ir.Value:
+    def _shared(self, name: str, values: np.ndarray[Any, Any]) -> ir.Value:
         """An initializer that is made once for all layers."""
         name = f"attention.{name}.{'x'.join(map(str, values.shape))}"
         if name not in self.graph.initializers:
@@ -194,6 +202,14 @@ class _Layer:
             self.graph.register_initializer(ir.Value(
                 name=name, shape=ir.Shape(values.shape), type=ir.TensorType(tensor.dtype), const_value=tensor))
         return self.graph.initializers[name]
+
+
+def _row(rows: ir.Value) -> ir.Value:
+    """The row that a list was taken out of."""
+    squeeze = made_by(rows, "Squeeze")
+    row = squeeze.inputs[0] if squeeze is not None else None
+    assert row is not None, "our operator reads a row's tables as a list"
+    return row
 
 
 def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
@@ -204,7 +220,7 @@ def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     return maker.attributes["value"].as_tensor() if maker is not None else None
 
 
-def _input(graph: ir.Graph, name: str, dims: list[str | int]) -> ir.Value:
+def _input(graph: ir.Graph, name: str, dims: Sequence[str | int]) -> ir.Value:
     """An int32 input of the graph, which is made once."""
     found = next((value for value in graph.inputs if value.name == name), None)
     if found is None:

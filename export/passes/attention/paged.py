@@ -63,12 +63,11 @@ class LowerPagedAttention(InPlacePass):
             *prepared.rotation, prepared.temperature, outputs=3, domain=DOMAIN, num_heads=heads, kv_num_heads=groups,
             chunk=chunk, cache_type=CACHE_TYPES.index(self.caches), norm_epsilon=prepared.epsilon,
         )
-        y, old = outputs[0], node.outputs[0]
-        y.type, y.shape = old.type, old.shape
+        y, dtype = outputs[0], node.outputs[0].type
         # The operator works on lists of tokens.
         y_row = build("Unsqueeze", y, build.constant([0]))
-        y_row.type, y_row.shape = old.type, old.shape
-        y.shape = ir.Shape(list(old.shape or ())[1:]) if old.shape is not None else None
+        y.type, y.shape = dtype, ir.Shape(["tokens", heads * head_dim])
+        y_row.type, y_row.shape = dtype, ir.Shape([1, "tokens", heads * head_dim])
         ir.convenience.replace_nodes_and_values(graph, node, [node], build.nodes, node.outputs, [y_row, *outputs[1:]])
 
 

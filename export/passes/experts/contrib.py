@@ -86,8 +86,8 @@ class _Contrib(ExpertsLowering):
             fc1, fc2 = build.weight("gate_up", Stacked(self._gate_ups())), build.weight("down", Stacked(downs))
             y_AD = build("MoE", rows_AD, choices_AE, fc1, None, fc2, domain=CONTRIB, **_ATTRIBUTES)
         else:
-            fc1, fc2 = (self._coded(build, *each) for each in (("gate_up", self._gate_ups()), ("down", downs)))
-            y_AD = build("QMoE", rows_AD, choices_AE, *fc1, None, *fc2, domain=CONTRIB, **_ATTRIBUTES, **self._bits())
+            stored = [*self._coded(build, "gate_up", self._gate_ups()), None, *self._coded(build, "down", downs)]
+            y_AD = build("QMoE", rows_AD, choices_AE, *stored, domain=CONTRIB, **_ATTRIBUTES, **self._bits())
         return self.summed(build, y_AD)
 
     def _choices(self) -> ir.Value:

@@ -82,7 +82,7 @@ def _found(node: ir.Node) -> Found | None:
     """The attention that a node is part of, None where it is another one."""
     qkv = [heads for value in node.inputs if (heads := _heads(value))]
     turned = only_user(node.outputs[0], "Transpose")
-    end = only_user(turned.outputs[0], "Reshape") if turned is not None else None
+    end = only_user(turned.outputs[0], "Reshape") if turned is not None and _swaps_heads(turned) else None
     if len(node.inputs) != 3 or len(qkv) != 3 or end is None or not _is_plain(node):
         return None
     split = made_by(qkv[0].part, "Split")
@@ -100,10 +100,15 @@ def _is_plain(node: ir.Node) -> bool:
     return not given.get("is_causal") and not given.get("softcap") and "scale" not in given
 
 
+def _swaps_heads(transpose: ir.Node) -> bool:
+    """Whether it makes [B, H, T, d] of [B, T, H, d], or the other way round."""
+    return list(transpose.attributes.get_ints("perm", ())) == [0, 2, 1, 3]
+
+
 def _heads(value: ir.Value | None) -> Heads | None:
     """What became one of attention's inputs [B, H, T, d]."""
     turned = made_by(value, "Transpose")
-    apart = made_by(turned.inputs[0], "Reshape") if turned is not None else None
+    apart = made_by(turned.inputs[0], "Reshape") if turned is not None and _swaps_heads(turned) else None
     if apart is None:
         return None
     rotated = made_by(apart.inputs[0], "RotaryEmbedding")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ....model.config import HerdConfig
+from ....model.config import HerdConfig, TextConfig
 from ...bundle.blocks import block_check
 from ...bundle.manifest import WEIGHTS, Bundle
 from ...kv_cache.sequence import Features
@@ -18,7 +19,7 @@ from ..vision import VisionRunner
 from .decoder import DecoderGraph, DecoderRunner, Run, SessionGraph
 from .paged import PagedRunner
 from .session import check_names, create_session
-from .weights import is_packed, verify_weights
+from .weights import is_packed
 
 
 def load_graphs(bundle: Bundle, options: ExecutorOptions) -> tuple[Runner, VisionRunner | None]:
@@ -30,9 +31,8 @@ def load_graphs(bundle: Bundle, options: ExecutorOptions) -> tuple[Runner, Visio
     path = bundle.graph("decoder")
     session = create_session(path, provider=bundle.manifest.provider, options=options)
     config = bundle.manifest.config
-    runner = runner_of(SessionGraph(path, session), config, check=_check_of(path, options),
+    runner = runner_of(SessionGraph(path, session), config, check=_check_of(bundle, path, options),
                        cache_bytes=options.cache_bytes)
-    prepare_weights(runner, path.with_suffix(WEIGHTS), options)
     present = {f"present.{layer}.{part}" for layer in range(config.text.num_layers) for part in ("key", "value")}
     inputs = {"input_ids", "past_lengths", "logit_rows"} | ({"image_features"} if config.vision else set())
     if isinstance(runner, PagedRunner):
@@ -41,22 +41,15 @@ def load_graphs(bundle: Bundle, options: ExecutorOptions) -> tuple[Runner, Visio
     return runner, load_vision(bundle, options)
 
 
-def prepare_weights(runner: PagedRunner | DecoderRunner, data: Path, options: ExecutorOptions) -> None:
-    """Compare packed weights with their hashes, and begin to copy them into faster memory.
-
-    Raises:
-        HerdError: they were altered.
-    """
-    if not isinstance(runner, PagedRunner) or not options.prepack or not is_packed(runner.graph.path):
-        return
-    if options.verify:
-        verify_weights(data, options.threads)
-    runner.copy_weights(data)
+def begin_copy(runner: Runner, data: Path, options: ExecutorOptions) -> None:
+    """Begin to copy packed weights into faster memory; once they are verified, for both would read at the same time."""
+    if isinstance(runner, PagedRunner) and options.prepack and is_packed(runner.graph.path):
+        runner.copy_weights(data)
 
 
 def runner_of(
     graph: DecoderGraph, config: HerdConfig, *, batches: int = 1, check: Run | None = None,
-    cache_bytes: int | None = None,
+    cache_bytes: int | None = None, stages: Items[TextConfig] = (),
 ) -> PagedRunner | DecoderRunner:
     """The runner that a graph was lowered for: over a list of tokens, or over a batch of sequences side by side.
 
@@ -66,9 +59,10 @@ def runner_of(
         batches: batches whose buffers are kept, of the latter.
         check: see ``PagedRunner``.
         cache_bytes: see ``PagedRunner``.
+        stages: see ``PagedRunner``.
     """
     if any(item.name == "cumulative_lengths" for item in graph.inputs):
-        return PagedRunner(graph, config, cache_bytes=cache_bytes, check=check)
+        return PagedRunner(graph, config, cache_bytes=cache_bytes, check=check, stages=stages)
     return DecoderRunner(graph, config, batches=batches, check=check)
 
 
@@ -79,7 +73,7 @@ def load_vision(bundle: Bundle, options: ExecutorOptions) -> VisionRunner | None
     path = bundle.graph("vision")
     session = create_session(path, provider=bundle.manifest.provider, options=options)
     check_names(session, path, inputs={"pixel_values"}, outputs={"image_features"})
-    check = _check_of(path, options)
+    check = _check_of(bundle, path, options)
 
     def run(pixel_values: np.ndarray[Any, Any]) -> Features:
         features: Features = session.run(["image_features"], {"pixel_values": pixel_values})[0]
@@ -90,6 +84,6 @@ def load_vision(bundle: Bundle, options: ExecutorOptions) -> VisionRunner | None
     return VisionRunner(run, bundle.manifest.config)
 
 
-def _check_of(graph: Path, options: ExecutorOptions) -> Callable[[], None] | None:
+def _check_of(bundle: Bundle, graph: Path, options: ExecutorOptions) -> Callable[[], None] | None:
     """What compares the weights that a call of a graph has read, None when nothing is to be compared."""
-    return block_check([graph.with_suffix(WEIGHTS)]) if options.check_blocks else None
+    return block_check([bundle.block_hashes(graph.with_suffix(WEIGHTS))]) if options.check_blocks else None

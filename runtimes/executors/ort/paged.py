@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ....errors import HerdError
-from ....model.config import HerdConfig
+from ....model.config import HerdConfig, TextConfig
 from ...kv_cache.paged import CachePools
 from ...kv_cache.pool import block_bytes, caches_of_block, free_cache_bytes
 from ...kv_cache.sequence import Features, Sequence
@@ -48,6 +48,26 @@ class _Size(NamedTuple):
     chunked_blocks: int
 
 
+class PlacedStep(NamedTuple):
+    """What one sequence gets in a call, and the cache blocks where its past is and its tokens go.
+
+    Attributes:
+        token_ids: at least one.
+        past: tokens before them.
+        rows: places among them whose logits are wanted, in order.
+        whole: blocks of layers that see the whole past, int32.
+        chunked: blocks of chunked layers.
+        features: one row per image token among them.
+    """
+
+    token_ids: Items[int]
+    past: int
+    rows: Items[int]
+    whole: Array
+    chunked: Array
+    features: Features | None
+
+
 class _Arrays:
     """Arrays that a call of one size reads and writes, bound once.
 
@@ -72,15 +92,15 @@ class _Arrays:
             "block_table.global": self.whole, "block_table.chunked": self.chunked,
         }, self.logits)
 
-    def fill(self, steps: Items[Step]) -> None:
+    def fill(self, steps: Items[PlacedStep]) -> None:
         """Write what a call is to do."""
         first, row, image_row = 0, 0, 0
         for index, step in enumerate(steps):
-            count, past, cache = len(step.token_ids), len(step.sequence), step.sequence.cache
+            count, past = len(step.token_ids), step.past
             self.input_ids[first : first + count] = step.token_ids
             self.positions[first : first + count] = range(past, past + count)
             self.past_lengths[index], self.cumulative_lengths[index + 1] = past, first + count
-            for target, table in ((self.whole, cache.whole.numbers), (self.chunked, cache.chunked.numbers)):
+            for target, table in ((self.whole, step.whole), (self.chunked, step.chunked)):
                 used = min(len(table), target.shape[1])
                 target[index, :used] = table[:used]
             for place in step.rows:
@@ -100,10 +120,14 @@ class PagedRunner(BlockRunner):
         config: the model; of a rank, what the rank holds of it.
         cache_bytes: that keys and values of all sequences may use, None for half of the free memory.
         check: called after every call, before its result is used; raises when weights that it read were altered.
+        stages: of a rank, see ``CachePools.of``.
     """
 
+    pools: CachePools
+
     def __init__(
-        self, graph: DecoderGraph, config: HerdConfig, *, cache_bytes: int | None = None, check: Run | None = None
+        self, graph: DecoderGraph, config: HerdConfig, *, cache_bytes: int | None = None, check: Run | None = None,
+        stages: Items[TextConfig] = (),
     ) -> None:
         self.graph, self.config, self._check = graph, config, check
         given = {item.name: item for item in graph.inputs}
@@ -111,7 +135,8 @@ class PagedRunner(BlockRunner):
         self.tables = sorted(name for name in given if name.startswith("block_table."))
         self.takes_features = "image_features" in given
         size = _block_bytes(given, config, graph)
-        self.pools = CachePools.of(config.text, size, free_cache_bytes() if cache_bytes is None else cache_bytes)
+        most = free_cache_bytes() if cache_bytes is None else cache_bytes
+        self.pools = CachePools.of(config.text, size, most, stages)
         self._caches = {
             f"{layer}.{part}": ort_value(array) for layer in range(config.text.num_layers)
             for part, array in zip(("key", "value"), self.pools.keys_and_values(layer), strict=True)
@@ -132,22 +157,33 @@ class PagedRunner(BlockRunner):
         Raises:
             HerdError: the pools are full; no sequence has grown.
         """
+        logits = self.compute(self.place(steps))
+        for step in steps:
+            step.sequence.append(map(int, step.token_ids))
+        return logits
+
+    def place(self, steps: Items[Step]) -> list[PlacedStep]:
+        """Find cache blocks for the tokens of several sequences.
+
+        Raises:
+            HerdError: the pools are full; nothing has changed.
+        """
         self.take_blocks(steps)
+        return [PlacedStep(step.token_ids, len(step.sequence), step.rows, step.sequence.cache.whole.numbers,
+                           step.sequence.cache.chunked.numbers, step.features) for step in steps]
+
+    def compute(self, steps: Items[PlacedStep]) -> Logits:
+        """One call, whoever has found the blocks. Returns what ``step`` does."""
         arrays = self._arrays(_size_of(steps))
         arrays.fill(steps)
         arrays.run()
-        for step in steps:
-            step.sequence.append(map(int, step.token_ids))
         return arrays.logits
 
     def prefill_chunk(self, sequence: Sequence, token_ids: list[int], features: Features, rows: Features) -> Logits:
         """Compute a prefill chunk; see ``Runner``."""
-        step = Step(sequence, token_ids, rows.tolist(), features)
-        sequence.make_room(len(token_ids))
-        arrays = _Arrays(self, _size_of([step]))
-        arrays.fill([step])
-        arrays.run()
-        return arrays.logits
+        placed = self.place([Step(sequence, token_ids, rows.tolist(), features)])
+        logits = self.compute(placed)
+        return logits.copy() if len(token_ids) == 1 else logits  # arrays for single tokens are used again
 
     def copy_weights(self, data: Path) -> None:
         """Begin to copy the weights into huge pages, where that pays; results stay the same bits.
@@ -172,13 +208,17 @@ class PagedRunner(BlockRunner):
         except (HerdError, MemoryError, OSError) as error:
             logger.info("%s is used as it is mapped: %s", data, error)
 
+    def wait_until_resident(self) -> None:
+        """Wait for the copy of the weights; see ``Runner``."""
+        if self._copying is not None:
+            self._copying.join()
+
     def close(self) -> None:
         """Free the weights; see ``Runner``."""
         if not self.closed:
             super().close()
             self._stopped.set()
-            if self._copying is not None:
-                self._copying.join()
+            self.wait_until_resident()
             self._kept.clear()
             del self.graph
 
@@ -207,13 +247,11 @@ class PagedRunner(BlockRunner):
             return made
 
 
-def _size_of(steps: Items[Step]) -> _Size:
-    caches = [step.sequence.cache for step in steps]
+def _size_of(steps: Items[PlacedStep]) -> _Size:
     return _Size(
         sum(len(step.token_ids) for step in steps), len(steps), sum(len(step.rows) for step in steps),
         sum(len(step.features) for step in steps if step.features is not None),
-        table_width(max(len(cache.whole.numbers) for cache in caches)),
-        table_width(max(len(cache.chunked.numbers) for cache in caches)),
+        table_width(max(len(step.whole) for step in steps)), table_width(max(len(step.chunked) for step in steps)),
     )
 
 

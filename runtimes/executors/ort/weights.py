@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -21,8 +22,9 @@ import numpy as np
 
 from ....errors import HerdError
 from ....reading import open_file, read_bytes
-from ...bundle.blocks import BLOCK, BlockHashes
-from ...bundle.manifest import Bundle
+from ...bundle.blocks import BLOCK, check_all_blocks
+from ...bundle.manifest import WEIGHTS, Bundle
+from ..options import ExecutorOptions
 from .session import GRAPH_BYTES, Values, ort_value
 
 KEY = "herdgraph.weights"
@@ -41,33 +43,32 @@ def is_packed(graph: Path) -> bool:
     return graph.is_file() and KEY.encode() in read_bytes(graph, most=GRAPH_BYTES)
 
 
-def checked_by_block(bundle: Bundle, *, prepack: bool) -> set[str]:
-    """Weight files that are compared with their hashes block by block, not as a whole before they are used."""
-    def graphs(name: str) -> list[Path]:
-        path = bundle.directory / name
-        return [path.with_suffix(".onnx"), path.with_suffix(".00.onnx")]
+@contextmanager
+def verified(bundle: Bundle, names: Iterable[str], options: ExecutorOptions) -> Iterator[None]:
+    """Compare files of a bundle with their hashes: weights beside what is done within, everything else before.
 
-    return {name for name in bundle.weight_files if not prepack or any(map(is_packed, graphs(name)))}
-
-
-def verify_weights(path: Path, threads: int | None) -> None:
-    """Compare every block of a weight file with its hash.
+    With ``memory="low"`` weights are compared when they are read instead (``blocks.py``).
 
     Args:
-        path: the file.
-        threads: that read, None for one per core.
+        bundle: the bundle.
+        names: of files.
+        options: whether they are compared, and with how many threads.
 
     Raises:
-        HerdError: a block was altered.
+        HerdError: a file was altered; what was done within is of no use then.
     """
-    hashes = BlockHashes(path)
-    with open_file(path) as file, ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        count = os.fstat(file.fileno()).st_size
-        if not count:
-            return
-        content = np.frombuffer(mmap.mmap(file.fileno(), count, access=mmap.ACCESS_READ), np.uint8)
-        list(pool.map(lambda block: hashes.check(block, content[block * BLOCK : (block + 1) * BLOCK].data),
-                      range(len(hashes))))
+    if not options.verify:
+        yield
+        return
+    weights = {name for name in names if name.endswith(WEIGHTS)}
+    bundle.verify(set(names) - weights)
+    hashes = [bundle.block_hashes(bundle.directory / name) for name in sorted(weights)] if options.prepack else []
+    with ThreadPoolExecutor(1) as pool:
+        checking = pool.submit(check_all_blocks, hashes, options.threads)
+        try:
+            yield
+        finally:
+            checking.result()
 
 
 def resident_weights(path: Path, stopped: Event) -> ResidentWeights | None:

@@ -1,4 +1,4 @@
-"""Runs TensorRT plans. The host's part is tested on a CPU; ``cuda.py`` and ``device.py`` were not run on hardware."""
+"""Runs TensorRT plans. All is tested on imitations of CUDA and TensorRT, and nothing was run on hardware."""
 
 from .executor import Call, Executor, Limits, choose_profile
 from .runner import PlanRunner

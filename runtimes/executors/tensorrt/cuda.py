@@ -32,12 +32,31 @@ class Cuda:
             from cuda.bindings import runtime
         except ImportError as error:
             raise HerdError("cuda-bindings is not installed: pip install 'herdgraph[tensorrt-rtx]'") from error
-        self.runtime = runtime
-        self.call("cudaSetDevice", device)
+        self.runtime, self.device = runtime, device
+        if device and device >= (count := self.call("cudaGetDeviceCount")):
+            raise HerdError(f"GPU {device} was asked for, this machine has {count}: start no more ranks than GPUs")
+        self.activate()
         attributes = runtime.cudaDeviceAttr
         parts = (attributes.cudaDevAttrComputeCapabilityMajor, attributes.cudaDevAttrComputeCapabilityMinor)
         self.compute_capability = "".join(str(self.call("cudaDeviceGetAttribute", part, device)) for part in parts)
         self.stream = self.call("cudaStreamCreate")
+
+    @property
+    def handle(self) -> int:
+        """The stream as a number; see ``Stream`` of ``distributed/watch.py``."""
+        return int(self.stream)
+
+    def activate(self) -> None:
+        """Let the calling thread work on this GPU."""
+        self.call("cudaSetDevice", self.device)
+
+    def is_done(self) -> bool:
+        """Whether all that was put on the stream has happened; does not wait."""
+        error, *_ = self.runtime.cudaStreamQuery(self.stream)
+        if error == self.runtime.cudaError_t.cudaErrorNotReady:
+            return False
+        self._check("cudaStreamQuery", error)
+        return True
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Call a function of the runtime; its result, or None.
@@ -46,10 +65,13 @@ class Cuda:
             HerdError: CUDA's own words.
         """
         error, *results = getattr(self.runtime, name)(*arguments)
+        self._check(name, error)
+        return results[0] if results else None
+
+    def _check(self, name: str, error: Any) -> None:
         if error != self.runtime.cudaError_t.cudaSuccess:
             text = self.runtime.cudaGetErrorString(error)[1].decode()
             raise HerdError(f"{name} failed: {text}")
-        return results[0] if results else None
 
     def allocate(self, size: int) -> Allocation:
         """Device memory, freed when nothing refers to it any more; at least one byte, so that it has an address."""

@@ -59,6 +59,9 @@ class Executor(Protocol):
     def run(self, call: Call) -> Array:
         """Run once and append the new keys and values to the caches; logits float32 [B, R, V]."""
 
+    def close(self) -> None:
+        """Run no more."""
+
 
 def choose_profile(profiles: Items[Limits], sizes: Mapping[str, int]) -> int:
     """The first profile that a call fits.

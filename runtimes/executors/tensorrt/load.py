@@ -3,35 +3,56 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ....errors import HerdError
 from ...bundle.manifest import Bundle
 from ..options import ExecutorOptions
 from ..vision import VisionRunner
+from .cuda import Cuda
 from .device import DeviceExecutor, load_package
 from .runner import PlanRunner
 
 
-def load_plans(bundle: Bundle, _: ExecutorOptions) -> tuple[PlanRunner, VisionRunner | None]:
+def load_plans(bundle: Bundle, options: ExecutorOptions) -> tuple[PlanRunner, VisionRunner | None]:
     """Runners of a bundle's decoder and image plans, on the first GPU. The options are for executors on the CPU.
 
     Raises:
         HerdError: the package, the driver or the GPU is missing, or the plans are for another version or GPU.
     """
-    config = bundle.manifest.config
-    package = load_package(bundle.manifest.provider)
-    for role, plan in bundle.manifest.plans.items():
-        check_version(role, plan, package.__name__, package.__version__)
-    chunks = tuple(config.text.chunk_of(layer) for layer in range(config.text.num_layers))
-    decoder = DeviceExecutor(bundle.graph("decoder"), package=package, chunks=chunks)
-    for role, plan in bundle.manifest.plans.items():
-        check_device(role, plan, decoder.cuda.compute_capability)
-    vision = None
-    if config.vision:
-        tower = DeviceExecutor(bundle.graph("vision"), package=package)
-        vision = VisionRunner(partial(tower.run_simple, "pixel_values", output="image_features"), config)
-    return PlanRunner(decoder, config), vision
+    cuda = Cuda()
+    text = bundle.manifest.config.text
+    chunks = tuple(text.chunk_of(layer) for layer in range(text.num_layers))
+    decoder = load_plan(bundle, "decoder", bundle.graph("decoder"), cuda, chunks)
+    return PlanRunner(decoder, bundle.manifest.config), load_vision_plan(bundle, options)
+
+
+def load_vision_plan(bundle: Bundle, _: ExecutorOptions) -> VisionRunner | None:
+    """The image tower, on the first GPU; None for models that read text only."""
+    if not bundle.manifest.config.vision:
+        return None
+    tower = load_plan(bundle, "vision", bundle.graph("vision"), Cuda())
+    return VisionRunner(partial(tower.run_simple, "pixel_values", output="image_features"), bundle.manifest.config)
+
+
+def load_plan(bundle: Bundle, role: str, path: Path, cuda: Cuda, chunks: tuple[int, ...] = ()) -> DeviceExecutor:
+    """One plan of a bundle.
+
+    Args:
+        bundle: it is of.
+        role: its name among the manifest's ``plans``.
+        path: its file.
+        cuda: the GPU.
+        chunks: attention chunk of each of its layers.
+
+    Raises:
+        HerdError: as ``load_plans``.
+    """
+    package, plan = load_package(bundle.manifest.provider), bundle.manifest.plans[role]
+    check_version(role, plan, package.__name__, package.__version__)
+    check_device(role, plan, cuda.compute_capability)
+    return DeviceExecutor(path, package=package, cuda=cuda, chunks=chunks)
 
 
 def check_version(role: str, plan: dict[str, Any], package: str, version: str) -> None:

@@ -7,6 +7,7 @@ sequence.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence as Items
 from dataclasses import replace
 
@@ -26,10 +27,11 @@ class PlanRunner(Runner):
 
     Args:
         executor: holds the plan.
-        config: the model.
+        config: the model; of a rank, what the rank holds of it.
+        batches: whose buffers are kept side by side; a pipeline runs large ones in parts.
     """
 
-    def __init__(self, executor: Executor, config: HerdConfig) -> None:
+    def __init__(self, executor: Executor, config: HerdConfig, *, batches: int = 1) -> None:
         self.executor, self.memory, self.takes_features = executor, executor.memory, executor.takes_features
         context = min(config.text.max_position_embeddings, self._largest("slots_global"))
         self.config = replace(config, text=replace(config.text, max_position_embeddings=context))
@@ -38,7 +40,20 @@ class PlanRunner(Runner):
             raise HerdError(f"chunked layers need {min(chunk, context)} slots, the plan was built for {slots}: build "
                             "it with other limits")
         self.longest_chunk = min(PREFILL_CHUNK, self._largest("tokens"))
-        self._batch: BatchedKVCache | None = None
+        self._batches = deque[BatchedKVCache](maxlen=batches)
+
+    def close(self) -> None:
+        """See ``Runner``."""
+        super().close()
+        self.executor.close()
+
+    def check_fits(self, batch: int, tokens: int) -> None:
+        """See ``Runner``."""
+        if tokens > (limit := self.config.text.max_position_embeddings):
+            raise HerdError(f"{tokens} tokens are more than the {limit} that the plan was built for: build it with "
+                            "other limits")
+        if batch > (most := self._largest("batch")):
+            raise HerdError(f"batch is {batch}, the plan was built for 1 to {most}: build it with other limits")
 
     def _largest(self, dimension: str) -> int:
         """Most of a dimension in any profile; without end when no profile has it."""
@@ -60,23 +75,23 @@ class PlanRunner(Runner):
     def decode_batch(self, sequences: Items[Sequence], token_ids: Items[int]) -> Logits:
         """Append one text token to each of several sequences; see ``Runner``."""
         self._reserve(sequences, 1)
-        if self._batch is None or not self._batch.holds(sequences):
-            self._batch = BatchedKVCache(self.memory, self.config.text, sequences)
+        batch = next((batch for batch in self._batches if batch.holds(sequences)), None)
+        if batch is None:
+            batch = BatchedKVCache(self.memory, self.config.text, sequences)
+            self._batches.append(batch)
         lengths = [len(sequence) for sequence in sequences]
-        logits = self._run(self._batch.layers, lengths, [[token] for token in token_ids])
+        logits = self._run(batch.layers, lengths, [[token] for token in token_ids])
         for sequence, token in zip(sequences, token_ids, strict=True):
             sequence.append([int(token)])
         return logits[:, 0]
 
     def prefill_chunk(self, sequence: Sequence, token_ids: list[int], features: Features, rows: Features) -> Logits:
         """Compute a prefill chunk; see ``Runner``."""
+        self.check_fits(1, len(sequence) + len(token_ids))
         return self._run(sequence.cache.layers, [len(sequence)], [token_ids], features, rows)[0]
 
     def _reserve(self, sequences: Items[Sequence], tokens: int) -> None:
-        wanted = tokens + max(len(sequence) for sequence in sequences)
-        if wanted > (limit := self.config.text.max_position_embeddings):
-            raise HerdError(f"{wanted} tokens are more than the {limit} that the plan was built for: build it with "
-                            "other limits")
+        self.check_fits(len(sequences), tokens + max(len(sequence) for sequence in sequences))
         for sequence in sequences:
             sequence.make_room(tokens)
 

@@ -29,3 +29,6 @@ extern "C" EXPORT ort::Status* RegisterCustomOps(ort::Options* options, const or
 
 // The unit in use, for `herdgraph inspect` and tests.
 extern "C" EXPORT const char* herdgraph_unit() { return herd::kernels().name; }
+
+// Which graphs the operators understand (compile.py), for the loader.
+extern "C" EXPORT int herdgraph_interface() { return INTERFACE; }

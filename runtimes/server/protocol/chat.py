@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from .common import MOST_TOOLS, Body, GenerationBody
+from .common import MOST_TOOLS, Body, GenerationBody, ModelBody
 
 
 class ImageUrl(Body):
@@ -87,14 +87,14 @@ class NamedTool(Body):
     function: FunctionName
 
 
-class RenderBody(Body):
+class RenderBody(ModelBody):
     """Messages, as a chat has them."""
 
-    model: str | None = None
     messages: Annotated[list[ChatMessage], Field(fail_fast=True)] = Field(min_length=1)
     tools: list[ChatTool] | None = Field(None, max_length=MOST_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables that the chat template looks at.")
     continue_final_message: bool | None = Field(None, description="The answer goes on from the last message.")
 
 

@@ -22,6 +22,12 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
+class ModelBody(Body):
+    """A body that says which model is meant."""
+
+    model: str | None = None
+
+
 class StreamOptions(Body):
     """How a stream tells its usage."""
 
@@ -56,7 +62,7 @@ class ResponseFormat(Body):
     json_schema: JsonSchema | None = None
 
 
-class SamplingBody(Body):
+class SamplingBody(ModelBody):
     """How tokens are chosen, and when an answer ends: OpenAI's fields and vLLM's."""
 
     temperature: float | None = Field(None, description="0 is greedy. Default: the checkpoint's, else 1.")
@@ -80,12 +86,13 @@ class SamplingBody(Body):
 class GenerationBody(SamplingBody):
     """What chats and completions have in common."""
 
-    model: str | None = None
     n: Count | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=0)
     prompt_logprobs: int | None = Field(None, ge=0, le=100)
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=-1, description="Only so many tokens at the end of the prompt are read; -1: as many as fit.")
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     return_token_ids: bool | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from .common import MOST_STOPS, MOST_TOOLS, Body
+from .common import MOST_STOPS, MOST_TOOLS, Body, ModelBody
 
 
 class TextBlock(Body):
@@ -83,7 +83,7 @@ class ToolChoice(Body):
     disable_parallel_tool_use: bool | None = None
 
 
-class CountBody(Body):
+class CountBody(ModelBody):
     """Messages whose tokens are counted."""
 
     model: str

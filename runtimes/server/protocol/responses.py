@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from .chat import Function
-from .common import MOST_TOOLS, Body
+from .common import MOST_TOOLS, Body, ModelBody
 
 
 class ResponseTool(Function):
@@ -39,10 +39,9 @@ class TextSettings(Body):
     verbosity: str | None = None
 
 
-class ResponsesBody(Body):
+class ResponsesBody(ModelBody):
     """A response."""
 
-    model: str | None = None
     input: str | list[dict[str, Any]]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pydantic import Field
 
 from .chat import RenderBody
-from .common import Body, TokenIds
+from .common import ModelBody, TokenIds
 
 
-class TokenizeTextBody(Body):
+class TokenizeTextBody(ModelBody):
     """A text."""
 
-    model: str | None = None
     prompt: str
     add_special_tokens: bool | None = Field(None, description="Begin-of-text in front, which is the default.")
     return_token_strs: bool | None = None
@@ -23,8 +22,7 @@ class TokenizeChatBody(RenderBody):
     return_token_strs: bool | None = None
 
 
-class DetokenizeBody(Body):
+class DetokenizeBody(ModelBody):
     """Token ids."""
 
-    model: str | None = None
     tokens: TokenIds

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncGenerator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,35 +12,32 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ...scheduler import Delta
+from ..answering import answer, check_body
 from ..choices import Choice
-from ..events import DONE, EventStream, event, openai_failure
+from ..errors import ApiError
+from ..events import DONE, event, openai_failure
 from ..generation_plan import Plan, plan_chat
 from ..logprobs import chat_logprobs, prompt_logprobs
+from ..parsing import ParsedRoute
 from ..parts import CallStart, Part, TextPart
 from ..protocol.chat import ChatBody
-from ..replies import JsonReply
 from ..runs import Run
 from ..serving import Serving
-from ..unknown_fields import check_unknown
 from ..usage import openai_usage
 from .described import ERRORS
 
 
 def chat_routes(serving: Serving) -> APIRouter:
     """The route."""
-    router = APIRouter(tags=["chat"], responses=ERRORS)
+    router = APIRouter(tags=["chat"], responses=ERRORS, route_class=ParsedRoute)
 
     @router.post("/v1/chat/completions", summary="An answer to a chat")
     async def chat_completions(request: Request, body: ChatBody) -> Response:
-        headers = check_unknown(body)
-        serving.require_model(body.model)
+        headers = check_body(serving, body)
         plan = await plan_chat(serving, request.scope, body)
-        with ExitStack() as running:
-            run = running.enter_context(Run(serving, request.scope, plan.request))
-            reply = _Reply(serving.model, body, plan, run)
-            if body.stream:
-                return EventStream(reply.events(), running.pop_all(), serving.options, openai_failure, headers)
-            return JsonReply(await reply.whole(), headers=headers)
+        return await answer(serving, request.scope, [plan.request],
+                            lambda runs: _Reply(serving.model, body, plan, runs[0]), stream=body.stream,
+                            headers=headers)
 
     return router
 
@@ -103,6 +99,10 @@ class _Reply:
         if self._options and self._options.include_usage:
             yield event(self._envelope([]) | {"usage": openai_usage([self.run.usage])})
         yield DONE
+
+    def failure(self, error: ApiError) -> bytes:
+        """How its stream ends where it failed."""
+        return openai_failure(error)
 
     def _grown(self, choice: Choice, delta: Delta) -> list[bytes]:
         """Events of what an answer has grown by; log-probabilities and ids go with the first."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncGenerator
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,38 +14,34 @@ from starlette.types import Scope
 
 from ...generation import TokenLogprob
 from ...scheduler import Delta, GenerationRequest
+from ..answering import answer, check_body
 from ..choices import Choice
-from ..errors import wrong
-from ..events import DONE, EventStream, event, openai_failure
+from ..errors import ApiError, wrong
+from ..events import DONE, event, openai_failure
 from ..generation_plan import constraint_of, request_of
 from ..logprobs import CompletionLogprobs, prompt_logprobs
-from ..prompts import on_thread, text_prompt
+from ..parsing import ParsedRoute
+from ..prompts import kept_tokens, on_thread, text_prompt
 from ..protocol.common import MOST_CHOICES
 from ..protocol.completions import MOST_PROMPTS, CompletionBody
 from ..records import record_of
-from ..replies import JsonReply
 from ..runs import Run, merged
 from ..serving import Serving
-from ..unknown_fields import check_unknown
 from ..usage import openai_usage
 from .described import ERRORS
 
 
 def completion_routes(serving: Serving) -> APIRouter:
     """The route."""
-    router = APIRouter(tags=["completions"], responses=ERRORS)
+    router = APIRouter(tags=["completions"], responses=ERRORS, route_class=ParsedRoute)
 
     @router.post("/v1/completions", summary="What follows a text")
     async def completions(request: Request, body: CompletionBody) -> Response:
-        headers = check_unknown(body)
-        serving.require_model(body.model)
+        headers = check_body(serving, body)
         planned = await _plan(serving, request.scope, body)
-        with ExitStack() as running:
-            runs = [running.enter_context(Run(serving, request.scope, one)) for one in planned]
-            reply = _Reply(serving, body, runs, await _echoed(serving, body, planned))
-            if body.stream:
-                return EventStream(reply.events(), running.pop_all(), serving.options, openai_failure, headers)
-            return JsonReply(await reply.whole(), headers=headers)
+        echoed = await _echoed(serving, body, planned)
+        return await answer(serving, request.scope, planned, lambda runs: _Reply(serving, body, runs, echoed),
+                            stream=body.stream, headers=headers)
 
     return router
 
@@ -68,9 +63,10 @@ async def _plan(serving: Serving, scope: Scope, body: CompletionBody) -> list[Ge
     if body.stream and body.prompt_logprobs is not None:
         raise wrong("prompt_logprobs are not streamed: leave out stream", "prompt_logprobs")
     echoed = body.logprobs if body.echo else None
+    keep = kept_tokens(serving, body.truncate_prompt_tokens, body.max_tokens)
     planned = []
     for text in _prompts(body):
-        prompt = await text_prompt(serving, text, begins=body.add_special_tokens is not False)
+        prompt = await text_prompt(serving, text, begins=body.add_special_tokens is not False, keep=keep)
         constraint = await constraint_of(serving, body)
         planned.append(await request_of(serving, scope, body, prompt, body.max_tokens, body.logprobs,
                                         constraint=constraint, prompt_logprobs=echoed))
@@ -165,6 +161,10 @@ class _Reply:
         if self._options and self._options.include_usage:
             yield event(self._envelope([]) | {"usage": openai_usage(run.usage for run in self.runs)})
         yield DONE
+
+    def failure(self, error: ApiError) -> bytes:
+        """How its stream ends where it failed."""
+        return openai_failure(error)
 
     def _extra(self, choice: Choice, delta: Delta) -> dict[str, Any]:
         wanted = self.body.return_token_ids and delta.token_ids

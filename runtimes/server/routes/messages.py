@@ -5,59 +5,48 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import AsyncGenerator
-from contextlib import ExitStack
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from ..answering import answer, check_body
 from ..choices import Choice
 from ..errors import ApiError
-from ..events import EventStream, event
+from ..events import event
 from ..from_anthropic import chat_body
 from ..generation_plan import offered_tools, plan_chat
+from ..parsing import ParsedRoute
 from ..parts import CallArguments, CallStart, Part, TextPart
 from ..prompts import chat_prompt
 from ..protocol.messages import CountBody, MessagesBody
 from ..replies import JsonReply
 from ..runs import Run
 from ..serving import Serving
-from ..unknown_fields import check_unknown
 from ..usage import anthropic_usage
 from .described import ANTHROPIC_ERRORS
 
 
 def message_routes(serving: Serving) -> APIRouter:
     """The routes."""
-    router = APIRouter(tags=["messages"], responses=ANTHROPIC_ERRORS)
+    router = APIRouter(tags=["messages"], responses=ANTHROPIC_ERRORS, route_class=ParsedRoute)
 
     @router.post("/v1/messages", summary="An answer to a chat, in Anthropic's form")
     async def messages(request: Request, body: MessagesBody) -> Response:
-        headers = check_unknown(body)
-        serving.require_model(body.model)
+        headers = check_body(serving, body)
         plan = await plan_chat(serving, request.scope, chat_body(body))
-        with ExitStack() as running:
-            run = running.enter_context(Run(serving, request.scope, plan.request))
-            reply = _Reply(body.model, run, Choice(0, plan.parser()))
-            if body.stream:
-                return EventStream(reply.events(), running.pop_all(), serving.options, _failure, headers)
-            return JsonReply(await reply.whole(), headers=headers)
+        choice = Choice(0, plan.parser())
+        return await answer(serving, request.scope, [plan.request], lambda runs: _Reply(body.model, runs[0], choice),
+                            stream=body.stream, headers=headers)
 
     @router.post("/v1/messages/count_tokens", summary="Tokens of a chat, in Anthropic's form")
     async def count_tokens(body: CountBody) -> JsonReply:
-        headers = check_unknown(body)
-        serving.require_model(body.model)
+        headers = check_body(serving, body)
         chat = chat_body(body)
-        prompt = await chat_prompt(serving, chat.messages, offered_tools(chat),
-                                   continue_final=bool(chat.continue_final_message))
+        prompt = await chat_prompt(serving, chat, offered_tools(chat))
         return JsonReply({"input_tokens": len(prompt.token_ids)}, headers=headers)
 
     return router
-
-
-def _failure(error: ApiError) -> bytes:
-    """How a stream ends that failed."""
-    return event(error.anthropic_body(), "error")
 
 
 class _Reply:
@@ -93,6 +82,10 @@ class _Reply:
             yield self._end()
         yield _named("message_delta", delta=self._ending(), usage=anthropic_usage(self._run.usage))
         yield _named("message_stop")
+
+    def failure(self, error: ApiError) -> bytes:
+        """How its stream ends where it failed."""
+        return event(error.anthropic_body(), "error")
 
     def _grown(self, part: Part) -> list[bytes]:
         if isinstance(part, CallStart):

@@ -5,44 +5,40 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncGenerator
-from contextlib import ExitStack
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ...scheduler import Delta
+from ..answering import answer, check_body
 from ..choices import Choice
 from ..errors import ApiError
-from ..events import EventStream, event
+from ..events import event
 from ..from_responses import chat_body
 from ..generation_plan import plan_chat
+from ..parsing import ParsedRoute
 from ..parts import CallArguments, CallStart, Part
 from ..protocol.responses import ResponsesBody
-from ..replies import JsonReply
 from ..response_items import CallItem, TextItem
 from ..runs import Run
 from ..serving import Serving
-from ..unknown_fields import check_unknown
 from ..usage import responses_usage
 from .described import ERRORS
 
 
 def response_routes(serving: Serving) -> APIRouter:
     """The route."""
-    router = APIRouter(tags=["responses"], responses=ERRORS)
+    router = APIRouter(tags=["responses"], responses=ERRORS, route_class=ParsedRoute)
 
     @router.post("/v1/responses", summary="A response; nothing is kept")
     async def responses(request: Request, body: ResponsesBody) -> Response:
-        headers = check_unknown(body)
-        serving.require_model(body.model)
+        headers = check_body(serving, body)
         plan = await plan_chat(serving, request.scope, chat_body(body))
-        with ExitStack() as running:
-            run = running.enter_context(Run(serving, request.scope, plan.request))
-            reply = _Reply(serving.model, body, run, Choice(0, plan.parser()))
-            if body.stream:
-                return EventStream(reply.events(), running.pop_all(), serving.options, reply.failure, headers)
-            return JsonReply(await reply.whole(), headers=headers)
+        choice = Choice(0, plan.parser())
+        return await answer(serving, request.scope, [plan.request],
+                            lambda runs: _Reply(serving.model, body, runs[0], choice), stream=body.stream,
+                            headers=headers)
 
     return router
 

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
-
 import numpy as np
 from llguidance import LLMatcher
 
 from ....errors import HerdError
+from .masks import Mask, Masks
 
 
 class TokenConstraint:
     """What may come next after the tokens so far; see ``scheduler.Constraint``.
 
     The mask of the next token depends on the tokens before it alone: ``prepare`` has it computed in another thread
-    while the model computes the logits. Llguidance releases the interpreter's lock meanwhile.
+    while the model computes the logits. Whoever needs one at once, as the verifier of guesses does, computes it itself.
 
     Args:
         matcher: the grammar's state, which becomes this object's own.
-        threads: compute masks.
+        masks: computes them beside the forward pass.
         stop_ids: tokens that end an answer; the mask allows them where the grammar may end.
     """
 
-    def __init__(self, matcher: LLMatcher, threads: ThreadPoolExecutor, stop_ids: frozenset[int]) -> None:
-        self._matcher, self._threads, self._stop_ids = matcher, threads, stop_ids
-        self._mask: Future[bytes] | None = None
+    def __init__(self, matcher: LLMatcher, masks: Masks, stop_ids: frozenset[int]) -> None:
+        self._matcher, self._masks, self._stop_ids = matcher, masks, stop_ids
+        self._mask: Mask | None = None
         self._ended = False
 
     def prepare(self) -> None:
         """Begin to compute what may come next."""
         if self._mask is None:
-            self._mask = self._threads.submit(self._matcher.compute_bitmask)
+            self._mask = self._masks.ask(self._matcher)
 
     def apply(self, logits_V: np.ndarray) -> None:
         """Set the logits of what may not come next to minus infinity, in place.
@@ -41,9 +40,8 @@ class TokenConstraint:
         Raises:
             HerdError: the grammar became too complex at this place.
         """
-        self.prepare()
-        assert self._mask is not None
-        bits = np.frombuffer(self._mask.result(), np.uint8)
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8) if self._mask is None \
+            else self._mask().view(np.uint8)
         self._require_sound()
         allowed = np.unpackbits(bits, bitorder="little")[: logits_V.shape[0]].view(bool)
         np.copyto(logits_V[: allowed.shape[0]], -np.inf, where=~allowed)
@@ -73,14 +71,14 @@ class TokenConstraint:
     def fork(self) -> TokenConstraint:
         """The same state for another answer to the same prompt."""
         self._settle()
-        copy = TokenConstraint(self._matcher.deep_copy(), self._threads, self._stop_ids)
+        copy = TokenConstraint(self._matcher.deep_copy(), self._masks, self._stop_ids)
         copy._mask, copy._ended = self._mask, self._ended
         return copy
 
     def _settle(self) -> None:
         """A matcher is used by one thread at a time."""
         if self._mask is not None:
-            self._mask.result()
+            self._mask()
 
     def _require_sound(self) -> None:
         if self._matcher.is_error():

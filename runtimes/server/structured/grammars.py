@@ -13,6 +13,7 @@ from ....errors import HerdError
 from ....model.processing import Tokenizer
 from ..tools.formats import with_markers
 from .constraint import TokenConstraint, first_line
+from .masks import Masks
 from .spec import GrammarSpec
 from .vocabulary import grammar_vocabulary
 
@@ -25,7 +26,6 @@ _LIMITS = LLParserLimits(max_items_in_row=10_000, step_max_items=100_000, initia
 _LIMITS_OF_STRANGERS = LLParserLimits(max_items_in_row=1000, step_max_items=20_000, initial_lexer_fuel=2_000_000,
                                       step_lexer_fuel=500_000, max_lexer_states=100_000, verbose_errors=False)
 """A Lark grammar can be as ambiguous as its author likes: it ends with an error before a token costs some 20 ms."""
-
 
 
 class Grammars:
@@ -43,6 +43,7 @@ class Grammars:
         self._stop_ids = frozenset(stop_ids)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="grammar")
         self._vocabulary = self._threads.submit(grammar_vocabulary, tokenizer, vocab_size, self._stop_ids)
+        self._masks = Masks(max(vocab_size, tokenizer.vocab_size), self._threads)
         self._markers = tuple(tokenizer.token_to_id(token) for token in ("<|python_start|>", "<|python_end|>"))
         self._kept: OrderedDict[bytes, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
@@ -65,7 +66,7 @@ class Grammars:
             while len(self._kept) > MOST_KEPT:
                 self._kept.popitem(last=False)
             own = matcher.deep_copy()
-        return TokenConstraint(own, self._threads, self._stop_ids)
+        return TokenConstraint(own, self._masks, self._stop_ids)
 
     def close(self) -> None:
         """Let the threads go."""

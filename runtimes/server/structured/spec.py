@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from ....errors import HerdError, shown
 from ....model.processing.messages import require_unicode
-from ..schema_checks import checked_schema, require_size
+from ..schema_checks import MOST_BYTES, checked_schema, require_size
 from ..tools.definitions import checked_tools
 from ..tools.formats import ToolChoice, call_grammar
 from ..tools.openings import Format
@@ -85,19 +85,22 @@ class GrammarSpec:
         return cls("lark", _text(grammar, "the grammar"))
 
     @classmethod
-    def tools(cls, tools: Sequence[Any], choice: ToolChoice, parallel: bool, format: Format) -> Self:  # noqa: A002
+    def tools(cls, tools: Sequence[Any], choice: ToolChoice, parallel: bool, formats: Sequence[Format]) -> Self:
         """Calls of tools, whose names and arguments are always valid.
 
         Args:
             tools: in OpenAI's form.
             choice: ``auto`` for text or calls, ``required`` for calls, or the name of the one tool to call.
             parallel: whether there may be several.
-            format: how the model writes calls.
+            formats: how calls may be written under ``auto``, where the model decides; all others are written in the
+                first.
 
         Raises:
             HerdError: a tool is wrong, or ``choice`` names none of them.
         """
-        return cls("tools", _text(call_grammar(checked_tools(tools), choice, parallel, format), "the list of tools"))
+        grammar = call_grammar(checked_tools(tools), choice, parallel, formats)
+        require_size(grammar, "the list of tools", len(formats) * MOST_BYTES)
+        return cls("tools", grammar)
 
 
 def _text(value: Any, where: str) -> str:

@@ -3,7 +3,7 @@
 from ..parts import CallArguments, CallStart, Part, TextPart
 from .definitions import Tool, checked_tools
 from .formats import ToolChoice
-from .messages import call_format, prepare_messages
+from .messages import call_formats, prepare_messages
 from .openings import Format
 from .parser import ToolParser, joined
 
@@ -16,7 +16,7 @@ __all__ = [
            "Tool",
            "ToolChoice",
            "ToolParser",
-           "call_format",
+           "call_formats",
            "checked_tools",
            "joined",
            "prepare_messages",

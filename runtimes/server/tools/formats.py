@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ....errors import HerdError
@@ -29,17 +29,22 @@ _DEFINITIONS = ("$defs", "definitions")
 _PLAIN = frozenset(("type", "properties", "required", "additionalProperties", "description", "title", "$schema",
                     "$comment", "examples", "default", *_DEFINITIONS))
 """Keywords of an object whose properties can be written as keyword arguments, each by its own schema."""
+_NUMBERS = {"integer": r"INTEGER: /-?(0|[1-9][0-9]{0,39})/",
+            "number": r"NUMBER: /-?(0|[1-9][0-9]{0,39})(\.[0-9]{1,40})?([eE][+-]?(1[0-9]{2}|[0-9]{1,2}))?/"}
+"""Numbers that no client reads as infinite, and that end: the library's own may have any digits and exponent."""
+_SAYING_NOTHING = frozenset(("type", "format", "description", "title", "default", "examples", "$comment"))
+"""Keywords beside which a number may be any."""
 _LITERALS = {"boolean": ("True", "False"), "null": ("None",)}
 
 
-def call_grammar(tools: Sequence[Tool], choice: ToolChoice, parallel: bool, format: Format) -> str:  # noqa: A002
+def call_grammar(tools: Sequence[Tool], choice: ToolChoice, parallel: bool, formats: Sequence[Format]) -> str:
     """The grammar of an answer to which tools were offered.
 
     Args:
         tools: checked ones.
         choice: ``auto`` for text or calls, ``required`` for calls, or the name of the one tool to call.
         parallel: whether there may be several calls; a tool that is named is called once.
-        format: how calls are written.
+        formats: how calls may be written under ``auto``, where the model decides; all others are written in the first.
 
     Raises:
         HerdError: ``choice`` names no tool.
@@ -50,10 +55,12 @@ def call_grammar(tools: Sequence[Tool], choice: ToolChoice, parallel: bool, form
         known = ", ".join(tool.name for tool in tools)[:200]
         raise HerdError(f"tool_choice names {choice!r:.80}, which is not among the tools: {known}")
     tools, most = named or tools, MOST_CALLS if parallel and not named else 1
-    rules = _pythonic(tools, most) if format == "pythonic" else _json(tools, most)
+    formats = formats if choice == "auto" else formats[:1]
     start = "TEXT? | TEXT? marked | opened" if choice == "auto" else "calls | marked"
-    heads = _heads(tools, format) if choice == "auto" else ()
-    return "\n".join((f"start: {start}", f"marked: {BEFORE} calls {AFTER}?", *heads, *rules))
+    heads = _heads(tools, formats) if choice == "auto" else ()
+    rules = [rule for form in formats for rule in _RULES[form](tools, most)]
+    calls = " | ".join(f"{form}_calls" for form in formats)
+    return "\n".join((f"start: {start}", f"marked: {BEFORE} calls {AFTER}?", f"calls: {calls}", *heads, *rules))
 
 
 def with_markers(grammar: str, before: int | None, after: int | None) -> str:
@@ -64,40 +71,51 @@ def with_markers(grammar: str, before: int | None, after: int | None) -> str:
     return grammar.replace(f"marked: {BEFORE} calls {AFTER}?", f"marked: <[{before}]> calls <[{after}]>?", 1)
 
 
-def _heads(tools: Sequence[Tool], format: Format) -> Iterator[str]:  # noqa: A002
+def _heads(tools: Sequence[Tool], formats: Sequence[Format]) -> Iterator[str]:
     """Text up to where a call begins; what follows is then the rest of this call."""
     yield "TEXT: /(?s:.+)/"
-    yield "opened: " + " | ".join(f"head{index} rest{index} more" for index in range(len(tools)))
-    for index, tool in enumerate(tools):
-        name = re.escape(tool.name)
-        opening = rf"\[[ \n]{{0,{MOST_BLANKS}}}{name}\(" if format == "pythonic" else _json_opening(name)
-        yield f"head{index}[lazy]: /(?s:.*){opening}/"
+    yield "opened: " + " | ".join(f"{form}_head{index} {form}_rest{index} {form}_more"
+                                  for form in formats for index in range(len(tools)))
+    for form in formats:
+        for index, tool in enumerate(tools):
+            yield f"{form}_head{index}[lazy]: /(?s:.*){_OPENINGS[form](re.escape(tool.name))}/"
 
 
 def _pythonic(tools: Sequence[Tool], most: int) -> Iterator[str]:
-    yield f'calls: "[" call more\nmore: {_repeated("COMMA call", most - 1)} "]"\nCOMMA: /,[ ]?/'
-    yield "call: " + " | ".join(f'"{tool.name}(" rest{index}' for index, tool in enumerate(tools))
+    yield 'pythonic_calls: "[" pythonic_call pythonic_more\nCOMMA: /,[ ]?/'
+    yield from _NUMBERS.values()
+    yield f'pythonic_more: {_repeated("COMMA pythonic_call", most - 1)} "]"'
+    yield "pythonic_call: " + " | ".join(f'"{tool.name}(" pythonic_rest{index}' for index, tool in enumerate(tools))
     for index, tool in enumerate(tools):
-        yield f'rest{index}: arguments{index} ")"'
+        yield f'pythonic_rest{index}: arguments{index} ")"'
         yield from _arguments(index, tool.parameters)
 
 
 def _json(tools: Sequence[Tool], most: int) -> Iterator[str]:
-    yield f"calls: call more\nmore: {_repeated('SEPARATOR call', most - 1)}\nSEPARATOR: /[ ]?;[ ]?|\\n/"
-    yield "call: " + " | ".join(f"JSON{index} rest{index}" for index in range(len(tools)))
+    yield "json_calls: json_call json_more\nSEPARATOR: /[ ]?;[ ]?|\\n/"
+    yield f"json_more: {_repeated('SEPARATOR json_call', most - 1)}"
+    yield "json_call: " + " | ".join(f"JSON{index} json_rest{index}" for index in range(len(tools)))
     for index, tool in enumerate(tools):
         yield f"JSON{index}: /{_json_opening(re.escape(tool.name))}/"
-        yield f'rest{index}: /[ ]?/ {_embedded(tool.parameters)} "}}"'
+        yield f'json_rest{index}: /[ ]?/ {_embedded(tool.parameters)} "}}"'
 
 
 def _repeated(rule: str, most: int) -> str:
     return f"({rule}){{0,{most}}}" if most else '""'
 
 
+def _pythonic_opening(name: str) -> str:
+    return rf"\[[ \n]{{0,{MOST_BLANKS}}}{name}\("
+
+
 def _json_opening(name: str) -> str:
     blank = r"[ \n]?"
     return (rf'\{{{blank}("type":{blank}"function",{blank})?"name":{blank}"{name}",{blank}'
             r'"(parameters|arguments)":')
+
+
+_RULES: Mapping[Format, Callable[[Sequence[Tool], int], Iterator[str]]] = {"pythonic": _pythonic, "json": _json}
+_OPENINGS: Mapping[Format, Callable[[str], str]] = {"pythonic": _pythonic_opening, "json": _json_opening}
 
 
 def _arguments(index: int, schema: dict[str, Any]) -> Iterator[str]:
@@ -114,7 +132,7 @@ def _arguments(index: int, schema: dict[str, Any]) -> Iterator[str]:
         yield f'first{index}_{number}: "{name}=" {this} {after}{skipped}'
         present = f'COMMA "{name}=" {this}'
         yield f"after{index}_{number}: " + (f"({present})? {after}" if optional else f"{present} {after}")
-        yield f"{this}: {' | '.join((*_python_literals(value), _embedded(_with_definitions(value, schema))))}"
+        yield f"{this}: {' | '.join(_values(value, schema))}"
     yield f'first{index}_{len(properties)}: ""\nafter{index}_{len(properties)}: ""'
 
 
@@ -143,6 +161,17 @@ def _references(value: Any) -> Iterator[Any]:
 def _with_definitions(value: dict[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
     """An argument's schema by itself, with what it may refer to."""
     return {**value, **{name: schema[name] for name in _DEFINITIONS if name in schema}}
+
+
+def _values(value: dict[str, Any], schema: Mapping[str, Any]) -> Iterator[str]:
+    """What an argument may be by its own schema, which is part of another one."""
+    yield from _python_literals(value)
+    types = value.get("type")
+    kinds = types if isinstance(types, list) else [types]
+    numbers = [kind for kind in kinds if kind in _NUMBERS] if _SAYING_NOTHING.issuperset(value) else []
+    yield from (kind.upper() for kind in numbers)
+    if rest := [kind for kind in kinds if kind not in numbers]:
+        yield _embedded(_with_definitions({**value, "type": rest} if numbers else value, schema))
 
 
 def _python_literals(schema: Mapping[str, Any]) -> Iterator[str]:

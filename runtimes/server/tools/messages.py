@@ -17,7 +17,7 @@ from ....model.processing import ChatTemplate
 from ....model.processing.messages import checked_messages, plain_copy
 from .abilities import Abilities, abilities
 from .definitions import Tool, checked_tools, require_name
-from .openings import Format
+from .openings import FORMATS, Format
 from .written_calls import written_calls
 
 _INSTRUCTIONS = """\
@@ -66,9 +66,10 @@ def prepare_messages(
     return _with_instructions(prepared, offered, can.format), None
 
 
-def call_format(template: ChatTemplate) -> Format:
-    """How a model with this template is asked to write calls."""
-    return abilities(template).format
+def call_formats(template: ChatTemplate) -> tuple[Format, ...]:
+    """How a model with this template is asked to write calls, and how it may do instead."""
+    asked = abilities(template).format
+    return (asked, *(form for form in FORMATS if form != asked))
 
 
 def _prepared(index: int, message: dict[str, Any], can: Abilities, names: dict[str, str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ parser takes for a call is what the grammar made one. Both forms have a largest 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,7 @@ from .definitions import LONGEST_NAME, NAME_CHARACTERS
 
 Format = Literal["pythonic", "json"]
 """How a model writes calls: ``[f(a="x"), g()]``, or ``{"type": "function", "name": "f", "parameters": {"a": "x"}}``."""
+FORMATS: tuple[Format, ...] = ("pythonic", "json")
 
 BEFORE, AFTER = "<|python_start|>", "<|python_end|>"
 """May stand around calls; most runtimes do not show them."""
@@ -23,9 +24,10 @@ MOST_BLANKS = 4
 
 @dataclass(frozen=True)
 class Opening:
-    """A call that begins: the tool's name, and where its arguments start in the text."""
+    """A call that begins: the tool's name, how it is written, and where its arguments start in the text."""
 
     name: str
+    format: Format
     end: int
 
 
@@ -67,14 +69,16 @@ class _Cursor:
         return found if found in names and self.takes(end) else None
 
 
-def opening_at(text: str, at: int, names: Collection[str], format: Format, *, closed: bool) -> Opening | None:  # noqa: A002
+def opening_at(
+    text: str, at: int, names: Collection[str], formats: Sequence[Format], *, closed: bool
+) -> Opening | None:
     """The call that begins at a place.
 
     Args:
         text: what is there so far.
         at: the place.
         names: of the tools.
-        format: how calls are written.
+        formats: how calls may be written.
         closed: whether no more text comes.
 
     Raises:
@@ -83,8 +87,12 @@ def opening_at(text: str, at: int, names: Collection[str], format: Format, *, cl
     cursor = _Cursor(text, at, closed)
     if cursor.takes(BEFORE):
         cursor.blanks(MOST_BLANKS)
-    name = (_pythonic if format == "pythonic" else _json)(cursor, names)
-    return Opening(name, cursor.at) if name else None
+    begin = cursor.at
+    for form in formats:
+        cursor.at = begin
+        if name := (_pythonic if form == "pythonic" else _json)(cursor, names):
+            return Opening(name, form, cursor.at)
+    return None
 
 
 def following(text: str, at: int, names: Collection[str], format: Format) -> Opening | int | None:  # noqa: A002
@@ -99,11 +107,11 @@ def following(text: str, at: int, names: Collection[str], format: Format) -> Ope
         if cursor.takes("]"):
             return cursor.at
         name = _following_name(cursor, names)
-        return Opening(name, cursor.at) if name else None
+        return Opening(name, format, cursor.at) if name else None
     cursor.takes(";")
     cursor.blanks(MOST_BLANKS)
     name = _json(cursor, names)
-    return Opening(name, cursor.at) if name else at
+    return Opening(name, format, cursor.at) if name else at
 
 
 def _pythonic(cursor: _Cursor, names: Collection[str]) -> str | None:

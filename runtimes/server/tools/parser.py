@@ -10,7 +10,7 @@ from typing import Any
 from ..parts import CallArguments, CallStart, Part, TextPart
 from .definitions import checked_tools
 from .literals import LiteralReader
-from .openings import AFTER, BEFORE, Format, Opening, Waiting, following, opening_at
+from .openings import AFTER, BEFORE, FORMATS, Format, Opening, Waiting, following, opening_at
 from .source import MalformedError, Reading, Source
 
 
@@ -24,12 +24,13 @@ class ToolParser:
 
     Args:
         tools: those that were offered, in OpenAI's form or checked.
-        format: how the model was asked to write calls.
+        formats: how calls may be written; those of one list are written alike.
     """
 
-    def __init__(self, tools: Sequence[Any], format: Format) -> None:  # noqa: A002
+    def __init__(self, tools: Sequence[Any], formats: Sequence[Format] = FORMATS) -> None:
         self._names = frozenset(tool.name for tool in checked_tools(tools))
-        self._format: Format = format
+        self._formats = formats
+        self._begins = frozenset(["[" if form == "pythonic" else "{" for form in formats] + [BEFORE[0]])
         self._source, self._parts = Source(), _Parts()
         self._reading = self._answer()
 
@@ -69,10 +70,10 @@ class ToolParser:
 
     def _next_opening(self) -> tuple[int, Opening | None]:
         """The next call and where it begins; without one, where text begins that may become one."""
-        text, bracket = self._source.text, "[" if self._format == "pythonic" else "{"
-        for place in _places(text, self._source.at, (bracket, BEFORE[0])):
+        text = self._source.text
+        for place in _places(text, self._source.at, self._begins):
             try:
-                opening = opening_at(text, place, self._names, self._format, closed=self._source.closed)
+                opening = opening_at(text, place, self._names, self._formats, closed=self._source.closed)
             except Waiting:
                 return place, None
             if opening:
@@ -83,13 +84,13 @@ class ToolParser:
         while True:
             self._parts.start(opening.name)
             reader = LiteralReader(self._source, self._parts.arguments)
-            if self._format == "pythonic":
+            if opening.format == "pythonic":
                 yield from reader.keyword_arguments()
             else:
                 yield from reader.object()
                 yield from self._source.skip_blanks()
                 yield from self._source.expect("}")
-            after = yield from self._following()
+            after = yield from self._following(opening.format)
             if after is None:
                 raise MalformedError("neither another call nor their end")
             if isinstance(after, int):
@@ -100,11 +101,11 @@ class ToolParser:
         if (yield from self._starts_with(AFTER)):
             self._source.at += len(AFTER)
 
-    def _following(self) -> Reading[Opening | int | None]:
+    def _following(self, form: Format) -> Reading[Opening | int | None]:
         source = self._source
         while True:
             try:
-                return following(source.text, source.at, self._names, self._format)
+                return following(source.text, source.at, self._names, form)
             except Waiting:
                 if source.closed:
                     return len(source.text)
@@ -163,7 +164,7 @@ def joined(parts: Iterable[Part]) -> list[Part]:
     return whole
 
 
-def _places(text: str, at: int, wanted: tuple[str, ...]) -> Iterator[int]:
+def _places(text: str, at: int, wanted: frozenset[str]) -> Iterator[int]:
     """Where one of some characters stands, from a place on."""
     for place in range(at, len(text)):
         if text[place] in wanted:

@@ -5,23 +5,28 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
 
+from herdgraph.export.cache_type import cache_type
 from herdgraph.export.graph.capture import capture_decoder, capture_vision
 from herdgraph.export.passes import KeepStage, LowerPagedContrib, SplitWidth
+from herdgraph.export.passes.shard.partition import partition_at_collectives
+from herdgraph.export.pipeline import build_bundle
 from herdgraph.export.targets.cuda import CUDA
 from herdgraph.export.targets.options import PlanOptions
+from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.model.quantization.recipes import RECIPES, Caches, Recipe
-from support import contrib_attention, graphs, herds, token_lists
+from support import contrib_attention, graphs, herds, rounding, token_lists
 
 RECIPE = {name: CUDA.stored(RECIPES[name]) for name in ("bf16", "int8", "int4")}
-LENGTHS = [37, 5, 21]
+LENGTHS = (37, 5, 21)
 """Of three sequences: chunks of 16 are crossed twice, never and once."""
 BOUND = 1e-4
 F32, BF16 = ir.DataType.FLOAT, ir.DataType.BFLOAT16
@@ -32,6 +37,9 @@ class Magnitudes:
 
     def required_kv_amax(self, _layer: int, observer: str = "max") -> tuple[float, float]:
         return 4.0, 5.0
+
+    def hessian(self, _name: str, _expert: int | None = None) -> None:
+        return None
 
 
 def _twin(model: ir.Model, recipe: Recipe) -> None:
@@ -50,7 +58,7 @@ def _exact(model: ir.Model, recipe: Recipe) -> None:
 def _lowered(name: str = "bf16", caches: Caches = "float") -> ir.Model:
     model = token_lists.canonical(TINY)
     recipe = replace(RECIPE[name], caches=caches)
-    CUDA.lower(model, recipe, PlanOptions(), Magnitudes())  # type: ignore[arg-type]
+    CUDA.lower(model, recipe, PlanOptions(), Magnitudes() if caches != "float" else None)  # type: ignore[arg-type]
     return model
 
 
@@ -63,7 +71,7 @@ def test_twins_give_the_logits_of_the_canonical_graph(name: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["int8", "int4"])
-@pytest.mark.parametrize("name", ["moe-every-second-layer", "top-2", "1-expert", "128-experts"])
+@pytest.mark.parametrize("name", ["moe-every-second-layer", "top-2", "1-expert", "16-experts"])
 def test_twins_of_integers_give_the_logits_of_what_the_codes_stand_for(name: str, recipe: str) -> None:
     stored = RECIPE[recipe]
     gap, std = token_lists.compare(herds.VARIANTS[name], partial(_twin, recipe=stored), stored, LENGTHS)
@@ -85,6 +93,19 @@ def test_caches_in_8_bits_stay_near(caches: Caches) -> None:
     config = herds.VARIANTS["moe-every-second-layer"]
     gap, std = token_lists.compare(config, partial(_exact, recipe=recipe), RECIPE["bf16"], LENGTHS, block=4)
     assert 1e-3 < gap < 1.5 * std
+
+
+def _rounded(model: ir.Model) -> None:
+    """The whole pipeline, rounding where the GPU's kernels round."""
+    CUDA.lower(model, RECIPE["bf16"], PlanOptions())
+    contrib_attention.expand(rounding.emulate(model))
+
+
+def test_bfloat16_stays_near() -> None:
+    """No router is so undecided here that another expert is chosen: what is left is rounding."""
+    config = herds.VARIANTS["moe-every-second-layer"]
+    gap, std = token_lists.compare(config, _rounded, RECIPE["bf16"], LENGTHS, block=4)
+    assert 0.01 * std < gap < 0.1 * std
 
 
 def test_images() -> None:
@@ -122,7 +143,7 @@ def test_nothing_is_computed_from_sizes() -> None:
     """Not on the host, between two kernels of the device."""
     operators = graphs.operators(_lowered())
     assert not {"Shape", "Range", "Expand", "Mod", "If"} & set(operators)
-    assert operators["Reshape"] <= 1 + 2, "of the logits' rows and the choices of experts"
+    assert operators["Reshape"] == 1 + 1 + 2, "of the logits' rows, the temperature and choices of experts"
 
 
 def test_operators_of_a_layer() -> None:
@@ -169,7 +190,7 @@ def test_scales_of_caches(caches: Caches, dtype: ir.DataType, scales: tuple[floa
     nodes = [node for node in model.graph if node.op_type == "PagedAttention"]
     for node in nodes:
         found = [node.inputs[at].const_value.numpy() for at in (14, 15)]  # type: ignore[union-attr]
-        np.testing.assert_allclose(np.concatenate(found), np.float32(scales), rtol=1e-6)
+        np.testing.assert_allclose(np.concatenate(found), np.float32(scales), rtol=2**-7)
         assert [node.inputs[at].dtype for at in (14, 15)] == [F32, F32]  # type: ignore[union-attr]
         assert node.attributes["k_quant_type"].as_string() == "PER_TENSOR"
 
@@ -187,17 +208,35 @@ def test_the_image_tower_stays_in_floating_point() -> None:
     assert [value.dtype for value in (*model.graph.inputs, *model.graph.outputs)] == [F32, F32]
 
 
-def test_ranks_and_stages_are_lowered() -> None:
-    """A rank's part has no best token, and other ranks' experts score nothing."""
-    config = TINY
-    for plan, has_logits in ((ShardPlan(2), False), (ShardPlan(1, 2), True), (ShardPlan(1, 1, 2), True)):
-        model = capture_decoder(config)
-        rank = plan.world - 1
-        KeepStage(plan, rank, config.text.num_layers)(model)
-        SplitWidth(plan, rank, config)(model)
-        for value in model.graph.initializers.values():
-            if value.const_value is None:
-                value.const_value = ir.Tensor(np.zeros(value.shape.numpy(), np.float32), name=value.name)  # type: ignore[union-attr]
-        CUDA.lower(model, RECIPE["bf16"], PlanOptions())
-        assert ("best" in {value.name for value in model.graph.outputs}) is has_logits
-        assert {value.dtype for value in model.graph.inputs if str(value.name).startswith("hidden.")} <= {BF16}
+def test_a_bundle_is_built_without_a_gpu(tmp_path: Path) -> None:
+    herds.save(TINY, tmp_path / "checkpoint")
+    with open_checkpoint(tmp_path / "checkpoint") as source:
+        bundle = build_bundle(source, tmp_path / "bundle", target="cuda", recipe="int8")
+    manifest = bundle.manifest
+    assert (manifest.target, manifest.provider, manifest.recipe) == ("cuda", "CUDAExecutionProvider", "int8")
+    assert cache_type(bundle) == "bf16"
+    decoder = ir.load(bundle.graph("decoder"))
+    assert decoder.metadata_props["herdgraph.cache_type"] == "bfloat16"
+    assert set(decoder.opset_imports) == {"", "com.microsoft"}
+    codes = decoder.graph.initializers["layers.1.feed_forward.experts/down.codes"].const_value
+    assert codes is not None
+    assert (codes.dtype, codes.shape.numpy()) == (ir.DataType.UINT8, (4, 64, 48))
+
+
+@pytest.mark.parametrize(("plan", "has_logits"), [
+    (ShardPlan(2), False), (ShardPlan(1, 2), False), (ShardPlan(1, 1, 2), True),
+], ids=str)
+def test_ranks_and_stages_are_lowered(plan: ShardPlan, has_logits: bool) -> None:
+    """A part of the vocabulary has no best token; what crosses a cut has a type and a shape."""
+    model, rank = capture_decoder(TINY), plan.world - 1
+    KeepStage(plan, rank, TINY.text.num_layers)(model)
+    SplitWidth(plan, rank, TINY)(model)
+    for value in model.graph.initializers.values():
+        if value.const_value is None:
+            value.const_value = ir.Tensor(np.zeros(value.shape.numpy(), np.float32), name=value.name)  # type: ignore[union-attr]
+    CUDA.lower(model, RECIPE["bf16"], PlanOptions())
+    assert ("best" in {value.name for value in model.graph.outputs}) is has_logits
+    assert {value.dtype for value in model.graph.inputs if str(value.name).startswith("hidden.")} <= {BF16}
+    crossing = {value.dtype for part in partition_at_collectives(model) for value in part.model.graph.inputs
+                if str(value.name).startswith("layers.")}
+    assert crossing <= {BF16, F32}

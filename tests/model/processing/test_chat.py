@@ -205,3 +205,14 @@ def test_data_urls() -> None:
 def test_wrong_messages(messages: Any, message: str) -> None:
     with pytest.raises(HerdError, match=message):
         checked_messages(messages)
+
+
+def test_variables_from_outside() -> None:
+    template = ChatTemplate("{{ bos_token }}{{ style.tone }} {{ messages[0].content }}", {"bos_token": "<s>"}, ["<s>"])
+    messages = [{"role": "user", "content": "Hi"}]
+    assert template.render(messages, variables={"style": {"tone": "<s> calm"}, "unused": None}) == "<s><s> calm Hi"
+    for name in ("bos_token", "messages", "tools", "add_generation_prompt", "raise_exception", "namespace"):
+        with pytest.raises(HerdError, match=f"variable {name} of the chat template cannot be given"):
+            template.render(messages, variables={name: "x"})
+    with pytest.raises(HerdError, match="no Unicode character"):
+        template.render(messages, variables={"style": "\ud800"})

@@ -171,7 +171,8 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], l
     return cache(lambda ranks: losses(tmp_path_factory.mktemp("whole"), ranks))
 
 
-@pytest.mark.parametrize(("event", "ranks"), [("full", 1), ("full", 2), ("killed", 1)])
+@pytest.mark.parametrize(("event", "ranks"), [
+    ("full", 1), pytest.param("full", 2, marks=pytest.mark.slow), ("killed", 1)])
 def test_a_full_disk_or_a_kill_while_saving_keeps_what_was_there(
     event: str, ranks: int, uninterrupted: Callable[[int], list[float]], tmp_path: Path
 ) -> None:

@@ -34,11 +34,10 @@ BEGUN = Case(expert=2, tensor=2, pictures=True, recompute=True)
 RESUMED = [replace(BEGUN, directory="same"), Case(expert=4, pictures=True, directory="other"),
            replace(BEGUN, directory="from-alone")]
 SKEWED = Case(expert=2, tensor=2, pictures=True, skew=True)
-ON_FOUR = [
-    Case(pictures=True), Case(expert=2, pictures=True, top_k=2), Case(expert=4, pictures=True),
-    Case(tensor=2, pictures=True), BEGUN, Case(tensor=4), SKEWED, *RESUMED, replace(SKEWED, skew=False, broken=True),
-]
-CASES = {2: ON_TWO, 4: ON_FOUR}
+ON_FOUR = [Case(expert=2, pictures=True, top_k=2), BEGUN, SKEWED, *RESUMED, replace(SKEWED, skew=False, broken=True)]
+MORE_ON_FOUR = [Case(pictures=True), Case(expert=4, pictures=True), Case(tensor=2, pictures=True), Case(tensor=4)]
+RUNS = {"two": (2, ON_TWO), "four": (4, ON_FOUR), "more": (4, MORE_ON_FOUR)}
+"""Ranks that are started once, and what they train."""
 
 
 def run(ranks: int, cases: list[Case], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -59,17 +58,17 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Callable[[int], Path]:
-    """The folder in which so many ranks, started once, have trained all their cases."""
+def trained(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Callable[[str], Path]:
+    """The folder in which a run has trained all its cases."""
     @cache
-    def all_of(ranks: int) -> Path:
-        folder = tmp_path_factory.mktemp("trained")
-        if ranks == 4:
-            for name in ("same", "other"):
-                shutil.copytree(request.getfixturevalue("killed"), folder / name)
+    def all_of(name: str) -> Path:
+        folder, (ranks, cases) = tmp_path_factory.mktemp("trained"), RUNS[name]
+        if name == "four":
+            for begun in ("same", "other"):
+                shutil.copytree(request.getfixturevalue("killed"), folder / begun)
             with pytest.raises(KeyboardInterrupt):
                 train(replace(RESUMED[2], expert=1, tensor=1, kill_at=3).among(folder), Ranks.alone())
-        done = run(ranks, CASES[ranks], folder)
+        done = run(ranks, cases, folder)
         assert done.returncode == 0, done.stderr[-3000:]
         return folder
 
@@ -77,13 +76,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
 
 
 @pytest.fixture(scope="module")
-def found(trained: Callable[[int], Path]) -> Callable[[int, Case], dict[str, Any]]:
-    """What so many ranks have found in a case."""
+def found(trained: Callable[[str], Path]) -> Callable[[str, Case], dict[str, Any]]:
+    """What a run has found in a case."""
     @cache
-    def all_of(ranks: int) -> list[dict[str, Any]]:
-        return torch.load(trained(ranks) / "results.pt")
+    def all_of(name: str) -> list[dict[str, Any]]:
+        return torch.load(trained(name) / "results.pt")
 
-    return lambda ranks, case: all_of(ranks)[CASES[ranks].index(case)]
+    return lambda name, case: all_of(name)[RUNS[name][1].index(case)]
 
 
 def named(case: Any) -> str | None:
@@ -94,12 +93,13 @@ def named(case: Any) -> str | None:
 
 
 FP8 = [case for case in ON_TWO if case.precision == "fp8"]
-EXACT = [(ranks, case) for ranks, cases in CASES.items() for case in cases if not case.directory and not case.broken]
+EXACT = [pytest.param(name, case, marks=[pytest.mark.slow] if name == "more" else [])
+         for name, (_, cases) in RUNS.items() for case in cases if not case.directory and not case.broken]
 
 
-@pytest.mark.parametrize(("ranks", "case"), EXACT, ids=named)
-def test_ranks_learn_what_one_process_learns(ranks: int, case: Case, found: Callable[[int, Case], Any]) -> None:
-    got, wanted = found(ranks, case), alone(case)
+@pytest.mark.parametrize(("run_name", "case"), EXACT, ids=named)
+def test_ranks_learn_what_one_process_learns(run_name: str, case: Case, found: Callable[[str, Case], Any]) -> None:
+    got, wanted = found(run_name, case), alone(case)
     assert got["losses"] == pytest.approx(wanted["losses"], rel=1e-5)
     assert got["norms"] == pytest.approx(wanted["norms"], rel=1e-4)  # Adam would hide a factor on gradients
     assert got["held_out"] == pytest.approx(wanted["held_out"], rel=1e-5)
@@ -113,14 +113,14 @@ def test_ranks_learn_what_one_process_learns(ranks: int, case: Case, found: Call
             torch.testing.assert_close(got[kind][name], value, rtol=0, atol=1e-3, msg=f"{kind} {name}")
 
 
-def test_all_tokens_at_one_expert_is_the_worst_load(found: Callable[[int, Case], Any]) -> None:
-    assert found(4, SKEWED)["loads"] == [[8.0, 8.0]] * 4
+def test_all_tokens_at_one_expert_is_the_worst_load(found: Callable[[str, Case], Any]) -> None:
+    assert found("four", SKEWED)["loads"] == [[8.0, 8.0]] * 4
 
 
 @pytest.mark.parametrize("case", FP8, ids=named)
-def test_fp8_on_ranks_is_fp8_alone(case: Case, found: Callable[[int, Case], Any]) -> None:
+def test_fp8_on_ranks_is_fp8_alone(case: Case, found: Callable[[str, Case], Any]) -> None:
     """As far as FP8 goes: ranks round the rows of an expert, or the parts of a sum, together or apart."""
-    got, wanted = found(2, case), alone(case)
+    got, wanted = found("two", case), alone(case)
     assert got["losses"][0] == pytest.approx(wanted["losses"][0], rel=5e-4)
     assert got["losses"] == pytest.approx(wanted["losses"], rel=3e-3)
     assert got["amaxes"].keys() == wanted["amaxes"].keys()
@@ -131,16 +131,16 @@ def test_fp8_on_ranks_is_fp8_alone(case: Case, found: Callable[[int, Case], Any]
 
 @pytest.mark.parametrize("case", FP8, ids=named)
 def test_what_fp8_remembers_is_whole_in_a_checkpoint(
-    case: Case, found: Callable[[int, Case], Any], trained: Callable[[int], Path]
+    case: Case, found: Callable[[str, Case], Any], trained: Callable[[str], Path]
 ) -> None:
-    resumed = train(replace(case, expert=1, tensor=1).among(trained(2)), Ranks.alone())
-    assert resumed["losses"] == found(2, case)["losses"]
-    for name, amax in found(2, case)["amaxes"].items():
+    resumed = train(replace(case, expert=1, tensor=1).among(trained("two")), Ranks.alone())
+    assert resumed["losses"] == found("two", case)["losses"]
+    for name, amax in found("two", case)["amaxes"].items():
         assert torch.equal(resumed["amaxes"][name], amax), name
 
 
-def test_a_loss_that_is_no_number_on_one_rank_stops_all(found: Callable[[int, Case], Any]) -> None:
-    told = found(4, ON_FOUR[-1])["error"]
+def test_a_loss_that_is_no_number_on_one_rank_stops_all(found: Callable[[str, Case], Any]) -> None:
+    told = found("four", ON_FOUR[-1])["error"]
     assert told.startswith("step 3: the loss is nan; vision.vision_model.patch_embedding.linear is the first to give")
 
 
@@ -149,9 +149,9 @@ def test_a_killed_rank_ends_the_run_after_its_last_checkpoint(killed: Path) -> N
 
 
 @pytest.mark.parametrize("case", RESUMED, ids=named)
-def test_a_killed_run_goes_on_on_the_same_and_on_other_ranks(case: Case, found: Callable[[int, Case], Any]) -> None:
-    assert len(found(4, case)["norms"]) == 2
-    assert found(4, case)["losses"] == pytest.approx(alone(BEGUN)["losses"], rel=1e-4)
+def test_a_killed_run_goes_on_on_the_same_and_on_other_ranks(case: Case, found: Callable[[str, Case], Any]) -> None:
+    assert len(found("four", case)["norms"]) == 2
+    assert found("four", case)["losses"] == pytest.approx(alone(BEGUN)["losses"], rel=1e-4)
 
 
 def test_a_killed_run_goes_on_alone(killed: Path, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_killed_run_goes_on_alone(killed: Path, tmp_path: Path) -> None:
     assert got["losses"] == pytest.approx(alone(BEGUN)["losses"], rel=1e-4)
 
 
-def test_the_train_command_on_four_ranks_writes_a_whole_model(tmp_path: Path) -> None:
+def test_the_train_command_on_ranks_writes_a_whole_model(tmp_path: Path) -> None:
     from herdgraph.model.checkpoint import open_checkpoint
     from herdgraph.model.quantization.calibration_file import CalibrationFile
     from support import herds
@@ -172,10 +172,10 @@ def test_the_train_command_on_four_ranks_writes_a_whole_model(tmp_path: Path) ->
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     run_ = tmp_path / "run"
     done = run_ranks(
-        4, "support.train_command_worker", "train", "pretrain", "--checkpoint", str(tmp_path / "checkpoint"),
+        2, "support.train_command_worker", "train", "pretrain", "--checkpoint", str(tmp_path / "checkpoint"),
         "--data", str(tmp_path / "data.jsonl"), "--output", str(run_), "--rows", "1", "--seq-len", "64",
         "--train.steps", "3", "--optimizer.ema", "0.5", "--held-out", "0.2", "--train.precision", "fp8",
-        "--parallel.expert", "2", "--parallel.tensor", "2")
+        "--parallel.expert", "2")
     assert done.returncode == 0, done.stderr[-2000:]
     with open_checkpoint(run_ / "model") as trained, open_checkpoint(tmp_path / "checkpoint") as before:
         for name in ("layers.1.feed_forward.experts.down_proj", "layers.0.self_attn.q_proj.weight"):

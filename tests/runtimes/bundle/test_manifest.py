@@ -11,6 +11,7 @@ import pytest
 from herdgraph.errors import HerdError
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.config.shard_plan import ShardPlan
+from herdgraph.runtimes.bundle.blocks import write_block_hashes
 from herdgraph.runtimes.bundle.manifest import MANIFEST, Bundle, Manifest, describe_files, write_manifest
 from herdgraph.runtimes.bundle.shards import CollectiveOp
 
@@ -54,6 +55,20 @@ def test_round_trip(bundle: Path) -> None:
     assert set(opened.manifest.files) == {"decoder.onnx", "decoder.data", "vision.onnx",
                                           "processor/tokenizer.json"}
     assert opened.bytes == 5 + 5 + 256 * 64 + 2
+
+
+def test_blocks_of_format_2_have_sha256(bundle: Path) -> None:
+    assert Bundle.open(bundle).manifest.block_digest == "blake3"
+    _remove(bundle, "block_digest")
+    _edit(bundle, format=2)
+    manifest = Bundle.open(bundle).manifest
+    assert (manifest.format, manifest.block_digest) == (2, "sha256")
+
+
+def test_block_hashes_that_nobody_vouches_for_are_refused(bundle: Path) -> None:
+    write_block_hashes(bundle / "decoder.data")
+    with pytest.raises(HerdError, match=r"decoder.data.blake3 is not in the manifest, so nobody vouches for it"):
+        Bundle.open(bundle).block_hashes(bundle / "decoder.data")
 
 
 def _shards(bundle: Path, **changes: object) -> None:
@@ -102,10 +117,11 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "link out": (lambda b: _link_out(b, "decoder.data"), r"decoder.data leads out of the bundle, to .*/outside: copy"),
     "processor out": (lambda b: _link_out(b, "processor"), r"processor leads out of the bundle"),
     "manifest out": (lambda b: _link_out(b, MANIFEST), r"manifest.json leads out of the bundle"),
-    "key twice": (lambda b: (b / MANIFEST).write_text('{"format": 2, "format": 2}'), r"'format' is given twice"),
+    "unknown digest": (lambda b: _edit(b, block_digest="md5"), r"block_digest: invalid enum value 'md5': rebuild"),
+    "key twice": (lambda b: (b / MANIFEST).write_text('{"format": 3, "format": 3}'), r"'format' is given twice"),
     "file cut": (lambda b: (b / "decoder.data").write_bytes(b"x"), r"has 1 bytes, the manifest says 16384"),
     "file missing": (lambda b: (b / "decoder.data").unlink(), r"decoder.data is missing"),
-    "newer format": (lambda b: _edit(b, format=99), r"json: the bundle format is 99, .* reads format 2: update"),
+    "newer format": (lambda b: _edit(b, format=99), r"json: the bundle format is 99, .* reads format 3: update"),
     "older format": (lambda b: _edit(b, format=1), r"format is 1, .*: build it again"),
     "no format": (lambda b: _edit(b, format=None), r"format is None"),
     "format true": (lambda b: _edit(b, format=True), r"format is True"),
@@ -133,7 +149,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "unknown file": (lambda b: (b / "processor" / "chat_template.jinja").write_text("x"), r"jinja is not in the mani"),
     "unhashed graph": (lambda b: _edit(b, graphs=GRAPHS | {"decoder": "other.onnx"}), r"no hash for graph 'other"),
     "not JSON": (lambda b: (b / MANIFEST).write_text("{"), r"cannot be read"),
-    "missing key": (lambda b: (b / MANIFEST).write_text('{"format": 2}'),
+    "missing key": (lambda b: (b / MANIFEST).write_text('{"format": 3}'),
                     r"json: the manifest: object missing required field config: rebuild"),
     "no manifest": (lambda b: (b / MANIFEST).unlink(), r"not a herdgraph bundle; build one with `herdgraph build`"),
     "checkpoint": (lambda b: (b / MANIFEST).rename(b / "config.json"), r"is a checkpoint: not a herdgraph bundle"),

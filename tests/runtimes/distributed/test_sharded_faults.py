@@ -87,7 +87,7 @@ def test_a_killed_rank(plan: str, directory: Path) -> None:
     assert f"rank 1 (process {worker}) was killed by SIGKILL" in message
     assert not Path(f"/proc/{worker}").exists(), "it was waited for"
     with pytest.raises(HerdError, match=r"the engine was closed when it failed.*load the bundle again"):
-        engine.new_sequence().fork()
+        engine.decode(engine.new_sequence(), 5)
     _serves(directory / plan)
 
 
@@ -125,6 +125,16 @@ def test_chunks_are_as_long_as_the_heads_of_a_rank_allow(stock: Engine) -> None:
     far = SCORES_BYTES // (4 * TINY.text.num_heads * 64)
     longer, shorter = prefill_chunk_len(TINY.text.num_heads // 2, far), prefill_chunk_len(TINY.text.num_heads, far)
     assert stock._decoder.chunk_len(far) == longer > shorter
+
+
+def test_the_others_forget_sequences_that_are_gone(stock: Engine) -> None:
+    runner = stock._decoder
+    sequence = stock.new_sequence()
+    stock.decode(sequence, 5)
+    del sequence
+    assert len(runner._freed) == 1
+    stock.decode(stock.new_sequence(), 5)
+    assert len(runner._freed) == 1, "the first was told, the second waits for the next command"
 
 
 def test_a_rank_without_memory(stock: Engine) -> None:

@@ -16,8 +16,16 @@ import numpy as np
 import pytest
 
 from herdgraph.runtimes.distributed.collectives import RankError
-from herdgraph.runtimes.distributed.commands import Command, Kind, broadcast_command, receive_command
+from herdgraph.runtimes.distributed.commands import (
+    Command,
+    Kind,
+    Message,
+    StepCommand,
+    broadcast_message,
+    receive_message,
+)
 from herdgraph.runtimes.distributed.shared_memory import SLOT, SharedMemory, create
+from herdgraph.runtimes.executors.ort.paged import PlacedStep
 
 WORKER = Path(__file__).parents[2] / "support" / "exchange_worker.py"
 ANY_TIME = 60.0
@@ -101,24 +109,48 @@ def test_a_chain_of_waiting_ranks_is_followed_to_its_end() -> None:
         links[1].broadcast(np.zeros(1))  # told, though it would wait without limit
 
 
-def test_commands_of_any_size() -> None:
+@pytest.fixture
+def links() -> tuple[SharedMemory, SharedMemory]:
     descriptor = create(2)
     first, second = (SharedMemory(os.dup(descriptor), rank, 2, range(2)) for rank in range(2))
     os.close(descriptor)
+    return first, second
+
+
+def _told(links: tuple[SharedMemory, SharedMemory], message: Message) -> Message:
+    with ThreadPoolExecutor(1) as pool:
+        told = pool.submit(broadcast_message, links[0], message)
+        heard = receive_message(links[1], 8)
+        told.result()
+    return heard
+
+
+def test_commands_of_any_size(links: tuple[SharedMemory, SharedMemory]) -> None:
     random = np.random.default_rng(0)
     for count, tokens, rows, images in [(1, 1, 0, 0), (1, 512, 1, 5), (64, 1, 0, 0), (1, 12, 12, 0)]:
         sent = Command(Kind.PREFILL_CHUNK, list(range(count)), random.integers(0, 1 << 40, count).tolist(),
                        random.integers(0, 1 << 18, (count, tokens)).tolist(), list(range(rows)),
                        random.normal(size=(images, 8)).astype(np.float32))
-        with ThreadPoolExecutor(1) as pool:
-            told = pool.submit(broadcast_command, first, sent)
-            heard = receive_command(second, 8)
-            told.result()
+        heard = Command.of(_told(links, sent.message()))
         assert (heard.kind, list(heard.keys), list(heard.lengths)) == (sent.kind, sent.keys, sent.lengths)
         assert (list(heard.ids_BT), list(heard.rows)) == (sent.ids_BT, sent.rows)
         np.testing.assert_array_equal(heard.features_PD, sent.features_PD)
-    broadcast_command(first, Command(Kind.FREE, [3, 4]))
-    assert list(receive_command(second, 8).keys) == [3, 4]
+    assert list(Command.of(_told(links, Command(Kind.FREE, [3, 4]).message())).keys) == [3, 4]
+
+
+def test_steps_of_any_size(links: tuple[SharedMemory, SharedMemory]) -> None:
+    random = np.random.default_rng(0)
+    for tokens in ([1], [1, 1, 1], [300, 1, 7]):
+        steps = [PlacedStep(random.integers(0, 1 << 18, count).tolist(), 70 * count, range(count // 2),
+                            np.arange(count, dtype=np.int32), np.arange(count % 2, dtype=np.int32),
+                            random.normal(size=(count // 3, 8)).astype(np.float32)) for count in tokens]
+        copies = [(1, 2, 3)] * len(steps)
+        heard = StepCommand.of(_told(links, StepCommand(steps, copies).message()))
+        assert heard.copies == copies
+        for found, step in zip(heard.steps, steps, strict=True):
+            assert (found.token_ids, found.past, list(found.rows)) == (step.token_ids, step.past, list(step.rows))
+            for name in ("whole", "chunked", "features"):
+                np.testing.assert_array_equal(getattr(found, name), getattr(step, name))
 
 
 def test_what_is_larger_than_a_slot_is_whole(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_tables_grow() -> None:
 def test_memory_that_is_there_or_not_is_divided() -> None:
     """Sequences two chunks long fill both parts; what one part lacks, the other cannot give."""
     text = replace(TINY.text, attention_chunk_size=128, chunked_layers=(True, True, True, False))
-    pools = CachePools.of(text, 100, 40 * 1000, HostBlocks(block_tokens=32, is_lazy=False))
+    pools = CachePools.of(text, 100, 40 * 1000, memory=HostBlocks(block_tokens=32, is_lazy=False))
     whole, chunked = pools.budgets
     assert (whole.most, chunked.most) == (16_000, 24_000), "2 · 1 layer to 3"
     assert pools.most_tokens() == 80 * 32, "a block of 200 bytes in the layer that sees all of it"
@@ -209,4 +209,4 @@ def test_layers_of_one_kind_have_all_the_memory() -> None:
 
 def _divided(*, chunked: bool) -> CachePools:
     text = replace(TINY.text, attention_chunk_size=128, chunked_layers=(chunked,) * 4)
-    return CachePools.of(text, 100, 40 * 1000, HostBlocks(block_tokens=32, is_lazy=False))
+    return CachePools.of(text, 100, 40 * 1000, memory=HostBlocks(block_tokens=32, is_lazy=False))

@@ -74,3 +74,22 @@ def test_guesses_are_verified_and_pictures_waited_for() -> None:
     guessing, waiting = Stub(120, 1, is_decoding=True, draft=[1] * 20), Stub(0, 50)
     planned = _planner(chunk=128).plan([guessing, waiting], {waiting: 7})  # type: ignore[list-item, dict-item]
     assert [count for _, count in planned] == [8, 7]
+
+
+def test_what_prompts_add_is_learned_by_size() -> None:
+    """The first 16 tokens wake all experts and cost 50 ms; every further one costs 1 ms."""
+    cost = PromptCost()
+    assert (cost.of(100), cost.most(0.1, FEWEST, 512)) == (0.0, 512)
+    cost.record(500, 0.534)
+    for _ in range(6):  # a long prompt alone says little of a few tokens
+        tokens = cost.most(0.060, FEWEST, 512)
+        cost.record(tokens, 0.050 + 0.001 * (tokens - 16))
+    assert cost.most(0.060, FEWEST, 512) == pytest.approx(26, abs=3)
+    assert cost.most(0.001, FEWEST, 512) == FEWEST
+
+
+def test_one_slow_call_does_not_keep_prompts_small() -> None:
+    cost = PromptCost()
+    cost.record(40, 10.0)
+    cost.record(20, 0.020)
+    assert cost.most(0.040, FEWEST, 512) == 40

@@ -110,6 +110,24 @@ def test_a_beginning_that_many_ask_at_once_is_computed_once(engine: Engine, star
     assert sorted(answer.usage.cached_tokens for answer in answers) == [0, 256, 256, 256, 256]
 
 
+def test_what_calls_compute_and_why_requests_wait_is_counted(start: StartService) -> None:
+    service, common = start(step_tokens=16), herds.tokens(300)
+    calls, gauges = list[int](), list[dict[str, float]]()
+
+    def see(tokens: int) -> None:
+        calls.append(tokens)
+        gauges.append(service.gauges())
+
+    service.on_step = see
+    answers = [service.submit(request([*common, last])) for last in (5, 6)]
+    generated = [len(tokens_of(answer)[0]) for answer in answers]
+    cached = sum(answer.usage.cached_tokens for answer in answers)
+    service.close()
+    assert sum(calls) == 2 * 301 - cached + sum(generated) - 2  # the first tokens come from the prompts' calls
+    assert max(seen["waiting_deferred"] for seen in gauges) == 1
+    assert all(seen["waiting_capacity"] + seen["waiting_deferred"] == seen["waiting"] for seen in gauges)
+
+
 def test_who_waits_for_a_beginning_goes_on_when_its_owner_leaves(engine: Engine, start: StartService) -> None:
     service, common = start(step_tokens=16), herds.tokens(600)
     first = service.submit(request(common))

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from herdgraph.model.processing import ChatTemplate
+from support import herds
 from support.fake_service import FakeService
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -230,7 +232,7 @@ def test_tools(client: TestClient, service: FakeService) -> None:
     assert choice["message"]["tool_calls"][1]["id"] == "call_1"
     assert service.requests[0].constraint[0] == "tools"
     assert service.requests[0].constraint[1][1] == "auto"
-    assert service.requests[0].constraint[2] == {"parallel": True, "format": "pythonic"}
+    assert service.requests[0].constraint[2] == {"parallel": True, "formats": ("pythonic", "json")}
 
 
 def test_tools_are_streamed_as_the_specification_says(client: TestClient, service: FakeService) -> None:
@@ -311,3 +313,42 @@ def test_unknown_fields(client_of: Callable[..., TestClient], client: TestClient
     ask(client, use_beam_search=False, skip_special_tokens=True, user=None)
     reply = client.post("/v1/chat/completions", json=CHAT | {"user": "me", "store": True, "x\r\ny": 1})
     assert reply.headers["x-herdgraph-ignored"] == "user, store"
+
+
+# -- how the prompt is made ------------------------------------------------------------------------------------------
+
+
+def test_variables_of_the_template(
+    client: TestClient, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = ChatTemplate("{{ mood | default('plain') }}: {{ messages[0].content }}", {}, herds.SPECIAL)
+    monkeypatch.setitem(service.engine.processor.__dict__, "_template", template)
+    asked = {"messages": [{"role": "user", "content": "Hi"}], "chat_template_kwargs": {"mood": "<|eot|>", "other": 1}}
+    assert client.post("/v1/chat/completions/render", json=asked).json()["prompt"] == "<|eot|>: Hi"
+    ids = client.post("/tokenize", json=asked).json()["tokens"]
+    assert herds.SPECIAL["<|eot|>"] not in ids
+    ask(client, chat_template_kwargs={"mood": "<|eot|>"})
+    assert service.requests[-1].prompt.token_ids[:5] == ids[:5]
+    for name in ("messages", "tools", "add_generation_prompt", "chat_template", "range"):
+        assert name in refused(client, chat_template_kwargs={name: []})["message"]
+
+
+def test_of_a_long_prompt_the_end_is_read(client: TestClient, service: FakeService) -> None:
+    ask(client)
+    whole = service.requests[-1].prompt.token_ids
+    ask(client, truncate_prompt_tokens=5)
+    assert service.requests[-1].prompt.token_ids == whole[-5:]
+    ask(client, truncate_prompt_tokens=4000)
+    assert service.requests[-1].prompt.token_ids == whole
+    ask(client, messages=[{"role": "user", "content": "x" * 8000}], truncate_prompt_tokens=-1, max_tokens=1000)
+    assert len(service.requests[-1].prompt.token_ids) == 4096 - 1000
+    too_many = refused(client, truncate_prompt_tokens=4000, max_tokens=1000)
+    assert too_many["param"] == "truncate_prompt_tokens"
+    assert "3096 fit" in too_many["message"]
+    assert refused(client, truncate_prompt_tokens=-2)["param"] == "truncate_prompt_tokens"
+
+
+def test_pictures_are_not_cut(client: TestClient) -> None:
+    content = [{"type": "image_url", "image_url": {"url": _picture()}}]
+    error = refused(client, messages=[{"role": "user", "content": content}], truncate_prompt_tokens=3)
+    assert "pictures" in error["message"]

@@ -121,3 +121,13 @@ def test_all_or_none(client: TestClient, service: FakeService) -> None:
     reply = client.post("/v1/completions", json={"prompt": [[5], [5] * 4050]})
     assert reply.status_code == 400
     assert [answer.cancelled for answer in service.answers] == [True]
+
+
+def test_of_a_long_prompt_the_end_is_read(client: TestClient, service: FakeService) -> None:
+    ids = list(range(10, 30))
+    for prompt in (ids, client.post("/detokenize", json={"tokens": ids}).json()["prompt"]):
+        ask(client, prompt=prompt, truncate_prompt_tokens=3)
+        assert service.requests[-1].prompt.token_ids == ids[-3:]
+    ask(client, prompt=[10] * 5000, truncate_prompt_tokens=-1, max_tokens=200)
+    assert len(service.requests[-1].prompt.token_ids) == 4096 - 200
+    assert client.post("/v1/completions", json={"prompt": "x", "truncate_prompt_tokens": 0}).status_code == 400

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from herdgraph.runtimes.server import connections
+from herdgraph.runtimes.server.connections import RareWarnings
 from herdgraph.runtimes.server.listen import HttpServer, listening
 
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -79,3 +81,21 @@ def test_what_is_no_http(server: HttpServer) -> None:
     head, _, body = reply.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
+def test_the_log_of_what_is_no_http_stays_short(server: HttpServer, caplog: pytest.LogCaptureFixture) -> None:
+    warnings = RareWarnings()
+    connections.log.filters[:] = [warnings]
+    for number in range(5):
+        if number == 4:
+            warnings._last = -math.inf  # a minute later
+        with connected(server) as sock:
+            sock.sendall(b"HELO x\r\n\r\n")
+            while sock.recv(1000):
+                pass
+    assert [record.getMessage() for record in caplog.records] == [
+        "Invalid HTTP request received.",
+        "Invalid HTTP request received. (and 3 times more since the last such line)"]
+    connections.log.warning("of another kind")
+    connections.log.error("a defect")
+    assert [record.getMessage() for record in caplog.records[2:]] == ["a defect"]

@@ -56,14 +56,15 @@ def test_type_of_the_body(client: TestClient) -> None:
     error_of(reply, 415, "unsupported_media_type")
 
 
-def test_large_body(client_of: Callable[..., TestClient]) -> None:
+def test_large_body(client_of: Callable[..., TestClient], service: FakeService) -> None:
     client = client_of(body_bytes=1000)
+    service.max_model_len = 10
 
     def parts() -> Iterator[bytes]:
         for _ in range(100):
             yield b" " * 100
 
-    error_of(client.post(PATH, json=CHAT | {"user": "x" * 1000}), 413, "request_too_large")
+    error_of(client.post(PATH, json=CHAT | {"user": "x" * 2000}), 413, "request_too_large")
     error_of(client.post(PATH, content=parts(), headers={"content-type": "application/json"}), 413,
              "request_too_large")
 
@@ -79,18 +80,31 @@ def test_deep_body(client: TestClient) -> None:
     (b'["[[[', 1), (b"]]]][[", 0),
 ])
 def test_depth(body: bytes, depth: int) -> None:
-    assert extent_of(body)[0] == depth
+    assert extent_of(body).depth == depth
 
 
 def test_extent_of_a_large_body() -> None:
     body = b'{"url": "' + b"A" * (16 << 20) + b'", "x": ' + b'["a,\\"["],' * (1 << 20) + b"[]}"
-    assert extent_of(body) == (2, (1 << 20) + 1)
+    assert extent_of(body) == (2, (1 << 20) + 2, (1 << 20) + 1)
 
 
-def test_a_body_of_too_many_values(client_of: Callable[..., TestClient]) -> None:
+def test_a_body_of_too_many_values(client_of: Callable[..., TestClient], service: FakeService) -> None:
     client = client_of(json_values=10)
-    assert client.post("/detokenize", json={"tokens": [400] * 10}).status_code == 200
-    error_of(client.post("/detokenize", json={"tokens": [400] * 12}), 413, "request_too_large")
+    service.max_model_len = 20
+    assert client.post("/detokenize", json={"tokens": [400] * 30}).status_code == 200
+    error_of(client.post("/detokenize", json={"tokens": [400] * 32}), 413, "request_too_large")
+
+
+def test_a_body_of_too_many_lists(client_of: Callable[..., TestClient]) -> None:
+    error = error_of(client_of(json_lists=10).post("/detokenize", json={"tokens": [[]] * 10}), 413, "request_too_large")
+    assert "10 lists and objects" in error["message"]
+
+
+def test_a_longer_context_takes_larger_bodies(client_of: Callable[..., TestClient], service: FakeService) -> None:
+    client = client_of(body_bytes=100)
+    assert client.post("/detokenize", json={"tokens": [400] * 1000}).status_code == 200
+    service.max_model_len = 100
+    error_of(client.post("/detokenize", json={"tokens": [400] * 1000}), 413, "request_too_large")
 
 
 def test_of_many_wrong_values_the_first_is_told(client: TestClient) -> None:

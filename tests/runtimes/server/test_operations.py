@@ -88,10 +88,17 @@ def test_metrics_have_the_names_of_vllm(client: TestClient, service: FakeService
     service.full = True
     client.post(PATH, json=CHAT)
     client.get("/no/such/page")
+    service.on_step(9)
     text = client.get("/metrics").text
     label = 'engine="0",model_name="calf"'
     for line in (
         f"vllm:num_requests_running{{{label}}} 0.0", f"vllm:num_requests_waiting{{{label}}} 0.0",
+        f'vllm:num_requests_waiting_by_reason{{{label},reason="capacity"}} 2.0',
+        f'vllm:num_requests_waiting_by_reason{{{label},reason="deferred"}} 1.0',
+        'vllm:cache_config_info{engine="0",block_size="64",num_gpu_blocks="100"} 1.0',
+        f'vllm:iteration_tokens_total_bucket{{{label},le="8.0"}} 0.0',
+        f'vllm:iteration_tokens_total_bucket{{{label},le="16.0"}} 1.0',
+        f"vllm:iteration_tokens_total_sum{{{label}}} 9.0",
         f"vllm:kv_cache_usage_perc{{{label}}} 0.25", f"vllm:prefix_cache_queries_total{{{label}}} 100.0",
         f"vllm:prefix_cache_hits_total{{{label}}} 40.0", f"vllm:num_preemptions_total{{{label}}} 1.0",
         f"vllm:spec_decode_num_accepted_tokens_total{{{label}}} 5.0", f"vllm:generation_tokens_total{{{label}}} 15.0",

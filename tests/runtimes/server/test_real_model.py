@@ -18,6 +18,7 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 from herdgraph.runtimes import Engine
 from herdgraph.runtimes.scheduler import Service
@@ -158,3 +159,14 @@ def test_pictures_that_are_bombs_or_broken_are_refused(client: openai.OpenAI) ->
         with pytest.raises(openai.BadRequestError):
             client.chat.completions.create(model="calf", messages=[{"role": "user", "content": [
                 {"type": "image_url", "image_url": {"url": _link(data)}}]}])
+
+
+def test_metrics_of_the_engine(client: openai.OpenAI, real_url: str) -> None:
+    client.completions.create(model="calf", prompt="Once", max_tokens=2)
+    told = httpx.get(f"{real_url}/metrics").text
+    families = text_string_to_metric_families(told)
+    samples = {sample.name: sample for family in families for sample in family.samples}
+    assert samples["vllm:iteration_tokens_total_sum"].value >= 3
+    config = samples["vllm:cache_config_info"].labels
+    assert (config["block_size"], config["enable_prefix_caching"]) == ("64", "True")
+    assert int(config["num_gpu_blocks"]) * 64 <= int(config["kv_cache_size_tokens"])

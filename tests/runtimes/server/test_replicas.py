@@ -126,6 +126,7 @@ def test_who_still_waits_at_the_end_is_told(cluster: Cluster) -> None:
         cluster.generate(PROMPT, **OPTIONS)
 
 
+@pytest.mark.slow  # a second Ray
 def test_a_sharded_replica_comes_back_when_a_rank_dies(directory: Path, wanted: list[int]) -> None:
     """In a process of its own: Ray forks to start, which a process that has had one does not always survive."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:

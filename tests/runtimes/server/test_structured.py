@@ -179,6 +179,19 @@ def test_logits_that_are_allowed_keep_their_values(grammars: Grammars, tokenizer
     assert np.array_equal(masked_V[kept], logits_V[kept])
 
 
+def test_masks_that_are_asked_for_together_are_those_of_each(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    specs = [GrammarSpec.choice([word]) for word in ("yes", "no", "perhaps")] + [GrammarSpec.json_object()]
+    alone, together = ([grammars.compile(spec) for spec in specs] for _ in range(2))
+    for constraint in together:
+        constraint.prepare()
+    size = tokenizer.vocab_size + WIDER
+    assert [allowed(one, size) for one in together] == [allowed(one, size) for one in alone]
+    together[0].prepare()
+    together[0].accept(tokenizer.encode("yes")[0])  # waits for the mask, which is then that of another place
+    alone[0].accept(tokenizer.encode("yes")[0])
+    assert allowed(together[0], size) == allowed(alone[0], size)
+
+
 def test_grammars_are_kept_and_used_by_many_threads(grammars: Grammars, tokenizer: Tokenizer) -> None:
     def run(number: int) -> str | None:
         spec = GrammarSpec.choice([f"answer {number % 3}"])

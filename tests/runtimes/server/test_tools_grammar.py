@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from herdgraph.errors import HerdError
 from herdgraph.model.processing import Tokenizer, load_tokenizer
 from herdgraph.runtimes.server.structured import Grammars, GrammarSpec
 from herdgraph.runtimes.server.tools import CallArguments, CallStart, Format, Part, TextPart, ToolParser, joined
+from herdgraph.runtimes.server.tools.openings import FORMATS
 from support import herds
 from support.random_model import RandomModel
 from support.schemas import SchemaGenerator
@@ -61,8 +63,8 @@ def accepts(grammars: Grammars, tokenizer: Tokenizer, spec: GrammarSpec, text: s
     return True
 
 
-def parsed(text: str, format: Format, tools: list[Any] = TOOLS) -> list[Part]:  # noqa: A002
-    parser = ToolParser(tools, format)
+def parsed(text: str, formats: Sequence[Format] = FORMATS, tools: list[Any] = TOOLS) -> list[Part]:
+    parser = ToolParser(tools, formats)
     return joined([*parser.feed(text), *parser.finish()])
 
 
@@ -101,11 +103,35 @@ WRONG_JSON = [
 
 @pytest.mark.parametrize("format", ["pythonic", "json"])
 def test_auto_is_text_or_calls(format: Format, grammars: Grammars, tokenizer: Tokenizer) -> None:  # noqa: A002
-    auto = GrammarSpec.tools(TOOLS, "auto", True, format)
+    auto = GrammarSpec.tools(TOOLS, "auto", True, (format,))
     calls, wrong = (PYTHONIC_CALLS, WRONG_PYTHONIC) if format == "pythonic" else (JSON_CALLS, WRONG_JSON)
     good = [*TEXTS, *calls, *(f"Let me see.\n\n{call}" for call in calls)]
     assert [text for text in good if not accepts(grammars, tokenizer, auto, text)] == []
     assert [text for text in wrong if accepts(grammars, tokenizer, auto, text)] == []
+
+
+def test_auto_takes_both_forms_but_not_in_one_list(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    auto = GrammarSpec.tools(TOOLS, "auto", True, FORMATS)
+    calls, wrong = [*PYTHONIC_CALLS, *JSON_CALLS], [*WRONG_PYTHONIC, *WRONG_JSON]
+    wrong += ['[f()]; {"name": "f", "parameters": {}}', '{"name": "f", "parameters": {}}; f()']
+    good = [*TEXTS, *calls, *(f"Let me see.\n\n{call}" for call in calls)]
+    assert [text for text in good if not accepts(grammars, tokenizer, auto, text)] == []
+    assert [text for text in wrong if accepts(grammars, tokenizer, auto, text)] == []
+    required = GrammarSpec.tools(TOOLS, "required", True, ("json", "pythonic"))
+    assert [text for text in PYTHONIC_CALLS if accepts(grammars, tokenizer, required, text)] == []
+
+
+@pytest.mark.parametrize(("kind", "good", "bad"), [
+    ("integer", ["0", "-12", "1" + "0" * 39], ["1" + "0" * 40, "1e5", "01"]),
+    ("number", ["0.5", "-6.6e-11", "1E199", "9" * 40, "0." + "1" * 40], ["1e999", "1e200", "9" * 41, "0." + "1" * 41]),
+    (["number", "string", "null"], ["1e10", '"a"', "None", "null"], ["1e999", "True"]),
+], ids=str)
+def test_numbers_of_arguments_are_finite(
+    kind: Any, good: list[str], bad: list[str], grammars: Grammars, tokenizer: Tokenizer
+) -> None:
+    spec = GrammarSpec.tools([tool("f", {"x": {"type": kind, "description": "X"}}, "x")], "required", True, FORMATS)
+    assert [text for text in good if not accepts(grammars, tokenizer, spec, f"[f(x={text})]")] == []
+    assert [text for text in bad if accepts(grammars, tokenizer, spec, f"[f(x={text})]")] == []
 
 
 @pytest.mark.parametrize("format", ["pythonic", "json"])
@@ -113,19 +139,19 @@ def test_required_and_named_tools_are_called_at_once(
     format: Format, grammars: Grammars, tokenizer: Tokenizer  # noqa: A002
 ) -> None:
     calls, wrong = (PYTHONIC_CALLS, WRONG_PYTHONIC) if format == "pythonic" else (JSON_CALLS, WRONG_JSON)
-    required = GrammarSpec.tools(TOOLS, "required", True, format)
-    single = GrammarSpec.tools(TOOLS, "required", False, format)
-    named = GrammarSpec.tools(TOOLS, "f", True, format)
+    required = GrammarSpec.tools(TOOLS, "required", True, (format,))
+    single = GrammarSpec.tools(TOOLS, "required", False, (format,))
+    named = GrammarSpec.tools(TOOLS, "f", True, (format,))
     assert [text for text in calls if not accepts(grammars, tokenizer, required, text)] == []
     assert [text for text in [*TEXTS, *wrong] if accepts(grammars, tokenizer, required, text)] == []
     for text in calls:
-        names = [part.name for part in parsed(text, format) if isinstance(part, CallStart)]
+        names = [part.name for part in parsed(text, (format,)) if isinstance(part, CallStart)]
         assert accepts(grammars, tokenizer, single, text) == (len(names) == 1)
         assert accepts(grammars, tokenizer, named, text) == (names == ["f"])
 
 
 def test_a_single_call_completes_the_answer(grammars: Grammars, tokenizer: Tokenizer) -> None:
-    constraint = grammars.compile(GrammarSpec.tools(TOOLS, "f", False, "pythonic"))
+    constraint = grammars.compile(GrammarSpec.tools(TOOLS, "f", False, ("pythonic",)))
     for token in tokenizer.encode("[f()]"):
         assert not constraint.is_complete
         constraint.accept(token)
@@ -135,7 +161,7 @@ def test_a_single_call_completes_the_answer(grammars: Grammars, tokenizer: Token
 @pytest.mark.parametrize("name", ["auto", "required"])
 def test_a_tool_may_be_called_as_a_choice_is(name: str, grammars: Grammars, tokenizer: Tokenizer) -> None:
     tools = [tool(name, {}), tool("other", {})]
-    assert accepts(grammars, tokenizer, GrammarSpec.tools(tools, "auto", True, "pythonic"), f"[{name}(), other()]")
+    assert accepts(grammars, tokenizer, GrammarSpec.tools(tools, "auto", True, ("pythonic",)), f"[{name}(), other()]")
 
 
 @pytest.mark.parametrize(("tools", "choice", "reason"), [
@@ -148,7 +174,7 @@ def test_a_tool_may_be_called_as_a_choice_is(name: str, grammars: Grammars, toke
 def test_refusals(tools: list[Any], choice: str, reason: str, grammars: Grammars) -> None:
     for format in ("pythonic", "json"):  # noqa: A001
         with pytest.raises(HerdError, match=reason):
-            grammars.compile(GrammarSpec.tools(tools, choice, True, format))
+            grammars.compile(GrammarSpec.tools(tools, choice, True, (format,)))
 
 
 @pytest.mark.parametrize("format", ["pythonic", "json"])
@@ -162,13 +188,14 @@ def test_random_calls_are_valid(
         tools = SchemaGenerator(seed, refused=0).tools()
         schemas = {entry["function"]["name"]: entry["function"]["parameters"] for entry in tools}
         name = list(schemas)[-1]
-        spec = GrammarSpec.tools(tools, name if choice == "named" else choice, seed % 2 == 0, format)
+        formats = FORMATS if choice == "auto" else (format,)
         opening = f"[{name}(" if format == "pythonic" else f'{{"name": "{name}", "parameters":'
+        spec = GrammarSpec.tools(tools, name if choice == "named" else choice, seed % 2 == 0, formats)
         begin = f"[1] So: {opening}" if choice == "auto" else ""
         answer = RandomModel(tokenizer, tokenizer.vocab_size, seed).answer(grammars.compile(spec), begin)
         if answer is None:
             continue
-        found = parsed(answer, format, tools)
+        found = parsed(answer, formats, tools)
         text = [part.text for part in found if isinstance(part, TextPart)]
         assert text == (["[1] So: "] if choice == "auto" else [])
         calls += require_valid_calls(found, schemas)
@@ -182,14 +209,15 @@ PIECES = st.sampled_from([
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(PIECES, min_size=1, max_size=8).map("".join), st.sampled_from(["pythonic", "json"]))
+@given(st.lists(PIECES, min_size=1, max_size=8).map("".join),
+       st.sampled_from([("pythonic",), ("json",), FORMATS]))
 def test_what_the_parser_takes_for_a_call_the_grammar_made_one(
-    grammars: Grammars, tokenizer: Tokenizer, text: str, format: Format  # noqa: A002
+    grammars: Grammars, tokenizer: Tokenizer, text: str, formats: tuple[Format, ...]
 ) -> None:
-    assume(accepts(grammars, tokenizer, GrammarSpec.tools(TOOLS, "auto", True, format), text))
+    assume(accepts(grammars, tokenizer, GrammarSpec.tools(TOOLS, "auto", True, formats), text))
     shown = text.replace("<|python_start|>", "").replace("<|python_end|>", "")
-    require_valid_calls(parsed(shown, format), SCHEMAS)
-    require_valid_calls(parsed(text, format), SCHEMAS)
+    require_valid_calls(parsed(shown, formats), SCHEMAS)
+    require_valid_calls(parsed(text, formats), SCHEMAS)
 
 
 def test_a_vocabulary_without_the_tokens_around_calls(tmp_path: Path) -> None:
@@ -197,4 +225,4 @@ def test_a_vocabulary_without_the_tokens_around_calls(tmp_path: Path) -> None:
     tiny = load_tokenizer(tmp_path)
     grammars = Grammars(tiny, 512, tiny.stop_ids)
     for choice in ("auto", "required", "f"):
-        assert accepts(grammars, tiny, GrammarSpec.tools(TOOLS, choice, True, "pythonic"), "[f()]")
+        assert accepts(grammars, tiny, GrammarSpec.tools(TOOLS, choice, True, ("pythonic",)), "[f()]")

@@ -17,7 +17,7 @@ from herdgraph.model.processing import ChatTemplate, PromptProcessor, Tokenizer,
 from herdgraph.model.processing.chat import META_FORMAT
 from herdgraph.model.processing.messages import checked_messages
 from herdgraph.runtimes.server.toolkit import Toolkit
-from herdgraph.runtimes.server.tools import CallArguments, Format, ToolParser, call_format, joined, prepare_messages
+from herdgraph.runtimes.server.tools import CallArguments, Format, ToolParser, call_formats, joined, prepare_messages
 from support import herds
 
 CHATML = (
@@ -86,7 +86,7 @@ def test_every_template_shows_tools_calls_and_results(name: str, templates: dict
     assert written in text
     assert "clear" in text
     assert "None" not in text
-    assert call_format(templates[name]) == ("json" if name == "json" else "pythonic")
+    assert call_formats(templates[name]) == (("json", "pythonic") if name == "json" else ("pythonic", "json"))
     assert rendered(templates[name], DIALOGUE[:1], None).count("get_weather") == 0
 
 
@@ -95,7 +95,7 @@ def test_every_template_shows_tools_calls_and_results(name: str, templates: dict
 def test_prompt_and_parser_agree(name: str, chosen: Format | None, templates: dict[str, ChatTemplate]) -> None:
     toolkit = Toolkit()
     toolkit.attach(cast(PromptProcessor, SimpleNamespace(template=templates[name])), cast(HerdConfig, None), chosen)
-    assert toolkit.format == (chosen or call_format(templates[name]))
+    assert toolkit.formats == ((chosen,) if chosen else call_formats(templates[name]))
     messages, offered = toolkit.prepare_messages(DIALOGUE, [WEATHER])
     text = templates[name].render(checked_messages(messages), tools=offered)
     answer = text[text.index("Paris?") :]
@@ -130,7 +130,7 @@ def test_metas_format_writes_calls_that_are_read_back(templates: dict[str, ChatT
         DIALOGUE[0], {"role": "assistant", "content": "Hm. ", "tool_calls": [call("f", json.dumps(arguments)),
                                                                          call("g", {})]}])
     answer = text.rpartition("assistant<|header_end|>\n\nHm. ")[2].partition("<|eom|>")[0]
-    parser = ToolParser([call("f", {}), call("g", {})], "pythonic")
+    parser = ToolParser([call("f", {}), call("g", {})], ("pythonic",))
     fragments = [part.fragment for part in joined(parser.feed(answer)) if isinstance(part, CallArguments)]
     assert [json.loads(fragment) for fragment in fragments] == [arguments, {}]
 
@@ -202,5 +202,5 @@ def test_the_calf_is_asked_in_the_pythonic_form() -> None:
     directory = Path(__file__).parents[3] / "examples" / "calf" / "checkpoint"
     template = ChatTemplate.from_directory(directory, load_tokenizer(directory))
     assert template is not None
-    assert call_format(template) == "pythonic"
+    assert call_formats(template)[0] == "pythonic"
     assert '[get_weather(city="Pa\\"ris", days=2)]' in rendered(template, DIALOGUE)

@@ -27,7 +27,7 @@ TOOLS = [{"type": "function", "function": {"name": name}} for name in ("f", "get
 
 
 def parts(text: str, format: Format = "pythonic", cut: int | None = None) -> list[Part]:  # noqa: A002
-    parser = ToolParser(TOOLS, format)
+    parser = ToolParser(TOOLS, (format,))
     pieces = [text] if cut is None else [text[:cut], text[cut:]]
     return joined([part for piece in pieces for part in parser.feed(piece)] + parser.finish())
 
@@ -106,10 +106,23 @@ CASES = [("pythonic", *case) for case in PYTHONIC] + [("json", *case) for case i
 @pytest.mark.parametrize(("format", "text", "expected"), CASES, ids=[case[1] for case in CASES])
 def test_answers_cut_anywhere(format: Format, text: str, expected: list[Any]) -> None:  # noqa: A002
     assert summary(parts(text, format)) == expected
-    parser = ToolParser(TOOLS, format)
+    parser = ToolParser(TOOLS, (format,))
     assert summary(joined([part for piece in text for part in parser.feed(piece)] + parser.finish())) == expected
     for cut in range(len(text) + 1):
         assert summary(parts(text, format, cut)) == expected
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    *((text, found) for text, found in PYTHONIC + JSON),
+    ('First [f(a=1)] then {"name": "get", "parameters": {}}', ["First ", ("f", {"a": 1}), "then ", ("get", {})]),
+    ('[{"name": "f", "parameters": {}}]', ["[", ("f", {}), "]"]),
+    ('{"name": [f()]', ['{"name": ', ("f", {})]),
+    ('[f(), {"name": "get", "parameters": {}}]', [("f", {}), ", ", ("get", {}), "]"]),
+], ids=str)
+def test_both_forms_are_read_in_one_answer(text: str, expected: list[Any]) -> None:
+    for pieces in ([text], list(text)):
+        parser = ToolParser(TOOLS)
+        assert summary(joined([part for piece in pieces for part in parser.feed(piece)] + parser.finish())) == expected
 
 
 @pytest.mark.parametrize(("format", "text", "calls"), [
@@ -124,7 +137,7 @@ def test_what_was_begun_of_the_next_call_is_no_text(
     first = text.index("f()") + 3 if format == "pythonic" else text.index("{}}") + 3
     for end in range(first, len(text)):
         for whole in (True, False):
-            parser = ToolParser(TOOLS, format)
+            parser = ToolParser(TOOLS, (format,))
             pieces = [text[:end]] if whole else text[:end]
             found = summary(joined([part for piece in pieces for part in parser.feed(piece)] + parser.finish()))
             assert found[0] == calls[0]
@@ -132,7 +145,7 @@ def test_what_was_begun_of_the_next_call_is_no_text(
 
 
 def test_arguments_stream_while_they_are_written() -> None:
-    parser = ToolParser(TOOLS, "pythonic")
+    parser = ToolParser(TOOLS, ("pythonic",))
     assert parser.feed("Well [ge") == [TextPart("Well ")]
     assert parser.feed("t_weather") == []
     start, arguments = parser.feed('(city="San Fr')
@@ -184,7 +197,7 @@ def test_no_text_is_lost_and_cuts_change_nothing(text: str, format: Format, cut:
 def test_hostile_answers_take_linear_time(text: str) -> None:
     start = time.perf_counter()
     for format in ("pythonic", "json"):  # noqa: A001
-        parser = ToolParser(TOOLS, format)
+        parser = ToolParser(TOOLS, (format,))
         for place in range(0, len(text), 7):
             parser.feed(text[place : place + 7])
         parser.finish()
@@ -214,4 +227,4 @@ def test_bare_functions_are_tools_too() -> None:
 ])
 def test_tools_that_are_refused(tools: Any, reason: str) -> None:
     with pytest.raises(HerdError, match=reason):
-        ToolParser(tools, "pythonic")
+        ToolParser(tools)

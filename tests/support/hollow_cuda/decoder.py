@@ -39,22 +39,25 @@ class _Zeros:
         return values if index is None else values[index]
 
 
-class _Ranges:
-    """In the place of a calibration: every layer has keys and values between -1 and 1."""
+class _Calibration:
+    """Every layer has keys and values between -1 and 1; Hessians are not read, as no weight is."""
+
+    def hessian(self, name: str, expert: int | None) -> torch.Tensor:
+        del name, expert
+        return torch.empty(0)
 
     def required_kv_amax(self, layer: int, *, observer: str | None = None) -> tuple[float, float]:
         del layer, observer
         return 1.0, 1.0
 
 
-def lowered(config: HerdConfig, recipe: str, caches: Caches = "float") -> ir.Model:
-    """A decoder as the target ``cuda`` writes it, whatever its size: no weight is read."""
+def lowered(config: HerdConfig, recipe: str, caches: Caches = "float", *, tower: bool = False) -> ir.Model:
+    """A decoder, or an image tower, as the target ``cuda`` writes it, whatever its size: no weight is read."""
     target, precision = target_of("cuda", replace(RECIPES[recipe], caches=caches))
-    precision = target.stored(precision)
-    model = capture.capture_decoder(config)
+    model = capture.capture_vision(config) if tower else capture.capture_decoder(config)
     shapes = {str(name): tuple(value.shape.numpy()) for name, value in model.graph.initializers.items() if value.shape}
     capture.bind_weights(model, _Zeros(config, shapes))
-    target.lower(model, precision, PlanOptions(), _Ranges())  # type: ignore[arg-type]
+    target.lower(model, precision, PlanOptions(), _Calibration())  # type: ignore[arg-type]
     return model
 
 

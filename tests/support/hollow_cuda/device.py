@@ -72,6 +72,7 @@ def hollow_device() -> tuple[Path, Path]:
 
 def run(
     calls: list[Call], model: str, *, session: dict[str, str] | None = None, provider: dict[str, str] | None = None,
+    generation: int = 90,
 ) -> dict[str, Report]:
     """What happens on the device, by ``CALL/PHASE``, and ``load``.
 
@@ -82,6 +83,7 @@ def run(
         model: path of a graph.
         session: entries of the session's configuration.
         provider: options of the CUDA provider.
+        generation: compute capability of the device, times ten.
 
     Raises:
         RefusedError: ONNX Runtime does not take the graph, or a call of it.
@@ -93,9 +95,10 @@ def run(
     with tempfile.TemporaryDirectory() as scratch:
         description, log = Path(scratch, "job.json"), Path(scratch, "log")
         description.write_text(json.dumps(job))
+        told = {"HOLLOW_CUDA_LOG": str(log), "HOLLOW_CUDA_SM": str(generation)}
         done = subprocess.run(
             [python, Path(__file__).with_name("worker.py"), libraries, description], capture_output=True, text=True,
-            check=False, timeout=LONGEST, env=os.environ | {"HOLLOW_CUDA_LOG": str(log)})
+            check=False, timeout=LONGEST, env=os.environ | told)
         if done.returncode == REFUSED:
             raise RefusedError(done.stdout.strip().split("\n")[-1])
         if done.returncode:

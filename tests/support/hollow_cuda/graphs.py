@@ -27,8 +27,7 @@ def save(model: ir.Model, directory: Path) -> str:
     end, placed = 0, {}
     for value in [value for graph in model.graphs() for value in graph.initializers.values()]:
         tensor = value.const_value
-        assert tensor is not None
-        if isinstance(tensor, ir.Tensor):
+        if not isinstance(tensor, ir.LazyTensor):
             continue
         if id(tensor) not in placed:
             placed[id(tensor)] = tensor, ir.ExternalTensor(

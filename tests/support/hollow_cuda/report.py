@@ -47,6 +47,11 @@ class Report:
         """Copies from the device to the host, each of which waits for all that came before."""
         return [*self.copies("device", "host"), *self.copies("device", "pinned")]
 
+    @property
+    def writes_by_host(self) -> list[Event]:
+        """Copies from the host to the device."""
+        return [*self.copies("host", "device"), *self.copies("pinned", "device")]
+
     def count(self, pattern: str) -> int:
         """How many launches have a symbol in which a regular expression is found."""
         return sum(bool(re.search(pattern, name)) for name in self.kernels)

@@ -11,10 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 LOAD_ORDER = ("libcuda.so.1", "libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10")
 TYPES = {"float": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "bfloat16": 16,
          "float8e4m3fn": 17}
 """Names that a session gives its inputs, by ONNX's numbers."""
+NUMPY = {"int32": np.int32, "int64": np.int64, "float": np.float32}
 EAGER = "-1"
 """The id of the graph that is never recorded."""
 
@@ -78,9 +81,7 @@ class Runner:
         values = call["values"].get(item.name)
         if values is None:
             return self._empty(item, call)
-        import numpy as np
-
-        array = np.array(values, {"int32": np.int32, "int64": np.int64, "float": np.float32}[_type(item)])
+        array = np.array(values, NUMPY[_type(item)])
         if on_host:  # the session says so: kernels read it there
             return self.ort.OrtValue.ortvalue_from_numpy(array)
         return self.ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0)

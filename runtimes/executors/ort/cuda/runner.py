@@ -90,7 +90,7 @@ class CudaRunner(BlockRunner):
         self._names, self.takes_features = frozenset(given), "image_features" in given
         self.gives_best = any(item.name == "best" for item in session.get_outputs())
         memory = DeviceBlocks(place, config.text, _element(given, config, path))
-        self.pools = CachePools.of(config.text, memory.block_bytes, cache_bytes, memory)
+        self.pools = CachePools.of(config.text, memory.block_bytes, cache_bytes, memory=memory)
         self._nobodys = _set_aside(self.pools.whole), _set_aside(self.pools.chunked)
         vocabulary = config.text.vocab_size
         self._logits = place.empty([MOST_RECORDED, vocabulary], np.float32)

@@ -19,6 +19,7 @@ def _random(*shape: int, seed: int = 0) -> np.ndarray:
 
 def _model(
     rotary: str = "interleaved = 1, num_heads = 2", attention: str = "is_causal = 0", bias: str = "bq",
+    before: str = "0, 2, 1, 3", after: str = "0, 2, 1, 3",
 ) -> ir.Model:
     x, w, b = f"N, {TOKENS}, {WIDTH}", f"{WIDTH}, {WIDTH}", WIDTH
     heads, apart = f"N, {HEADS}, {TOKENS}, {DIMS}", f"{TOKENS}, {HEADS}, {DIMS}"
@@ -43,11 +44,11 @@ def _model(
         hq = Reshape (rq, apart)
         hk = Reshape (rk, apart)
         hv = Reshape (av, apart)
-        q = Transpose <perm = [0, 2, 1, 3]> (hq)
+        q = Transpose <perm = [{before}]> (hq)
         k = Transpose <perm = [0, 2, 1, 3]> (hk)
         v = Transpose <perm = [0, 2, 1, 3]> (hv)
         a = Attention <{attention}> (q, k, v)
-        t = Transpose <perm = [0, 2, 1, 3]> (a)
+        t = Transpose <perm = [{after}]> (a)
         y = Reshape (t, flat)
     }}""", **{f"w{name}": _random(WIDTH, WIDTH, seed=i) for i, name in enumerate("qkv")},
         **{f"b{name}": _random(WIDTH, seed=3 + i) for i, name in enumerate("qkv")},
@@ -66,6 +67,7 @@ def test_numbers() -> None:
 @pytest.mark.parametrize("changed", [
     {"rotary": "interleaved = 0, num_heads = 2"}, {"attention": "is_causal = 1"}, {"attention": "scale = 0.5"},
     {"attention": "softcap = 2.0"}, {"bias": "pk"},
+    {"before": "0, 1, 2, 3"}, {"before": "0, 2, 3, 1"}, {"after": "0, 1, 2, 3"}, {"after": "1, 2, 0, 3"},
 ])  # fmt: skip
 def test_other_attentions_stay(changed: dict[str, str]) -> None:
     model = _model(**changed)

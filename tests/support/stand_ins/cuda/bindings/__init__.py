@@ -1,0 +1,1 @@
+"""Stands where ``cuda-bindings`` would be found."""
