@@ -52,15 +52,15 @@ def caches_of_block(count: int, heads: int, head_dim: int) -> str | None:
 
 
 class BlockMemory(Protocol):
-    """Where blocks lie, and how one is copied.
+    """Where blocks lie, and how one is copied."""
 
-    Attributes:
-        block_tokens: tokens of a block.
-        is_lazy: whether memory is taken when it is written, so that pools may reserve more than there is.
-    """
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of a block."""
 
-    block_tokens: int
-    is_lazy: bool
+    @property
+    def is_lazy(self) -> bool:
+        """Whether memory is taken when it is written, so that pools may reserve more than there is."""
 
     def reserve(self, blocks: int, block_bytes: int) -> Any:
         """Room for so many blocks of one layer's keys, or values."""

@@ -94,7 +94,7 @@ class CallInputs:
             pools: the blocks.
             nobodys: a block of either kind that no sequence reads.
         """
-        found = {name: self._arrays.get(name) for name in self.size.layout(0)}
+        found: dict[str, Any] = {name: self._arrays.get(name) for name in self.size.layout(0)}
         self._host[:] = 0
         for name, block in zip(("block_table.global", "block_table.chunked"), nobodys, strict=True):
             if found[name] is not None:

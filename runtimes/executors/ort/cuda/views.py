@@ -38,11 +38,11 @@ _described: dict[int, tuple[Any, ...]] = {}
 """Descriptions that a value of onnxruntime refers to, and what they describe, by their address."""
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 def _forget(address: int, described: dict[int, tuple[Any, ...]] = _described) -> None:
     described.pop(address, None)  # an argument: globals are gone when an interpreter ends
 
 
+_deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_forget)
 _capsule = ctypes.pythonapi.PyCapsule_New
 _capsule.restype, _capsule.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 
@@ -81,7 +81,7 @@ class Place:
         sizes = (ctypes.c_int64 * max(1, len(shape)))(*shape)
         tensor = _Tensor(value.data_ptr() + offset, _DEVICES[self.kind], self.index, len(shape), _CODES[kind.kind],
                          8 * kind.itemsize, 1, sizes, None, 0)
-        managed = _Managed(tensor, None, ctypes.cast(_forget, ctypes.c_void_p))
+        managed = _Managed(tensor, None, ctypes.cast(_deleter, ctypes.c_void_p))
         address = ctypes.addressof(managed)
         _described[address] = managed, sizes, value
         return load_onnxruntime().OrtValue.from_dlpack(_capsule(address, b"dltensor", None))
