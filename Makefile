@@ -105,7 +105,7 @@ clean:
 .venv-cuda/.done:
 	$(PYTHON) -m venv .venv-cuda
 	-.venv-cuda/bin/python -m pip --quiet --disable-pip-version-check install --no-compile onnxruntime-gpu==1.31.1 \
-		"nvidia-cuda-runtime>=13,<14" "nvidia-cuda-crt>=13,<14" && touch $@
+		"nvidia-cuda-runtime>=13,<14" "nvidia-cuda-crt>=13,<14" -e . && touch $@
 
 .cache/gpu-venv/.ready: pyproject.toml
 	$(PYTHON) -m venv .cache/gpu-venv

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 @click.option("--sequences", type=COUNT, default=64, show_default=True, help="Answers generated at the same time.")
 @click.option("--cache-bytes", type=Integer(min=1), show_default="half of the free memory",
               help="Bytes of keys and values of all answers, on every rank.")
+@click.option("--device", metavar="cuda:N", show_default="cuda:0", help="GPU of a bundle that is built for one.")
+@click.option("--gpu-memory", type=Integer(min=1), show_default="nine tenths of what is free",
+              help="Bytes of the GPU for weights, keys and values, and calls together.")
 @click.option("--speculate", metavar="HOW", default="lookup", show_default=True,
               help="How next tokens are guessed, to be verified several in a call: lookup (where the text repeats "
                    "itself), none, or the path of a smaller bundle with the same tokenizer. Answers stay the same.")
@@ -60,8 +63,9 @@ if TYPE_CHECKING:
 @memory_option
 def serve(
     bundle: Path, host: str, port: int, names: tuple[str, ...], api_keys: Path | None, context: int | None,
-    sequences: int, cache_bytes: int | None, speculate: str, replicas: int, cluster: str | None,
-    image_hosts: tuple[str, ...], cors_origins: tuple[str, ...], otlp_traces_endpoint: str | None,
+    sequences: int, cache_bytes: int | None, device: str | None, gpu_memory: int | None, speculate: str,
+    replicas: int, cluster: str | None, image_hosts: tuple[str, ...], cors_origins: tuple[str, ...],
+    otlp_traces_endpoint: str | None,
     tool_format: str | None, drain_timeout: float, threads: int | None, memory: Memory,
 ) -> None:
     """Answer requests in OpenAI's form with BUNDLE, many at a time.
@@ -78,11 +82,15 @@ def serve(
         image_hosts=image_hosts, cors_origins=cors_origins, otlp_traces_endpoint=otlp_traces_endpoint,
         tool_format=tool_format)
     loaded = {"threads": threads, "memory": memory, "cache_bytes": cache_bytes}
+    on_gpu = {"device": device, "gpu_memory": gpu_memory}
     if replicas > 1 or cluster:
+        if device or gpu_memory:
+            raise HerdError("--device and --gpu-memory are for one engine, replicas take the first GPU that Ray gives "
+                            "them: leave them out")
         limits = {"sequences": sequences, "drain": drain_timeout, "speculate": speculate}
         _serve_replicas(bundle, options, {**loaded, **limits, "replicas": replicas, "address": cluster}, host, port)
     else:
-        _serve_here(bundle, options, loaded, sequences, speculate, (host, port), drain_timeout)
+        _serve_here(bundle, options, loaded | on_gpu, sequences, speculate, (host, port), drain_timeout)
 
 
 def _serve_here(

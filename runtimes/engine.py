@@ -23,7 +23,7 @@ from ..model.processing.pictures import Source
 from .bundle.manifest import Bundle
 from .distributed.collectives import TIMEOUT
 from .executors.options import ExecutorOptions, Memory
-from .executors.runner import Logits, Runner
+from .executors.runner import Logits, Row, Runner
 from .executors.vision import VisionRunner
 from .generation import Asked, Generation, Request, TextStream
 from .kv_cache.sequence import Sequence, exclusive
@@ -43,7 +43,8 @@ class Engine:
     @classmethod
     def load(
         cls, path: str | Path, *, threads: int | None = None, verify: bool = True, memory: Memory = "fast",
-        cache_bytes: int | None = None, devices: Items[str] | None = None, timeout: float = TIMEOUT,
+        cache_bytes: int | None = None, device: str | None = None, gpu_memory: int | None = None,
+        devices: Items[str] | None = None, timeout: float = TIMEOUT,
     ) -> Engine:
         """Open, check and load a bundle.
 
@@ -56,7 +57,11 @@ class Engine:
                 bundle, and the operating system reads and drops them page by page: a bundle may be larger than the
                 memory, and experts that are never chosen are never read.
             cache_bytes: that keys and values of all sequences may use, on every rank; None for half of the memory that
-                is free then. Memory is taken as sequences grow.
+                is free then, on a GPU for what is left of ``gpu_memory``. Memory is taken as sequences grow; of a GPU
+                it is taken at once.
+            device: of a bundle for a GPU, which one; None for ``cuda:0``.
+            gpu_memory: bytes that weights, keys and values, and calls may take there together; None for nine tenths of
+                what is free.
             devices: of a sharded bundle, per rank the cores that it may use, such as ``["0-7", "8-15"]``.
             timeout: of a sharded bundle, seconds that a rank may keep the others waiting in the middle of a call.
 
@@ -66,7 +71,8 @@ class Engine:
         Raises:
             HerdError: the bundle is incomplete, altered, or made for another runtime.
         """
-        options = ExecutorOptions.of(threads, memory, verify=verify, cache_bytes=cache_bytes)
+        options = ExecutorOptions.of(threads, memory, verify=verify, cache_bytes=cache_bytes, device=device,
+                                     gpu_memory=gpu_memory)
         bundle = Bundle.open(path, verify=False)
         engine = cls(bundle, *load_runners(bundle, options, devices=devices, timeout=timeout))
         engine._warm_up()
@@ -182,7 +188,8 @@ class Engine:
             repetition_penalty=repetition_penalty, seed=seed, logprobs=logprobs)
         if sequence is not None and not isinstance(sequence, Sequence):
             raise HerdError(f"sequence is {shown(sequence)}, one made by engine.new_sequence() is needed")
-        request = Request(self, self._step, self.new_sequence() if sequence is None else sequence, asked.prompt)
+        step = self._greedy_step if asked.sampling.is_greedy else self._step
+        request = Request(self, step, self.new_sequence() if sequence is None else sequence, asked.prompt)
         return TextStream(
             request.prefill, request.decode, tokenizer=self.processor.tokenizer, prompt_ids=asked.prompt.token_ids,
             sampling=asked.sampling, stop=asked.stop, never=asked.never)
@@ -240,6 +247,14 @@ class Engine:
         check_tokens(self.config, sequence, [token_id])
         with sequence.exclusive():
             return self._decoder.decode(sequence, int(token_id))
+
+    def _greedy_step(self, sequence: Sequence, token_id: int) -> Row:
+        """Append one token, chosen by the model; what follows, where the most likely token is all that is wanted."""
+        self._decoder.require_open()
+        check_tokens(self.config, sequence, [token_id])
+        never = (self.config.image_token_id,) if self.config.vision else ()
+        with sequence.exclusive():
+            return self._decoder.decode_greedy(sequence, int(token_id), never)
 
     def decode_batch(self, sequences: Items[Sequence], token_ids: Items[int]) -> Logits:
         """Append one text token to each of several sequences, of any lengths, in one call.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ...errors import HerdError
 from ..bundle.manifest import Bundle
 from .options import ExecutorOptions
+from .ort.cuda.load import load_cuda
 from .ort.load import load_graphs, load_vision
 from .runner import Runner
 from .tensorrt.load import load_plans, load_vision_plan
@@ -16,7 +17,7 @@ Runners = tuple[Runner, VisionRunner | None]
 """Of the decoder and of the image tower; None for models that read text only."""
 
 EXECUTORS: dict[str, Callable[[Bundle, ExecutorOptions], Runners]] = {
-    "onnxruntime": load_graphs, "tensorrt": load_plans,
+    "onnxruntime": load_graphs, "onnxruntime-cuda": load_cuda, "tensorrt": load_plans,
 }
 VISION: dict[str, Callable[[Bundle, ExecutorOptions], VisionRunner | None]] = {
     "onnxruntime": load_vision, "tensorrt": load_vision_plan,
@@ -43,4 +44,8 @@ def load_executor(bundle: Bundle, options: ExecutorOptions) -> Runners:
         HerdError: the bundle is for an executor that this version does not have, or the executor cannot load it.
     """
     require_executor(bundle)
-    return EXECUTORS[bundle.manifest.executor](bundle, options)
+    name = bundle.manifest.executor
+    if name == "onnxruntime" and (options.device, options.gpu_memory) != (None, None):
+        raise HerdError(f"{bundle.directory} is built for target {bundle.manifest.target!r}, which runs on a CPU and "
+                        "takes neither device nor gpu_memory: leave them out, or build with --target cuda")
+    return EXECUTORS[name](bundle, options)

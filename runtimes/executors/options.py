@@ -25,12 +25,16 @@ class ExecutorOptions:
             before a result that read them goes out.
         cache_bytes: that keys and values of all sequences may use, where they lie in shared blocks; None for half of
             the free memory.
+        device: of bundles for a GPU, which one, such as ``cuda:0``.
+        gpu_memory: of them, bytes that an engine may take there, None for nine tenths of what is free.
     """
 
     threads: int | None = None
     prepack: bool = True
     verify: bool = False
     cache_bytes: int | None = None
+    device: str | None = None
+    gpu_memory: int | None = None
 
     @property
     def check_blocks(self) -> bool:
@@ -39,7 +43,8 @@ class ExecutorOptions:
 
     @classmethod
     def of(
-        cls, threads: int | None, memory: Memory, *, verify: bool, cache_bytes: int | None = None
+        cls, threads: int | None, memory: Memory, *, verify: bool, cache_bytes: int | None = None,
+        device: str | None = None, gpu_memory: int | None = None,
     ) -> ExecutorOptions:
         """Options from what applications give; arguments as in ``Engine.load``.
 
@@ -50,6 +55,7 @@ class ExecutorOptions:
             raise HerdError(f"threads is {threads}, it must be within 1 and {MOST_THREADS}")
         if memory not in get_args(Memory):
             raise HerdError(f"memory is {memory!r}, it must be one of {', '.join(get_args(Memory))}")
-        if cache_bytes is not None and cache_bytes < 1:
-            raise HerdError(f"cache_bytes is {cache_bytes}, it must be above 0")
-        return cls(threads, memory == "fast", verify, cache_bytes)
+        for name, count in (("cache_bytes", cache_bytes), ("gpu_memory", gpu_memory)):
+            if count is not None and count < 1:
+                raise HerdError(f"{name} is {count}, it must be above 0")
+        return cls(threads, memory == "fast", verify, cache_bytes, device, gpu_memory)

@@ -26,6 +26,8 @@ SCORES_BYTES = 512 << 20
 """Attention scores of one layer in one call: prefill chunks get shorter where the past is long."""
 
 Logits = np.ndarray[Any, Any]
+Row = Logits | int
+"""What is known after a token: its logits, float32 [vocabulary], or no more than the most likely next token."""
 
 
 class Step(NamedTuple):
@@ -36,12 +38,16 @@ class Step(NamedTuple):
         token_ids: at least one; they do not cross a multiple of the attention chunk.
         rows: places among them whose logits are wanted, in order.
         features: one row per image token among them.
+        greedy: whether the most likely token is all that is wanted of each row.
+        never: tokens that are not to be chosen: where one is the most likely, logits are wanted after all.
     """
 
     sequence: Sequence
     token_ids: Items[int]
     rows: Items[int]
     features: Features | None = None
+    greedy: bool = False
+    never: Items[int] = ()
 
 
 def prefill_chunk_len(heads: int, past: int, longest: int = PREFILL_CHUNK) -> int:
@@ -55,6 +61,7 @@ class Runner(ABC):
     Attributes:
         config: the model.
         memory: where the caches of its sequences live.
+        pools: cache blocks that its sequences share, None where each has buffers of its own.
         longest_chunk: most tokens in one call.
         takes_features: whether the graph reads image features.
         closed: why it runs no more; empty while it does.
@@ -63,10 +70,10 @@ class Runner(ABC):
 
     config: HerdConfig
     memory: CacheMemory
+    pools: CachePools | None = None
     longest_chunk: int = PREFILL_CHUNK
     takes_features: bool
     closed: str = ""
-    pools: CachePools | None = None
 
     @property
     def attention_chunk(self) -> int:
@@ -121,6 +128,17 @@ class Runner(ABC):
                                           [steps[index].token_ids[0] for index in single])
             found |= {index: of_single[place : place + 1] for place, index in enumerate(single)}
         return np.concatenate([found[index] for index in range(len(steps))])
+
+    def rows(self, steps: Items[Step]) -> list[Row]:
+        """Append tokens as ``step`` does. Where logits are far away, of greedy steps the best tokens come back."""
+        return list(self.step(steps))
+
+    def decode_greedy(self, sequence: Sequence, token_id: int, never: Items[int] = ()) -> Row:
+        """Append one text token, where the most likely next one is all that is wanted; see ``Step``."""
+        return self.decode(sequence, token_id)
+
+    def warm_up(self, sequences: int) -> None:  # noqa: B027
+        """Prepare calls of up to so many sequences, where the first one of a size takes long; here none does."""
 
     @abstractmethod
     def prefill_chunk(self, sequence: Sequence, token_ids: list[int], features: Features, rows: Features) -> Logits:

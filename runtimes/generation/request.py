@@ -36,13 +36,13 @@ class Request:
 
     Args:
         model: computes the prompt.
-        step: appends a token that the model chose; its logits are valid until the next call.
+        step: appends a token that the model chose; what it gives is valid until the next call.
         sequence: grows.
         prompt: comes first.
     """
 
     def __init__(
-        self, model: Model, step: Callable[[Sequence, int], Array], sequence: Sequence, prompt: PreparedPrompt
+        self, model: Model, step: Callable[[Sequence, int], Array | int], sequence: Sequence, prompt: PreparedPrompt
     ) -> None:
         self._model, self._step, self._sequence, self._prompt = model, step, sequence, prompt
         self._version = -1
@@ -57,10 +57,10 @@ class Request:
         self._version = sequence.version
         return logits, shared
 
-    def decode(self, token_id: int) -> Array:
-        """Append a token that was chosen; its logits are valid until the next call."""
+    def decode(self, token_id: int) -> Array | int:
+        """Append a token that was chosen; its logits, valid until the next call, or the most likely next token."""
         if self._sequence.version != self._version:
             raise HerdError("the sequence was used by somebody else while this stream ran: give each stream its own")
-        logits = self._step(self._sequence, token_id)
+        row = self._step(self._sequence, token_id)
         self._version = self._sequence.version
-        return logits
+        return row

@@ -9,7 +9,7 @@ Order, as in transformers: penalties (``penalties.py``), temperature, top-k, top
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -63,6 +63,11 @@ class Sampling:
         recommended = asdict(defaults)
         given = {name: recommended.get(name) if value is None else value for name, value in options.items()}
         return cls(**{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is all that has to be known: nothing changes logits, nothing reports them."""
+        return replace(self, seed=None, top_k=0, top_p=1.0, min_p=0.0) == Sampling()
 
     def __post_init__(self) -> None:
         # Between 0 and the bound float32 cannot divide by it, and nothing else is chosen than at 0.

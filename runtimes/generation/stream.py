@@ -60,7 +60,8 @@ class TextStream:
 
     Args:
         prefill: runs the prompt; returns the logits after it, and how many of its tokens were cached.
-        decode: appends a token, returns the next logits, which may be overwritten by the next call.
+        decode: appends a token, returns the next logits, which may be overwritten by the next call; or, where nothing
+            but the most likely token is asked for (``Sampling.is_greedy``), that token.
         tokenizer: turns tokens into text.
         prompt_ids: the whole prompt.
         sampling: how tokens are chosen.
@@ -69,7 +70,7 @@ class TextStream:
     """
 
     def __init__(
-        self, prefill: Callable[[], tuple[Array, int]], decode: Callable[[int], Array], *,
+        self, prefill: Callable[[], tuple[Array, int]], decode: Callable[[int], Array | int], *,
         tokenizer: Tokenizer, prompt_ids: Items[int], sampling: Sampling, stop: StopRule, never: Items[int] = (),
     ) -> None:
         self._prefill, self._decode = prefill, decode
@@ -91,10 +92,10 @@ class TextStream:
                 yield delta
         timings.decode_seconds = time.perf_counter() - prefilled
 
-    def _deltas(self, logits: Array) -> Iterator[str]:
+    def _deltas(self, row: Array | int) -> Iterator[str]:
         result = self.result
         while True:
-            token = self._choose(logits)
+            token = self._choose(row)
             if token in self._stop.ids:
                 result.finish_reason = "stop"
                 break
@@ -105,7 +106,7 @@ class TextStream:
                 return
             if len(result.token_ids) >= self._stop.max_new_tokens:
                 break
-            logits = self._decode(token)
+            row = self._decode(token)
         text, stopped = self._stop_strings.feed(self._decoder.flush())
         yield text
         if stopped:
@@ -113,13 +114,17 @@ class TextStream:
         else:
             yield self._stop_strings.flush()
 
-    def _choose(self, logits: Array) -> int:
+    def _choose(self, row: Array | int) -> int:
+        token = row if isinstance(row, int) else self._chosen(row)
+        self.result.token_ids.append(token)
+        self.result.timings.new_tokens += 1
+        return token
+
+    def _chosen(self, logits: Array) -> int:
         token = self._sampler(self._penalties.apply(logits))
         if self._sampler.options.logprobs is not None:
             self.result.logprobs.append(self._sampler.logprob(logits, token, self._text_of))
         self._penalties.count(token)
-        self.result.token_ids.append(token)
-        self.result.timings.new_tokens += 1
         return token
 
     def _text_of(self, token: int) -> str:

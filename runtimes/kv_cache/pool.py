@@ -1,8 +1,9 @@
-"""Cache blocks: keys and values of 64 tokens each, in pools that all sequences of an engine share.
+"""Cache blocks: keys and values of some tokens each, 64 on a CPU, in pools that all sequences of an engine share.
 
 A block of a pool has a place in every layer of the pool's kind. Whoever refers to a block counts in; a block that
-nobody refers to is handed out again, the lowest first. A pool reserves addresses, not memory: the operating system
-provides a page when it is first written. So all pools of an engine can be as large as the budget that they share.
+nobody refers to is handed out again, the lowest first. On the host a pool reserves addresses, not memory: the operating
+system provides a page when it is first written. So all pools of an engine can be as large as the budget that they
+share. Memory of a device is there or not: pools have budgets of their own (``CachePools``).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from ...errors import HerdError
 from ...files import size
 
 BLOCK_TOKENS = 64
-"""Tokens of a cache block."""
+"""Tokens of a cache block on the host."""
 _PRIVATE: Any = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 _DIMENSION = 16
 """Heads are filled up to a multiple of it."""
@@ -33,6 +34,7 @@ _SHARE = 0.5
 _SMALL_PAGES = 4 << 20
 """Bytes of every array that stay in small pages: short sequences take no more memory than they need."""
 _MEMORY = Path("/proc/meminfo")
+_CURE = "a larger cache_bytes (gpu_memory on a GPU)"
 
 Array = np.ndarray[Any, Any]
 
@@ -49,9 +51,47 @@ def caches_of_block(count: int, heads: int, head_dim: int) -> str | None:
     return next((kind for kind in _ELEMENT_BYTES if block_bytes(heads, head_dim, kind) == count), None)
 
 
-@dataclass
+class BlockMemory(Protocol):
+    """Where blocks lie, and how one is copied."""
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of a block."""
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether memory is taken when it is written, so that pools may reserve more than there is."""
+
+    def reserve(self, blocks: int, block_bytes: int) -> Any:
+        """Room for so many blocks of one layer's keys, or values."""
+
+    def copy(self, rooms: Iterable[Any], source: int, target: int) -> None:
+        """Copy a block over another in each of several rooms."""
+
+
+@dataclass(frozen=True)
+class HostBlocks:
+    """Blocks in the host's memory; see ``BlockMemory``."""
+
+    block_tokens: int = BLOCK_TOKENS
+    is_lazy: bool = True
+
+    def reserve(self, blocks: int, block_bytes: int) -> Array:
+        """See ``BlockMemory``: uint8 [blocks, bytes]."""
+        return reserved(blocks, block_bytes)
+
+    def copy(self, rooms: Iterable[Array], source: int, target: int) -> None:
+        """See ``BlockMemory``."""
+        for room in rooms:
+            room[target] = room[source]
+
+
+HOST_BLOCKS = HostBlocks()
+
+
+@dataclass(eq=False)
 class CacheBudget:
-    """Bytes that the pools of an engine may use together.
+    """Bytes that the pools of an engine may use together, or one of them alone.
 
     Attributes:
         most: the limit.
@@ -63,15 +103,19 @@ class CacheBudget:
     used: int = 0
     lock: Any = field(default_factory=threading.RLock)
 
+    def has(self, count: int) -> bool:
+        """Whether so many bytes are left."""
+        return self.used + count <= self.most
+
     def require(self, count: int) -> None:
         """Refuse what would not fit beside what is used now.
 
         Raises:
             HerdError: so many bytes do not fit.
         """
-        if self.used + count > self.most:
+        if not self.has(count):
             raise HerdError(f"keys and values need {size(count)} more and have {size(self.most - self.used)} of their "
-                            f"{size(self.most)}: end sequences, or load the engine with a larger cache_bytes")
+                            f"{size(self.most)}: end sequences, or load the engine with {_CURE}")
 
 
 class BlockPool:
@@ -80,27 +124,32 @@ class BlockPool:
     Args:
         layers: their numbers.
         block_bytes: of one layer's keys in a block, and as many of its values.
-        budget: shared with other pools.
+        budget: shared with other pools, where memory is taken as it is written.
         counted: layers that a block is paid for: those of the rank that holds most, None for ``layers``.
+        memory: where the blocks lie.
 
     Attributes:
         budget: see above.
+        tokens: of a block.
         cost: bytes of a block in all layers.
         capacity: blocks that the pool has addresses for.
-        keys: uint8 [blocks, ``block_bytes``] by layer.
+        keys: by layer, what ``memory`` reserved; on the host uint8 [blocks, ``block_bytes``].
         values: the same.
         copied: called with the numbers of a block and of its copy.
     """
 
     def __init__(
-        self, layers: Iterable[int], block_bytes: int, budget: CacheBudget, counted: int | None = None
+        self, layers: Iterable[int], block_bytes: int, budget: CacheBudget, counted: int | None = None,
+        memory: BlockMemory = HOST_BLOCKS,
     ) -> None:
         numbers = list(layers)
         paid = len(numbers) if counted is None else counted
-        self.budget, self.cost = budget, 2 * block_bytes * paid
+        self.budget, self._memory, self.tokens = budget, memory, memory.block_tokens
+        self.cost = 2 * block_bytes * paid
         self.capacity = max(1, budget.most // max(1, self.cost)) if paid else 0
         self.copied: Callable[[int, int], None] = _nobody_else
-        self.keys, self.values = ({layer: reserved(self.capacity, block_bytes) for layer in numbers} for _ in range(2))
+        self.keys, self.values = (
+            {layer: memory.reserve(self.capacity, block_bytes) for layer in numbers} for _ in range(2))
         self._references: list[int] = []
         self._free: list[int] = []
 
@@ -112,9 +161,9 @@ class BlockPool:
         """
         budget = self.budget
         with budget.lock:
-            if budget.used + self.cost > budget.most or (not self._free and len(self._references) == self.capacity):
+            if not budget.has(self.cost) or (not self._free and len(self._references) == self.capacity):
                 raise HerdError(f"keys and values fill their {size(budget.most)}: end sequences, or load the engine "
-                                "with a larger cache_bytes")
+                                f"with {_CURE}")
             budget.used += self.cost
             if not self._free:
                 self._references.append(0)
@@ -154,9 +203,7 @@ class BlockPool:
 
     def copy(self, block: int, twin: int) -> None:
         """Write what is in a block to another one."""
-        for arrays in (self.keys, self.values):
-            for array in arrays.values():
-                array[twin] = array[block]
+        self._memory.copy((*self.keys.values(), *self.values.values()), block, twin)
 
 
 def _nobody_else(block: int, twin: int) -> None:

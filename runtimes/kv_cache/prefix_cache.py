@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .paged import CachePools, PagedCache
-from .pool import BLOCK_TOKENS, BlockPool
+from .paged import Bytes, CachePools, PagedCache
+from .pool import BLOCK_TOKENS, BlockPool, CacheBudget
 
 
 class PrefixKeys:
@@ -33,9 +33,14 @@ class PrefixKeys:
         image_token: id of the tokens that stand for parts of tiles.
         tile_tokens: image tokens of a tile.
         tiles: content hashes of the tiles.
+        block_tokens: tokens of a block.
     """
 
-    def __init__(self, salt: bytes, image_token: int = -1, tile_tokens: int = 1, tiles: Items[bytes] = ()) -> None:
+    def __init__(
+        self, salt: bytes, image_token: int = -1, tile_tokens: int = 1, tiles: Items[bytes] = (),
+        block_tokens: int = BLOCK_TOKENS,
+    ) -> None:
+        self._block_tokens = block_tokens
         self._parent = hashlib.sha256(salt).digest()
         self._image_token, self._tile_tokens, self._tiles = image_token, tile_tokens, tiles
         self._images = 0
@@ -43,8 +48,9 @@ class PrefixKeys:
 
     def extend(self, token_ids: Items[int]) -> None:
         """Go on to the end of the last full block of the whole list."""
-        for first in range(len(self.keys) * BLOCK_TOKENS, len(token_ids) // BLOCK_TOKENS * BLOCK_TOKENS, BLOCK_TOKENS):
-            block = token_ids[first : first + BLOCK_TOKENS]
+        tokens = self._block_tokens
+        for first in range(len(self.keys) * tokens, len(token_ids) // tokens * tokens, tokens):
+            block = token_ids[first : first + tokens]
             digest = hashlib.sha256(self._parent + np.array(block, "<i4").tobytes())
             for tile in self._shown(sum(token == self._image_token for token in block)):
                 digest.update(tile)
@@ -79,15 +85,15 @@ class PrefixCache:
     """
 
     def __init__(self, pools: CachePools) -> None:
-        assert pools.chunk % BLOCK_TOKENS == 0, "an attention chunk has whole blocks"
-        self._pools = pools
+        assert pools.chunk % pools.block_tokens == 0, "an attention chunk has whole blocks"
+        self._pools, self._of_chunk = pools, pools.chunk // pools.block_tokens
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
         self.queried_tokens = self.found_tokens = 0
 
     @classmethod
     def of(cls, pools: CachePools) -> PrefixCache | None:
         """A cache, None where attention chunks are no whole blocks."""
-        return cls(pools) if pools.chunk % BLOCK_TOKENS == 0 else None
+        return cls(pools) if pools.chunk % pools.block_tokens == 0 else None
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -108,7 +114,7 @@ class PrefixCache:
         cache.whole.adopt(entry.whole for entry in known[:count] if entry.whole is not None)
         cache.chunked.adopt(entry.chunked for entry in known[first:count] if entry.chunked is not None)
         self.touch(keys[:count])
-        return cache, count * BLOCK_TOKENS
+        return cache, count * self._pools.block_tokens
 
     def blocks(self, keys: Items[bytes], tokens: int) -> int:
         """Blocks that ``take`` would take over."""
@@ -124,7 +130,7 @@ class PrefixCache:
 
         Where a key is known already, its block stays the one that is shared.
         """
-        begin = self._pools.chunk // BLOCK_TOKENS and first % (self._pools.chunk // BLOCK_TOKENS)
+        begin = self._of_chunk and first % self._of_chunk
         for index in range(first, len(keys)):
             entry = self._entries.get(keys[index])
             if entry is None:
@@ -140,22 +146,23 @@ class PrefixCache:
             if key in self._entries:
                 self._entries.move_to_end(key)
 
-    def evictable_bytes(self) -> int:
-        """Bytes of blocks that nobody else refers to."""
+    def evictable_bytes(self, budget: CacheBudget) -> int:
+        """Bytes of blocks that nobody else refers to, of those that count in a budget."""
         return sum(pool.cost for entry in list(self._entries.values()) for pool, block in self._blocks(entry)
-                   if not pool.is_shared(block))
+                   if pool.budget is budget and not pool.is_shared(block))
 
-    def evict(self, count: int) -> None:
+    def evict(self, needed: Bytes) -> None:
         """Give back blocks until so many bytes are free, or none is left that nobody else refers to."""
-        budget, pools = self._pools.budget, self._pools
+        pools = self._pools
+        chunked = pools.chunked.budget
         for entry in list(self._entries.values()):
-            if budget.most - budget.used >= count:
-                return
+            if chunked.has(needed.get(chunked, 0)):
+                break
             if entry.chunk_is_full and entry.chunked is not None and not pools.chunked.is_shared(entry.chunked):
                 pools.chunked.release([entry.chunked])
                 entry.chunked = None
         for key, entry in list(self._entries.items()):
-            if budget.most - budget.used >= count:
+            if all(budget.has(count) for budget, count in needed.items()):
                 return
             if not any(pool.is_shared(block) for pool, block in self._blocks(entry)):
                 self._drop(key)
@@ -177,7 +184,7 @@ class PrefixCache:
     def _known(self, keys: Items[bytes], tokens: int) -> list[_Entry]:
         """The entries of the first blocks of a prompt, of which a token at least is left over."""
         known: list[_Entry] = []
-        for key in keys[: (tokens - 1) // BLOCK_TOKENS]:
+        for key in keys[: (tokens - 1) // self._pools.block_tokens]:
             if (entry := self._entries.get(key)) is None:
                 break
             known.append(entry)
@@ -194,12 +201,12 @@ class PrefixCache:
 
     def _first_of_chunk(self, count: int) -> int:
         """The first block of the attention chunk in which a prefix of so many blocks ends."""
-        of_chunk = self._pools.chunk // BLOCK_TOKENS
+        of_chunk = self._of_chunk
         return count // of_chunk * of_chunk if of_chunk else count
 
     def _mark_full_chunk(self, keys: Items[bytes], index: int) -> None:
         """After the last block of an attention chunk, none of its chunked blocks is needed to go on."""
-        of_chunk = self._pools.chunk // BLOCK_TOKENS
+        of_chunk = self._of_chunk
         if of_chunk and (index + 1) % of_chunk == 0:
             for key in keys[index + 1 - of_chunk : index + 1]:
                 if key in self._entries:

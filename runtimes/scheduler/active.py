@@ -6,6 +6,7 @@ import time
 
 from ...model.config import HerdConfig
 from ...model.processing import Tokenizer
+from ..kv_cache.pool import BLOCK_TOKENS
 from .answer import Answer
 from .choice import Choice
 from .pictures import Pictures
@@ -23,6 +24,7 @@ class ActiveRequest:
         answer: takes what is generated.
         config: the model.
         tokenizer: turns tokens into text, None where the bundle has none.
+        block_tokens: tokens of a cache block.
 
     Attributes:
         choices: answers that were begun; the others begin as copies of the first, after the prompt.
@@ -32,10 +34,11 @@ class ActiveRequest:
     """
 
     def __init__(
-        self, request: GenerationRequest, answer: Answer, config: HerdConfig, tokenizer: Tokenizer | None
+        self, request: GenerationRequest, answer: Answer, config: HerdConfig, tokenizer: Tokenizer | None,
+        block_tokens: int = BLOCK_TOKENS,
     ) -> None:
         self.request, self.answer, self._tokenizer = request, answer, tokenizer
-        self.pictures = Pictures(request.prompt, config, request.salt)
+        self.pictures = Pictures(request.prompt, config, request.salt, block_tokens)
         self.arrived, self.has_begun = time.monotonic(), False
         self.urgency = request.priority + self.arrived / AGEING_SECONDS
         self.cancelled, self._failed = False, False

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...errors import HerdError
 from ...model.processing import StreamDecoder, Tokenizer
+from ..executors.runner import Row
 from ..generation.penalties import Penalties
 from ..generation.sampling import Sampler, TokenLogprob
 from ..generation.stop_strings import StopStrings
@@ -76,20 +77,33 @@ class Choice:
         """Whether all but its last token were seen, so that one row of a call brings it forward."""
         return self.generated > 0 and self.pending == 1
 
+    @property
+    def takes_best(self) -> bool:
+        """Whether the most likely token is the next one, whatever its logits are."""
+        return (self._constraint is None and self.generated >= self.request.stop.min_tokens
+                and self._sampler.options.is_greedy and self.request.prompt_logprobs is None)
+
     def prepare(self) -> None:
         """Begin to compute what the next token may be, beside the call of the model that ``accept`` follows."""
         if self._constraint is not None:
             self._constraint.prepare()
 
-    def accept(self, logits_V: Array) -> Delta:
+    def accept(self, row: Row) -> Delta:
         """Choose the next token.
 
         Args:
-            logits_V: float32 [vocabulary], after the last token; not modified.
+            row: after the last token; logits are not modified.
 
         Raises:
             HerdError: the logits are no numbers, or the constraint fails.
         """
+        if isinstance(row, int):
+            self.token_ids.append(row)
+            return self._grown(row, ())
+        token = self._chosen(row)
+        return self._grown(token, self._logprob(row, token))
+
+    def _chosen(self, logits_V: Array) -> int:
         stop = self.request.stop
         forbidden = stop.ids if self.generated < stop.min_tokens else ()
         adjusted = self._penalties.apply(logits_V, forbidden)
@@ -99,7 +113,7 @@ class Choice:
         token = self._sampler(adjusted)
         self._penalties.count(token)
         self.token_ids.append(token)
-        return self._grown(token, self._logprob(logits_V, token))
+        return token
 
     def _require_a_choice(self, logits_V: Array) -> None:
         if logits_V.max() == -np.inf:
@@ -148,7 +162,7 @@ class Choice:
         text, stopped = self._stop_strings.feed(self._decoder.flush())
         return text if stopped else text + self._stop_strings.flush()
 
-    def prompt_logprobs(self, logits_RV: Array, first: int) -> list[TokenLogprob | None]:
+    def prompt_logprobs(self, logits_RV: Items[Any], first: int) -> list[TokenLogprob | None]:
         """Log-probabilities of the prompt's tokens ``first`` + 1 and following, by the rows before them."""
         following = self.request.prompt.token_ids[first + 1 : first + 1 + len(logits_RV)]
         sampler = Sampler(replace(self._sampler.options, logprobs=self.request.prompt_logprobs))

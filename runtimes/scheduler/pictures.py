@@ -18,10 +18,11 @@ class Pictures:
         prompt: with its tiles.
         config: the model.
         salt: of the prompt's tenant.
+        block_tokens: tokens of a cache block.
     """
 
-    def __init__(self, prompt: PreparedPrompt, config: HerdConfig, salt: bytes) -> None:
-        self._tiles, self._salt = prompt.pixel_values, salt
+    def __init__(self, prompt: PreparedPrompt, config: HerdConfig, salt: bytes, block_tokens: int) -> None:
+        self._tiles, self._salt, self._block_tokens = prompt.pixel_values, salt, block_tokens
         self._token = config.image_token_id if config.vision else -1
         self._per_tile = config.vision.tokens_per_tile if config.vision else 1
         self._width = config.text.hidden_size
@@ -32,7 +33,7 @@ class Pictures:
 
     def keys(self) -> PrefixKeys:
         """Keys of the blocks of the prompt, still without tokens."""
-        return PrefixKeys(self._salt, self._token, self._per_tile, self._digests)
+        return PrefixKeys(self._salt, self._token, self._per_tile, self._digests, self._block_tokens)
 
     def missing(self, first: int) -> int | None:
         """The first tile without features of those that the tokens from ``first`` on show, None without one."""

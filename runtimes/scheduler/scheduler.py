@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as Items
-from typing import Any
-
-import numpy as np
 
 from ...errors import HerdError
 from ..engine import Engine
-from ..executors.runner import Step
+from ..executors.runner import Row, Step
 from ..executors.vision import TILES_PER_CALL
 from ..kv_cache.prefix_cache import PrefixCache
 from ..kv_cache.sequence import Sequence
@@ -26,8 +23,6 @@ from .cost import CallCost, PromptCost
 from .memory import CacheRoom
 from .planning import Planner
 from .speculation import Drafter, Speculation
-
-Array = np.ndarray[Any, Any]
 
 
 class Scheduler:
@@ -56,6 +51,7 @@ class Scheduler:
         self._waiting: list[Choice] = []
         self._requests: dict[Choice, ActiveRequest] = {}
         self.room = CacheRoom.of(self._runner)
+        self._runner.warm_up(sequences)
         self._planner = Planner(step_tokens, slowdown, self._runner.attention_chunk, config.text.vocab_size, calls,
                                 PromptCost())
         self.preemptions = self.deferred = 0
@@ -239,13 +235,13 @@ class Scheduler:
             if step.rows:
                 choice.prepare()
         started = time.perf_counter()
-        logits_RV = self._runner.step(steps)
+        rows = self._runner.rows(steps)
         prompts = sum(tokens for _, tokens in planned) - answers
         self._planner.record(answers, prompts, time.perf_counter() - started)
         row = 0
         for (choice, _), step, first in zip(planned, steps, first_pending, strict=True):
             if choice in self._requests:  # another answer to the same request may have failed just now
-                self._take(choice, logits_RV[row : row + len(step.rows)], first)
+                self._take(choice, rows[row : row + len(step.rows)], first)
                 self._publish(choice)
             row += len(step.rows)
 
@@ -253,35 +249,36 @@ class Scheduler:
         assert choice.sequence is not None, "a running answer has a sequence"
         first, end = choice.seen, choice.seen + tokens
         features = self._requests[choice].pictures.of(first, end)
-        return Step(choice.sequence, (choice.token_ids + choice.draft)[first:end], rows_of(choice, tokens), features)
+        return Step(choice.sequence, (choice.token_ids + choice.draft)[first:end], rows_of(choice, tokens), features,
+                    choice.takes_best, choice.request.never)
 
-    def _take(self, choice: Choice, logits_RV: Array, first: int) -> None:
+    def _take(self, choice: Choice, rows: Items[Row], first: int) -> None:
         """Go on with an answer after a call.
 
         Args:
             choice: whose tokens from ``first`` on were computed.
-            logits_RV: the rows that it asked for.
+            rows: those that it asked for.
             first: place of its first token.
         """
         active = self._requests[choice]
         try:
             if choice.request.prompt_logprobs is not None and not choice.generated:
                 answer = active.answer
-                answer.prompt_logprobs += ([] if first else [None]) + choice.prompt_logprobs(logits_RV, first)
+                answer.prompt_logprobs += ([] if first else [None]) + choice.prompt_logprobs(rows, first)
             if choice.draft:
-                self._verify(active, choice, logits_RV)
+                self._verify(active, choice, rows)
             elif not choice.pending:
-                self._choose(active, choice, logits_RV[-1])
+                self._choose(active, choice, rows[-1])
         except HerdError as error:
             self.fail(active, str(error))
 
-    def _verify(self, active: ActiveRequest, choice: Choice, logits_RV: Array) -> None:
+    def _verify(self, active: ActiveRequest, choice: Choice, rows: Items[Row]) -> None:
         """Go on while what is chosen is what was guessed; the model forgets the other guesses."""
         assert choice.sequence is not None, "a running answer has a sequence"
         assert self.speculation is not None, "it made the guesses"
-        guesses, held = choice.draft[: len(logits_RV) - 1], 0
-        for row_V, guess in zip(logits_RV, [*guesses, None], strict=True):
-            active.put(choice.accept(row_V))
+        guesses, held = choice.draft[: len(rows) - 1], 0
+        for row, guess in zip(rows, [*guesses, None], strict=True):
+            active.put(choice.accept(row))
             if choice.finish_reason or choice.token_ids[-1] != guess:
                 break
             held += 1
@@ -290,7 +287,7 @@ class Scheduler:
         self.speculation.record(choice, len(guesses), held)
         active.answer.usage.accepted_tokens += held
 
-    def _choose(self, active: ActiveRequest, choice: Choice, logits_V: Array) -> None:
+    def _choose(self, active: ActiveRequest, choice: Choice, row: Row) -> None:
         begun = [choice]
         if not choice.generated and len(active.choices) < active.request.choices:
             twins = active.fork()
@@ -298,5 +295,5 @@ class Scheduler:
             self.running += twins
             begun += twins
         for one in begun:
-            active.put(one.accept(logits_V))
+            active.put(one.accept(row))
 

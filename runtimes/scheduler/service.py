@@ -94,7 +94,8 @@ class Service:
         """
         self._require_possible(request)
         answer = Answer(request.choices, self._cancel)
-        active = ActiveRequest(request, answer, self.engine.config, self._tokenizer)
+        active = ActiveRequest(request, answer, self.engine.config, self._tokenizer,
+                               self._scheduler.room.block_tokens)
         with self._changed:
             self._require_open(len(request.prompt.token_ids))
             self._active[answer] = active

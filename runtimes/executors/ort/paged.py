@@ -19,10 +19,11 @@ import numpy as np
 
 from ....errors import HerdError
 from ....model.config import HerdConfig, TextConfig
-from ...kv_cache.paged import CachePools, PagedCache
-from ...kv_cache.pool import BLOCK_TOKENS, block_bytes, caches_of_block, free_cache_bytes
+from ...kv_cache.paged import CachePools
+from ...kv_cache.pool import block_bytes, caches_of_block, free_cache_bytes
 from ...kv_cache.sequence import Features, Sequence
-from ..runner import Logits, Runner, Step
+from ..blocks import BlockRunner, table_width
+from ..runner import Logits, Step
 from .decoder import DecoderGraph, Run, run_all
 from .page_release import release
 from .session import Values, ort_value
@@ -111,7 +112,7 @@ class _Arrays:
             first += count
 
 
-class PagedRunner(Runner):
+class PagedRunner(BlockRunner):
     """The decoder of a bundle on ONNX Runtime, with our own operators.
 
     Args:
@@ -144,19 +145,6 @@ class PagedRunner(Runner):
         self._keeping, self._stopped = threading.Lock(), threading.Event()
         self._copying: threading.Thread | None = None
 
-    def new_cache(self) -> PagedCache:
-        """See ``Runner``."""
-        return PagedCache(self.pools)
-
-    def make_room(self, sequence: Sequence, tokens: int) -> None:
-        """Blocks are taken call by call; the pools' budget is what can be known beforehand."""
-        blocks = -(-(len(sequence) + tokens) // BLOCK_TOKENS) - len(sequence.cache.whole.numbers)
-        self.pools.budget.require(self.pools.whole.cost * max(0, blocks))
-
-    def chunk_len(self, past: int) -> int:
-        """The same after any past: the operator holds scores of one cache block at a time."""
-        return self.longest_chunk
-
     def step(self, steps: Items[Step]) -> Logits:
         """Append tokens to several sequences in one call.
 
@@ -180,10 +168,7 @@ class PagedRunner(Runner):
         Raises:
             HerdError: the pools are full; nothing has changed.
         """
-        with self.pools.budget.lock:
-            self.pools.budget.require(sum(_missing(step) for step in steps))
-            for step in steps:
-                step.sequence.make_room(len(step.token_ids))
+        self.take_blocks(steps)
         return [PlacedStep(step.token_ids, len(step.sequence), step.rows, step.sequence.cache.whole.numbers,
                            step.sequence.cache.chunked.numbers, step.features) for step in steps]
 
@@ -193,15 +178,6 @@ class PagedRunner(Runner):
         arrays.fill(steps)
         arrays.run()
         return arrays.logits
-
-    def decode(self, sequence: Sequence, token_id: int) -> Logits:
-        """Append one text token; see ``Runner``."""
-        return self.step([Step(sequence, [token_id], [0])])[0]
-
-    def decode_batch(self, sequences: Items[Sequence], token_ids: Items[int]) -> Logits:
-        """Append one text token to each of several sequences; see ``Runner``."""
-        return self.step([Step(sequence, [int(token)], [0])
-                          for sequence, token in zip(sequences, token_ids, strict=True)])
 
     def prefill_chunk(self, sequence: Sequence, token_ids: list[int], features: Features, rows: Features) -> Logits:
         """Compute a prefill chunk; see ``Runner``."""
@@ -271,23 +247,12 @@ class PagedRunner(Runner):
             return made
 
 
-def _missing(step: Step) -> int:
-    """Bytes of cache blocks that a step will take."""
-    past = len(step.sequence)
-    return max(0, step.sequence.cache.missing(past, past + len(step.token_ids)))
-
-
 def _size_of(steps: Items[PlacedStep]) -> _Size:
     return _Size(
         sum(len(step.token_ids) for step in steps), len(steps), sum(len(step.rows) for step in steps),
         sum(len(step.features) for step in steps if step.features is not None),
-        _table_width(max(len(step.whole) for step in steps)), _table_width(max(len(step.chunked) for step in steps)),
+        table_width(max(len(step.whole) for step in steps)), table_width(max(len(step.chunked) for step in steps)),
     )
-
-
-def _table_width(blocks: int) -> int:
-    """Columns of a block table: a power of two, so that arrays are made anew rarely."""
-    return 1 << max(0, blocks - 1).bit_length()
 
 
 def _block_bytes(inputs: dict[str, Any], config: HerdConfig, graph: DecoderGraph) -> int:

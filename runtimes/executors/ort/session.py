@@ -60,7 +60,7 @@ def create_session(path: Path, *, provider: str, options: ExecutorOptions) -> An
         options: ``threads`` counts only where no sharded engine has made threads for all sessions of the process.
     """
     with drop_page_cache_during_load(*([path.with_suffix(".data")] if options.prepack else [])):
-        return _session(path, provider, _session_options(options))
+        return open_session(path, provider, _session_options(options))
 
 
 def create_sessions(paths: Items[Path], data: Path, *, provider: str, options: ExecutorOptions) -> list[Any]:
@@ -77,7 +77,7 @@ def create_sessions(paths: Items[Path], data: Path, *, provider: str, options: E
     shared = _session_options(options)
     shared.add_session_config_entry("session.use_env_allocators", "1")
     with drop_page_cache_during_load(*([data] if options.prepack else [])):
-        return [_session(path, provider, shared) for path in paths]
+        return [open_session(path, provider, shared) for path in paths]
 
 
 def check_names(session: Any, path: Path, *, inputs: set[str], outputs: set[str]) -> None:
@@ -134,7 +134,18 @@ def _share_memory() -> None:
     onnxruntime.create_and_register_allocator(cpu, None)
 
 
-def _session(path: Path, provider: str, options: Any) -> Any:
+def open_session(path: Path, provider: str, options: Any, told: dict[str, str] | None = None) -> Any:
+    """A session for a graph that nothing in it forbids to run.
+
+    Args:
+        path: the graph.
+        provider: the execution provider that it was lowered for.
+        options: onnxruntime's, of the session.
+        told: options of the provider.
+
+    Raises:
+        HerdError: onnxruntime does not have the provider, or cannot load the graph.
+    """
     onnxruntime = load_onnxruntime()
     # ONNX Runtime itself would warn and take the CPU, on which other operators are fast.
     if provider not in (found := onnxruntime.get_available_providers()):
@@ -150,7 +161,8 @@ def _session(path: Path, provider: str, options: Any) -> Any:
                         "bundle")
     try:
         # Its fallback would print four lines and try the CPU, also where the CPU was what failed.
-        return onnxruntime.InferenceSession(str(path), options, providers=[provider], enable_fallback=0)
+        return onnxruntime.InferenceSession(str(path), options, providers=[(provider, told or {})],
+                                            enable_fallback=0)
     except Exception as error:  # onnxruntime raises its own classes, all of them plain Exceptions
         raise HerdError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {_first_line(error)}") from error
 

@@ -188,12 +188,12 @@ def _tight(runner: PagedRunner, blocks: int) -> PagedRunner:
 def test_full_pools_refuse_and_change_nothing(fp32: PagedRunner) -> None:
     runner = _tight(fp32, 3)  # room for the first two steps, and not for all of the third
     full, small = _started(runner, herds.tokens(64)), _started(runner, herds.tokens(CHUNK, 1))
-    used = runner.pools.budget.used
+    used = runner.pools.budgets[0].used
     steps = [Step(full, [5], [0]), Step(small, [6], [0]), Step(runner.new_sequence(), [7], [0])]
     with pytest.raises(HerdError, match=r"^keys and values need [^\n]* end sequences, or load the engine with a larger "
-                                        r"cache_bytes$"):
+                                        r"cache_bytes \(gpu_memory on a GPU\)$"):
         runner.step(steps)
-    assert (len(full), len(small), runner.pools.budget.used) == (64, CHUNK, used)
+    assert (len(full), len(small), runner.pools.budgets[0].used) == (64, CHUNK, used)
     with pytest.raises(HerdError, match="keys and values need"):
         runner.prefill(small, herds.tokens(400), np.zeros((0, 64), np.float32), all_positions=False)
     runner.truncate(small, CHUNK - 2)  # its last chunk is still there
@@ -206,7 +206,7 @@ def test_sequences_that_are_gone_make_room(fp32: PagedRunner) -> None:
     runner = _tight(fp32, 1)
     for seed in range(3):
         np.testing.assert_array_equal(runner.decode(runner.new_sequence(), seed), _alone(fp32, [seed])[0])
-    assert runner.pools.budget.used == 0
+    assert runner.pools.budgets[0].used == 0
 
 
 def test_arrays_of_few_sizes_are_kept(fp32: PagedRunner) -> None:

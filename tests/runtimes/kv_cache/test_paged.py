@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from herdgraph.errors import HerdError
 from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes.kv_cache.paged import BlockTable, CachePools, PagedCache
-from herdgraph.runtimes.kv_cache.pool import BLOCK_TOKENS, BlockPool
+from herdgraph.runtimes.kv_cache.pool import BLOCK_TOKENS, BlockPool, HostBlocks
 
 BYTES = 4 * BLOCK_TOKENS
 """A block of one layer's keys: a stamp of 4 bytes for each token."""
@@ -89,7 +89,7 @@ def _check_counts(pools: CachePools, writers: list[Writer]) -> None:
         assert counts == {block: count for block, count in enumerate(references) if count}
         assert sorted(pool._free) == [block for block, count in enumerate(references) if not count]
         used += pool.cost * len(counts)
-    assert pools.budget.used == used <= pools.budget.most
+    assert pools.budgets[0].used == used <= pools.budgets[0].most
 
 
 ACTIONS = st.lists(st.tuples(st.sampled_from(["append", "append", "append", "truncate", "fork", "drop", "new"]),
@@ -130,7 +130,7 @@ def test_random_lives_of_sequences(actions: list[tuple[str, int, int]], chunk: i
             writers[index].check()
     writers.clear()
     assert all(text.startswith("keys and values") and "\n" not in text for text in refusals)
-    assert pools.budget.used == 0, "nothing leaks"
+    assert pools.budgets[0].used == 0, "nothing leaks"
 
 
 def test_a_fork_shares_all_and_copies_what_it_writes() -> None:
@@ -138,9 +138,9 @@ def test_a_fork_shares_all_and_copies_what_it_writes() -> None:
     writer = Writer(PagedCache(pools))
     for first in range(0, 80, 16):
         writer.append(list(range(first + 1, first + 17)))
-    used = pools.budget.used
+    used = pools.budgets[0].used
     twin = writer.fork()
-    assert pools.budget.used == used
+    assert pools.budgets[0].used == used
     np.testing.assert_array_equal(twin.cache.whole.numbers, writer.cache.whole.numbers)
     twin.append([1000])
     assert twin.cache.whole.numbers[0] == writer.cache.whole.numbers[0], "a full block stays shared"
@@ -154,7 +154,7 @@ def test_chunked_blocks_go_when_the_chunk_ends() -> None:
     writer = Writer(PagedCache(pools))
     writer.append([7] * 130)
     assert (len(writer.cache.whole.numbers), len(writer.cache.chunked.numbers)) == (3, 3)
-    assert writer.cache.nbytes == pools.budget.used
+    assert writer.cache.nbytes == pools.budgets[0].used
     writer.append([8])
     assert (len(writer.cache.whole.numbers), len(writer.cache.chunked.numbers)) == (3, 1)
 
@@ -164,11 +164,12 @@ def test_a_new_chunk_uses_what_the_last_one_gives_back() -> None:
     pools = _pools(64, 1)
     writer = Writer(PagedCache(pools))
     writer.append([7] * 64)
-    assert pools.budget.used == pools.budget.most
+    assert pools.budgets[0].used == pools.budgets[0].most
     writer.truncate(64)
     with pytest.raises(HerdError, match="keys and values need"):
         writer.append([8])  # a second block of the layer that sees everything
-    assert (len(writer.cache.chunked.numbers), writer.cache.missing(64, 65)) == (1, pools.whole.cost)
+    assert len(writer.cache.chunked.numbers) == 1
+    assert writer.cache.missing(64, 65) == {pools.budgets[0]: pools.whole.cost}
 
 
 def test_tables_grow() -> None:
@@ -176,3 +177,36 @@ def test_tables_grow() -> None:
     table = BlockTable(pools.whole)
     table.make_room(0, 40 * BLOCK_TOKENS)
     np.testing.assert_array_equal(table.numbers, range(40))
+
+
+def test_memory_that_is_there_or_not_is_divided() -> None:
+    """Sequences two chunks long fill both parts; what one part lacks, the other cannot give."""
+    text = replace(TINY.text, attention_chunk_size=128, chunked_layers=(True, True, True, False))
+    pools = CachePools.of(text, 100, 40 * 1000, memory=HostBlocks(block_tokens=32, is_lazy=False))
+    whole, chunked = pools.budgets
+    assert (whole.most, chunked.most) == (16_000, 24_000), "2 · 1 layer to 3"
+    assert pools.most_tokens() == 80 * 32, "a block of 200 bytes in the layer that sees all of it"
+    caches = [PagedCache(pools) for _ in range(10)]
+    for cache in caches:
+        cache.make_room(0, 128)
+    assert (whole.used, chunked.used) == (10 * 4 * 200, 10 * 4 * 600)
+    with pytest.raises(HerdError, match="keys and values need 600 B more and have 0 B of their 24"):
+        PagedCache(pools).make_room(0, 1)
+    caches[0].make_room(128, 129)  # a new chunk gives back the blocks of the last one
+    assert (whole.used, chunked.used) == (41 * 200, 37 * 600)
+    del caches, cache
+    assert (whole.used, chunked.used) == (0, 0)
+
+
+def test_layers_of_one_kind_have_all_the_memory() -> None:
+    pools = _divided(chunked=False)
+    assert [budget.most for budget in pools.budgets] == [40_000]
+    assert pools.most_tokens() == 50 * 32
+    pools = _divided(chunked=True)
+    assert [budget.most for budget in pools.budgets] == [40_000]
+    assert pools.most_tokens() > 1 << 30, "a chunk is all that is kept"
+
+
+def _divided(*, chunked: bool) -> CachePools:
+    text = replace(TINY.text, attention_chunk_size=128, chunked_layers=(chunked,) * 4)
+    return CachePools.of(text, 100, 40 * 1000, memory=HostBlocks(block_tokens=32, is_lazy=False))

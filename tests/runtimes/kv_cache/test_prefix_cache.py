@@ -65,9 +65,9 @@ def test_found_prefixes_are_computed_ones_and_blocks_come_back(spare: int, texts
         assert len(cache.whole.numbers) == -(-length // BLOCK_TOKENS)
         computed |= set(_keys(ids))
         cache.truncate(0)
-        assert prefixes.evictable_bytes() == pools.budget.used
+        assert prefixes.evictable_bytes(pools.budgets[0]) == pools.budgets[0].used
     prefixes.clear()
-    assert pools.budget.used == 0
+    assert pools.budgets[0].used == 0
 
 
 def test_chunked_blocks_of_full_chunks_go_first_and_prefixes_shrink_to_a_chunk() -> None:
@@ -76,7 +76,7 @@ def test_chunked_blocks_of_full_chunks_go_first_and_prefixes_shrink_to_a_chunk()
     _compute(prefixes, ids)[0].truncate(0)
     assert prefixes.take(_keys(ids), len(ids))[1] == 5 * BLOCK_TOKENS
     assert prefixes.take(_keys(ids), 4 * BLOCK_TOKENS)[1] == 3 * BLOCK_TOKENS
-    prefixes.evict(pools.budget.most - pools.budget.used + 4 * pools.chunked.cost)
+    prefixes.evict({pools.budgets[0]: pools.budgets[0].most - pools.budgets[0].used + 4 * pools.chunked.cost})
     assert prefixes.take(_keys(ids), len(ids))[1] == 5 * BLOCK_TOKENS, "the last chunk is still whole"
     assert prefixes.take(_keys(ids), 4 * BLOCK_TOKENS)[1] == 2 * BLOCK_TOKENS, "of earlier ones only ends are left"
 
@@ -84,11 +84,11 @@ def test_chunked_blocks_of_full_chunks_go_first_and_prefixes_shrink_to_a_chunk()
 def test_blocks_in_use_are_not_given_back() -> None:
     prefixes = PrefixCache(pools := _pools(8))
     cache, _ = _compute(prefixes, ids := _text(9, 3 * BLOCK_TOKENS))
-    used = pools.budget.used
-    prefixes.evict(pools.budget.most)
-    assert prefixes.evictable_bytes() == 0
+    used = pools.budgets[0].used
+    prefixes.evict({pools.budgets[0]: pools.budgets[0].most})
+    assert prefixes.evictable_bytes(pools.budgets[0]) == 0
     in_use = pools.whole.cost * len(cache.whole.numbers) + pools.chunked.cost * len(cache.chunked.numbers)
-    assert in_use <= pools.budget.used < used
+    assert in_use <= pools.budgets[0].used < used
     assert prefixes.take(_keys(ids), len(ids) + 1)[1] == 3 * BLOCK_TOKENS
 
 
@@ -100,7 +100,7 @@ def test_the_least_recently_used_prefix_goes_first_and_its_end_before_its_beginn
     for ids in (second, first):
         prefixes.touch(_keys(ids))
     of_full_chunks = 4 * pools.chunked.cost
-    prefixes.evict(pools.budget.most - pools.budget.used + of_full_chunks + 1)
+    prefixes.evict({pools.budgets[0]: pools.budgets[0].most - pools.budgets[0].used + of_full_chunks + 1})
     assert prefixes.take(_keys(first), 400)[1] == 3 * BLOCK_TOKENS
     assert prefixes.take(_keys(second), 400)[1] == 2 * BLOCK_TOKENS
 
