@@ -34,6 +34,7 @@ def test_answers_equal_those_of_separate_runs(tmp_path: Path) -> None:
     assert all(0 < answer.confidence <= 1 for answer in found)
 
 
+@pytest.mark.slow  # mypy and pyright over all that is imported
 @pytest.mark.parametrize("kind", ["editable", "wheel"])
 def test_type_checkers_follow_an_installation(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """mypy --strict accepts the application and finds a misspelt option, for an editable install and for a wheel."""
