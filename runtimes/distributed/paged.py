@@ -12,9 +12,9 @@ from collections.abc import Sequence as Items
 from functools import partial
 
 from ..bundle.manifest import Bundle
+from ..executors.blocks import BlockRunner
 from ..executors.ort.paged import PagedRunner, PlacedStep
 from ..executors.runner import Logits, Step
-from ..kv_cache.paged import PagedCache
 from ..kv_cache.sequence import Features, Sequence
 from .commands import StepCommand
 from .front_end import ShardedRunner
@@ -22,7 +22,7 @@ from .launch import Processes
 from .stage import Stage
 
 
-class PagedShards(ShardedRunner):
+class PagedShards(ShardedRunner, BlockRunner):
     """See the module.
 
     Args:
@@ -42,14 +42,6 @@ class PagedShards(ShardedRunner):
     def _note_copy(self, of_chunked: int, block: int, twin: int) -> None:
         self._copies.append((of_chunked, block, twin))
 
-    def new_cache(self) -> PagedCache:
-        """See ``Runner``."""
-        return self.shard.new_cache()
-
-    def make_room(self, sequence: Sequence, tokens: int) -> None:
-        """See ``PagedRunner``."""
-        self.shard.make_room(sequence, tokens)
-
     def step(self, steps: Items[Step]) -> Logits:
         """Append tokens to several sequences; see ``PagedRunner``."""
         placed = self.shard.place(steps)  # where there is no room, the call is refused and nothing has happened
@@ -58,15 +50,6 @@ class PagedShards(ShardedRunner):
         for step in steps:
             step.sequence.append(map(int, step.token_ids))
         return logits
-
-    def decode(self, sequence: Sequence, token_id: int) -> Logits:
-        """Append one text token; see ``Runner``."""
-        return self.step([Step(sequence, [token_id], [0])])[0]
-
-    def decode_batch(self, sequences: Items[Sequence], token_ids: Items[int]) -> Logits:
-        """Append one text token to each of several sequences; see ``Runner``."""
-        return self.step([Step(sequence, [int(token)], [0])
-                          for sequence, token in zip(sequences, token_ids, strict=True)])
 
     def prefill_chunk(self, sequence: Sequence, token_ids: list[int], features: Features, rows: Features) -> Logits:
         """Compute a prefill chunk; see ``Runner``. In a pipeline the logits are there after ``settle``."""

@@ -65,7 +65,6 @@ class Runner(ABC):
         longest_chunk: most tokens in one call.
         takes_features: whether the graph reads image features.
         closed: why it runs no more; empty while it does.
-        pools: the cache blocks that its sequences share, None where each has buffers of its own.
     """
 
     config: HerdConfig

@@ -145,7 +145,7 @@ class _Layer:
         if cos is not None and sin is not None:
             self._rotate(_row(cos), _row(sin))
         if temperature is not None:
-            self._heat(temperature)
+            self._apply_temperature(temperature)
         if told["norm_epsilon"]:
             self.gains = [self._ones()] * 2
             self.attributes["qk_norm_epsilon"] = told["norm_epsilon"]
@@ -161,7 +161,7 @@ class _Layer:
             part.type, part.shape = parts[0].type, ir.Shape(["tokens", width])
         return split
 
-    def _heat(self, temperature_T: ir.Value) -> None:
+    def _apply_temperature(self, temperature_T: ir.Value) -> None:
         q, k, v = self._apart()
         column = self.build("Unsqueeze", temperature_T, self.build.constant([1]))
         self.qkv = [self.build("Mul", q, column), k, v]

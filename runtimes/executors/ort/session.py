@@ -134,14 +134,14 @@ def _share_memory() -> None:
     onnxruntime.create_and_register_allocator(cpu, None)
 
 
-def open_session(path: Path, provider: str, options: Any, told: dict[str, str] | None = None) -> Any:
+def open_session(path: Path, provider: str, options: Any, provider_options: dict[str, str] | None = None) -> Any:
     """A session for a graph that nothing in it forbids to run.
 
     Args:
         path: the graph.
         provider: the execution provider that it was lowered for.
         options: onnxruntime's, of the session.
-        told: options of the provider.
+        provider_options: of the execution provider.
 
     Raises:
         HerdError: onnxruntime does not have the provider, or cannot load the graph.
@@ -161,7 +161,7 @@ def open_session(path: Path, provider: str, options: Any, told: dict[str, str] |
                         "bundle")
     try:
         # Its fallback would print four lines and try the CPU, also where the CPU was what failed.
-        return onnxruntime.InferenceSession(str(path), options, providers=[(provider, told or {})],
+        return onnxruntime.InferenceSession(str(path), options, providers=[(provider, provider_options or {})],
                                             enable_fallback=0)
     except Exception as error:  # onnxruntime raises its own classes, all of them plain Exceptions
         raise HerdError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {_first_line(error)}") from error

@@ -61,7 +61,7 @@ class CallInputs:
         self.size, offsets, end = size, {}, 0
         for name, (shape, dtype) in layout.items():
             offsets[name] = end
-            end += -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // _ALIGNMENT) * _ALIGNMENT
+            end += _aligned_bytes(shape, dtype)
         self._host = np.zeros(max(end, _ALIGNMENT), np.uint8)
         memory = place.empty([len(self._host)], np.uint8) if memory is None else memory
         self._device = place.part(memory, 0, [len(self._host)])
@@ -73,8 +73,7 @@ class CallInputs:
     @staticmethod
     def bytes_of(size: CallSize, hidden: int) -> int:
         """No fewer bytes than the inputs of a call take on the device."""
-        return sum(-(-int(np.prod(shape)) * np.dtype(dtype).itemsize // _ALIGNMENT) * _ALIGNMENT
-                   for shape, dtype in size.layout(hidden).values())
+        return sum(_aligned_bytes(shape, dtype) for shape, dtype in size.layout(hidden).values())
 
     def _on_host(self, offset: int, shape: tuple[int, ...], dtype: type[np.generic]) -> Any:
         count = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -86,17 +85,17 @@ class CallInputs:
             if name in self._bounds:
                 self._bounds[name][:] = new, most
 
-    def write(self, steps: Items[Step], pools: CachePools, nobodys: tuple[int, int]) -> None:
+    def write(self, steps: Items[Step], pools: CachePools, padding: tuple[int, int]) -> None:
         """Write what a call is to do, and send it.
 
         Args:
-            steps: each for one sequence; where there are fewer than sequences, the others are a token of nobody's.
+            steps: each for one sequence; where there are fewer than sequences, the rest is padding.
             pools: the blocks.
-            nobodys: a block of either kind that no sequence reads.
+            padding: a block of either kind that no sequence has.
         """
         found: dict[str, Any] = {name: self._arrays.get(name) for name in self.size.layout(0)}
         self._host[:] = 0
-        for name, block in zip(("block_table.global", "block_table.chunked"), nobodys, strict=True):
+        for name, block in zip(("block_table.global", "block_table.chunked"), padding, strict=True):
             if found[name] is not None:
                 found[name][:] = block
         first, rows, features = 0, list[int](), list[Any]()
@@ -110,7 +109,7 @@ class CallInputs:
             features += [] if step.features is None else [step.features]
             first += count
             found["cumulative_lengths"][index + 1] = first
-        self._write_nobodys(len(steps), first, rows)
+        self._write_padding(len(steps), first, rows)
         if found["image_features"] is not None and features:
             found["image_features"][:] = np.concatenate(features)
         self._device.update_inplace(self._host)
@@ -123,7 +122,12 @@ class CallInputs:
                 used = min(len(table.numbers), len(row))
                 self._arrays[f"past_lengths.{kind}"][index], row[:used] = length, table.numbers[:used]
 
-    def _write_nobodys(self, steps: int, tokens: int, rows: list[int]) -> None:
+    def _write_padding(self, steps: int, tokens: int, rows: list[int]) -> None:
         others, last = self.size.sequences - steps, self.size.tokens - 1
         self._arrays["cumulative_lengths"][steps + 1 :] = range(tokens + 1, tokens + 1 + others)
         self._arrays["logit_rows"][:] = [*rows, *(min(tokens + row, last) for row in range(self.size.rows - len(rows)))]
+
+
+def _aligned_bytes(shape: tuple[int, ...], dtype: type[np.generic]) -> int:
+    """Bytes of an array and of the gap behind it."""
+    return -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // _ALIGNMENT) * _ALIGNMENT

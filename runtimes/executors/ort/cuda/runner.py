@@ -2,8 +2,8 @@
 
 Inputs go to the device in one copy. Logits stay there: only rows that somebody asked for come back, and of greedy steps
 only the most likely token. Calls of one token per sequence, which is what decoding is, are recorded as CUDA graphs, one
-for every power of two of sequences and of columns of their block tables; rows that are left over belong to nobody and
-write to a block that nobody reads.
+for every power of two of sequences and of columns of their block tables; rows that are left over are padding, and write
+to a block that no sequence has.
 
 One call runs at a time. Every call waits for its end, so memory that it used is free for the next one.
 """
@@ -91,7 +91,7 @@ class CudaRunner(BlockRunner):
         self.gives_best = any(item.name == "best" for item in session.get_outputs())
         memory = DeviceBlocks(place, config.text, _element(given, config, path))
         self.pools = CachePools.of(config.text, memory.block_bytes, cache_bytes, memory=memory)
-        self._nobodys = _set_aside(self.pools.whole), _set_aside(self.pools.chunked)
+        self._padding = _set_aside(self.pools.whole), _set_aside(self.pools.chunked)
         vocabulary = config.text.vocab_size
         self._logits = place.empty([MOST_RECORDED, vocabulary], np.float32)
         self._best = place.empty([MOST_RECORDED], np.int64)
@@ -130,7 +130,7 @@ class CudaRunner(BlockRunner):
         for count in (1 << power for power in range(most.bit_length())):
             with self._running:
                 call = self._recorded_call(self._bucket(count, 0))
-                call.inputs.write([], self.pools, self._nobodys)
+                call.inputs.write([], self.pools, self._padding)
                 call.run()
         longest = min(self.longest_chunk, self.attention_chunk or self.longest_chunk, self.pools.most_tokens())
         for length in (1 << power for power in range(SHORTEST_CHUNK.bit_length() - 1, longest.bit_length())):
@@ -160,7 +160,7 @@ class CudaRunner(BlockRunner):
         """What comes out of a call; its sequences have room and do not grow yet."""
         with self._running:
             call = self._call_for(steps)
-            call.inputs.write(steps, self.pools, self._nobodys)
+            call.inputs.write(steps, self.pools, self._padding)
             call.run()
             return self._fetched(call, [step for step in steps for _ in step.rows])
 

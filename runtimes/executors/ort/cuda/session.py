@@ -77,8 +77,8 @@ def cuda_session(path: Path, place: Place, *, records: bool = False, tiles: int 
         options.add_free_dimension_override_by_name("tiles", tiles)
     for name, value in _SESSION.items():
         options.add_session_config_entry(name, value)
-    told = _PROVIDER | {"device_id": str(place.index)} | ({"enable_cuda_graph": "1"} if records else {})
-    session = open_session(path, PROVIDER, options, told)
+    provider_options = _PROVIDER | {"device_id": str(place.index)} | ({"enable_cuda_graph": "1"} if records else {})
+    session = open_session(path, PROVIDER, options, provider_options)
     if (found := session.get_providers())[0] != PROVIDER:
         raise HerdError(f"{path} is for a GPU and onnxruntime would run it on {found[0]}: `herdgraph doctor` says what "
                         "CUDA lacks here")
