@@ -27,7 +27,9 @@ from .subjects import SUBJECTS
 GOOD = ("refused", "accepted")
 BAD = ("traceback", "extra lines", "hang", "crash", "memory", "silent acceptance")
 HANG = 60.0
-"""Seconds without a word."""
+"""Seconds without a word, once the first case has begun."""
+PREPARING = 600.0
+"""Seconds that a worker may take before its first case: it imports torch and may build the sound inputs."""
 LIMIT = 6 << 30
 """Resident bytes at which a worker is ended."""
 
@@ -91,7 +93,7 @@ def _lines(process: subprocess.Popen[bytes], hang: float) -> Iterator[str]:
     """What a worker says; ``hang`` or ``memory`` when it has to be ended."""
     assert process.stdout is not None
     os.set_blocking(process.stdout.fileno(), False)
-    buffered, heard = b"", time.monotonic()
+    buffered, heard, limit = b"", time.monotonic(), PREPARING
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while True:
@@ -99,12 +101,12 @@ def _lines(process: subprocess.Popen[bytes], hang: float) -> Iterator[str]:
                 read = process.stdout.read(1 << 16)
                 if not read:
                     return
-                buffered, heard = buffered + read, time.monotonic()
+                buffered, heard, limit = buffered + read, time.monotonic(), hang
                 *lines, buffered = buffered.split(b"\n")
                 yield from (line.decode() for line in lines)
             if _resident(process.pid) > LIMIT:
                 yield "memory"
-            if time.monotonic() - heard > hang:
+            if time.monotonic() - heard > limit:
                 yield "hang"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +40,7 @@ class Subject:
         """The sound inputs, written once into a folder that later workers share."""
         base = folder / self.name
         if not base.exists():
-            partial = folder / f"{self.name}.partial"
-            partial.mkdir()
+            partial = Path(tempfile.mkdtemp(prefix=f"{self.name}-partial-", dir=folder))  # an ended worker leaves its own
             self.build(partial)
             partial.rename(base)
         return base

@@ -26,18 +26,24 @@ from support.forked_ranks import run_ranks
 from support.training_worker import Case, train
 
 ON_TWO = [
-    Case(), Case(expert=2), Case(tensor=2),
+    Case(), Case(tensor=2),
     Case(expert=2, precision="fp8", directory="fp8-expert"),
     Case(tensor=2, precision="fp8", recipe="rowwise", directory="fp8-tensor"),
 ]
-BEGUN = Case(expert=2, tensor=2, pictures=True, recompute=True)
-RESUMED = [replace(BEGUN, directory="same"), Case(expert=4, pictures=True, directory="other"),
-           replace(BEGUN, directory="from-alone")]
-SKEWED = Case(expert=2, tensor=2, pictures=True, skew=True)
-ON_FOUR = [Case(expert=2, pictures=True, top_k=2), BEGUN, SKEWED, *RESUMED, replace(SKEWED, skew=False, broken=True)]
-MORE_ON_FOUR = [Case(pictures=True), Case(expert=4, pictures=True), Case(tensor=2, pictures=True), Case(tensor=4)]
-RUNS = {"two": (2, ON_TWO), "four": (4, ON_FOUR), "more": (4, MORE_ON_FOUR)}
-"""Ranks that are started once, and what they train."""
+ON_FOUR = [Case(expert=2, pictures=True, top_k=2), Case(pictures=True), Case(expert=4, pictures=True),
+           Case(tensor=2, pictures=True), Case(tensor=4)]
+BEGUN = {"two": Case(expert=2, pictures=True, recompute=True),
+         "four": Case(expert=2, tensor=2, pictures=True, recompute=True)}
+OTHER = {"two": Case(tensor=2, pictures=True), "four": Case(expert=4, pictures=True)}
+RESUMED = {name: [replace(begun, directory="same"), replace(OTHER[name], directory="other"),
+                  replace(begun, directory="from-alone")] for name, begun in BEGUN.items()}
+SKEWED = {name: replace(begun, recompute=False, skew=True) for name, begun in BEGUN.items()}
+BROKEN = {name: replace(begun, recompute=False, broken=True) for name, begun in BEGUN.items()}
+RANKS = {"two": 2, "four": 4}
+RUNS = {name: [*cases, BEGUN[name], SKEWED[name], *RESUMED[name], BROKEN[name]]
+        for name, cases in (("two", ON_TWO), ("four", ON_FOUR))}
+"""What ranks train that are started once."""
+NAMES = ["two", pytest.param("four", marks=pytest.mark.slow)]
 
 
 def run(ranks: int, cases: list[Case], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -50,25 +56,28 @@ def alone(case: Case) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a run on expert x tensor ranks, one of which died after step 3."""
-    folder = tmp_path_factory.mktemp("killed")
-    assert run(4, [replace(BEGUN, directory="run", kill_at=3)], folder).returncode != 0
-    return folder / "run"
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory of a run one of whose ranks died after step 3."""
+    @cache
+    def of(name: str) -> Path:
+        folder = tmp_path_factory.mktemp("killed")
+        assert run(RANKS[name], [replace(BEGUN[name], directory="run", kill_at=3)], folder).returncode != 0
+        return folder / "run"
+
+    return of
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Callable[[str], Path]:
+def trained(tmp_path_factory: pytest.TempPathFactory, killed: Callable[[str], Path]) -> Callable[[str], Path]:
     """The folder in which a run has trained all its cases."""
     @cache
     def all_of(name: str) -> Path:
-        folder, (ranks, cases) = tmp_path_factory.mktemp("trained"), RUNS[name]
-        if name == "four":
-            for begun in ("same", "other"):
-                shutil.copytree(request.getfixturevalue("killed"), folder / begun)
-            with pytest.raises(KeyboardInterrupt):
-                train(replace(RESUMED[2], expert=1, tensor=1, kill_at=3).among(folder), Ranks.alone())
-        done = run(ranks, cases, folder)
+        folder = tmp_path_factory.mktemp("trained")
+        for begun in ("same", "other"):
+            shutil.copytree(killed(name), folder / begun)
+        with pytest.raises(KeyboardInterrupt):
+            train(replace(RESUMED[name][2], expert=1, tensor=1, kill_at=3).among(folder), Ranks.alone())
+        done = run(RANKS[name], RUNS[name], folder)
         assert done.returncode == 0, done.stderr[-3000:]
         return folder
 
@@ -82,7 +91,7 @@ def found(trained: Callable[[str], Path]) -> Callable[[str, Case], dict[str, Any
     def all_of(name: str) -> list[dict[str, Any]]:
         return torch.load(trained(name) / "results.pt")
 
-    return lambda name, case: all_of(name)[RUNS[name][1].index(case)]
+    return lambda name, case: all_of(name)[RUNS[name].index(case)]
 
 
 def named(case: Any) -> str | None:
@@ -93,8 +102,8 @@ def named(case: Any) -> str | None:
 
 
 FP8 = [case for case in ON_TWO if case.precision == "fp8"]
-EXACT = [pytest.param(name, case, marks=[pytest.mark.slow] if name == "more" else [])
-         for name, (_, cases) in RUNS.items() for case in cases if not case.directory and not case.broken]
+EXACT = [pytest.param(name, case, marks=[pytest.mark.slow] if name == "four" else [])
+         for name, cases in RUNS.items() for case in cases if not case.directory and not case.broken]
 
 
 @pytest.mark.parametrize(("run_name", "case"), EXACT, ids=named)
@@ -113,8 +122,9 @@ def test_ranks_learn_what_one_process_learns(run_name: str, case: Case, found: C
             torch.testing.assert_close(got[kind][name], value, rtol=0, atol=1e-3, msg=f"{kind} {name}")
 
 
-def test_all_tokens_at_one_expert_is_the_worst_load(found: Callable[[str, Case], Any]) -> None:
-    assert found("four", SKEWED)["loads"] == [[8.0, 8.0]] * 4
+@pytest.mark.parametrize("name", NAMES)
+def test_all_tokens_at_one_expert_is_the_worst_load(name: str, found: Callable[[str, Case], Any]) -> None:
+    assert found(name, SKEWED[name])["loads"] == [[8.0, 8.0]] * 4
 
 
 @pytest.mark.parametrize("case", FP8, ids=named)
@@ -139,26 +149,30 @@ def test_what_fp8_remembers_is_whole_in_a_checkpoint(
         assert torch.equal(resumed["amaxes"][name], amax), name
 
 
-def test_a_loss_that_is_no_number_on_one_rank_stops_all(found: Callable[[str, Case], Any]) -> None:
-    told = found("four", ON_FOUR[-1])["error"]
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loss_that_is_no_number_on_one_rank_stops_all(name: str, found: Callable[[str, Case], Any]) -> None:
+    told = found(name, BROKEN[name])["error"]
     assert told.startswith("step 3: the loss is nan; vision.vision_model.patch_embedding.linear is the first to give")
 
 
-def test_a_killed_rank_ends_the_run_after_its_last_checkpoint(killed: Path) -> None:
-    assert sorted(path.name for path in (killed / "checkpoints").glob("step-*[0-9]"))[-1] == "step-00000002"
+def _goes_on(found: dict[str, Any], begun: Case) -> None:
+    assert len(found["norms"]) == 2
+    assert found["losses"] == pytest.approx(alone(begun)["losses"], rel=1e-4)
 
 
-@pytest.mark.parametrize("case", RESUMED, ids=named)
-def test_a_killed_run_goes_on_on_the_same_and_on_other_ranks(case: Case, found: Callable[[str, Case], Any]) -> None:
-    assert len(found("four", case)["norms"]) == 2
-    assert found("four", case)["losses"] == pytest.approx(alone(BEGUN)["losses"], rel=1e-4)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kept", range(3), ids=["same", "other", "from-alone"])
+def test_a_killed_run_goes_on_on_the_same_and_on_other_ranks(
+    name: str, kept: int, found: Callable[[str, Case], Any]
+) -> None:
+    _goes_on(found(name, RESUMED[name][kept]), BEGUN[name])
 
 
-def test_a_killed_run_goes_on_alone(killed: Path, tmp_path: Path) -> None:
-    shutil.copytree(killed, tmp_path / "run")
-    got = train(Case(pictures=True, directory=str(tmp_path / "run")), Ranks.alone())
-    assert len(got["norms"]) == 2
-    assert got["losses"] == pytest.approx(alone(BEGUN)["losses"], rel=1e-4)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_killed_run_goes_on_alone(name: str, killed: Callable[[str], Path], tmp_path: Path) -> None:
+    assert sorted(path.name for path in (killed(name) / "checkpoints").glob("step-*[0-9]"))[-1] == "step-00000002"
+    shutil.copytree(killed(name), tmp_path / "run")
+    _goes_on(train(Case(pictures=True, directory=str(tmp_path / "run")), Ranks.alone()), BEGUN[name])
 
 
 def test_the_train_command_on_ranks_writes_a_whole_model(tmp_path: Path) -> None:
