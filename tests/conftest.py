@@ -18,6 +18,7 @@ import torch
 from PIL import ImageFile
 
 from benchmarks.peers import let_torchvision_import
+from less_telling import LESS_TELLING
 from support import capture_cache
 
 torch.set_num_threads(1)
@@ -37,10 +38,18 @@ LONGEST_FIRST = (
     "test_tensorrt_ranks",
 )
 """Files by the time that they take."""
+MANY = 3000
+"""Tests of a run of everything."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort files, the tests of a file staying together and in order."""
+    """Sort files, the tests of a file staying together and in order; what tells less is slow."""
+    for item in items:
+        if item.nodeid.startswith(LESS_TELLING):
+            item.add_marker(pytest.mark.slow)
+    gone = [name for name in LESS_TELLING if not any(item.nodeid.startswith(name) for item in items)]
+    if gone and len(items) > MANY:
+        raise pytest.UsageError(f"tests/less_telling.py names what is not there: {gone}")
     order = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 

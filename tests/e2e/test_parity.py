@@ -36,7 +36,7 @@ def _shallow(name: str) -> HerdConfig:
     return replace(config, text=replace(config.text, **herds.TWO_LAYERS)) if alike and name != DEEP else config
 
 
-@pytest.mark.parametrize("name", herds.SOME_VARIANTS)
+@pytest.mark.parametrize("name", herds.VARIANTS)
 def test_text_matches_transformers(name: str, tmp_path: Path) -> None:
     config = _shallow(name)
     model, ids = herds.save(config, tmp_path / "checkpoint"), herds.tokens(TOKENS)

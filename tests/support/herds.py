@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import Llama4Config, Llama4ForCausalLM, Llama4ForConditionalGeneration, Llama4TextConfig
@@ -54,11 +53,6 @@ VARIANTS: dict[str, HerdConfig] = {
     "top-2": variant(top_k=2),
     "tied": variant(tie_word_embeddings=True),
 }
-
-_LESS_TELLING = ("no-rope-scaling", "no-temperature", "temperature-floor-3", "gqa-1", "gqa-3", "gqa-4", "7-experts",
-                 "nope-every-2nd")
-SOME_VARIANTS = [pytest.param(name, marks=[pytest.mark.slow] if name in _LESS_TELLING else []) for name in VARIANTS]
-"""For parameters of tests that capture each: in every run those that differ most from each other."""
 
 
 def reference(config: HerdConfig, seed: int = 0) -> torch.nn.Module:
