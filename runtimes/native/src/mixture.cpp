@@ -182,13 +182,17 @@ ort::Status* Mixture::run(ort::Context* context) const {
   int* begin = scratch.take<int>(experts_ + 1);
   Segment* segments = scratch.take<Segment>(experts_ + 1);
 
-  // 1. Norm, codes, router.
+  // 1. Norm, router, choice and codes. The router of few tokens is shared out by its channels: with many experts it is
+  //    large, and nothing else could be done meanwhile.
   Rows floats = in.rows();
-  auto route = [&](int t) {
+  auto norm = [&](int t) {
     kernel.rms_norm(x + size_t(t) * dims, gain, dims, epsilon_, in.row(t));
     in.prepare(kernel, t, dims, kFloat32);
-    for (int tile = 0; experts_ && tile < router.tiles; tile++)
-      kernel.product(router, tile, floats, t, 1, logits + (size_t(t) * router.tiles + tile) * kTile);
+  };
+  auto router_tile = [&](int t, int tile) {
+    kernel.product(router, tile, floats, t, 1, logits + (size_t(t) * router.tiles + tile) * kTile);
+  };
+  auto choose_experts = [&](int t) {
     if (experts_) choose(logits + size_t(t) * router.tiles * kTile, all_experts_, top_k_, chosen + size_t(t) * top_k_);
     for (int k = 0; experts_ && k < top_k_; k++) {
       float logit = logits[size_t(t) * router.tiles * kTile + chosen[size_t(t) * top_k_ + k]];
@@ -196,8 +200,18 @@ ort::Status* Mixture::run(ort::Context* context) const {
     }
     in.prepare(kernel, t, dims, format_ == kFloat32 && (shared_width_ == 0 || shared_format_ == kFloat32) ? kFloat32 : kInt8);
   };
-  if (tokens < 4) for (int t = 0; t < tokens; t++) route(t);
-  else api_.parallel(context, tokens, route);
+  int router_tiles = experts_ ? router.tiles : 0;
+  if (tokens < 4) {
+    for (int t = 0; t < tokens; t++) norm(t);
+    api_.parallel(context, tokens * router_tiles, [&](int item) { router_tile(item / router_tiles, item % router_tiles); });
+    for (int t = 0; t < tokens; t++) choose_experts(t);
+  } else {
+    api_.parallel(context, tokens, [&](int t) {
+      norm(t);
+      for (int tile = 0; tile < router_tiles; tile++) router_tile(t, tile);
+      choose_experts(t);
+    });
+  }
 
   // 2. Sort assignments by expert; rows of one expert lie beside each other.
   for (int e = 0; e <= experts_; e++) begin[e] = 0;
