@@ -32,10 +32,10 @@ hypothesis.settings.register_profile("nightly", deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 LONGEST_FIRST = (
-    "test_ranks", "test_fuzz", "test_parity", "test_sharded_build", "test_cli", "test_sharded_faults", "test_replicas",
-    "test_trainer", "test_sharded_engine", "test_checkpoints", "test_capture", "test_calibrate", "test_memory",
-    "test_coverage", "test_sharded_transport", "test_tensorrt_builder", "test_tensorrt_runner", "test_nccl",
-    "test_tensorrt_ranks",
+    "test_ranks", "test_cli", "test_parity", "test_fuzz", "test_sharded_build", "test_sharded_faults", "test_calibrate",
+    "test_replicas", "test_native_wheel", "test_nccl", "test_tensorrt_runner", "test_sharded_engine", "test_capture",
+    "test_checkpoint_meta", "test_sharded_prefixes", "test_tensorrt_builder", "test_tensorrt_shards", "test_trainer",
+    "test_sharded_transport", "test_page", "test_coverage", "test_tensorrt_ranks",
 )
 """Files by the time that they take."""
 MANY = 3000
