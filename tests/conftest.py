@@ -15,10 +15,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with threads of the
 import hypothesis
 import pytest
 import torch
+from less_telling import LESS_TELLING
 from PIL import ImageFile
 
 from benchmarks.peers import let_torchvision_import
-from less_telling import LESS_TELLING
 from support import capture_cache
 
 torch.set_num_threads(1)

@@ -40,7 +40,7 @@ class Subject:
         """The sound inputs, written once into a folder that later workers share."""
         base = folder / self.name
         if not base.exists():
-            partial = Path(tempfile.mkdtemp(prefix=f"{self.name}-partial-", dir=folder))  # an ended worker leaves its own
+            partial = Path(tempfile.mkdtemp(prefix=f"{self.name}-partial-", dir=folder))  # others keep theirs
             self.build(partial)
             partial.rename(base)
         return base
