@@ -42,7 +42,7 @@ def load_graphs(bundle: Bundle, options: ExecutorOptions) -> tuple[Runner, Visio
 
 
 def begin_copy(runner: Runner, data: Path, options: ExecutorOptions) -> None:
-    """Begin to copy packed weights into faster memory; once they are verified, for both would read at the same time."""
+    """Let packed weights be copied into faster memory; once they are verified, for both would read at the same time."""
     if isinstance(runner, PagedRunner) and options.prepack and is_packed(runner.graph.path):
         runner.copy_weights(data)
 

@@ -142,7 +142,7 @@ class PagedRunner(BlockRunner):
             for part, array in zip(("key", "value"), self.pools.keys_and_values(layer), strict=True)
         }
         self._kept: OrderedDict[tuple[int, _Size], _Arrays] = OrderedDict()
-        self._keeping, self._stopped = threading.Lock(), threading.Event()
+        self._keeping, self._stopped, self._called = threading.Lock(), threading.Event(), threading.Event()
         self._copying: threading.Thread | None = None
 
     def step(self, steps: Items[Step]) -> Logits:
@@ -177,6 +177,7 @@ class PagedRunner(BlockRunner):
         arrays = self._arrays(_size_of(steps))
         arrays.fill(steps)
         arrays.run()
+        self._called.set()
         return arrays.logits
 
     def prefill_chunk(self, sequence: Sequence, token_ids: list[int], features: Features, rows: Features) -> Logits:
@@ -186,7 +187,8 @@ class PagedRunner(BlockRunner):
         return logits.copy() if len(token_ids) == 1 else logits  # arrays for single tokens are used again
 
     def copy_weights(self, data: Path) -> None:
-        """Begin to copy the weights into huge pages, where that pays; results stay the same bits.
+        """Copy the weights into huge pages, where that pays, once the first call has its result: both would read memory
+        at the same time, and the first token is waited for. Results stay the same bits.
 
         Args:
             data: the file that holds them.
@@ -199,6 +201,7 @@ class PagedRunner(BlockRunner):
     def _copy(self, data: Path) -> None:
         """Copy and go over to the copy. Whatever prevents that costs speed only: the mapping goes on being used."""
         try:
+            self._called.wait()
             weights = resident_weights(data, self._stopped)
             if weights is not None:
                 with self._keeping:
@@ -210,6 +213,7 @@ class PagedRunner(BlockRunner):
 
     def wait_until_resident(self) -> None:
         """Wait for the copy of the weights; see ``Runner``."""
+        self._called.set()
         if self._copying is not None:
             self._copying.join()
 

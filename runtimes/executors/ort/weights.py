@@ -1,9 +1,9 @@
-"""Packed weights: mapped at once, and copied into huge pages meanwhile.
+"""Packed weights: mapped at once, and copied into huge pages later.
 
 A graph of our own operators holds its weights as they are used, so nothing is made of them while it loads: ONNX Runtime
 maps the file. A mapped file lies in small pages on most systems, and a processor spends up to a third of its time
-finding them. So with ``memory="fast"`` the file is also read into huge pages of our own, on a thread beside the first
-calls; the graph's initializers may be overridden, and calls that begin afterwards use the copy.
+finding them. So with ``memory="fast"`` the file is also read into huge pages of our own, on a thread that begins after
+the first call; the graph's initializers may be overridden, and calls that begin afterwards use the copy.
 """
 
 from __future__ import annotations

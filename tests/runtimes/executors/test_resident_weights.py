@@ -106,8 +106,9 @@ def test_an_engine_that_goes_over_to_the_copy_says_the_same(bundle: Path, monkey
             bundle, threads=1) as copied:
         runner = copied._decoder
         assert isinstance(runner, PagedRunner)
-        first = copied.prefill(copied.new_sequence(), [3, 4, 5])
         assert runner._copying is not None
+        assert runner._copying.is_alive()  # until the first call has its result
+        first = copied.prefill(copied.new_sequence(), [3, 4, 5])
         runner._copying.join()
         assert runner.graph._weights  # type: ignore[attr-defined]
         wanted = mapped.prefill(mapped.new_sequence(), [3, 4, 5])
@@ -125,6 +126,7 @@ def test_a_copy_that_fails_leaves_the_mapping(
     monkeypatch.setattr("herdgraph.runtimes.executors.ort.paged.resident_weights", refuse)
     caplog.set_level("INFO", logger="herdgraph")
     runner = PagedRunner.__new__(PagedRunner)
-    runner._stopped = Event()
+    runner._stopped, runner._called = Event(), Event()
+    runner._called.set()
     runner._copy(data)
     assert "is used as it is mapped: no room" in caplog.text
