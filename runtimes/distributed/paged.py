@@ -14,7 +14,7 @@ from functools import partial
 
 from ..bundle.manifest import Bundle
 from ..executors.blocks import BlockRunner, PlacedStep
-from ..executors.runner import Logits, Step
+from ..executors.runner import Logits, Row, Step
 from ..kv_cache.sequence import Features, Sequence
 from .commands import StepCommand
 from .front_end import ShardedRunner
@@ -55,6 +55,18 @@ class PagedShards(ShardedRunner, BlockRunner):
             step.sequence.append(map(int, step.token_ids))
         return logits
 
+    def rows(self, steps: Items[Step]) -> list[Row]:
+        """Append tokens to several sequences; see ``Runner``. In a pipeline it is logits that come back."""
+        if self.stages > 1:
+            return list(self.step(steps))
+        placed = self.shard.place_steps(steps)
+        with self.call():
+            self._command(placed)
+            found = self.shard.answers(placed)
+        for step in steps:
+            step.sequence.append(map(int, step.token_ids))
+        return found
+
     def prefill_chunk(self, sequence: Sequence, token_ids: list[int], features: Features, rows: Features) -> Logits:
         """Compute a prefill chunk; see ``Runner``. In a pipeline the logits are there after ``settle``."""
         placed = self.shard.place_steps([Step(sequence, token_ids, rows.tolist(), features)])
@@ -69,6 +81,10 @@ class PagedShards(ShardedRunner, BlockRunner):
 
     def compute(self, steps: Items[PlacedStep]) -> Logits:
         """On all ranks. In a pipeline the logits are on their way; see ``BlockRunner``."""
+        self._command(steps)
+        return self.awaited(self.shard.compute(steps))
+
+    def _command(self, steps: Items[PlacedStep]) -> None:
+        """Let the other ranks do their part of a call."""
         copies = [self._copies.popleft() for _ in range(len(self._copies))]
         self.tell(StepCommand(steps, copies).message())
-        return self.awaited(self.shard.compute(steps))

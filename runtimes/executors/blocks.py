@@ -11,7 +11,7 @@ import numpy as np
 
 from ..kv_cache.paged import Bytes, CachePools, PagedCache, require, together
 from ..kv_cache.sequence import Features, Sequence
-from .runner import Logits, Runner, Step
+from .runner import Logits, Row, Runner, Step
 
 Array = np.ndarray[Any, Any]
 
@@ -26,6 +26,8 @@ class PlacedStep(NamedTuple):
         whole: blocks of layers that see the whole past, int32.
         chunked: blocks of chunked layers.
         features: one row per image token among them.
+        greedy: see ``Step``.
+        never: see ``Step``.
     """
 
     token_ids: Items[int]
@@ -34,6 +36,8 @@ class PlacedStep(NamedTuple):
     whole: Array
     chunked: Array
     features: Features | None
+    greedy: bool = False
+    never: Items[int] = ()
 
 
 class BlockRunner(Runner):
@@ -78,7 +82,8 @@ class BlockRunner(Runner):
         """
         self.take_blocks(steps)
         return [PlacedStep(step.token_ids, len(step.sequence), step.rows, step.sequence.cache.whole.numbers,
-                           step.sequence.cache.chunked.numbers, step.features) for step in steps]
+                           step.sequence.cache.chunked.numbers, step.features, step.greedy, step.never)
+                for step in steps]
 
     def first_calls(self, sequences: int) -> Iterator[list[Step]]:
         """Calls of up to so many sequences whose first time takes long; here there are none."""
@@ -93,6 +98,17 @@ class BlockRunner(Runner):
     @abstractmethod
     def compute(self, steps: Items[PlacedStep]) -> Logits:
         """One call, whoever has found the blocks; no sequence grows. Returns what ``step`` does."""
+
+    def answers(self, steps: Items[PlacedStep]) -> list[Row]:
+        """The same, where logits are far away with the best tokens of greedy steps instead; see ``Runner.rows``."""
+        return list(self.compute(steps))
+
+    def rows(self, steps: Items[Step]) -> list[Row]:
+        """Append tokens to several sequences in one call; see ``Runner``."""
+        found = self.answers(self.place_steps(steps))
+        for step in steps:
+            step.sequence.append(map(int, step.token_ids))
+        return found
 
     def step(self, steps: Items[Step]) -> Logits:
         """Append tokens to several sequences in one call.
@@ -119,6 +135,10 @@ class BlockRunner(Runner):
     def decode(self, sequence: Sequence, token_id: int) -> Logits:
         """Append one text token; see ``Runner``."""
         return self.step([Step(sequence, [token_id], [0])])[0]
+
+    def decode_greedy(self, sequence: Sequence, token_id: int, never: Items[int] = ()) -> Row:
+        """See ``Runner``."""
+        return self.rows([Step(sequence, [token_id], [0], greedy=True, never=never)])[0]
 
     def decode_batch(self, sequences: Items[Sequence], token_ids: Items[int]) -> Logits:
         """Append one text token to each of several sequences; see ``Runner``."""

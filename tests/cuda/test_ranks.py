@@ -62,6 +62,8 @@ def test_a_token_is_one_upload_and_one_replay(directory: Path, plan: str) -> Non
 runner.warm_up(4)
 mark("token")
 engine.decode(sequence, 5)
+mark("greedy")
+runner.decode_greedy(sequence, 5)
 mark("others")
 batch = [engine.new_sequence() for _ in range(9)]
 for one in batch:
@@ -83,6 +85,7 @@ print(json.dumps([process.poll() for process in started]))
     assert len(token.copies("host", "device")) == 1
     read = [event["bytes"] for event in token.copies("device", "host")]
     assert read == ([4 * TINY.text.vocab_size] if stages == 1 else [])
+    assert [event["bytes"] for event in found["greedy"].copies("device", "host")] == ([8] if stages == 1 else [])
     assert found["others"].launches
 
 

@@ -23,7 +23,6 @@ from .....errors import HerdError
 from .....model.config import HerdConfig, TextConfig
 from ....kv_cache.paged import CachePools
 from ....kv_cache.pool import BlockPool
-from ....kv_cache.sequence import Sequence
 from ...blocks import BlockRunner, PlacedStep, table_width
 from ...runner import SHORTEST_CHUNK, Logits, Row, Step
 from ..session import Values
@@ -40,9 +39,6 @@ NARROWEST = 16
 
 TO_RECORD = 2
 """Calls of a size until it is recorded: ranks first find out how large what they exchange is."""
-
-_Choice = tuple[bool, Items[int]]
-"""Whether the most likely token is all that is wanted of a row, and tokens that are not to be chosen; see ``Step``."""
 
 
 class _Call:
@@ -99,21 +95,15 @@ class CudaRunner(BlockRunner):
         self._recorded: dict[CallSize, _Call] = {}
         self._running = threading.Lock()
 
-    def rows(self, steps: Items[Step]) -> list[Row]:
-        """Append tokens to several sequences; see ``Runner``."""
-        found = self._computed(self.place_steps(steps), [(step.greedy, step.never) for step in steps])
-        for step in steps:
-            step.sequence.append(map(int, step.token_ids))
-        return found
-
     def compute(self, steps: Items[PlacedStep]) -> Logits:
         """Logits of all rows; see ``BlockRunner``."""
-        rows = self._computed(steps, [(False, ())] * len(steps))
+        rows = self.answers([step._replace(greedy=False) for step in steps])
         return np.stack(rows) if rows else np.zeros((0, self.config.text.vocab_size), np.float32)
 
-    def decode_greedy(self, sequence: Sequence, token_id: int, never: Items[int] = ()) -> Row:
-        """See ``Runner``."""
-        return self.rows([Step(sequence, [token_id], [0], greedy=True, never=never)])[0]
+    def answers(self, steps: Items[PlacedStep]) -> list[Row]:
+        """What is wanted after the tokens, in one call where the operator takes so many; see ``BlockRunner``."""
+        return [row for first in range(0, len(steps), MOST_SEQUENCES)
+                for row in self._computed(steps[first : first + MOST_SEQUENCES])]
 
     def first_calls(self, sequences: int) -> Iterator[list[Step]]:
         """Calls that are recorded, and lengths of prompts for which mixtures of experts find out what is fast.
@@ -157,18 +147,12 @@ class CudaRunner(BlockRunner):
         return ({f"past.{name}": value for name, value in parts.items()},
                 {f"present.{name}": value for name, value in parts.items()})
 
-    def _computed(self, steps: Items[PlacedStep], choices: Items[_Choice]) -> list[Row]:
-        """What is wanted after the tokens, in one call where the operator takes so many sequences."""
-        found: list[Row] = []
-        for first in range(0, len(steps), MOST_SEQUENCES):
-            part = slice(first, first + MOST_SEQUENCES)
-            with self._running:
-                call = self._call_for(steps[part])
-                call.inputs.write(steps[part], self.pools.chunk, self._padding)
-                call.run()
-                found += self._fetched(call, [choice for step, choice in zip(steps[part], choices[part], strict=True)
-                                              for _ in step.rows])
-        return found
+    def _computed(self, steps: Items[PlacedStep]) -> list[Row]:
+        with self._running:
+            call = self._call_for(steps)
+            call.inputs.write(steps, self.pools.chunk, self._padding)
+            call.run()
+            return self._fetched(call, [step for step in steps for _ in step.rows])
 
     def _call_for(self, steps: Items[PlacedStep]) -> _Call:
         columns = max(len(step.whole) for step in steps)
@@ -205,13 +189,13 @@ class CudaRunner(BlockRunner):
             self._memory = self.place.empty([table_width(count)], np.uint8)
         return self._memory
 
-    def _fetched(self, call: _Call, choices: Items[_Choice]) -> list[Row]:
-        """What is wanted of rows, on the host."""
-        some = "best" in self.graph.outputs and any(greedy for greedy, _ in choices)
-        best = self.place.part(call.best, 0, [len(choices)], np.int64).numpy().tolist() if some else []
-        tells = [some and greedy and best[row] not in never for row, (greedy, never) in enumerate(choices)]
+    def _fetched(self, call: _Call, steps: Items[PlacedStep]) -> list[Row]:
+        """What is wanted of rows, on the host; ``steps`` has the step of every row."""
+        some = "best" in self.graph.outputs and any(step.greedy for step in steps)
+        best = self.place.part(call.best, 0, [len(steps)], np.int64).numpy().tolist() if some else []
+        tells = [some and step.greedy and best[row] not in step.never for row, step in enumerate(steps)]
         found: list[Row] = []
-        for told, group in groupby(range(len(choices)), key=tells.__getitem__):
+        for told, group in groupby(range(len(steps)), key=tells.__getitem__):
             places = list(group)
             found += [best[row] for row in places] if told else list(self._logits_of(call, places[0], len(places)))
         return found
