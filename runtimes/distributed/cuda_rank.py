@@ -38,6 +38,8 @@ _TYPES = {"float": "float32", "bfloat16": "bfloat16"}
 """Names that NCCL has for what is exchanged, by onnxruntime's."""
 _HANDLE_BYTES = 33 << 20
 """That cuBLAS takes for itself, for every session: what its documentation says of Hopper, the most of all."""
+_CROSSING = 3
+"""Hidden states that a partition hands on, at most; recorded calls keep theirs."""
 
 
 class CudaRankGraph(RankGraph):
@@ -170,7 +172,9 @@ def _call_bytes(bundle: Bundle, rank: int, partitions: int) -> int:
     """What is left beside weights, keys and values: for calls, and on rank 0 for the image tower, which comes last."""
     text, tower = bundle.manifest.config.text, (bundle.directory / "vision").with_suffix(WEIGHTS)
     local = plan_of(bundle).local_text(text, rank)
-    needed = call_bytes(local) + 4 * MOST_RECORDED * text.vocab_size + partitions * _HANDLE_BYTES
+    rows = 2 * MOST_RECORDED  # of calls of all sizes that are recorded: 1, 2, 4, ...
+    between = partitions * _CROSSING * 2 * text.hidden_size * rows
+    needed = call_bytes(local) + 4 * MOST_RECORDED * text.vocab_size + partitions * _HANDLE_BYTES + between
     return needed + (tower.stat().st_size if rank == 0 and bundle.manifest.config.vision else 0)
 
 

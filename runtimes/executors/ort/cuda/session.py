@@ -64,7 +64,6 @@ def _take_memory_as_asked() -> None:
 @cache
 def share_memory(place: Place) -> None:
     """Let sessions that run one after another on a stream have one working memory."""
-    _take_memory_as_asked()
     onnxruntime = load_onnxruntime()
     gpu = onnxruntime.OrtMemoryInfo("Cuda", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, place.index,
                                     onnxruntime.OrtMemType.DEFAULT)
