@@ -94,8 +94,9 @@ class CudaRankGraph(RankGraph):
 class _RecordedCall:
     """A call that comes again: step by step at first, then as one CUDA graph, exchanges included.
 
-    The first time finds sizes, memory, and what is fast. What goes to the next stage is no part of the graph: rank 0
-    takes logits of older calls before it sends, while the graph runs.
+    The first time finds sizes, what is fast, and memory for what partitions hand on. Memory for what they need
+    meanwhile is found by the second time, right after which the same is recorded: a recorded call may take none. What
+    goes to the next stage is no part of the graph: rank 0 takes logits of older calls before, while the graph runs.
 
     Args:
         call: runs the steps.
@@ -109,14 +110,15 @@ class _RecordedCall:
 
     def __call__(self) -> None:
         """Run."""
-        if not self._call.recorded:
-            self._call()
+        steps, count = self._call.recorded, len(self._call.recorded) - self._own
+        if self._launch is not None:
+            self._launch()
+            run_once(steps[count:])
             return
-        count = len(self._call.recorded) - self._own
-        if self._launch is None:
-            self._launch = self._stream.record(partial(run_once, self._call.recorded[:count]))
-        self._launch()
-        run_once(self._call.recorded[count:])
+        is_first = not steps
+        self._call()
+        if not is_first:
+            self._launch = self._stream.record(partial(run_once, steps[:count]))
 
 
 class CudaRank(CudaRunner):

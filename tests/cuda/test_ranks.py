@@ -28,7 +28,7 @@ SUMS = 1 + 2 * len(herds.TWO_LAYERS["rope_layers"])
 """After the embedding, attention and feed-forward."""
 LOAD = """
 import json, os, signal, threading, time
-engine = Engine.load(ARGUMENTS[0], gpu_memory=2 << 30, threads=1, timeout=4)
+engine = Engine.load(ARGUMENTS[0], gpu_memory=2 << 30, threads=1, timeout=ARGUMENTS[1])
 runner, sequence = engine.runner, engine.new_sequence()
 engine.prefill(sequence, [3, 4, 5])
 """
@@ -46,11 +46,11 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def on_devices(directory: Path, plan: str, code: str, *, fault: str = "") -> tuple[list[Any], dict[str, Report]]:
+def on_devices(directory: Path, plan: str, code: str, *, fault: str = "", timeout: float = 30) -> tuple[list[Any], dict[str, Report]]:
     """What rank 0 prints, and what it did to its device."""
     ranks = hollow_nccl.environment(directory / hollow_nccl.NAME, fault) | {"HOLLOW_CUDA_DEVICES": "4"}
     try:
-        return run_engine(LOAD + code, str(directory / plan), environment=ranks)
+        return run_engine(LOAD + code, str(directory / plan), timeout, environment=ranks)
     except UnavailableError as reason:
         pytest.skip(str(reason))
 
@@ -90,9 +90,9 @@ print(json.dumps([process.poll() for process in started]))
 
 
 @pytest.mark.parametrize(("harm", "fault", "said", "seconds"), [
-    ("os.kill(rank.pid, signal.SIGKILL)", "", r"rank 1 \(process \d+\) was killed by SIGKILL[^\n]*", 2),
-    ("os.kill(rank.pid, signal.SIGSTOP)", "", r"rank 1 \(process \d+\) has kept the others waiting for 4 s[^\n]*", 8),
-    ("None", "40:count@1", r"rank \d has waited for 4 s in an exchange that all have begun[^\n]*", 10),
+    ("os.kill(rank.pid, signal.SIGKILL)", "", r"rank 1 \(process \d+\) was killed by SIGKILL[^\n]*", 4),
+    ("os.kill(rank.pid, signal.SIGSTOP)", "", r"rank 1[^:]* has kept the others waiting for 4 s[^\n]*", 12),
+    ("None", "40:count@1", r"rank \d has waited for 4 s in an exchange that all have begun[^\n]*", 12),
 ], ids=["killed", "stalled", "mismatched"])
 def test_a_rank_that_fails_ends_all(directory: Path, harm: str, fault: str, said: str, seconds: float) -> None:
     (found,), _ = on_devices(directory, "tp=2", f"""
@@ -106,7 +106,7 @@ try:
         engine.truncate(sequence, 3)
 except Exception as error:
     print(json.dumps([str(error), time.monotonic() - harmed, rank.poll() is None]))
-""", fault=fault)
+""", fault=fault, timeout=4)
     message, took, lives = found
     assert re.fullmatch(said + "; load the bundle again", message), message
     assert took < seconds
