@@ -46,7 +46,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def on_devices(directory: Path, plan: str, code: str, *, fault: str = "", timeout: float = 30) -> tuple[list[Any], dict[str, Report]]:
+def on_devices(
+    directory: Path, plan: str, code: str, *, fault: str = "", timeout: float = 30
+) -> tuple[list[Any], dict[str, Report]]:
     """What rank 0 prints, and what it did to its device."""
     ranks = hollow_nccl.environment(directory / hollow_nccl.NAME, fault) | {"HOLLOW_CUDA_DEVICES": "4"}
     try:
