@@ -9,7 +9,7 @@ from typing import IO
 
 from ...errors import HerdError
 from .collectives import Collectives
-from .shared_memory import alive
+from .process_state import alive
 
 EXIT_REPORTED = 3
 """Exit status of a rank that has told the others why it ends."""
