@@ -1,6 +1,6 @@
 """Build engines: a Llama 4 checkpoint directory becomes a bundle.
 
-herdgraph build CHECKPOINT -o BUNDLE [--target cpu] [--recipe fp32] [--shards tp=2,ep=4] [--dry-run] [--json]
+herdgraph build CHECKPOINT -o BUNDLE [--target cpu] [--recipe int8] [--shards tp=2,ep=4] [--dry-run] [--json]
 
 ``python build.py`` is the same command.
 """
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=PATH, required=True, help="Bundle directory to create.")
 @click.option("--target", show_default="cpu, or cpu-stock where our own operators are not installed",
               help=f"One of {', '.join(PRECISIONS)}; the last is not lowered, and portable.")
-@recipe_option("fp32", recipes_by_target())
+@recipe_option(None, recipes_by_target(), shown="the first of the target's")
 @kv_option(f"float as the target computes, {caches_by_target()}; 8 bits need --calibration, but for cpu")
 @click.option("--calibration", type=PATH,
               help="Directory that `herdgraph calibrate` wrote: fp8 needs it, 4-bit weights are rounded by it.")
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Check the checkpoint, print the memory plan and stop.")
 @json_option
 def main(
-    checkpoint: Path, output: Path, target: str | None, recipe: str, kv: str, calibration: Path | None, sm: str,
+    checkpoint: Path, output: Path, target: str | None, recipe: str | None, kv: str, calibration: Path | None, sm: str,
     shards: str | None, devices: str | None, overwrite: bool, dry_run: bool, as_json: bool, **limits: Any,
 ) -> None:
     """Build a bundle from a checkpoint.

@@ -83,9 +83,9 @@ def kv_option(what: str) -> Decorator:
                         help=f"Keys and values: {what}.")
 
 
-def recipe_option(default: str, names: str) -> Decorator:
-    """``--recipe``, the precision of the weights."""
-    return click.option("--recipe", default=default, show_default=True, help=f"Precision of the weights: {names}.")
+def recipe_option(default: str | None, names: str, *, shown: str | bool = True) -> Decorator:
+    """``--recipe``, the precision of the weights; ``shown`` says what the default is where it depends."""
+    return click.option("--recipe", default=default, show_default=shown, help=f"Precision of the weights: {names}.")
 
 
 def similar_options(name: str, known: Iterable[str]) -> list[str]:

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from ..runtimes.executors.options import Memory
 
 
-def load_engine(bundle: Path, threads: int | None, memory: Memory) -> Engine:
+def load_engine(bundle: Path, threads: int | None, memory: Memory, device: str | None = None) -> Engine:
     """Check and load a bundle."""
     from ..runtimes import Engine
 
     with stderr.status("checking and loading the bundle"):
-        return Engine.load(bundle, threads=threads, memory=memory)
+        return Engine.load(bundle, threads=threads, memory=memory, device=device)
 
 
 def check_request(bundle: Path | None, images: Sequence[Any], *, system: str | None = None, raw: bool = False) -> None:

@@ -13,7 +13,7 @@ from ..options import PATH
 from .chat_input import message_reader
 from .chat_options import ChatOptions
 from .chat_session import ChatSession
-from .options import SAMPLING, answer_options, checked_sampling
+from .options import SAMPLING, answer_options, checked_sampling, device_option
 from .source import Source, source_options
 
 if TYPE_CHECKING:
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 @click.argument("bundle", required=False, type=PATH)
 @source_options
 @answer_options
+@device_option
 def chat(
     bundle: Path | None, images: tuple[Path, ...], url: str | None, model: str | None, api_key_file: Path | None,
-    raw: bool, system: str | None, threads: int | None, memory: Memory, **sampling: Any,
+    raw: bool, system: str | None, threads: int | None, memory: Memory, device: str | None,
+    **sampling: Any,
 ) -> None:
     """Talk with BUNDLE, or with the server at --url.
 
@@ -34,7 +36,8 @@ def chat(
     new line. --image belongs to the first message; with --raw every message continues one text.
     """
     given = checked_sampling(sampling)
-    source = Source(bundle=bundle, url=url, model=model, api_key_file=api_key_file, threads=threads, memory=memory)
+    source = Source(bundle=bundle, url=url, model=model, api_key_file=api_key_file, threads=threads,
+                    memory=memory, device=device)
     session = ChatSession(source.open(images=images, system=system, raw=raw), system=system, raw=raw,
                           options=ChatOptions(_settable(), given))
     for image in images:

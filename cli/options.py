@@ -14,6 +14,8 @@ threads_option = click.option("-t", "--threads", type=Integer(1, 1024), show_def
                               help="Threads of one operator, on every rank.")
 memory_option = click.option("--memory", type=click.Choice(["fast", "low"]), default="fast", show_default=True,
                              help="low: use weights as they lie on disk, read only when needed; slower.")
+device_option = click.option("--device", metavar="cuda:N", show_default="cuda:0",
+                             help="GPU of a bundle that is built for one.")
 raw_option = click.option("--raw", is_flag=True, help="Complete the text as it is, without the chat template.")
 system_option = click.option("--system", help="System message.")
 image_option = click.option("--image", "images", type=PATH, multiple=True,

@@ -17,7 +17,7 @@ from .. import __version__
 from ..console import HerdCommand, stderr, succeed
 from ..errors import HerdError
 from ..options import COUNT, PATH, Integer, Number, context_option
-from .options import memory_option, threads_option
+from .options import device_option, memory_option, threads_option
 
 if TYPE_CHECKING:
     from ..runtimes.executors.options import Memory
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 @click.option("--sequences", type=COUNT, default=64, show_default=True, help="Answers generated at the same time.")
 @click.option("--cache-bytes", type=Integer(min=1), show_default="half of the free memory",
               help="Bytes of keys and values of all answers, on every rank.")
-@click.option("--device", metavar="cuda:N", show_default="cuda:0", help="GPU of a bundle that is built for one.")
+@device_option
 @click.option("--gpu-memory", type=Integer(min=1), show_default="nine tenths of what is free",
               help="Bytes of the GPU for weights, keys and values, and calls together.")
 @click.option("--speculate", metavar="HOW", default="lookup", show_default=True,

@@ -43,14 +43,15 @@ class Source:
     api_key_file: Path | None
     threads: int | None
     memory: Memory
+    device: str | None
 
     def __post_init__(self) -> None:
         if (self.bundle is None) == (self.url is None):
             self._refuse("Give BUNDLE or --url URL, one of them.")
         if self.bundle is not None and (self.model is not None or self.api_key_file is not None):
             self._refuse("--model and --api-key-file belong to --url, not to BUNDLE.")
-        if self.url is not None and (self.threads is not None or _given("memory")):
-            self._refuse("--threads and --memory belong to BUNDLE, a server at --url has its own.")
+        if self.url is not None and (self.threads is not None or self.device is not None or _given("memory")):
+            self._refuse("--threads, --memory and --device belong to BUNDLE, a server at --url has its own.")
 
     def _refuse(self, message: str) -> None:
         raise click.UsageError(message, click.get_current_context(silent=True))
@@ -63,7 +64,7 @@ class Source:
         """
         check_request(self.bundle, images, system=system, raw=raw)
         if self.bundle is not None:
-            return LocalSpeaker(load_engine(self.bundle, self.threads, self.memory))
+            return LocalSpeaker(load_engine(self.bundle, self.threads, self.memory, self.device))
         if images and raw:
             raise HerdError("--raw with --url sends a text only: leave --image or --raw out")
         return self._server()

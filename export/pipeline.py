@@ -93,7 +93,7 @@ class BuildPlan:
 
 
 def plan_build(
-    checkpoint: Checkpoint, output: Path, *, target: str = "cpu", recipe: str | Recipe = "fp32",
+    checkpoint: Checkpoint, output: Path, *, target: str = "cpu", recipe: str | Recipe | None = None,
     calibration: Path | None = None, options: PlanOptions | None = None, shards: ShardPlan | None = None,
     overwrite: bool = False,
 ) -> BuildPlan:
@@ -103,7 +103,7 @@ def plan_build(
         checkpoint: an open checkpoint.
         output: directory to create.
         target: name of the lowering.
-        recipe: precision recipe: the name of one of the target, or one of your own.
+        recipe: precision recipe: the name of one of the target, None for its first, or one of your own.
         calibration: a directory written by ``herdgraph calibrate``: FP8 scales, magnitudes of 8-bit caches, and the
             Hessians by which 4-bit weights are rounded.
         options: what TensorRT plans are built for.

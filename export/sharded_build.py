@@ -33,7 +33,7 @@ def check_shards(plan: ShardPlan, config: HerdConfig, target: Target) -> None:
     """
     if not target.is_lowered:
         raise HerdError(f"target {target.name} is not lowered and runs on one device, the plan {plan} is for "
-                        f"{plan.world}: choose cpu or a TensorRT target")
+                        f"{plan.world}: choose cpu, cuda or a TensorRT target")
     plan.check(config)
 
 

@@ -59,9 +59,10 @@ class Engine:
             cache_bytes: that keys and values of all sequences may use, on every rank; None for half of the memory that
                 is free then, on a GPU for what is left of ``gpu_memory``. Memory is taken as sequences grow; of a GPU
                 it is taken at once.
-            device: of a bundle for a GPU, which one; None for ``cuda:0``.
-            gpu_memory: bytes that weights, keys and values, and calls may take there together; None for nine tenths of
-                what is free.
+            device: of a bundle for a GPU, which one; None for ``cuda:0``, and for a sharded one, whose ranks take the
+                GPUs of their numbers.
+            gpu_memory: bytes that weights, keys and values, and calls may take there together, on every rank; None for
+                nine tenths of what is free.
             devices: of a sharded bundle, per rank the cores that it may use, such as ``["0-7", "8-15"]``.
             timeout: of a sharded bundle, seconds that a rank may keep the others waiting in the middle of a call.
 

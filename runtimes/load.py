@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 
+from ..errors import HerdError
 from .bundle.manifest import WEIGHTS, Bundle
-from .distributed.launch import ShardOptions, check_devices, threads_of
 from .distributed.load import load_sharded
-from .executors.load import VISION, Runners, load_executor, require_executor
+from .distributed.options import ShardOptions, check_devices, threads_of
+from .executors.load import VISION, Runners, load_executor, refuse_gpu_options, require_executor
 from .executors.options import ExecutorOptions
 from .executors.ort.load import begin_copy
 from .executors.ort.weights import verified
-from .kv_cache.pool import free_cache_bytes
 
 
 def load_runners(
@@ -22,10 +22,12 @@ def load_runners(
     places = check_devices(devices, ranks)
     if bundle.manifest.shards:
         require_executor(bundle)
-        # Ranks of one machine would each take half of what is free.
-        each = free_cache_bytes() // ranks if options.cache_bytes is None else options.cache_bytes
-        threads = threads_of(options.threads, ranks)
-        shards = ShardOptions(threads, options.verify, options.prepack, timeout, places, each)
+        refuse_gpu_options(bundle, options)
+        if options.device is not None:
+            raise HerdError(f"device is {options.device!r}, and every rank of a sharded bundle takes the GPU of its "
+                            "number: leave it out, and say with CUDA_VISIBLE_DEVICES which GPUs there are")
+        shards = ShardOptions(threads_of(options.threads, ranks), options.verify, options.prepack, timeout, places,
+                              options.cache_bytes, options.gpu_memory)
         return load_sharded(bundle, shards), VISION[bundle.manifest.executor](bundle, options)
     with verified(bundle, bundle.manifest.files, options):
         runners = load_executor(bundle, options)

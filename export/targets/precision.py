@@ -12,7 +12,7 @@ class Precision(NamedTuple):
     """The precisions of a target.
 
     Attributes:
-        recipes: names of the recipes that it can build.
+        recipes: names of the recipes that it can build; the first unless another is asked for.
         caches: how it can store keys and values.
         token_scales: 8-bit keys and values have a scale per token, which needs no calibration.
     """

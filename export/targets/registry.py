@@ -15,8 +15,12 @@ TARGETS: dict[str, Target] = {
     target.name: target for target in (CPU, CPU_STOCK, CUDA, TENSORRT_RTX, TENSORRT, CANONICAL)}
 
 
-def target_of(name: str, recipe: str | Recipe) -> tuple[Target, Recipe]:
-    """A target and a recipe by name, checked against each other; a recipe of your own is taken as it is.
+def target_of(name: str, recipe: str | Recipe | None) -> tuple[Target, Recipe]:
+    """A target and a recipe by name, checked against each other.
+
+    Args:
+        name: of the target.
+        recipe: its name, None for the target's first; one of your own is taken as it is.
 
     Raises:
         HerdError: no such target or recipe, or the target does not know the recipe or its type of caches.
@@ -24,6 +28,7 @@ def target_of(name: str, recipe: str | Recipe) -> tuple[Target, Recipe]:
     if name not in TARGETS:
         raise HerdError(f"no target is called {name!r}: choose one of {', '.join(TARGETS)}")
     target = TARGETS[name]
+    recipe = target.recipes[0] if recipe is None else recipe
     if isinstance(recipe, str):
         if recipe not in target.recipes:
             raise HerdError(f"target {name} has no recipe {recipe!r}: choose one of {', '.join(target.recipes)}")

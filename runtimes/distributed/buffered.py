@@ -15,7 +15,7 @@ from ..executors.runner import Logits, Runner
 from ..kv_cache.sequence import Features, Sequence, SequenceCache
 from .commands import Command, Kind, Message
 from .front_end import ShardedRunner
-from .launch import Processes
+from .processes import Processes
 from .stage import Stage
 
 

@@ -17,7 +17,7 @@ from itertools import accumulate, chain, pairwise
 
 import numpy as np
 
-from ..executors.ort.paged import PlacedStep
+from ..executors.blocks import PlacedStep
 from .collectives import Array, Collectives
 
 HEAD = 64

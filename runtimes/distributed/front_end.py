@@ -26,7 +26,7 @@ from ..bundle.manifest import Bundle
 from ..executors.runner import Logits, Runner
 from .collectives import Collectives
 from .commands import Kind, Message, broadcast_message
-from .launch import Processes, abandon
+from .processes import Processes, abandon
 from .stage import Stage
 
 PART = 4

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from ...errors import HerdError
 from ..bundle.manifest import Bundle
-from ..executors.ort.paged import PagedRunner
+from ..executors.blocks import BlockRunner
 from .buffered import BufferedShards
 from .front_end import ShardedRunner
-from .launch import ShardOptions, abandon, join, launched_externally, load_shard, start
+from .launch import join, start
+from .options import ShardOptions, launched_externally
 from .paged import PagedShards
+from .processes import abandon
+from .shard import load_shard
 from .worker import serve
 
 
@@ -27,7 +30,7 @@ def load_sharded(bundle: Bundle, options: ShardOptions) -> ShardedRunner:
         raise SystemExit(0)
     try:
         shard, stage = load_shard(bundle, link, options)
-        if isinstance(shard, PagedRunner):
+        if isinstance(shard, BlockRunner):
             return PagedShards(shard, stage, bundle, processes)
         return BufferedShards(shard, stage, bundle, processes)
     except HerdError as error:

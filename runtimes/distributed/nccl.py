@@ -48,6 +48,7 @@ class Nccl(Collectives):
         # Algorithms that add each element up in one place: all ranks see the same bits.
         os.environ.setdefault("NCCL_ALGO", "Ring,Tree")
         library, several = load(), plan.pipeline > 1
+        host.barrier()  # ranks come at different times
         self._check_same(library)
         self.watch = Watch(host, stream)
         ids = self._unique_ids(library, plan.pipeline + several)

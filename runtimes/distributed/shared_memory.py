@@ -19,12 +19,12 @@ import os
 import platform
 import sys
 import time
-from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 
 from .collectives import TIMEOUT, Array, Collectives, RankError, stalled
+from .process_state import alive, is_stopped
 
 SLOT = 1 << 20
 SLOTS = 2
@@ -215,11 +215,16 @@ class SharedMemory(Collectives):
         self.words[mine] += 1
 
     def blame(self) -> str:
-        """See ``Collectives``: the rank at the end of the chain of those that wait for each other."""
+        """See ``Collectives``: the rank at the end of the chain of those that wait for each other.
+
+        Where all have begun the same step, as in a recorded call, ranks whose processes are stopped.
+        """
         seen = [self.rank]
         while (further := self._keeps_waiting(seen[-1])) is not None and further not in seen:
             seen.append(further)
-        return stalled(seen[-1:], self.timeout) if len(seen) > 1 else ""
+        stopped = [rank for rank in range(self.world) if is_stopped(self.pid(rank))]
+        named = seen[-1:] if len(seen) > 1 else stopped
+        return stalled(named, self.timeout) if named else ""
 
     def _keeps_waiting(self, rank: int) -> int | None:
         """The rank with which another takes its step, or one of its stage that is behind."""
@@ -329,12 +334,3 @@ class Channel:
             part = flat[begin : begin + SLOT]
             part[:] = self.peek(part.size, patient=patient)
             self.release()
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs or is stopped; one that has ended and was not waited for is not alive."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
-    return state.rpartition(")")[2].split()[0] not in "ZX"

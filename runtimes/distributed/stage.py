@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ...model.config import TextConfig
 from ...model.config.shard_plan import ShardPlan
+from ..bundle.manifest import Bundle
 from ..executors.runner import Runner
 from .collectives import Array, Collectives, Values
 
@@ -59,6 +61,17 @@ class Shard(NamedTuple):
 
     runner: Runner
     stage: Stage
+
+
+def plan_of(bundle: Bundle) -> ShardPlan:
+    """How a sharded bundle is split."""
+    assert bundle.manifest.shards is not None, "a whole bundle has no ranks"
+    return bundle.manifest.shards.plan
+
+
+def stage_texts(plan: ShardPlan, text: TextConfig) -> list[TextConfig]:
+    """What each stage holds of a decoder."""
+    return [plan.local_text(text, stage * plan.width) for stage in range(plan.pipeline)]
 
 
 def _nothing() -> None:

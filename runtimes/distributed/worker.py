@@ -15,13 +15,16 @@ import numpy as np
 
 from ...errors import HerdError
 from ..bundle.manifest import Bundle
-from ..executors.ort.paged import PagedRunner
+from ..executors.blocks import BlockRunner
 from ..executors.runner import Runner
 from ..kv_cache.sequence import Sequence
 from .collectives import Collectives, RankError
 from .commands import Command, Kind, Message, StepCommand, receive_message
-from .launch import EXIT_REPORTED, ShardOptions, load_shard, plan_of
+from .options import ShardOptions
+from .processes import EXIT_REPORTED
+from .shard import load_shard
 from .shared_memory import SharedMemory
+from .stage import plan_of
 
 
 class Worker(ABC):
@@ -53,7 +56,7 @@ class PagedWorker(Worker):
         link: this rank's exchanges.
     """
 
-    def __init__(self, shard: PagedRunner, link: Collectives) -> None:
+    def __init__(self, shard: BlockRunner, link: Collectives) -> None:
         super().__init__(shard, link)
         self.shard = shard
 
@@ -126,7 +129,7 @@ def serve(bundle: Bundle, link: Collectives, options: ShardOptions) -> None:
     try:
         shard, stage = load_shard(bundle, link, options)
         link = stage.link
-        worker = PagedWorker(shard, link) if isinstance(shard, PagedRunner) else BufferedWorker(shard, link)
+        worker = PagedWorker(shard, link) if isinstance(shard, BlockRunner) else BufferedWorker(shard, link)
         worker.serve()
         shard.close()
     except RankError:

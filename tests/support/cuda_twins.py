@@ -14,6 +14,7 @@ from herdgraph.export.targets.cuda import CUDA
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.quantization.recipes import RECIPES
+from herdgraph.runtimes.executors.ort.cuda.graph import WholeGraph
 from herdgraph.runtimes.executors.ort.cuda.runner import CudaRunner
 from herdgraph.runtimes.executors.ort.cuda.views import Place
 from support import contrib_attention
@@ -30,7 +31,7 @@ def twin_runner(model: ir.Model, config: HerdConfig, cache_bytes: int = 16 << 20
     options.log_severity_level, options.intra_op_num_threads = 3, 1
     session = onnxruntime.InferenceSession(
         ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return CudaRunner(session, Path("twin.onnx"), config, Place("cpu"), cache_bytes)
+    return CudaRunner(WholeGraph(session, Path("twin.onnx"), Place("cpu")), config, cache_bytes)
 
 
 def twin_of_checkpoint(directory: Path, config: HerdConfig, cache_bytes: int = 16 << 20) -> CudaRunner:

@@ -1,20 +1,22 @@
 /* A hollow NCCL: the functions that libnccl.py binds, on memory of the host that processes share through a file.
 
-   "Device" pointers are the host's, the stream is not used, and every exchange is over when its call returns; until then
-   the call blocks, as a stream would. Sums are taken in the order of the ranks, 16-bit ones in float32. A call that waits
+   "Device" pointers are the host's, and every exchange is over when its call returns; until then the call blocks, as a
+   stream would. While a hollow CUDA runtime records a graph, exchanges become part of it. Sums are taken in the order of the ranks, 16-bit ones in float32. A call that waits
    for a rank that never comes ends only by ncclCommAbort, and counts that differ are never noticed but waited out, as by
    the real one.
 
    HOLLOW_NCCL_DIR      folder of the shared files, which are removed when all ranks have met
    HOLLOW_NCCL_VERSION  what ncclGetVersion says
-   HOLLOW_NCCL_FAULT    AT:WHAT of this process: at its AT-th exchange (0: when it meets the others) it does WHAT:
-                        stall, kill (itself), count (exchanges half as much), error (the call fails), lost (the others
+   HOLLOW_NCCL_FAULT    AT:WHAT of this process, or AT:WHAT@RANK of that rank of any communicator: at its AT-th
+                        exchange (0: when it meets the others) it does WHAT: stall, kill (itself), count (exchanges half as much), error (the call fails), lost (the others
                         are told that a rank is gone, which NCCL sees on a network) */
 
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -57,8 +59,9 @@ static int wait_a_little(Comm *comm) {
 static int fault(Comm *comm, int at, size_t *bytes) {
   const char *text = getenv("HOLLOW_NCCL_FAULT");
   char what[16] = "";
-  int when = -1;
-  if (!text || sscanf(text, "%d:%15s", &when, what) != 2 || when != at) return SUCCESS;
+  int when = -1, whose = comm->rank;
+  if (!text || sscanf(text, "%d:%15[a-z]@%d", &when, what, &whose) < 2) return SUCCESS;
+  if (when != at || whose != comm->rank) return SUCCESS;
   if (!strcmp(what, "kill")) raise(SIGKILL);
   if (!strcmp(what, "count")) *bytes /= 2;
   if (!strcmp(what, "lost")) atomic_store(&comm->shared->lost, 1);
@@ -119,59 +122,98 @@ static int post(Comm *comm, const char *value, size_t bytes) {
 
 static void pass(Comm *comm) { atomic_store(&comm->shared->rank[comm->rank].passed, comm->step); }
 
-int ncclAllReduce(const void *value, void *result, size_t count, int type, int op, Comm *comm, void *stream) {
-  (void)op, (void)stream;
-  size_t bytes = count * ITEM[type];
-  int status = fault(comm, ++exchanges, &bytes);
+typedef struct Exchange Exchange;
+struct Exchange {
+  int (*run)(Exchange *);
+  const void *value;
+  void *result;
+  size_t bytes;
+  int type, peer;
+  Comm *comm;
+};
+
+static int all_reduce(Exchange *x) {
+  size_t bytes = x->bytes;
+  int status = fault(x->comm, ++exchanges, &bytes);
   for (size_t at = 0; at < bytes && !status; at += SLOT) {
     size_t piece = bytes - at < SLOT ? bytes - at : SLOT;
-    if ((status = post(comm, (const char *)value + at, piece))) break;
-    sum(comm, (char *)result + at, piece, type);
-    pass(comm);
+    if ((status = post(x->comm, (const char *)x->value + at, piece))) break;
+    sum(x->comm, (char *)x->result + at, piece, x->type);
+    pass(x->comm);
   }
   return status;
+}
+
+static int all_gather(Exchange *x) {
+  size_t bytes = x->bytes;
+  int status = fault(x->comm, ++exchanges, &bytes);
+  for (size_t at = 0; at < bytes && !status; at += SLOT) {
+    size_t piece = bytes - at < SLOT ? bytes - at : SLOT;
+    if ((status = post(x->comm, (const char *)x->value + at, piece))) break;
+    for (int r = 0; r < x->comm->size; r++)
+      memcpy((char *)x->result + r * x->bytes + at, x->comm->shared->slot[r], piece);
+    pass(x->comm);
+  }
+  return status;
+}
+
+static int send_to(Exchange *x) {
+  Shared *shared = x->comm->shared;
+  size_t bytes = x->bytes;
+  int status = fault(x->comm, ++exchanges, &bytes), me = x->comm->rank;
+  for (size_t at = 0; at < bytes && !status; at += SLOT) {
+    size_t piece = bytes - at < SLOT ? bytes - at : SLOT;
+    memcpy(shared->mail[me][x->peer], (const char *)x->value + at, piece);
+    shared->box[me][x->peer].bytes = piece;
+    atomic_store(&shared->box[me][x->peer].full, 1);
+    UNTIL(x->comm, !atomic_load(&shared->box[me][x->peer].full));
+  }
+  return status;
+}
+
+static int receive_from(Exchange *x) {
+  Shared *shared = x->comm->shared;
+  size_t bytes = x->bytes;
+  int status = fault(x->comm, ++exchanges, &bytes), me = x->comm->rank;
+  for (size_t at = 0; at < bytes && !status; at += SLOT) {
+    size_t piece = bytes - at < SLOT ? bytes - at : SLOT;
+    UNTIL(x->comm, atomic_load(&shared->box[x->peer][me].full) && shared->box[x->peer][me].bytes == piece);
+    memcpy((char *)x->result + at, shared->mail[x->peer][me], piece);
+    atomic_store(&shared->box[x->peer][me].full, 0);
+  }
+  return status;
+}
+
+static int run_later(void *data) {
+  Exchange *exchange = data;
+  return exchange->run(exchange);
+}
+
+/* At once; or, where a hollow CUDA runtime records a graph on the stream, whenever the graph runs. */
+static int put(void *stream, Exchange exchange) {
+  bool (*enqueue)(void *, int (*)(void *), void *) = dlsym(RTLD_DEFAULT, "hollow_enqueue");
+  Exchange *kept = malloc(sizeof *kept);
+  *kept = exchange;
+  if (enqueue && enqueue(stream, run_later, kept)) return SUCCESS;
+  free(kept);
+  return exchange.run(&exchange);
+}
+
+int ncclAllReduce(const void *value, void *result, size_t count, int type, int op, Comm *comm, void *stream) {
+  (void)op;
+  return put(stream, (Exchange){all_reduce, value, result, count * ITEM[type], type, 0, comm});
 }
 
 int ncclAllGather(const void *value, void *result, size_t count, int type, Comm *comm, void *stream) {
-  (void)stream;
-  size_t bytes = count * ITEM[type], whole = bytes;
-  int status = fault(comm, ++exchanges, &bytes);
-  for (size_t at = 0; at < bytes && !status; at += SLOT) {
-    size_t piece = bytes - at < SLOT ? bytes - at : SLOT;
-    if ((status = post(comm, (const char *)value + at, piece))) break;
-    for (int r = 0; r < comm->size; r++) memcpy((char *)result + r * whole + at, comm->shared->slot[r], piece);
-    pass(comm);
-  }
-  return status;
+  return put(stream, (Exchange){all_gather, value, result, count * ITEM[type], type, 0, comm});
 }
 
 int ncclSend(const void *value, size_t count, int type, int peer, Comm *comm, void *stream) {
-  (void)stream;
-  Shared *shared = comm->shared;
-  size_t bytes = count * ITEM[type];
-  int status = fault(comm, ++exchanges, &bytes), me = comm->rank;
-  for (size_t at = 0; at < bytes && !status; at += SLOT) {
-    size_t piece = bytes - at < SLOT ? bytes - at : SLOT;
-    memcpy(shared->mail[me][peer], (const char *)value + at, piece);
-    shared->box[me][peer].bytes = piece;
-    atomic_store(&shared->box[me][peer].full, 1);
-    UNTIL(comm, !atomic_load(&shared->box[me][peer].full));
-  }
-  return status;
+  return put(stream, (Exchange){send_to, value, NULL, count * ITEM[type], type, peer, comm});
 }
 
 int ncclRecv(void *result, size_t count, int type, int peer, Comm *comm, void *stream) {
-  (void)stream;
-  Shared *shared = comm->shared;
-  size_t bytes = count * ITEM[type];
-  int status = fault(comm, ++exchanges, &bytes), me = comm->rank;
-  for (size_t at = 0; at < bytes && !status; at += SLOT) {
-    size_t piece = bytes - at < SLOT ? bytes - at : SLOT;
-    UNTIL(comm, atomic_load(&shared->box[peer][me].full) && shared->box[peer][me].bytes == piece);
-    memcpy((char *)result + at, shared->mail[peer][me], piece);
-    atomic_store(&shared->box[peer][me].full, 0);
-  }
-  return status;
+  return put(stream, (Exchange){receive_from, NULL, result, count * ITEM[type], type, peer, comm});
 }
 
 int ncclGroupStart(void) { return SUCCESS; }

@@ -22,10 +22,10 @@ decoder input                     shape                           meaning
 ================================  ==============================  =====================================================
 
 ``past_lengths`` of ``PackTokens`` is gone. Outputs are ``logits`` float32 [rows, vocabulary], ``best`` int64 [rows]
-where a rank has the whole vocabulary (``best_token.py``), and ``present.{i}.key|value``. Blocks are of any size that
-the kernels have, the same for all layers of a kind. Caches are bfloat16, int8 or float8e4m3fn; the latter two with a
-scale per layer from a calibration. No call may cross a multiple of the chunk in any sequence. Lengths are sums and
-remainders of small integers: nothing of them is computed in the graph.
+(``best_token.py``), and ``present.{i}.key|value``. Blocks are of any size that the kernels have, the same for all
+layers of a kind. Caches are bfloat16, int8 or float8e4m3fn; the latter two with a scale per layer from a calibration.
+No call may cross a multiple of the chunk in any sequence. Lengths are sums and remainders of small integers: nothing of
+them is computed in the graph.
 
 Rotation depends on the distance of two tokens alone, and no chunked layer looks out of its chunk. So these layers
 rotate by the position in the chunk, and their tables of cosines and sines have as many rows as a chunk has tokens,

@@ -21,9 +21,8 @@ from ....errors import HerdError
 from ....model.config import HerdConfig, TextConfig
 from ...kv_cache.paged import CachePools
 from ...kv_cache.pool import block_bytes, caches_of_block, free_cache_bytes
-from ...kv_cache.sequence import Features, Sequence
-from ..blocks import BlockRunner, table_width
-from ..runner import Logits, Step
+from ..blocks import BlockRunner, PlacedStep, table_width
+from ..runner import Logits
 from .decoder import DecoderGraph, Run, run_all
 from .page_release import release
 from .session import Values, ort_value
@@ -46,26 +45,6 @@ class _Size(NamedTuple):
     image_tokens: int
     whole_blocks: int
     chunked_blocks: int
-
-
-class PlacedStep(NamedTuple):
-    """What one sequence gets in a call, and the cache blocks where its past is and its tokens go.
-
-    Attributes:
-        token_ids: at least one.
-        past: tokens before them.
-        rows: places among them whose logits are wanted, in order.
-        whole: blocks of layers that see the whole past, int32.
-        chunked: blocks of chunked layers.
-        features: one row per image token among them.
-    """
-
-    token_ids: Items[int]
-    past: int
-    rows: Items[int]
-    whole: Array
-    chunked: Array
-    features: Features | None
 
 
 class _Arrays:
@@ -145,46 +124,13 @@ class PagedRunner(BlockRunner):
         self._keeping, self._stopped, self._called = threading.Lock(), threading.Event(), threading.Event()
         self._copying: threading.Thread | None = None
 
-    def step(self, steps: Items[Step]) -> Logits:
-        """Append tokens to several sequences in one call.
-
-        Args:
-            steps: of different sequences.
-
-        Returns:
-            float32 [rows, vocabulary], the rows of all steps in order; valid until this thread's next call.
-
-        Raises:
-            HerdError: the pools are full; no sequence has grown.
-        """
-        logits = self.compute(self.place(steps))
-        for step in steps:
-            step.sequence.append(map(int, step.token_ids))
-        return logits
-
-    def place(self, steps: Items[Step]) -> list[PlacedStep]:
-        """Find cache blocks for the tokens of several sequences.
-
-        Raises:
-            HerdError: the pools are full; nothing has changed.
-        """
-        self.take_blocks(steps)
-        return [PlacedStep(step.token_ids, len(step.sequence), step.rows, step.sequence.cache.whole.numbers,
-                           step.sequence.cache.chunked.numbers, step.features) for step in steps]
-
     def compute(self, steps: Items[PlacedStep]) -> Logits:
-        """One call, whoever has found the blocks. Returns what ``step`` does."""
+        """One call; see ``BlockRunner``."""
         arrays = self._arrays(_size_of(steps))
         arrays.fill(steps)
         arrays.run()
         self._called.set()
         return arrays.logits
-
-    def prefill_chunk(self, sequence: Sequence, token_ids: list[int], features: Features, rows: Features) -> Logits:
-        """Compute a prefill chunk; see ``Runner``."""
-        placed = self.place([Step(sequence, token_ids, rows.tolist(), features)])
-        logits = self.compute(placed)
-        return logits.copy() if len(token_ids) == 1 else logits  # arrays for single tokens are used again
 
     def copy_weights(self, data: Path) -> None:
         """Copy the weights into huge pages, where that pays, once the first call has its result: both would read memory

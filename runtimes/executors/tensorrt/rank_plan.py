@@ -15,7 +15,6 @@ Python's lock while it waits there, which was not seen, a rank that dies in that
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +23,7 @@ import numpy as np
 from ...bundle.manifest import Bundle
 from ...distributed.collectives import Collectives
 from ...distributed.nccl import Nccl
+from ...distributed.placement import gpu_of
 from ...distributed.stage import Shard, Stage
 from ...kv_cache.memory import CacheMemory
 from ..options import ExecutorOptions
@@ -99,7 +99,7 @@ def load_rank_plan(bundle: Bundle, link: Collectives, _: ExecutorOptions) -> Sha
     context = _context(bundle.manifest.plans[f"rank{rank}/decoder"])
     text = plan.local_text(replace(config.text, max_position_embeddings=context), rank)
     chunks = tuple(text.chunk_of(layer) for layer in range(text.num_layers))
-    cuda = Cuda(device_of(rank))
+    cuda = Cuda(gpu_of(rank))
     nccl = Nccl(link, plan, cuda)
     try:
         executor = load_plan(bundle, f"rank{rank}/decoder", bundle.directory / shards.ranks[rank].partitions[0].graph,
@@ -116,10 +116,3 @@ def load_rank_plan(bundle: Bundle, link: Collectives, _: ExecutorOptions) -> Sha
 def _context(plan: dict[str, Any]) -> int:
     """Tokens that all ranks were built for; the plan of a stage of chunked layers alone would not know."""
     return max(profile["slots_global"][-1] for profile in plan["profiles"])
-
-
-def device_of(rank: int) -> int:
-    """The GPU of a rank: one per rank of this machine. Where a process sees one GPU only, as under Ray, that is 0."""
-    if len(os.environ.get("CUDA_VISIBLE_DEVICES", ",").split(",")) == 1:
-        return 0
-    return int(os.environ.get("LOCAL_RANK", rank))

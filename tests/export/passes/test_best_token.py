@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from herdgraph.export.passes import AddBestToken
+from herdgraph.export.passes.shard.partition import partition_at_collectives
 from support import graphs
 
 
@@ -17,10 +18,12 @@ def test_the_first_of_the_largest_logits() -> None:
     assert best.dtype == np.int64
 
 
-def test_parts_of_a_vocabulary_and_towers_have_none() -> None:
+def test_ranks_have_it_of_joined_logits_and_towers_do_not() -> None:
     ranks = graphs.parse("""
     g (float[rows, 5] x) => (float[rows, 10] logits) { logits = herdgraph.AllGather <width = 2, axis = 1> (x) }""")
+    assert AddBestToken()(ranks).modified
+    before, after = partition_at_collectives(ranks)
+    assert [exchange.result for exchange in before.after] == ["logits"]
+    assert [str(value.name) for value in (*after.model.graph.inputs, *after.model.graph.outputs)] == ["logits", "best"]
     tower = graphs.parse("g (float[N, 5] x) => (float[N, 5] image_features) { image_features = Neg (x) }")
-    for model in (ranks, tower):
-        assert not AddBestToken()(model).modified
-        assert len(model.graph.outputs) == 1
+    assert not AddBestToken()(tower).modified

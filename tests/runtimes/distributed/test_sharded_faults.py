@@ -24,7 +24,7 @@ from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.runtimes import Engine
-from herdgraph.runtimes.distributed.shared_memory import alive
+from herdgraph.runtimes.distributed.process_state import alive
 from herdgraph.runtimes.executors.runner import SCORES_BYTES, prefill_chunk_len
 from support import herds
 

@@ -25,7 +25,7 @@ from herdgraph.runtimes.distributed.commands import (
     receive_message,
 )
 from herdgraph.runtimes.distributed.shared_memory import SLOT, SharedMemory, create
-from herdgraph.runtimes.executors.ort.paged import PlacedStep
+from herdgraph.runtimes.executors.blocks import PlacedStep
 
 WORKER = Path(__file__).parents[2] / "support" / "exchange_worker.py"
 ANY_TIME = 60.0

@@ -21,7 +21,7 @@ from herdgraph.export.targets.options import PlanOptions
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.runtimes import Engine
-from herdgraph.runtimes.executors.tensorrt.rank_plan import device_of
+from herdgraph.runtimes.distributed.placement import gpu_of
 from support import herds, hollow_nccl
 from support.plan_ranks_worker import drive
 from support.plan_zip import PLAN_ZIP
@@ -82,6 +82,6 @@ def test_the_gpu_of_a_rank(monkeypatch: pytest.MonkeyPatch, visible: str | None,
         monkeypatch.delenv(name, raising=False)
         if value is not None:
             monkeypatch.setenv(name, value)
-    assert device_of(3) == gpu
+    assert gpu_of(3) == gpu
 
 

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ....kv_cache.paged import CachePools
-from ...runner import Step
+from ...blocks import PlacedStep
 from ..session import ort_value
 from .views import Place
 
@@ -85,12 +84,12 @@ class CallInputs:
             if name in self._bounds:
                 self._bounds[name][:] = new, most
 
-    def write(self, steps: Items[Step], pools: CachePools, padding: tuple[int, int]) -> None:
+    def write(self, steps: Items[PlacedStep], chunk: int, padding: tuple[int, int]) -> None:
         """Write what a call is to do, and send it.
 
         Args:
             steps: each for one sequence; where there are fewer than sequences, the rest is padding.
-            pools: the blocks.
+            chunk: tokens of an attention chunk, 0 without.
             padding: a block of either kind that no sequence has.
         """
         found: dict[str, Any] = {name: self._arrays.get(name) for name in self.size.layout(0)}
@@ -100,11 +99,11 @@ class CallInputs:
                 found[name][:] = block
         first, rows, features = 0, list[int](), list[Any]()
         for index, step in enumerate(steps):
-            count, past = len(step.token_ids), len(step.sequence)
+            count, past = len(step.token_ids), step.past
             found["input_ids"][first : first + count] = step.token_ids
             if found["positions"] is not None:
                 found["positions"][first : first + count] = range(past, past + count)
-            self._write_past(index, step, past % pools.chunk if pools.chunk else 0)
+            self._write_past(index, step, past % chunk if chunk else 0)
             rows += [first + place for place in step.rows]
             features += [] if step.features is None else [step.features]
             first += count
@@ -114,13 +113,12 @@ class CallInputs:
             found["image_features"][:] = np.concatenate(features)
         self._device.update_inplace(self._host)
 
-    def _write_past(self, index: int, step: Step, of_chunk: int) -> None:
-        cache = step.sequence.cache
-        for kind, length, table in (("global", len(step.sequence), cache.whole), ("chunked", of_chunk, cache.chunked)):
+    def _write_past(self, index: int, step: PlacedStep, of_chunk: int) -> None:
+        for kind, length, table in (("global", step.past, step.whole), ("chunked", of_chunk, step.chunked)):
             if f"past_lengths.{kind}" in self._arrays:
                 row = self._arrays[f"block_table.{kind}"][index]
-                used = min(len(table.numbers), len(row))
-                self._arrays[f"past_lengths.{kind}"][index], row[:used] = length, table.numbers[:used]
+                used = min(len(table), len(row))
+                self._arrays[f"past_lengths.{kind}"][index], row[:used] = length, table[:used]
 
     def _write_padding(self, steps: int, tokens: int, rows: list[int]) -> None:
         others, last = self.size.sequences - steps, self.size.tokens - 1

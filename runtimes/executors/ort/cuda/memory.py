@@ -12,6 +12,8 @@ import numpy as np
 from .....errors import HerdError
 from .....files import size
 from .....model.config import TextConfig
+from ...options import ExecutorOptions
+from .stream import RUNTIME
 from .views import Place
 
 BLOCK_TOKENS = 128
@@ -22,7 +24,6 @@ CALL_TOKENS = 2048
 """Most tokens of a prompt in one call; memory for so many is left beside keys and values."""
 _WORKSPACE = 512 << 20
 """Bytes that cuBLAS, mixtures and recorded graphs may take for themselves."""
-_RUNTIME = "libcudart.so.13"
 
 ELEMENTS = {"float": (1, 4), "int8": (3, 1), "bfloat16": (16, 2), "float8e4m3fn": (17, 1)}
 """ONNX's number and the bytes of an element of keys and values, by onnxruntime's name."""
@@ -75,13 +76,31 @@ class DeviceBlocks:
 
 def free_bytes(place: Place) -> int:
     """Free memory of a GPU, which the CUDA runtime that onnxruntime has loaded tells."""
-    runtime, free, total = ctypes.CDLL(_RUNTIME), ctypes.c_size_t(), ctypes.c_size_t()
+    runtime, free, total = ctypes.CDLL(RUNTIME), ctypes.c_size_t(), ctypes.c_size_t()
     for status in (runtime.cudaSetDevice(place.index),
                    runtime.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))):
         if status:
             raise HerdError(f"{place.kind}:{place.index} does not tell how much memory it has (CUDA error {status}): "
                             "run `herdgraph doctor`")
     return free.value
+
+
+def memory_limit(place: Place, free: int, options: ExecutorOptions) -> int:
+    """Bytes that an engine may take.
+
+    Args:
+        place: the GPU.
+        free: bytes there, before anything is loaded.
+        options: what was asked for.
+
+    Raises:
+        HerdError: more than is free was asked for.
+    """
+    limit = int(free * SHARE) if options.gpu_memory is None else options.gpu_memory
+    if limit > free:
+        raise HerdError(f"gpu_memory is {size(limit)}, {place.kind}:{place.index} has {size(free)} free: give less, or "
+                        "end what uses the GPU")
+    return limit
 
 
 def call_bytes(text: TextConfig) -> int:

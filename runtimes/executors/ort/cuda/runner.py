@@ -11,6 +11,7 @@ One call runs at a time. Every call waits for its end, so memory that it used is
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from itertools import groupby
 from pathlib import Path
@@ -19,16 +20,15 @@ from typing import Any
 import numpy as np
 
 from .....errors import HerdError
-from .....model.config import HerdConfig
+from .....model.config import HerdConfig, TextConfig
 from ....kv_cache.paged import CachePools
 from ....kv_cache.pool import BlockPool
-from ....kv_cache.sequence import Features, Sequence
-from ...blocks import BlockRunner, table_width
+from ...blocks import BlockRunner, PlacedStep, table_width
 from ...runner import SHORTEST_CHUNK, Logits, Row, Step
-from ..session import load_onnxruntime
+from ..session import Values
+from .graph import NOT_RECORDED, CudaGraph
 from .inputs import CallInputs, CallSize
 from .memory import CALL_TOKENS, ELEMENTS, DeviceBlocks
-from .views import Place
 
 MOST_RECORDED = 64
 """Sequences in a call that is recorded; rows of logits for which there is room at any time."""
@@ -37,6 +37,9 @@ MOST_SEQUENCES = 256
 NARROWEST = 16
 """Columns of the narrowest block table that is recorded: 2,048 tokens."""
 
+TO_RECORD = 2
+"""Calls of a size until it is recorded: ranks first find out how large what they exchange is."""
+
 
 class _Call:
     """Calls of one size, bound.
@@ -44,97 +47,77 @@ class _Call:
     Args:
         runner: the decoder.
         inputs: of the calls.
-        io: the binding, to which caches are bound already.
-        graph: number of the recorded CUDA graph, -1 for none.
+        recording: number of the recorded CUDA graph.
     """
 
-    def __init__(self, runner: CudaRunner, inputs: CallInputs, io: Any, graph: int = -1) -> None:
-        self.inputs, self._session, self._io = inputs, runner.session, io
+    def __init__(self, runner: CudaRunner, inputs: CallInputs, recording: int = NOT_RECORDED) -> None:
+        self.inputs = inputs
         self.logits, self.best = runner.outputs(inputs.size.rows)
-        for name, value in inputs.values.items():
-            io.bind_ortvalue_input(name, value)
-        io.bind_ortvalue_output("logits", self.logits)
-        if runner.gives_best:
-            io.bind_ortvalue_output("best", self.best)
-        self._options = load_onnxruntime().RunOptions()
-        if runner.place.kind == "cuda":
-            self._options.add_run_config_entry("gpu_graph_id", str(graph))
-
-    def run(self) -> None:
-        """Run; the first time of a recorded call records it."""
-        self._session.run_with_iobinding(self._io, self._options)
+        given = {name: value for name, value in (("logits", self.logits), ("best", self.best))
+                 if name in runner.graph.outputs}
+        pasts, presents = runner.caches
+        self.run = runner.graph.bind(inputs.values | pasts, given | presents, recording)
 
 
 class CudaRunner(BlockRunner):
     """The decoder of a bundle on ONNX Runtime's CUDA provider.
 
     Args:
-        session: the decoder.
-        path: its file, for messages.
-        config: the model.
-        place: the device.
+        graph: the decoder.
+        config: the model; of a rank, what the rank holds of it.
         cache_bytes: that keys and values of all sequences may use.
+        stages: of a rank, see ``CachePools.of``.
 
     Attributes:
         longest_chunk: many rows, so that every expert gets some of them.
-        session: see above.
-        place: see above.
-        gives_best: whether the graph tells the most likely token of a row.
+        graph: see above.
+        place: the GPU.
+        reads_logits: whether somebody wants to know them here.
     """
 
     longest_chunk = CALL_TOKENS
+    reads_logits = True
 
-    def __init__(self, session: Any, path: Path, config: HerdConfig, place: Place, cache_bytes: int) -> None:
-        self.session, self.config, self.place = session, config, place
-        given = {item.name: item for item in session.get_inputs()}
-        self._names, self.takes_features = frozenset(given), "image_features" in given
-        self.gives_best = any(item.name == "best" for item in session.get_outputs())
-        memory = DeviceBlocks(place, config.text, _element(given, config, path))
-        self.pools = CachePools.of(config.text, memory.block_bytes, cache_bytes, memory=memory)
+    def __init__(
+        self, graph: CudaGraph, config: HerdConfig, cache_bytes: int, stages: Items[TextConfig] = ()
+    ) -> None:
+        self.graph, self.config, self.place = graph, config, graph.place
+        place, given = graph.place, {item.name: item for item in graph.inputs}
+        # A rank that does not begin with ids, or does not end with logits, is told of their number all the same.
+        self._names, self.takes_features = frozenset(given) | {"input_ids", "logit_rows"}, "image_features" in given
+        memory = DeviceBlocks(place, config.text, _element(given, config, graph.path))
+        self.pools = CachePools.of(config.text, memory.block_bytes, cache_bytes, stages, memory)
         self._padding = _set_aside(self.pools.whole), _set_aside(self.pools.chunked)
         vocabulary = config.text.vocab_size
         self._logits = place.empty([MOST_RECORDED, vocabulary], np.float32)
         self._best = place.empty([MOST_RECORDED], np.int64)
-        self._memory, self._eager = place.empty([1 << 16], np.uint8), self._binding()
+        self._memory = place.empty([1 << 16], np.uint8)
         self._recorded: dict[CallSize, _Call] = {}
         self._running = threading.Lock()
 
-    def rows(self, steps: Items[Step]) -> list[Row]:
-        """Append tokens to several sequences, in one call where the operator takes so many; see ``Runner``."""
-        self.take_blocks(steps)
-        found = [row for first in range(0, len(steps), MOST_SEQUENCES)
-                 for row in self._computed(steps[first : first + MOST_SEQUENCES])]
-        for step in steps:
-            step.sequence.append(map(int, step.token_ids))
-        return found
+    def compute(self, steps: Items[PlacedStep]) -> Logits:
+        """Logits of all rows; see ``BlockRunner``."""
+        rows = self.answers([step._replace(greedy=False) for step in steps])
+        return np.stack(rows) if rows else np.zeros((0, self.config.text.vocab_size), np.float32)
 
-    def step(self, steps: Items[Step]) -> Logits:
-        """The same, with logits of all rows; see ``Runner``."""
-        return self._stacked(self.rows([step._replace(greedy=False) for step in steps]))
+    def answers(self, steps: Items[PlacedStep]) -> list[Row]:
+        """What is wanted after the tokens, in one call where the operator takes so many; see ``BlockRunner``."""
+        return [row for first in range(0, len(steps), MOST_SEQUENCES)
+                for row in self._computed(steps[first : first + MOST_SEQUENCES])]
 
-    def decode_greedy(self, sequence: Sequence, token_id: int, never: Items[int] = ()) -> Row:
-        """See ``Runner``."""
-        return self.rows([Step(sequence, [token_id], [0], greedy=True, never=never)])[0]
+    def first_calls(self, sequences: int) -> Iterator[list[Step]]:
+        """Calls that are recorded, and lengths of prompts for which mixtures of experts find out what is fast.
 
-    def prefill_chunk(self, sequence: Sequence, token_ids: list[int], features: Features, rows: Features) -> Logits:
-        """Compute a prefill chunk; see ``Runner``."""
-        sequence.make_room(len(token_ids))
-        return self._stacked(self._computed([Step(sequence, token_ids, rows.tolist(), features)]))
-
-    def warm_up(self, sequences: int) -> None:
-        """Record calls of up to so many sequences, and let mixtures of experts find out what is fast for prompts.
-
-        Both are done by a call's number of rows; a wider block table is recorded when it is first needed.
+        Both go by a call's number of rows; a wider block table is recorded when it is first needed.
         """
-        most = min(table_width(sequences), MOST_RECORDED)
+        room = [pool.budget.most // pool.cost for pool in (self.pools.whole, self.pools.chunked) if pool.capacity]
+        most = min(table_width(sequences), MOST_RECORDED, *room)
         for count in (1 << power for power in range(most.bit_length())):
-            with self._running:
-                call = self._recorded_call(self._bucket(count, 0))
-                call.inputs.write([], self.pools, self._padding)
-                call.run()
+            for _ in range(TO_RECORD):
+                yield [Step(self.new_sequence(), [0], [0], greedy=True) for _ in range(count)]
         longest = min(self.longest_chunk, self.attention_chunk or self.longest_chunk, self.pools.most_tokens())
         for length in (1 << power for power in range(SHORTEST_CHUNK.bit_length() - 1, longest.bit_length())):
-            self.rows([Step(self.new_sequence(), [0] * length, [length - 1], greedy=True)])
+            yield [Step(self.new_sequence(), [0] * length, [length - 1], greedy=True)]
 
     def close(self) -> None:
         """Free the weights, keys and values; see ``Runner``."""
@@ -145,7 +128,7 @@ class CudaRunner(BlockRunner):
                 for pool in (self.pools.whole, self.pools.chunked):
                     pool.keys.clear()
                     pool.values.clear()
-                del self.session, self._eager, self._memory, self._logits, self._best
+                del self.graph, self._memory, self._logits, self._best
 
     def outputs(self, rows: int) -> tuple[Any, Any]:
         """Where logits and best tokens of so many rows go."""
@@ -156,19 +139,26 @@ class CudaRunner(BlockRunner):
 
     # -- one call ----------------------------------------------------------------------------------------------------
 
-    def _computed(self, steps: Items[Step]) -> list[Row]:
-        """What comes out of a call; its sequences have room and do not grow yet."""
+    @property
+    def caches(self) -> tuple[Values, Values]:
+        """Keys and values of all layers, which are inputs and outputs of every call."""
+        parts = {f"{layer}.{part}": value for layer in range(self.config.text.num_layers)
+                 for part, value in zip(("key", "value"), self.pools.keys_and_values(layer), strict=True)}
+        return ({f"past.{name}": value for name, value in parts.items()},
+                {f"present.{name}": value for name, value in parts.items()})
+
+    def _computed(self, steps: Items[PlacedStep]) -> list[Row]:
         with self._running:
             call = self._call_for(steps)
-            call.inputs.write(steps, self.pools, self._padding)
+            call.inputs.write(steps, self.pools.chunk, self._padding)
             call.run()
             return self._fetched(call, [step for step in steps for _ in step.rows])
 
-    def _call_for(self, steps: Items[Step]) -> _Call:
-        columns = max(len(step.sequence.cache.whole.numbers) for step in steps)
+    def _call_for(self, steps: Items[PlacedStep]) -> _Call:
+        columns = max(len(step.whole) for step in steps)
         if len(steps) <= MOST_RECORDED and all(map(_is_decoding, steps)):
             return self._recorded_call(self._bucket(len(steps), columns))
-        chunked = max(len(step.sequence.cache.chunked.numbers) for step in steps)
+        chunked = max(len(step.chunked) for step in steps)
         size = CallSize(
             sum(len(step.token_ids) for step in steps), len(steps), max(1, sum(len(step.rows) for step in steps)),
             sum(len(step.features) for step in steps if step.features is not None),
@@ -176,9 +166,9 @@ class CudaRunner(BlockRunner):
         inputs = CallInputs(self.place, size, self.config.text.hidden_size, self._names, self._room_for(size))
         chunk = self.pools.chunk or 1
         inputs.bound(max(len(step.token_ids) for step in steps),
-                     max(len(step.sequence) + len(step.token_ids) for step in steps),
-                     max(len(step.sequence) % chunk + len(step.token_ids) for step in steps))
-        return _Call(self, inputs, self._eager)
+                     max(step.past + len(step.token_ids) for step in steps),
+                     max(step.past % chunk + len(step.token_ids) for step in steps))
+        return _Call(self, inputs)
 
     def _bucket(self, sequences: int, columns: int) -> CallSize:
         """The size of the recorded call that so many sequences with so many blocks run in."""
@@ -189,17 +179,8 @@ class CudaRunner(BlockRunner):
         if size not in self._recorded:
             inputs = CallInputs(self.place, size, self.config.text.hidden_size, self._names)
             inputs.bound(1, size.whole * self.pools.block_tokens, size.chunked * self.pools.block_tokens)
-            self._recorded[size] = _Call(self, inputs, self._binding(), len(self._recorded))
+            self._recorded[size] = _Call(self, inputs, len(self._recorded))
         return self._recorded[size]
-
-    def _binding(self) -> Any:
-        """A binding of all caches, each of which is input and output."""
-        io = self.session.io_binding()
-        for layer in range(self.config.text.num_layers):
-            for part, value in zip(("key", "value"), self.pools.keys_and_values(layer), strict=True):
-                io.bind_ortvalue_input(f"past.{layer}.{part}", value)
-                io.bind_ortvalue_output(f"present.{layer}.{part}", value)
-        return io
 
     def _room_for(self, size: CallSize) -> Any:
         """Memory for the inputs of a call that is not recorded; it only grows."""
@@ -208,9 +189,9 @@ class CudaRunner(BlockRunner):
             self._memory = self.place.empty([table_width(count)], np.uint8)
         return self._memory
 
-    def _fetched(self, call: _Call, steps: Items[Step]) -> list[Row]:
+    def _fetched(self, call: _Call, steps: Items[PlacedStep]) -> list[Row]:
         """What is wanted of rows, on the host; ``steps`` has the step of every row."""
-        some = self.gives_best and any(step.greedy for step in steps)
+        some = "best" in self.graph.outputs and any(step.greedy for step in steps)
         best = self.place.part(call.best, 0, [len(steps)], np.int64).numpy().tolist() if some else []
         tells = [some and step.greedy and best[row] not in step.never for row, step in enumerate(steps)]
         found: list[Row] = []
@@ -221,11 +202,10 @@ class CudaRunner(BlockRunner):
 
     def _logits_of(self, call: _Call, first: int, count: int) -> Logits:
         vocabulary = self.config.text.vocab_size
+        if not self.reads_logits:
+            return np.empty((count, vocabulary), np.float32)
         found: Logits = self.place.part(call.logits, 4 * vocabulary * first, [count, vocabulary], np.float32).numpy()
         return found.copy() if self.place.kind == "cpu" else found
-
-    def _stacked(self, rows: list[Row]) -> Logits:
-        return np.stack(rows) if rows else np.zeros((0, self.config.text.vocab_size), np.float32)
 
 
 def _set_aside(pool: BlockPool) -> int:
@@ -238,7 +218,7 @@ def _set_aside(pool: BlockPool) -> int:
     return block
 
 
-def _is_decoding(step: Step) -> bool:
+def _is_decoding(step: PlacedStep) -> bool:
     return len(step.token_ids) == 1 and list(step.rows) == [0] and (step.features is None or not len(step.features))
 
 

@@ -1,4 +1,4 @@
-// One Hopper (SM 9.0, an H100's limits); HOLLOW_CUDA_SM makes it another generation.
+// Hoppers (SM 9.0, an H100's limits), one unless HOLLOW_CUDA_DEVICES says more; HOLLOW_CUDA_SM is another generation.
 #include "runtime.h"
 
 enum {
@@ -11,14 +11,25 @@ static int generation(void) {
     return chosen ? atoi(chosen) : 90;
 }
 
-cudaError_t cudaGetDeviceCount(int *count) { *count = 1; return cudaSuccess; }
-cudaError_t cudaGetDevice(int *device) { *device = 0; return cudaSuccess; }
-cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
+static int devices(void) {
+    const char *chosen = getenv("HOLLOW_CUDA_DEVICES");
+    return chosen ? atoi(chosen) : 1;
+}
+
+static int current;  // of the whole process, which works on one of them
+
+cudaError_t cudaGetDeviceCount(int *count) { *count = devices(); return cudaSuccess; }
+cudaError_t cudaGetDevice(int *device) { *device = current; return cudaSuccess; }
+cudaError_t cudaSetDevice(int device) {
+    if (device < 0 || device >= devices()) return cudaErrorInvalidDevice;
+    current = device;
+    return cudaSuccess;
+}
 cudaError_t cudaDriverGetVersion(int *version) { *version = RUNTIME_VERSION; return cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int *version) { *version = RUNTIME_VERSION; return cudaSuccess; }
 
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties, int device) {
-    if (device != 0) return cudaErrorInvalidDevice;
+    if (device < 0 || device >= devices()) return cudaErrorInvalidDevice;
     *properties = (struct cudaDeviceProp){
         .name = "hollow", .major = generation() / 10, .minor = generation() % 10,
         .totalGlobalMem = (size_t)DEVICE_GIB << 30, .multiProcessorCount = PROCESSORS, .warpSize = 32,

@@ -83,8 +83,10 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
 cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *attributes, const void *p) {
     static const enum cudaMemoryType TYPES[] = {cudaMemoryTypeUnregistered, cudaMemoryTypeHost, cudaMemoryTypeDevice};
     Place place = place_of(p);
+    int device;
+    cudaGetDevice(&device);
     *attributes = (struct cudaPointerAttributes){
-        .type = TYPES[place], .device = 0, .devicePointer = place ? (void *)p : NULL,
+        .type = TYPES[place], .device = device, .devicePointer = place ? (void *)p : NULL,
         .hostPointer = place == DEVICE ? NULL : (void *)p};
     return cudaSuccess;
 }

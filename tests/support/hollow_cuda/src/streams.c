@@ -2,8 +2,13 @@
 // and what a driver refuses while a stream records a graph.
 #include "runtime.h"
 
+// What a graph holds: how many steps, and work of other libraries that is done whenever the graph is (NCCL's).
+enum { MOST_WORK = 1024 };
+typedef int (*Work)(void *data);
+typedef struct { int steps, works; struct { Work run; void *data; } work[MOST_WORK]; } Graph;
+
 static cudaStream_t recorded;  // the stream that records, NULL without
-static int steps;              // of the graph that is recorded
+static Graph *graph_of_stream; // the one that is recorded
 static bool spoiled;
 
 bool is_capturing(void) { return recorded != NULL; }
@@ -21,7 +26,16 @@ bool enter_graph(cudaStream_t stream, const char *call) {
         record("{\"event\": \"refused\", \"call\": \"%s\", \"why\": \"another stream than the recorded one\"}", call);
         return false;
     }
-    steps += is_capturing();
+    if (is_capturing()) graph_of_stream->steps++;
+    return true;
+}
+
+// Let work be done later, each time that the graph is; false where none is recorded, and it has to be done now.
+bool hollow_enqueue(cudaStream_t stream, Work run, void *data) {
+    if (!is_capturing() || !enter_graph(stream, "an exchange")) return false;
+    if (graph_of_stream->works == MOST_WORK) abort();
+    graph_of_stream->work[graph_of_stream->works].run = run;
+    graph_of_stream->work[graph_of_stream->works++].data = data;
     return true;
 }
 
@@ -34,6 +48,11 @@ static cudaError_t synchronize(const char *call) {
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) { (void)stream; return synchronize(__func__); }
 cudaError_t cudaDeviceSynchronize(void) { return synchronize(__func__); }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) { (void)event; return synchronize(__func__); }
+
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+    (void)stream;
+    return refused_in_capture(__func__) ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+}
 
 cudaError_t cudaStreamCreate(cudaStream_t *stream) { *stream = new_handle(); return cudaSuccess; }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned int flags) {
@@ -54,7 +73,7 @@ cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEve
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode) {
     (void)mode;
     if (stream == NULL || is_capturing()) return cudaErrorStreamCaptureUnsupported;
-    recorded = stream, steps = 0, spoiled = false;
+    recorded = stream, graph_of_stream = calloc(1, sizeof *graph_of_stream), spoiled = false;
     record("{\"event\": \"capture\"}");
     return cudaSuccess;
 }
@@ -69,8 +88,8 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
     recorded = NULL;
     *graph = NULL;
     if (spoiled) return cudaErrorStreamCaptureInvalidated;
-    *graph = (cudaGraph_t)(size_t)(steps + 1);  // a handle that says how much it holds
-    record("{\"event\": \"captured\", \"steps\": %d}", steps);
+    *graph = (cudaGraph_t)graph_of_stream;
+    record("{\"event\": \"captured\", \"steps\": %d}", graph_of_stream->steps);
     return cudaSuccess;
 }
 
@@ -82,6 +101,9 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *executable, cudaGraph_t graph,
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
     (void)stream;
-    record("{\"event\": \"replay\", \"steps\": %zu}", (size_t)executable - 1);
+    Graph *graph = (Graph *)executable;
+    record("{\"event\": \"replay\", \"steps\": %d, \"exchanges\": %d}", graph->steps, graph->works);
+    for (int i = 0; i < graph->works; i++)
+        if (graph->work[i].run(graph->work[i].data)) return cudaErrorUnknown;
     return cudaSuccess;
 }
