@@ -75,7 +75,7 @@ class HerdgraphModel(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     # -- log-likelihoods -----------------------------------------------------------------------------------------
 
-    def _loglikelihood_tokens(self, requests: list[Request], disable_tqdm: bool = False, **_: Any) -> list[Any]:
+    def _loglikelihood_tokens(self, requests: list[Request], disable_tqdm: bool = False, **_options: Any) -> list[Any]:
         """Score requests; what is longer than the context loses its beginning, as with lm-eval's other models."""
         groups = [list(same) for _, same in groupby(requests, key=lambda request: request[1])]
         scores = self._scored([[self._fitted(*request[1:]) for request in group] for group in groups], disable_tqdm)
@@ -90,7 +90,7 @@ class HerdgraphModel(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         for request in requests:
             ids = self.tok_encode(request.args[0], add_special_tokens=False)
             windows = get_rolling_token_windows(ids, self.eot_token_id, self.max_length - 1, 1)
-            groups.append([self._fitted(given[: len(given) - len(wanted) + 1], wanted) for given, wanted in windows])
+            groups.append([self._fitted(seen[: len(seen) - len(wanted) + 1], wanted) for seen, wanted in windows])
         scores = self._scored([[pair] for group in groups for pair in group], disable_tqdm)
         totals = iter(score[0].total for score in scores)
         found = [sum(next(totals) for _ in group) for group in groups]

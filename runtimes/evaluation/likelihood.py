@@ -198,7 +198,8 @@ class Scorer:
             span.sequence = span.parent.fork()
         filled = [span for span in spans if span.token_ids]
         for parts in zip_longest(*(self._parts(span) for span in filled)):
-            steps, targets = [], []
+            steps: list[Step] = []
+            targets: list[Target] = []
             for span, part in zip(filled, parts, strict=True):
                 if part is not None:
                     tokens, wanted = part
