@@ -56,7 +56,7 @@ test-lowest: .venv/.dev
 # Other people's clients against the server, and a fuzzer that knows its interface; many packages.
 test-clients: .venv/.dev
 	$(INSTALL) -e ".[clients]"
-	$(PY) -m pytest tests/runtimes/server/test_other_clients.py -m slow
+	$(PY) -m pytest tests/runtimes/server/test_other_clients.py tests/runtimes/evaluation/test_lm_eval_model.py -m slow
 
 # The operators on every unit that runs here, and their kernels under sanitizers and on emulated processors; what needs
 # a tool that is missing (qemu-user-static, clang-19) is skipped and says so.

@@ -13,6 +13,7 @@ from ..console import HerdGroup, set_verbosity
 from .bench import bench
 from .chat import chat
 from .doctor import doctor
+from .eval import evaluate
 from .generate import generate
 from .inspect import inspect
 from .plan import plan
@@ -34,5 +35,6 @@ def main(verbose: int, quiet: bool) -> None:
 
 
 main.add_command(build, "build")
+main.add_command(evaluate, "eval")
 for command in (calibrate, train, upcycle, generate, chat, serve, run, inspect, plan, verify, bench, doctor):
     main.add_command(command)

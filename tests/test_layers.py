@@ -34,6 +34,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "build": ("export", "model", "runtimes", *GROUND),
     "cli": ("cli", "build", "export", "calibration", "runtimes", "model", "", "foreign_text", *GROUND),
     "__main__": ("cli",),
+    "lm_eval_model": ("runtimes", "errors"),
     "": ("runtimes", "errors"),
 }
 """What each package or top-level module may import: prefixes of modules; "" is the package's own ``__init__``."""

@@ -29,6 +29,7 @@ EXCUSED = {
     "herdgraph -v COMMAND": "no command by itself",
     "herdgraph generate --url": "tests/cli/test_url.py asks servers",
     "herdgraph chat --url": "tests/cli/test_url.py asks servers",
+    "herdgraph eval": "tests/cli/test_eval.py asks questions of its own",
     "herdgraph upcycle MODEL.gguf": "make demo runs it on a real file",
     "herdgraph run": "tests/runtimes/server runs replicas on Ray",
     "herdgraph build CHECKPOINT -o bundle/ --recipe int8 --shards tp=2,ep=4,pp=2": "TINY has no heads for 16 ranks",

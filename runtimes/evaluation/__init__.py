@@ -1,0 +1,1 @@
+"""What a bundle answers to the questions of known benchmarks: request files, log-likelihoods, accuracies."""
