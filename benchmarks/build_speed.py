@@ -49,7 +49,7 @@ def part_of_scout() -> HerdConfig:
 def calibrated(checkpoint: Path, output: Path) -> dict[str, float]:
     """Calibrate with Hessians on random tokens, in this process."""
     baseline, started = peak_megabytes(), time.perf_counter()
-    windows = torch.randint(0, 8000, (8, 512), generator=torch.Generator().manual_seed(0)).tolist()
+    windows = torch.randint(0, 8000, (2, 256), generator=torch.Generator().manual_seed(0)).tolist()
     with open_checkpoint(checkpoint) as source:
         calibrate(source, output, Data([Window(ids) for ids in windows], []), Options())
     return _figures(started, baseline)

@@ -18,6 +18,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,6 +77,6 @@ class HessianSums:
     def _write(self, name: str, expert: int | None, total: Tensor) -> None:
         with self._path.open("rb+", buffering=0) as file:
             file.seek(self._places[name].offset + (expert or 0) * total.nbytes)
-            data = memoryview(total.numpy()).cast("B")
+            data = total.numpy().reshape(-1).view(np.uint8).data
             while data:
                 data = data[os.write(file.fileno(), data) :]

@@ -64,6 +64,7 @@ def stream(model: ir.Model, directory: Path, data_name: str, on_bytes: Callable[
         if value.const_value is not None:
             found.setdefault(id(value.const_value), []).append(value)
     groups = _groups(values[0].const_value for values in found.values())
+    end = max((offset + tensor.nbytes for group in groups for tensor, offset in group), default=0)
     with (directory / data_name).open("wb") as file:
         for group in _written(groups, file.fileno(), on_bytes):
             for tensor, offset in group:
@@ -74,8 +75,7 @@ def stream(model: ir.Model, directory: Path, data_name: str, on_bytes: Callable[
                 ), origin_of(tensor))
                 for value in values:
                     value.const_value = external
-        file.truncate(max((value.const_value.offset + value.const_value.nbytes for value in initializers(model)
-                           if isinstance(value.const_value, ir.ExternalTensor)), default=0))
+        file.truncate(end)
     for value in initializers(model):
         if value.const_value is not None and not isinstance(value.const_value, ir.ExternalTensor):
             value.const_value.tobytes()  # read once here, where an error is told as it is; saving wraps it in its own

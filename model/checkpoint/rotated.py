@@ -20,6 +20,7 @@ import threading
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,7 @@ from ..config.names import norm_before
 from . import Checkpoint
 
 _LARGEST_FACTOR = 64
-_ROWS = 64
+_ROWS = 32
 """Rows that are rotated at once."""
 _WIDE = 16
 """Products with factors from this size are made without exchanging axes."""
@@ -63,7 +64,7 @@ class Rotation:
 
     @cached_property
     def factors(self) -> list[Tensor]:
-        """Hadamard matrices of the power of two in the width, and a random one for the rest."""
+        """Hadamard matrices of the power of two in the width, and a random one for the rest, small ones as one."""
         factors, rest = [], self.width
         while (size := power_of_two_in(rest, _LARGEST_FACTOR)) > 1:
             factors.append(hadamard(size))
@@ -71,15 +72,19 @@ class Rotation:
         if rest > 1:
             noise = torch.randn(rest, rest, generator=torch.Generator().manual_seed(_SEED))
             factors.append(torch.linalg.qr(noise)[0].contiguous())
+        if len(factors) > 1 and len(factors[-1]) < _WIDE and len(factors[-2]) * len(factors[-1]) <= 2 * _LARGEST_FACTOR:
+            factors[-2:] = [torch.kron(*factors[-2:])]
         return factors
 
     def __call__(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
         """X diag(gain) R along the last axis, in float32; some rows at a time, which stay in the cache."""
         signs_D = self.signs if gain is None else self.signs * gain
         rows_ND = x.reshape(-1, self.width)
-        y_ND = torch.empty(rows_ND.shape)
+        y_ND = torch.from_numpy(np.empty(rows_ND.shape, np.float32))  # in huge pages, which torch does not ask for
         for part_ND, found_ND in zip(rows_ND.split(_ROWS), y_ND.split(_ROWS), strict=True):
-            found_ND.copy_(self._mixed(torch.empty(part_ND.shape).copy_(part_ND).mul_(signs_D)))
+            # What lies by columns is taken out of its matrix first: a page per row would be touched for every column.
+            near_ND = part_ND if part_ND.stride(1) == 1 else part_ND.T.contiguous().T
+            found_ND.copy_(self._mixed(torch.empty(part_ND.shape).copy_(near_ND).mul_(signs_D)))
         return y_ND.view(x.shape)
 
     def _mixed(self, y_ND: Tensor) -> Tensor:
