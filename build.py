@@ -78,10 +78,11 @@ def main(
                           shards=split, overwrite=overwrite)
         if plan.refusal and not dry_run:
             raise plan.refusal
+        expected = plan.expected_seconds()
         if not as_json:
-            _show(plan, checkpoint, err=not dry_run)
+            _show(plan, checkpoint, expected, err=not dry_run)
         if dry_run:
-            _end_dry_run(plan, as_json=as_json)
+            _end_dry_run(plan, expected, as_json=as_json)
             return
         started = time.perf_counter()
         with _progress_bar(quiet=as_json) as bar:
@@ -89,7 +90,7 @@ def main(
     seconds = time.perf_counter() - started
     if as_json:
         built = {"bundle": str(bundle.directory), "bytes": bundle.bytes, "seconds": round(seconds, 2)}
-        emit_json(built | asdict(plan.memory))
+        emit_json(built | {"expected_seconds": round(expected, 1)} | asdict(plan.memory))
     else:
         succeed("built", f"{bundle.directory} ({size(bundle.bytes)}) in {seconds:.1f} s")
 
@@ -122,7 +123,7 @@ def _split(
                   kv=None if recipe.caches == "float" else recipe.caches)
 
 
-def _show(plan: BuildPlan, checkpoint: Path, *, err: bool) -> None:
+def _show(plan: BuildPlan, checkpoint: Path, expected: float, *, err: bool) -> None:
     """Print the plan, on standard error while a build follows."""
     memory, target, recipe = plan.memory, plan.job.target, plan.job.recipe
     ranks = {} if plan.shards is None else {
@@ -133,13 +134,21 @@ def _show(plan: BuildPlan, checkpoint: Path, *, err: bool) -> None:
         "target": f"{target.name}, recipe {recipe.name} ({recipe.purpose}): {target.purpose}",
         "bundle": f"about {size(memory.bundle_bytes)}{free}", **ranks,
         "peak memory": f"about {size(memory.peak_memory_bytes)}, whatever the number of layers and experts",
+        "time": f"about {_duration(expected)} on this machine as it is now",
     }, err=err)
 
 
-def _end_dry_run(plan: BuildPlan, *, as_json: bool) -> None:
+def _duration(seconds: float) -> str:
+    """Seconds for people, as they are guessed."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _end_dry_run(plan: BuildPlan, expected: float, *, as_json: bool) -> None:
     """Say what a build would be refused for."""
     if as_json:
-        emit_json(asdict(plan.memory))
+        emit_json(asdict(plan.memory) | {"expected_seconds": round(expected, 1)})
     if plan.refusal:
         print_warning(str(plan.refusal))
 

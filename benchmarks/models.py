@@ -1,13 +1,17 @@
 """Random-weight members of the herd that speed is measured on, as Hugging Face checkpoints.
 
-    python -m benchmarks.models {scout-mini|maverick-mini|scout-mini-mm|scout-slice} OUT_DIR [--calibration DIRECTORY]
+    python -m benchmarks.models NAME OUT_DIR [--experts N] [--calibration DIRECTORY]
 
 ================  ==========  ================================================================
 scout-mini        1.50 B      16 layers, 16 experts in every layer, iRoPE, qk-norm; text
 maverick-mini     1.47 B      12 layers, 128 experts in every second layer; text
 scout-mini-mm     1.54 B      scout-mini with an 8-layer tower for 336-pixel tiles
 scout-slice       6.48 B      two layers of Scout at their real size, with its vocabulary; text; 13 GB
+maverick-slice    18.7 B      a dense layer and one with 128 experts of Maverick, as scout-slice; 37 GB
 ================  ==========  ================================================================
+
+``--experts`` writes fewer of them: what is measured by parameter, by token or by matrix is the same with a part of the
+experts (maverick-slice with 8 is 3.5 B and 7 GB), what depends on how many there are is not.
 
 Values are seeded and scaled by fan-in (residual outputs by 1/sqrt(2L)), so that logits are of order one. Experts
 differ from each other: equal experts would make caches lie. The calibration is measured on random tokens, for bundles
@@ -51,6 +55,7 @@ _SLICE = replace(
     _SCOUT, vocab_size=202_048, hidden_size=5120, num_layers=2, num_heads=40, num_kv_heads=8, expert_size=8192,
     dense_size=16384, moe_layers=(0, 1), rope_layers=(True, False), chunked_layers=(True, False),
 )
+_MAVERICK_SLICE = replace(_SLICE, num_experts=128, moe_layers=(1,), use_qk_norm=False, rope_scaling=None)
 _TOWER = VisionConfig(
     hidden_size=512, num_layers=8, num_heads=8, intermediate_size=2048, image_size=336, patch_size=14,
     adapter_hidden_size=1024, adapter_output_size=1024,
@@ -61,7 +66,7 @@ MODELS = {
     "maverick-mini": HerdConfig(text=_MAVERICK),
     "scout-mini-mm": HerdConfig(text=_SCOUT, vision=_TOWER, image_token_id=32702, begin_image_token_id=32700,
                                 end_image_token_id=32701),
-    "scout-slice": HerdConfig(text=_SLICE),
+    "scout-slice": HerdConfig(text=_SLICE), "maverick-slice": HerdConfig(text=_MAVERICK_SLICE),
 }
 
 
@@ -79,11 +84,14 @@ def tensors(config: HerdConfig) -> Iterator[tuple[str, torch.Tensor]]:
         yield name, torch.empty(shape).normal_(0, scale, generator=generator).bfloat16()
 
 
-def write(name: str, directory: Path) -> None:
-    """Write a model unless it is there already."""
+def write(name: str, directory: Path, experts: int | None = None) -> None:
+    """Write a model, or one with fewer experts, unless it is there already."""
+    config = MODELS[name]
+    if experts is not None:
+        config = replace(config, text=replace(config.text, num_experts=experts))
     if not directory.exists():
-        save_checkpoint(directory, MODELS[name], tensors(MODELS[name]))
-        write_processor(directory, MODELS[name].text.vocab_size)
+        save_checkpoint(directory, config, tensors(config))
+        write_processor(directory, config.text.vocab_size)
 
 
 def calibrated(directory: Path, output: Path) -> None:
@@ -98,9 +106,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=MODELS)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--experts", type=int, help="write only so many; default: all")
     parser.add_argument("--calibration", type=Path)
     args = parser.parse_args()
-    write(args.name, args.out)
+    write(args.name, args.out, args.experts)
     if args.calibration:
         calibrated(args.out, args.calibration)
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ from ..model.checkpoint.finite import require_finite
 from ..model.checkpoint.reader import TensorReader
 from ..model.checkpoint.tensors.header import read_header
 from ..model.checkpoint.tensors.write import write_tensors
+from ..model.quantization.calibration_check import hessian_shapes
 from ..model.quantization.calibration_file import HESSIANS, KV_AMAX
 from ..model.quantization.observers import OBSERVERS
 from ..reading import read_json, read_text
 from .coverage import Coverage
+from .hessian import HessianSums
 from .recording import CalibrationObserver, norm_weights_of
 from .stream import DecoderStream, Run, States
 from .vision_stream import VisionStream
@@ -63,7 +66,7 @@ def measure(
         work: directory of unfinished work, created; see this module's first lines.
         key: names checkpoint, data and options: work of another key is thrown away.
         min_tokens_shown: tokens that every expert is to see.
-        with_hessians: record Hessians too, the squares of the widths of memory.
+        with_hessians: record Hessians too; of the experts of a layer one is in memory.
         on_part: called with the name of each part when it is done.
 
     Raises:
@@ -86,8 +89,9 @@ def measure(
             part = f"layers.{index}"
             if not store.has(part):
                 coverage = Coverage(min_tokens_shown)
-                with stream.layer(index) as layer:
-                    observed = CalibrationObserver(experts, norm_weights_of(layer, index), with_hessians=with_hessians)
+                shapes = hessian_shapes(source.config, index) if with_hessians else {}
+                with store.hessians(part, shapes) as hessians, stream.layer(index) as layer:
+                    observed = CalibrationObserver(experts, norm_weights_of(layer, index), hessians)
                     stream.attend(layer, [Run(states, observed)])
                     stream.feed_forward(index, layer, [Run(states, observed)], coverage)
                 require_finite(states.x_ND, f"the output of {part}")
@@ -155,26 +159,49 @@ class _Store:
         done = sum(1 for _ in self.directory.glob("layers.*.json"))
         return read_header(self.directory / f"after.{done - 1}.safetensors")["x"].read() if done else None
 
+    @contextmanager
+    def hessians(self, part: str, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[HessianSums | None]:
+        """Add up the Hessians of a part, if there are any, in a file that is there when all is in it.
+
+        Raises:
+            HerdError: it cannot be written.
+        """
+        if not shapes:
+            yield None
+            return
+        with self._told():
+            (self.directory / HESSIANS).mkdir(exist_ok=True)
+            with atomic_file(self.directory / HESSIANS / f"{part}.safetensors") as path:
+                sums = HessianSums(path, shapes)
+                yield sums
+                sums.finish()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say of a disk that refuses what is kept.
+
+        Raises:
+            HerdError: it does.
+        """
+        try:
+            yield
+        except OSError as error:
+            raise HerdError(f"writing {self.directory} failed: {error.strerror or error}; "
+                            f"{kept_for_later(self.directory, self.parts)}") from error
+
     def save(self, part: str, observed: CalibrationObserver, coverage: Coverage, states: Tensor | None) -> None:
         """Write what a part gave, which the next run need not measure again.
 
         Raises:
             HerdError: it cannot be written, for instance on a full disk.
         """
-        try:
+        with self._told():
             self._write(part, observed, coverage, states)
-        except OSError as error:
-            raise HerdError(f"writing {self.directory} failed: {error.strerror or error}; "
-                            f"{kept_for_later(self.directory, self.parts)}") from error
 
     def _write(self, part: str, observed: CalibrationObserver, coverage: Coverage, states: Tensor | None) -> None:
         """The description is renamed last: it says that everything else is there."""
         amaxes = observed.amaxes()
         write_tensors(amaxes, self.directory / f"{part}.safetensors")
-        if hessians := observed.hessians.finish():
-            (self.directory / HESSIANS).mkdir(exist_ok=True)
-            with atomic_file(self.directory / HESSIANS / f"{part}.safetensors") as path:
-                write_tensors(hessians, path)
         if states is not None:
             index = int(part.rsplit(".", 1)[1])
             write_tensors({"x": states.clone()}, self.directory / f"after.{index}.safetensors")

@@ -30,19 +30,18 @@ class CalibrationObserver:
     Args:
         experts: experts of a layer.
         norm_weights: of the norms that give their output without, by name.
-        with_hessians: record Hessians too.
+        hessians: adds up Hessians too, None for magnitudes alone.
     """
 
     def __init__(
-        self, experts: int, norm_weights: Mapping[str, Tensor] | None = None, *, with_hessians: bool = True
+        self, experts: int, norm_weights: Mapping[str, Tensor] | None = None, hessians: HessianSums | None = None
     ) -> None:
-        self.experts, self.norm_weights, self.with_hessians = experts, norm_weights or {}, with_hessians
+        self.experts, self.norm_weights, self.hessians = experts, norm_weights or {}, hessians
         self.histograms: dict[str, list[Histogram]] = {}
         """By the name of a weight; one, or one per expert. Weights that meet the same input share one."""
         self.input_shifts: dict[str, Tensor] = {}
         """By the name of a weight, the shift [K] of its input: the median of each channel in the first call's rows."""
         self.caches: dict[str, tuple[Histogram, Histogram]] = {}
-        self.hessians = HessianSums()
         self._last: tuple[Tensor, str] | None = None
         self._weighted: tuple[Tensor, Tensor] | None = None
         """What a norm gave last, and that with the norm's weight."""
@@ -57,8 +56,8 @@ class CalibrationObserver:
         require_finite(weighted, f"the input of {name}" + (f", expert {expert}," if expert is not None else ""))
         if needs_input_scale(name):
             self._record(name, weighted, expert)
-        if self.with_hessians and needs_hessian(name):
-            self.hessians.add(name, x, expert=expert, experts=self.experts)
+        if self.hessians is not None and needs_hessian(name):
+            self.hessians.add(name, x, expert=expert)
         return weighted @ weight_KN
 
     def _with_norm_weight(self, name: str, x: Tensor) -> Tensor:

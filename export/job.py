@@ -22,7 +22,7 @@ from .targets.options import PlanOptions
 from .targets.target import Target, WritePlan
 from .weights.exposed import expose_weights
 from .weights.origin import origin_of
-from .weights.stream import initializers, stream
+from .weights.writer import initializers, stream
 
 logger = logging.getLogger(__name__)
 

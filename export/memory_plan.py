@@ -13,7 +13,9 @@ from ..model.config import HerdConfig
 from ..model.config.names import Shape, expected_tensors
 from ..model.config.parameter_counts import model_size
 from ..model.config.shard_plan import ShardPlan, shapes_of_rank
+from ..model.quantization.calibration_check import hessian_shapes
 from ..model.quantization.recipes import Recipe
+from .weights.parallel import workers
 from .weights.stream import BLOCK_BYTES
 
 GRAPH_MEMORY = 600 << 20
@@ -32,7 +34,8 @@ class MemoryPlan:
         bundle_bytes: size of the bundle's weights.
         rank_bytes: of each rank of a bundle that is split, without the processor's files.
         free_bytes: free space where it will be written, None where that is not known.
-        peak_memory_bytes: estimated peak memory of the build; it does not grow with the number of layers or experts.
+        peak_memory_bytes: estimated peak memory of the build; it does not grow with the number of layers or experts,
+            but with the cores that work on a matrix each.
     """
 
     parameters: int
@@ -44,7 +47,7 @@ class MemoryPlan:
 
 def memory_plan(
     config: HerdConfig, output: Path, recipe: Recipe, shards: ShardPlan | None = None, *, float_bytes: int = 4,
-    packed: bool = False,
+    packed: bool = False, by_hessians: bool = False,
 ) -> MemoryPlan:
     """Plan a build of a configuration by a precision recipe, for all ranks when it is split.
 
@@ -55,6 +58,7 @@ def memory_plan(
         shards: how the decoder is split, None for a whole one.
         float_bytes: of an element of a weight that stays in floating point.
         packed: weights are written as our own CPU operators read them.
+        by_hessians: weights are rounded by the Hessians of a calibration.
     """
     stored = partial(recipe.stored_bytes, float_bytes=float_bytes, packed=packed)
     plan = shards or ShardPlan()
@@ -66,8 +70,15 @@ def memory_plan(
         bundle_bytes=round(sum(ranks)),
         rank_bytes=[round(count) for count in ranks] if shards else [],
         free_bytes=free_bytes(output),
-        peak_memory_bytes=GRAPH_MEMORY + 3 * max(BLOCK_BYTES, 4 * expert),
+        peak_memory_bytes=GRAPH_MEMORY + 2 * workers() * max(BLOCK_BYTES, 4 * expert)
+        + (_hessian_memory(config) if by_hessians else 0),
     )
+
+
+def _hessian_memory(config: HerdConfig) -> int:
+    """Of the largest Hessian one factor is made at a time, in doubles; every core rounds by another one."""
+    largest = max(math.prod(shape[-2:]) for shape in hessian_shapes(config).values())
+    return (8 + 8 + 4 + 4 * workers()) * largest
 
 
 def _stored_bytes(config: HerdConfig, plan: ShardPlan, rank: int, stored: Callable[[str, Shape], float]) -> float:

@@ -35,6 +35,7 @@ from .processor_files import check_processor_files, copy_processor_files
 from .sharded_build import check_shards, write_shards
 from .targets.options import PlanOptions
 from .targets.registry import target_of
+from .time_plan import expected_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,10 @@ class BuildPlan:
     overwrite: bool
     memory: MemoryPlan
     refusal: HerdError | None
+
+    def expected_seconds(self) -> float:
+        """Seconds that the build will take on this machine as it is now; finding it out takes a few."""
+        return expected_seconds(self.job, self.output, self.memory.bundle_bytes)
 
     def run(self, progress: BuildProgress | None = None) -> Bundle:
         """Build the bundle.
@@ -131,7 +136,8 @@ def plan_build(
     check_processor_files(checkpoint)
     # 3. what it needs, and whether there is room
     memory = memory_plan(checkpoint.config, output, precision, shards, float_bytes=lowering.float_bytes,
-                         packed=lowering.packs_weights)
+                         packed=lowering.packs_weights,
+                         by_hessians=precision.uses_hessians and measured is not None)
     job = Job(checkpoint, lowering, precision, measured, options, writer)
     refusal = _refusal(checkpoint, output, memory, overwrite=overwrite)
     return BuildPlan(job, output, shards, overwrite, memory, refusal)

@@ -22,7 +22,7 @@ from .job import BuildResult, Job, active_bytes, weight_bytes
 from .passes import KeepStage, SplitWidth
 from .passes.shard.partition import partition_at_collectives, remove_ends
 from .targets.target import Target
-from .weights.stream import stream
+from .weights.writer import stream
 
 
 def check_shards(plan: ShardPlan, config: HerdConfig, target: Target) -> None:

@@ -14,6 +14,7 @@ not fill is filled with zeros.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -31,11 +32,14 @@ from .origin import origin_of
 from .stream import channels_of, write_all
 
 Array = np.ndarray[Any, Any]
+Hessian = Callable[[], Tensor]
+"""Reads the Hessian XᵀX of the inputs X of a weight, [K, K]."""
 
 SHRINKS = (1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 """Candidates for f: a 4-bit block is fitted to this share of its range."""
 LARGEST = 2.0**60
 """The largest weight that is rounded in blocks: squares of errors, which choose a scale, are finite in float32."""
+_ONE_FACTOR = threading.Lock()
 _TINY = torch.finfo(torch.float32).tiny
 """Smaller scales lose their own precision, and dividing by them overflows: such blocks are rounded to zeros."""
 
@@ -103,14 +107,14 @@ class BlockCodes(ir.LazyTensor):
     Args:
         source: the weight, one of a checkpoint or any other two-dimensional initializer.
         layout: bits and block.
-        hessian_KK: XᵀX of the inputs X, None to round to nearest.
+        hessian: of the inputs, None to round to nearest.
     """
 
-    def __init__(self, source: ir.TensorProtocol, layout: BlockFormat, hessian_KK: Tensor | None = None) -> None:
+    def __init__(self, source: ir.TensorProtocol, layout: BlockFormat, hessian: Hessian | None = None) -> None:
         self.source, self.layout = source, layout
         inputs, self.channels = source.shape.numpy()
         self.blocks = layout.blocks(inputs)
-        self._hessian_KK = hessian_KK
+        self._hessian = hessian
         self._found: tuple[Array, Array] | None = None
         shape = ir.Shape((self.channels, self.blocks, layout.block * layout.bits // 8))
         super().__init__(lambda: ir.Tensor(self._whole()), dtype=ir.DataType.UINT8, shape=shape)
@@ -139,7 +143,7 @@ class BlockCodes(ir.LazyTensor):
         scales = np.empty((self.channels, self.blocks), np.float32)
         zeros = np.empty((self.channels, self.blocks), np.uint8)
         inputs = self.blocks * self.layout.block
-        first, factor_KK = 0, inverse_cholesky_of(self.source, self._hessian_KK, inputs)
+        first, factor_KK = 0, inverse_cholesky_of(self.source, self._hessian, inputs)
         rounder = BlockRounder(self.layout)
         for rows_NK in channels_of(self.source):
             self._check(rows_NK)
@@ -172,20 +176,25 @@ class BlockZeros(ir.LazyTensor):
         super().__init__(lambda: ir.Tensor(packed(codes.parameters()[1])), dtype=ir.DataType.UINT8, shape=shape)
 
 
-def inverse_cholesky_of(weight: ir.TensorProtocol, hessian_KK: Tensor | None, inputs: int) -> Tensor | None:
+def inverse_cholesky_of(weight: ir.TensorProtocol, hessian: Hessian | None, inputs: int) -> Tensor | None:
     """What GPTQ rounds a weight by, None without a Hessian; ``inputs`` that fill up the last block count as never seen.
+
+    One at a time, whatever else is computed: the factors of a large Hessian are the largest matrices of a build.
 
     Raises:
         HerdError: the Hessian cannot be one.
     """
-    if hessian_KK is None:
+    if hessian is None:
         return None
-    rest = inputs - len(hessian_KK)
-    try:
-        return inverse_hessian_cholesky(functional.pad(hessian_KK, (0, rest, 0, rest)))
-    except RuntimeError as error:  # LinAlgError, which torch does not export
-        raise HerdError(f"the Hessian of {origin_of(weight).name} is no sum of squares: write the calibration again "
-                        "with `herdgraph calibrate`") from error
+    with _ONE_FACTOR:
+        hessian_KK = hessian()
+        if rest := inputs - len(hessian_KK):
+            hessian_KK = functional.pad(hessian_KK, (0, rest, 0, rest))
+        try:
+            return inverse_hessian_cholesky(hessian_KK)
+        except RuntimeError as error:  # LinAlgError, which torch does not export
+            raise HerdError(f"the Hessian of {origin_of(weight).name} is no sum of squares: write the calibration "
+                            "again with `herdgraph calibrate`") from error
 
 
 def in_blocks(rows_NK: Array, block: int) -> Array:

@@ -10,7 +10,9 @@ Experts are read and written one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,8 @@ from .block import BlockCodes
 from .channel import ChannelCodes
 from .origin import origin_of, with_origin
 from .packed import whole_rows
-from .stream import channels_of, write_all
+from .stream import all_channels, chunk_rows, write_all
+from .writer import Part
 
 Array = np.ndarray[Any, Any]
 
@@ -43,10 +46,11 @@ class Interleaved(ir.LazyTensor):
 
     def channels(self) -> Iterator[Array]:
         """Output channels in order, a few at a time: rows [n, K]."""
-        rows_NK = np.concatenate(list(channels_of(self.source)))
-        halves = (whole_rows(iter([half]), self.multiple) for half in np.split(rows_NK, 2))
-        for gate_nmK, up_nmK in zip(*halves, strict=True):
-            yield np.stack([gate_nmK, up_nmK], axis=2).reshape(-1, rows_NK.shape[1])
+        rows_NK = all_channels(self.source)
+        most = chunk_rows(rows_NK.shape[1], self.multiple)
+        halves = (whole_rows(iter([half]), self.multiple, most) for half in np.split(rows_NK, 2))
+        for gate_nK, up_nK in zip(*halves, strict=True):
+            yield np.stack([gate_nK, up_nK], axis=1).reshape(-1, rows_NK.shape[1])
 
 
 class Stacked(ir.LazyTensor):
@@ -61,8 +65,11 @@ class Stacked(ir.LazyTensor):
 
     def experts(self) -> Iterator[Array]:
         """One expert after the other, [N, K]."""
-        for matrix in self.matrices:
-            yield np.concatenate(list(channels_of(matrix)))
+        yield from map(all_channels, self.matrices)
+
+    def divided(self) -> Sequence[Part]:
+        """The experts, which are read side by side."""
+        return [_Expert(partial(all_channels, matrix), matrix.nbytes) for matrix in self.matrices]
 
     def write_to(self, file: int, offset: int) -> None:
         """Write float32 little-endian values at ``offset`` of an open file descriptor."""
@@ -84,9 +91,11 @@ class StackedCodes(ir.LazyTensor):
 
     def experts(self) -> Iterator[Array]:
         """One expert after the other, [N, bytes of a channel]."""
-        for each in self.codes:
-            rows = each.numpy() if isinstance(each, BlockCodes) else np.concatenate(list(each.channels()))
-            yield rows.reshape(len(rows), -1)
+        yield from map(_rows, self.codes)
+
+    def divided(self) -> Sequence[Part]:
+        """The experts, which are rounded side by side."""
+        return [_Expert(partial(_rows, each), each.nbytes) for each in self.codes]
 
     def write_to(self, file: int, offset: int) -> None:
         """Write the codes at ``offset`` of an open file descriptor."""
@@ -105,6 +114,28 @@ class StackedScales(ir.LazyTensor):
         super().__init__(lambda: ir.Tensor(np.stack([_scales(each) for each in stacked.codes])),
                          dtype=ir.DataType.FLOAT, shape=ir.Shape((len(stacked.codes), channels, *blocks)))
         with_origin(self, origin_of(stacked))
+
+
+@dataclass(frozen=True)
+class _Expert:
+    """What one expert takes of a file.
+
+    Attributes:
+        rows: makes it.
+        nbytes: how much it is.
+    """
+
+    rows: Callable[[], Array]
+    nbytes: int
+
+    def write_to(self, file: int, offset: int) -> None:
+        write_all(file, self.rows(), offset)
+
+
+def _rows(codes: BlockCodes | ChannelCodes) -> Array:
+    """Codes of one expert, [N, bytes of a channel]."""
+    found = codes.numpy() if isinstance(codes, BlockCodes) else np.concatenate(list(codes.channels()))
+    return found.reshape(len(found), -1)
 
 
 def _scales(codes: BlockCodes | ChannelCodes) -> Array:

@@ -18,6 +18,8 @@ from torch import Tensor
 
 DAMPING = 0.01
 """d, as a share of the mean of the diagonal."""
+_SMALL = 128
+"""Triangular matrices up to twice this size are inverted at once."""
 
 
 class Rounder(Protocol):
@@ -35,11 +37,30 @@ class Rounder(Protocol):
 
 
 def inverse_hessian_cholesky(hessian_KK: Tensor) -> Tensor:
-    """U, with U^T U = (H + d I)^-1, float32 [K, K]; d lets inputs that were never seen count a little."""
-    h = hessian_KK.double()
-    h = h + DAMPING * h.diagonal().mean().clamp(min=1e-12) * torch.eye(len(h), dtype=torch.float64)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
-    return torch.linalg.cholesky(inverse, upper=True).float()
+    """U, with U^T U = (H + d I)^-1, float32 [K, K]; d lets inputs that were never seen count a little.
+
+    With H + d I = R R^T for an upper triangular R, which is what Cholesky's factor is in the reverse order of inputs,
+    U is the inverse of R: one factor instead of two, and no inverse of H.
+    """
+    h = hessian_KK.flip(0, 1).double()
+    h.diagonal().add_(DAMPING * h.diagonal().mean().clamp(min=1e-12))
+    lower = torch.linalg.cholesky(h)
+    del h
+    lower = lower.float()
+    _invert(lower)
+    return lower.flip(0, 1)
+
+
+def _invert(lower_KK: Tensor) -> None:
+    """Turn a lower triangular matrix into its inverse, in place: halves by themselves, and what lies between them."""
+    half = len(lower_KK) // 2
+    if half < _SMALL:
+        lower_KK.copy_(torch.linalg.solve_triangular(lower_KK, torch.eye(len(lower_KK)), upper=False))
+        return
+    first, below, second = lower_KK[:half, :half], lower_KK[half:, :half], lower_KK[half:, half:]
+    _invert(first)
+    _invert(second)
+    below.copy_(second @ (below @ first)).neg_()
 
 
 def gptq_quantize(rows_NK: Tensor, factor_KK: Tensor, rounder: Rounder) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,20 +20,23 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from torch import Tensor
 
 from ...errors import HerdError
 from ...model.quantization.formats import BlockFormat, ChannelFormat
 from ...model.quantization.packed_sizes import INPUT_BLOCK, SCALE_BLOCK, TILE, codes_bytes, filled
-from .block import BlockRounder, in_blocks, inverse_cholesky_of
+from .block import BlockRounder, Hessian, in_blocks, inverse_cholesky_of
 from .channel import ZERO, channel_scales
 from .origin import joined_origin, origin_of, with_origin
-from .stream import channels_of, write_all
+from .stream import all_channels, channels_of, chunk_rows, regrouped, write_all
 
 Array = np.ndarray[Any, Any]
 Packable = ChannelFormat | BlockFormat | None
 """How a weight can be packed; None for float32."""
 
+GPTQ_ROWS = 4096
+"""Output channels that are rounded together by a Hessian: its steps are many, and each is to have enough to do."""
 INT8_BLOCKS = 3
 """The number of 8 bits in blocks; see ``format_number``."""
 
@@ -58,16 +61,17 @@ class GateUp(ir.LazyTensor):
 
     def channels(self) -> Iterator[Array]:
         """Output channels in order, a few at a time: rows [n, K]."""
-        gate, up = (whole_rows(rows, TILE // 2) for rows in self._halves())
-        for gate_nTK, up_nTK in zip(gate, up, strict=True):
-            yield np.stack([gate_nTK, up_nTK], axis=1).reshape(-1, gate_nTK.shape[-1])
+        inputs, half = int(self.shape.numpy()[0]), TILE // 2
+        gate, up = (whole_rows(rows, half, chunk_rows(inputs, half)) for rows in self._halves())
+        for gate_nK, up_nK in zip(gate, up, strict=True):
+            both = (rows.reshape(-1, half, inputs) for rows in (gate_nK, up_nK))
+            yield np.stack(list(both), axis=1).reshape(-1, inputs)
 
     def _halves(self) -> tuple[Iterator[Array], Iterator[Array]]:
         if len(self.parts) > 1:
             return channels_of(self.parts[0]), channels_of(self.parts[1])
-        rows_NK = np.concatenate(list(channels_of(self.parts[0])))
-        half = len(rows_NK) // 2
-        return iter([rows_NK[:half]]), iter([rows_NK[half:]])
+        gate_NK, up_NK = np.split(all_channels(self.parts[0]), 2)
+        return iter([gate_NK]), iter([up_NK])
 
 
 def format_number(layout: Packable) -> int:
@@ -83,11 +87,11 @@ class PackedMatrix(ir.LazyTensor):
     Args:
         source: the weight.
         layout: how it is stored.
-        hessian_KK: XᵀX of its inputs X, by which 4-bit codes are rounded; None to round to nearest.
+        hessian: of its inputs, by which 4-bit codes are rounded; None to round to nearest.
     """
 
-    def __init__(self, source: ir.TensorProtocol, layout: Packable, hessian_KK: Tensor | None = None) -> None:
-        self.source, self.layout, self._hessian_KK = source, layout, hessian_KK
+    def __init__(self, source: ir.TensorProtocol, layout: Packable, hessian: Hessian | None = None) -> None:
+        self.source, self.layout, self._hessian = source, layout, hessian
         self.inputs, self.channels = source.shape.numpy()
         self._scales: Array | None = None
         count = codes_bytes(self.inputs, self.channels, layout)
@@ -113,8 +117,10 @@ class PackedMatrix(ir.LazyTensor):
 
     def _packed(self) -> Iterator[Array]:
         scales: list[Array] = []
-        factor_KK = inverse_cholesky_of(self.source, self._hessian_KK, filled(self.inputs, INPUT_BLOCK))
-        for rows_NK in whole_tiles(channels_of(self.source), filled(self.inputs, INPUT_BLOCK)):
+        inputs = filled(self.inputs, INPUT_BLOCK)
+        factor_KK = inverse_cholesky_of(self.source, self._hessian, inputs)
+        most = chunk_rows(inputs, TILE) if factor_KK is None else GPTQ_ROWS
+        for rows_NK in whole_tiles(channels_of(self.source), inputs, most):
             if self.layout is None:
                 yield pack_float32(rows_NK)
             elif isinstance(self.layout, ChannelFormat):
@@ -146,6 +152,10 @@ class PackedExperts(ir.LazyTensor):
                          dtype=ir.DataType.UINT8, shape=shape)
         with_origin(self, origin_of(self.experts[0]))
 
+    def divided(self) -> Sequence[PackedMatrix]:
+        """The experts, which are packed side by side."""
+        return self.experts
+
     def write_to(self, file: int, offset: int) -> None:
         """Write the codes at ``offset`` of an open file descriptor, one expert after the other."""
         for expert in self.experts:
@@ -164,54 +174,60 @@ class PackedScales(ir.LazyTensor):
                          dtype=ir.DataType.FLOAT, shape=shape)
 
 
-def whole_rows(rows: Iterator[Array], count: int) -> Iterator[Array]:
-    """Rows [n, K] regrouped to [m, ``count``, K]; zeros fill up the last group."""
-    left: Array | None = None
-    for some_NK in rows:
-        both = some_NK if left is None or not len(left) else np.concatenate([left, some_NK])
-        ready = len(both) // count * count
-        if ready:
-            yield both[:ready].reshape(-1, count, both.shape[1])
-        left = both[ready:]
-    if left is not None and len(left):
-        yield np.pad(left, ((0, count - len(left)), (0, 0)))[None]
+def whole_rows(rows: Iterator[Array], multiple: int, most: int) -> Iterator[Array]:
+    """Rows [n, K] in groups of ``most``; zeros fill up the last one to a multiple of some number."""
+    for some_NK in regrouped(rows, most):
+        rest = -len(some_NK) % multiple
+        yield np.pad(some_NK, ((0, rest), (0, 0))) if rest else some_NK
 
 
-def whole_tiles(rows: Iterator[Array], inputs: int) -> Iterator[Array]:
-    """Rows [n, K] regrouped to whole tiles [32 m, ``inputs``], zeros behind the last input and channel."""
-    for tiles_nTK in whole_rows(rows, TILE):
-        flat = tiles_nTK.reshape(-1, tiles_nTK.shape[-1])
-        rest = inputs - flat.shape[1]
-        yield np.pad(flat, ((0, 0), (0, rest))) if rest else flat
+def whole_tiles(rows: Iterator[Array], inputs: int, most: int) -> Iterator[Array]:
+    """Rows [n, K] in groups of whole tiles [32 m, ``inputs``], zeros behind the last input and channel."""
+    for some_NK in whole_rows(rows, TILE, most):
+        rest = inputs - some_NK.shape[1]
+        yield np.pad(some_NK, ((0, 0), (0, rest))) if rest else some_NK
 
 
 def pack_float32(rows_NK: Array) -> Array:
     """[N, K] to [N/32][K][32]."""
-    tiles = rows_NK.astype(np.float32, copy=False).reshape(-1, TILE, rows_NK.shape[1])
-    return np.ascontiguousarray(tiles.transpose(0, 2, 1)).view(np.uint8)
+    return _tiles(rows_NK.astype(np.float32, copy=False)).view(np.uint8)
 
 
 def pack_int8(codes_NK: Array) -> Array:
     """Codes [N, K] to [N/32][K/4][32][4]."""
-    tiles = codes_NK.astype(np.uint8).reshape(-1, TILE, codes_NK.shape[1] // 4, 4)
-    return np.ascontiguousarray(tiles.transpose(0, 2, 1, 3))
+    return _tiles(_fours(codes_NK.astype(np.uint8))).view(np.uint8)
 
 
 def pack_int8_blocks(codes_NbK: Array, scales_Nb: Array) -> Array:
     """Codes [N, b, 64] and scales [N, b] to records [N/32][K/64][2176] (kernels.h)."""
-    tiles, blocks = len(codes_NbK) // TILE, codes_NbK.shape[1]
-    codes = codes_NbK.reshape(tiles, TILE, blocks, -1, 4).transpose(0, 2, 3, 1, 4)
-    scales = np.ascontiguousarray(scales_Nb.reshape(tiles, TILE, blocks).transpose(0, 2, 1)).view(np.uint8)
-    return np.concatenate([codes.reshape(tiles, blocks, -1), scales], axis=-1)
+    channels, blocks, _ = codes_NbK.shape
+    return _records(_tiles(_fours(codes_NbK.reshape(channels, -1))), _tiles(scales_Nb), blocks=blocks)
 
 
 def pack_int4(codes_NbK: Array, scales_Nb: Array, zeros_Nb: Array) -> Array:
     """Codes [N, b, 32], scales and zero points [N, b] to records [N/32][K/64][1216] (kernels.h)."""
-    tiles, pairs = len(codes_NbK) // TILE, codes_NbK.shape[1] // 2
-    # channel, pair of blocks, block, eight inputs, which four of them, input
-    codes = codes_NbK.reshape(tiles, TILE, pairs, 2, 4, 2, 4)
-    nibbles = (codes[..., 0, :] | codes[..., 1, :] << 4).transpose(0, 2, 3, 4, 1, 5)
-    both = [values.reshape(tiles, TILE, pairs, 2).transpose(0, 2, 3, 1) for values in (scales_Nb, zeros_Nb)]
-    parts = (nibbles.astype(np.uint8), both[0].astype(np.float16), both[1].astype(np.uint8))
-    records = [np.ascontiguousarray(part).reshape(tiles, pairs, -1).view(np.uint8) for part in parts]
-    return np.concatenate(records, axis=-1)
+    channels, pairs = len(codes_NbK), codes_NbK.shape[1] // 2
+    fours = _fours(codes_NbK.reshape(channels, -1))
+    nibbles = fours[:, ::2] | fours[:, 1::2] << 4  # of eight inputs, the first four in the low halves
+    return _records(_tiles(nibbles), _tiles(scales_Nb).astype(np.float16), _tiles(zeros_Nb).astype(np.uint8),
+                    blocks=pairs)
+
+
+def _fours(codes_NK: Array) -> Array:
+    """Codes of four inputs as one number: int32 [N, K/4]."""
+    return np.ascontiguousarray(codes_NK).view(np.int32)
+
+
+def _tiles(rows_NW: Array) -> Array:
+    """Rows [N, W] to tiles [N/32, W, 32], one after the other: torch exchanges the axes of matrices alone in blocks."""
+    tiles = torch.from_numpy(rows_NW).reshape(-1, TILE, rows_NW.shape[1])
+    found = torch.empty(len(tiles), tiles.shape[2], TILE, dtype=tiles.dtype)
+    for tile_TW, found_WT in zip(tiles, found, strict=True):
+        found_WT.copy_(tile_TW.T)
+    turned: Array = found.numpy()
+    return turned
+
+
+def _records(*parts: Array, blocks: int) -> Array:
+    """What belongs to some inputs of a tile side by side: uint8 [N/32, ``blocks``, bytes of a record]."""
+    return np.concatenate([part.view(np.uint8).reshape(len(part), blocks, -1) for part in parts], axis=-1)

@@ -1,33 +1,31 @@
-"""Lazy initializers: weights that are read only while they are written, and the writer, which holds a few blocks.
+"""Lazy initializers: weights that are read only while they are written, a few blocks at a time.
 
 A ``Weight`` refers to a tensor of a checkpoint, or to one slice of its first axis (one expert), perhaps transposed.
 It is read in blocks of rows, converted, and written at its place in the data file, so that the peak memory of a build
-is a few blocks, whatever the size of the model or of its largest tensor.
+is a few blocks, whatever the size of the model or of its largest tensor. What writes them is ``writer.py``.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
-from ...model.checkpoint.finite import require_finite
+from ...model.checkpoint.finite import is_finite, require_finite
 from ...model.checkpoint.reader import TensorReader
 from .origin import Origin, joined_origin, origin_of, with_origin
 
 BLOCK_BYTES = 32 << 20
 """Most bytes of a weight that are read at once."""
-ALIGNMENT = 4096
-"""Weights start on page boundaries, so that a runtime can map and drop them one by one."""
-INLINE_BYTES = 1024
-"""Tensors up to this size stay inside of the ONNX file."""
+CHUNK_BYTES = 1 << 20
+"""Bytes of rows that are converted at once: what one step gives is still in the cache when the next one reads it."""
 
 
 @runtime_checkable
@@ -67,19 +65,20 @@ class Weight(ir.LazyTensor):
         super().__init__(lambda: ir.Tensor(self._whole()), dtype=ir.DataType.FLOAT, shape=final, name=stored)
         with_origin(self, Origin((stored,), expert))
 
-    def _read(self, start: int, stop: int) -> np.ndarray[Any, Any]:
+    def _read(self, start: int, stop: int) -> torch.Tensor:
         if self.expert is None:
             values = self.source.read(self.stored, slice(start, stop))
         else:
             values = self.source.read(self.stored, self.expert)[start:stop]
-        found = values.to(torch.float32).contiguous()
+        found = values.to(torch.float32)
         # Whatever is stored was finite when it was read; what it is multiplied with on the way may be too large.
-        require_finite(found, self.stored if self.expert is None else f"{self.stored} [{self.expert}]", first=start)
-        return found.numpy()
+        if not is_finite(found if found.is_contiguous() else found.mT):  # a few times faster in the order of memory
+            require_finite(found, self.stored if self.expert is None else f"{self.stored} [{self.expert}]", first=start)
+        return found
 
     def _whole(self) -> np.ndarray[Any, Any]:
         values = self._read(0, self.stored_shape[0])
-        return np.ascontiguousarray(values.T) if self.is_transposed else values
+        return (values.T if self.is_transposed else values).contiguous().numpy()
 
     def of_expert(self, expert: int) -> Weight:
         """The slice of one expert."""
@@ -98,14 +97,14 @@ class Weight(ir.LazyTensor):
         if self.expert is not None:
             step = rows  # one expert is read at once: a second read of its first rows would cost as much
         for start in range(0, rows, step):
-            yield start, self._read(start, min(rows, start + step))
+            yield start, self._read(start, min(rows, start + step)).contiguous().numpy()
 
     def channels(self) -> Iterator[np.ndarray[Any, Any]]:
         """A matrix [K, N] by output channels, a few at a time: rows [n, K] in order."""
         if self.is_transposed:
             yield from (block for _, block in self.blocks())
         else:
-            yield np.ascontiguousarray(self._whole().T)
+            yield self._read(0, self.stored_shape[0]).T.contiguous().numpy()
 
     def write_to(self, file: int, offset: int) -> None:
         """Write float32 little-endian values at ``offset`` of an open file descriptor."""
@@ -147,13 +146,55 @@ def channels_of(matrix: ir.TensorProtocol) -> Iterator[np.ndarray[Any, Any]]:
         yield np.ascontiguousarray(matrix.numpy().T)
 
 
+def chunk_rows(inputs: int, multiple: int = 1) -> int:
+    """Rows [n, ``inputs``] of float32 that are converted at once, a multiple of some number."""
+    return multiple * max(1, CHUNK_BYTES // (4 * max(1, inputs) * multiple))
+
+
+def regrouped(rows: Iterable[np.ndarray[Any, Any]], count: int) -> Iterator[np.ndarray[Any, Any]]:
+    """Rows [n, K] in groups of ``count``, the last one perhaps smaller; what lies together is not copied."""
+    waiting: list[np.ndarray[Any, Any]] = []
+    for some_NK in rows:
+        first = 0
+        while (missing := count - sum(map(len, waiting))) <= len(some_NK) - first:
+            yield _joined([*waiting, some_NK[first : first + missing]])
+            waiting, first = [], first + missing
+        if first < len(some_NK):
+            waiting.append(some_NK[first:])
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(rows: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    return rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+
+def all_channels(matrix: ir.TensorProtocol) -> np.ndarray[Any, Any]:
+    """All output channels of an initializer [K, N] at once: rows [N, K]."""
+    return _joined(list(channels_of(matrix)))
+
+
+def turned(matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """A matrix with its axes exchanged, in memory of its own; torch does that tile by tile, numpy row by row."""
+    found: np.ndarray[Any, Any] = torch.from_numpy(matrix).T.contiguous().numpy()
+    return found
+
+
 def write_channels(file: int, channels: Iterator[np.ndarray[Any, Any]], offset: int, *, width: int) -> None:
-    """Write rows [n, K] as the columns of a matrix [K, ``width``] at an offset."""
+    """Write rows [n, K] as the columns of a matrix [K, ``width``] at an offset, in groups of ``BLOCK_BYTES``."""
     first = 0
-    for rows_NK in channels:
-        for column, values in enumerate(np.ascontiguousarray(rows_NK.T)):
+    for rows_NK in _in_blocks(channels):
+        columns_KN = turned(rows_NK)
+        for column, values in enumerate([columns_KN] if len(rows_NK) == width else columns_KN):
             write_all(file, values, offset + values.itemsize * (column * width + first))
         first += len(rows_NK)
+
+
+def _in_blocks(channels: Iterator[np.ndarray[Any, Any]]) -> Iterator[np.ndarray[Any, Any]]:
+    """Rows in groups of at most ``BLOCK_BYTES``: fewer would be written in runs of a few bytes."""
+    for first_NK in channels:
+        count = max(1, BLOCK_BYTES // max(1, first_NK.itemsize * first_NK.shape[1]))
+        yield from regrouped(itertools.chain([first_NK], channels), count)
 
 
 def write_all(file: int, values: np.ndarray[Any, Any], offset: int) -> None:
@@ -176,50 +217,3 @@ def transposed(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     if isinstance(tensor, Weight):
         return tensor.transposed()
     return with_origin(ir.Tensor(np.ascontiguousarray(tensor.numpy().T)), origin_of(tensor))
-
-
-def initializers(model: ir.Model) -> list[ir.Value]:
-    """All initializers of a model, those of subgraphs included."""
-    return [value for graph in model.graphs() for value in graph.initializers.values()]
-
-
-def stream(model: ir.Model, directory: Path, data_name: str, on_bytes: Callable[[int], None] = lambda _: None) -> None:
-    """Write every large initializer of a model into one file and let the model refer to it.
-
-    Args:
-        model: changed in place: its initializers become external tensors.
-        directory: where the file is created.
-        data_name: the file's name, as the ONNX file will refer to it.
-        on_bytes: called with the number of bytes after each tensor, for progress.
-
-    Raises:
-        HerdError: a weight holds what its format cannot, or cannot be read.
-    """
-    written: dict[int, ir.ExternalTensor] = {}
-    end = 0
-    with (directory / data_name).open("wb") as file:
-        for value in initializers(model):
-            tensor = value.const_value
-            if tensor is None:
-                continue
-            if tensor.nbytes <= INLINE_BYTES:
-                tensor.tobytes()  # read once here, where an error is told as it is; saving wraps it in its own
-                continue
-            if id(tensor) not in written:
-                offset = -(-end // ALIGNMENT) * ALIGNMENT
-                _write(tensor, file.fileno(), offset)
-                end = offset + tensor.nbytes
-                written[id(tensor)] = with_origin(ir.ExternalTensor(
-                    data_name, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()),
-                    name=str(value.name), base_dir=directory,
-                ), origin_of(tensor))
-                on_bytes(tensor.nbytes)
-            value.const_value = written[id(tensor)]
-        file.truncate(end)
-
-
-def _write(tensor: ir.TensorProtocol, file: int, offset: int) -> None:
-    if isinstance(tensor, StreamWritable):
-        tensor.write_to(file, offset)
-    else:
-        write_all(file, np.frombuffer(tensor.tobytes(), np.uint8), offset)

@@ -6,8 +6,9 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 
@@ -99,6 +100,9 @@ class Checkpoint:
             require_finite(values, located(place, self.sources[name]), first=first)
         return values
 
+    def _checked_bytes(self, name: str, index: Index) -> int:
+        return self.read(name, index).nbytes
+
     def check_weights(self, on_bytes: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Read all weights once, a block at a time: before a long job, which would meet a damaged one late.
 
@@ -110,10 +114,11 @@ class Checkpoint:
         """
         total = sum(math.prod(info.shape) * info.dtype.itemsize for info in self.tensors.values())
         done = 0
-        for name, info in self.tensors.items():
-            for block in _blocks(info):
-                done += self.read(name, block).nbytes
-                on_bytes(done, total)
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            for name, info in self.tensors.items():
+                for count in pool.map(partial(self._checked_bytes, name), _blocks(info)):
+                    done += count
+                    on_bytes(done, total)
 
     def processor_files(self) -> list[Path]:
         """Tokenizer, template, generation and processor files that are there, none of them read.

@@ -16,9 +16,11 @@ for the odd factor of the width, one small random orthogonal matrix, so that app
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +29,10 @@ from ..config.names import norm_before
 from . import Checkpoint
 
 _LARGEST_FACTOR = 64
+_ROWS = 32
+"""Rows that are rotated at once."""
+_WIDE = 16
+"""Products with factors from this size are made without exchanging axes."""
 _SEED = 20260
 
 
@@ -58,7 +64,7 @@ class Rotation:
 
     @cached_property
     def factors(self) -> list[Tensor]:
-        """Hadamard matrices of the power of two in the width, and a random one for the rest."""
+        """Hadamard matrices of the power of two in the width, and a random one for the rest, small ones as one."""
         factors, rest = [], self.width
         while (size := power_of_two_in(rest, _LARGEST_FACTOR)) > 1:
             factors.append(hadamard(size))
@@ -66,14 +72,33 @@ class Rotation:
         if rest > 1:
             noise = torch.randn(rest, rest, generator=torch.Generator().manual_seed(_SEED))
             factors.append(torch.linalg.qr(noise)[0].contiguous())
+        if len(factors) > 1 and len(factors[-1]) < _WIDE and len(factors[-2]) * len(factors[-1]) <= 2 * _LARGEST_FACTOR:
+            factors[-2:] = [torch.kron(*factors[-2:])]
         return factors
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """X R along the last axis, in float32."""
-        y = (x.float() * self.signs).reshape(-1, *(len(factor) for factor in self.factors))
-        for axis, factor in enumerate(self.factors, 1):
-            y = (y.movedim(axis, -1) @ factor).movedim(-1, axis)
-        return y.reshape(x.shape)
+    def __call__(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
+        """X diag(gain) R along the last axis, in float32; some rows at a time, which stay in the cache."""
+        signs_D = self.signs if gain is None else self.signs * gain
+        rows_ND = x.reshape(-1, self.width)
+        y_ND = torch.from_numpy(np.empty(rows_ND.shape, np.float32))  # in huge pages, which torch does not ask for
+        for part_ND, found_ND in zip(rows_ND.split(_ROWS), y_ND.split(_ROWS), strict=True):
+            # What lies by columns is taken out of its matrix first: a page per row would be touched for every column.
+            near_ND = part_ND if part_ND.stride(1) == 1 else part_ND.T.contiguous().T
+            found_ND.copy_(self._mixed(torch.empty(part_ND.shape).copy_(near_ND).mul_(signs_D)))
+        return y_ND.view(x.shape)
+
+    def _mixed(self, y_ND: Tensor) -> Tensor:
+        """Multiply by one factor after the other. Axes are exchanged only where products would be tiny."""
+        after, shape = self.width, y_ND.shape
+        for factor in self.factors:
+            size, after = len(factor), after // len(factor)
+            if after == 1:
+                y_ND = y_ND.reshape(-1, size) @ factor
+            elif min(size, after) >= _WIDE:
+                y_ND = factor.T @ y_ND.reshape(-1, size, after)
+            else:
+                y_ND = (y_ND.reshape(-1, size, after).mT @ factor).mT
+        return y_ND.reshape(shape)
 
 
 class RotatedCheckpoint:
@@ -88,7 +113,7 @@ class RotatedCheckpoint:
         self.source = source
         self.config: HerdConfig = replace(source.config, text=replace(source.config.text, tie_word_embeddings=False))
         self.rotate = Rotation(self.config.text.hidden_size)
-        self._last: tuple[str, Tensor] | None = None
+        self._kept = threading.local()
 
     def read(self, name: str, index: int | slice | None = None) -> Tensor:
         """A tensor, or one slice of its first axis, as ``Checkpoint.read``; float32 where it was rotated."""
@@ -106,18 +131,18 @@ class RotatedCheckpoint:
             return whole if index is None else whole[index]
         tied = role == "lm_head" and self.source.config.text.tie_word_embeddings
         weight = self.source.read("embed_tokens.weight" if tied else name, index)
-        return self.rotate(weight.float() * self._gain(name))
+        return self.rotate(weight, self._gain(name))
 
     def _experts(self, name: str, index: int | slice | None) -> Tensor:
         """Inputs are the second axis of fused experts: [E, D, 2F], or [D, 2F] of one."""
-        weight = self.source.read(name, index).float() * self._gain(name)[:, None]
-        return self.rotate(weight.transpose(-1, -2)).transpose(-1, -2)
+        return self.rotate(self.source.read(name, index).mT, self._gain(name)).mT
 
     def _whole(self, name: str) -> Tensor:
-        """A tensor whose rows mix; the last one is kept, because it is read in pieces."""
-        if self._last is None or self._last[0] != name:
-            self._last = name, self.rotate(self.source.read(name).T).T
-        return self._last[1]
+        """A tensor whose rows mix; each thread keeps its last one, because it is read in pieces."""
+        last: tuple[str, Tensor] | None = getattr(self._kept, "last", None)
+        if last is None or last[0] != name:
+            last = self._kept.last = name, self.rotate(self.source.read(name).T).T
+        return last[1]
 
     def _gain(self, name: str) -> Tensor:
         """The weight of the norm whose output a product reads, [D]."""

@@ -118,8 +118,15 @@ def _scale_shapes(shapes: Mapping[str, Shape], config: HerdConfig) -> dict[str, 
 
 def hessian_bytes(config: HerdConfig) -> int:
     """Bytes of the Hessians of a model."""
-    shapes = (_hessian_shape(shape) for name, shape in expected_tensors(config).items() if needs_hessian(name))
-    return sum(4 * math.prod(shape) for shape in shapes if shape is not None)
+    return sum(4 * math.prod(shape) for shape in hessian_shapes(config).values())
+
+
+def hessian_shapes(config: HerdConfig, layer: int | None = None) -> dict[str, Shape]:
+    """Shapes of the Hessians of a model, or of one of its layers, by the name of the weight."""
+    part = "" if layer is None else f"layers.{layer}."
+    shapes = {name: _hessian_shape(shape) for name, shape in expected_tensors(config).items()
+              if name.startswith(part) and needs_hessian(name)}
+    return {name: shape for name, shape in shapes.items() if shape is not None}
 
 
 def _hessian_shape(shape: Shape) -> Shape | None:

@@ -144,6 +144,11 @@ class CalibrationFile:
         """The shift [K] that is subtracted from the input that a weight meets; None for none, as for experts."""
         return self._read(SCALES, f"{INPUT_SHIFT}/{name}")
 
+    def knows_hessian(self, name: str) -> bool:
+        """Whether it has the Hessian of a weight's input, by the weight's canonical name; reads no more than names."""
+        path = self.path / _hessians_file(name)
+        return path.exists() and name in read_header(path)
+
     def hessian(self, name: str, expert: int | None = None) -> Tensor | None:
         """The Hessian XᵀX of the input X that a weight meets, in the basis of ``source``; None when not measured.
 
@@ -157,14 +162,18 @@ class CalibrationFile:
         Raises:
             HerdError: it is no sum of squares.
         """
-        layer = ".".join(name.split(".")[:2])
-        found = self._read(f"{HESSIANS}/{layer}.safetensors", name, expert)
+        found = self._read(_hessians_file(name), name, expert)
         if found is not None:
             what = f"the Hessian of {name} in {self.path}"
             require_finite(found, what)
             if (found.diagonal(dim1=-2, dim2=-1) < 0).any():
                 raise HerdError(f"{what} has a negative diagonal, which no sum of squares has: {_ADVICE}")
         return found if found is None or self.source is None else input_hessian(self.source, name, found)
+
+
+def _hessians_file(name: str) -> str:
+    """Where the Hessians of a weight's layer lie."""
+    return f"{HESSIANS}/{'.'.join(name.split('.')[:2])}.safetensors"
 
 
 def _check_description(path: Path, description: dict[str, Any]) -> None:

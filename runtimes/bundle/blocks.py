@@ -44,7 +44,8 @@ def hashes_file(data: Path, algorithm: Algorithm) -> Path:
 def write_block_hashes(data: Path) -> None:
     """Write the hash of every block of a weight file beside it, one per line in hexadecimal."""
     blocks = range(0, data.stat().st_size, BLOCK)
-    lines = [digest(NEWEST, _pieces(data, begin)) + "\n" for begin in blocks]
+    with ThreadPoolExecutor() as pool:
+        lines = [f"{found}\n" for found in pool.map(lambda begin: digest(NEWEST, _pieces(data, begin)), blocks)]
     hashes_file(data, NEWEST).write_text("".join(lines), encoding="ascii")
 
 

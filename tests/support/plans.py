@@ -23,7 +23,7 @@ from herdgraph.export.passes import (
     QuantizeFp8,
 )
 from herdgraph.export.targets.tensorrt.builder import Profile
-from herdgraph.export.weights.stream import stream
+from herdgraph.export.weights.writer import stream
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.quantization.recipes import RECIPES

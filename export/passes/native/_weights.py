@@ -57,8 +57,8 @@ class Packer:
         return self._stored(build, name, PackedExperts([self._packed(source, layout) for source in sources]), layout)
 
     def _packed(self, source: ir.TensorProtocol, layout: Packable) -> PackedMatrix:
-        hessian_KK = None if layout is None else hessian_of(source, layout, self.calibration)
-        return PackedMatrix(source, layout, hessian_KK)
+        hessian = None if layout is None else hessian_of(source, layout, self.calibration)
+        return PackedMatrix(source, layout, hessian)
 
     @staticmethod
     def _stored(

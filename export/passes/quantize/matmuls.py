@@ -83,8 +83,7 @@ class QuantizeMatMuls(InPlacePass):
     def _blocks(self, build: Builder, graph: ir.Graph, x: ir.Value, weight: ir.Value, layout: BlockFormat) -> ir.Value:
         assert weight.const_value is not None
         inputs, channels = weight.const_value.shape.numpy()
-        hessian_KK = hessian_of(weight.const_value, layout, self.calibration)
-        codes = BlockCodes(weight.const_value, layout, hessian_KK)
+        codes = BlockCodes(weight.const_value, layout, hessian_of(weight.const_value, layout, self.calibration))
         # Codes first: writing them finds the scales and zero points.
         tensors: dict[str, ir.TensorProtocol] = {"codes": codes, "scales": BlockScales(codes)}
         if layout.bits == 4 and not layout.centered:

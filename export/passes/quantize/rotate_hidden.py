@@ -20,7 +20,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 from ....model.checkpoint.rotated import hadamard, power_of_two_in
 from ...graph.builder import Builder
 from ...weights.origin import origin_of, with_origin
-from ...weights.stream import channels_of, write_channels
+from ...weights.stream import channels_of, chunk_rows, regrouped, write_channels
 from ..report import report
 
 LARGEST_BLOCK = 64
@@ -78,7 +78,7 @@ class BlockRotated(ir.LazyTensor):
 
     def channels(self) -> Iterator[np.ndarray[Any, Any]]:
         """Output channels in order, a few at a time: rows [n, K]."""
-        for rows_NK in channels_of(self.source):
+        for rows_NK in regrouped(channels_of(self.source), chunk_rows(int(self.shape.numpy()[0]))):
             yield self._rotate(torch.from_numpy(rows_NK)).numpy()
 
     def rotated_hessian(self, hessian_KK: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from ....errors import HerdError
 from ....files import size
-from ...weights.stream import initializers
+from ...weights.writer import initializers
 from .fp8_products import Fp8Product, fp8_product
 from .plan import VERSION, Gemm, Plan
 

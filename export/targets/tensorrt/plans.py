@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ....model.config import HerdConfig
 from ....runtimes.executors.runner import PREFILL_CHUNK
-from ...weights.stream import stream
+from ...weights.writer import stream
 from ..options import PlanOptions
 from . import Check
 from .builder import Profile

@@ -12,7 +12,8 @@ import torch
 from herdgraph.export.graph.capture import capture_vision
 from herdgraph.export.passes import ComputeIn
 from herdgraph.export.weights.rounded import Rounded
-from herdgraph.export.weights.stream import Joined, Weight, stream
+from herdgraph.export.weights.stream import Joined, Weight
+from herdgraph.export.weights.writer import stream
 from support import graphs, herds, plans
 
 BF16, F16, F32 = ir.DataType.BFLOAT16, ir.DataType.FLOAT16, ir.DataType.FLOAT

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from herdgraph.export.passes import JoinMatMuls
-from herdgraph.export.weights import stream as weights
-from herdgraph.export.weights.stream import Joined, Weight, stream
+from herdgraph.export.weights import writer
+from herdgraph.export.weights.stream import Joined, Weight
+from herdgraph.export.weights.writer import stream
 from support import graphs
 
 RANDOM = np.random.default_rng(0)
@@ -55,7 +56,7 @@ class Source:
 
 
 def test_streamed_parts_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "INLINE_BYTES", 0)
+    monkeypatch.setattr(writer, "INLINE_BYTES", 0)
     a, b = Weight(Source(), "a", (3, 4)), Weight(Source(), "b", (5, 4))
     joined = Joined([a.transposed(), b.transposed(), ir.Tensor(C)])
     model = graphs.parse("g (float[1] x) => (float[1] y) { y = Identity (x) }")

@@ -15,9 +15,11 @@ from herdgraph.export.passes import QuantizeMatMuls, RotateHidden
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.export.verify import fidelity
 from herdgraph.export.weights import stream as weights
+from herdgraph.export.weights import writer
 from herdgraph.export.weights.block import BlockCodes, BlockRounder, BlockScales, BlockZeros, in_blocks, packed
 from herdgraph.export.weights.channel import ChannelCodes, ChannelScales, channel_scales
-from herdgraph.export.weights.stream import Weight, stream
+from herdgraph.export.weights.stream import Weight
+from herdgraph.export.weights.writer import stream
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.quantization.formats import BlockFormat, ChannelFormat
@@ -169,7 +171,7 @@ def test_streamed_codes_are_the_whole_ones(
     turned: bool, layout: BlockFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(weights, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(weights, "INLINE_BYTES", 0)
+    monkeypatch.setattr(writer, "INLINE_BYTES", 0)
     weight = Weight(Source(), "w", (37, 70))
     codes = BlockCodes(weight.transposed() if turned else weight, layout)
     model = graphs.parse("g (float[1] x) => (float[1] y) { y = Identity (x) }")
@@ -191,7 +193,7 @@ def test_streamed_codes_are_the_whole_ones(
 @pytest.mark.parametrize("turned", [True, False])
 def test_streamed_channels_are_the_whole_ones(turned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(weights, "INLINE_BYTES", 0)
+    monkeypatch.setattr(writer, "INLINE_BYTES", 0)
     weight = Weight(Source(), "w", (37, 70))
     codes = ChannelCodes(weight.transposed() if turned else weight)
     model = graphs.parse("g (float[1] x) => (float[1] y) { y = Identity (x) }")

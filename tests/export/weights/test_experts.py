@@ -13,7 +13,8 @@ from herdgraph.export.weights.block import BlockCodes
 from herdgraph.export.weights.channel import ChannelCodes
 from herdgraph.export.weights.experts import Interleaved, Stacked, StackedCodes, StackedScales
 from herdgraph.export.weights.rounded import Rounded
-from herdgraph.export.weights.stream import Weight, stream
+from herdgraph.export.weights.stream import Weight
+from herdgraph.export.weights.writer import stream
 from herdgraph.model.quantization.formats import BlockFormat
 
 E, K, F = 3, 20, 5

@@ -83,7 +83,7 @@ def test_a_width_that_no_block_divides() -> None:
             return values if index is None else values[index]
 
     values, x = torch.randn(24, 40), _data(inputs=40)
-    codes = BlockCodes(Weight(Source(), "w", (24, 40)).transposed(), LAYOUT, x.T @ x)
+    codes = BlockCodes(Weight(Source(), "w", (24, 40)).transposed(), LAYOUT, lambda: x.T @ x)
     assert codes.numpy().shape == (24, 3, 8)
     assert codes.parameters()[0].shape == (24, 3)
 

@@ -14,7 +14,8 @@ from herdgraph.errors import HerdError
 from herdgraph.export.weights.block import BlockCodes, BlockRounder
 from herdgraph.export.weights.channel import channel_scales
 from herdgraph.export.weights.rounded import Rounded
-from herdgraph.export.weights.stream import Weight, stream
+from herdgraph.export.weights.stream import Weight
+from herdgraph.export.weights.writer import stream
 from herdgraph.model.quantization.formats import BlockFormat
 from support import graphs
 
@@ -94,4 +95,4 @@ def test_scales_are_never_zero(bits: int, smallest: float) -> None:
 def test_a_hessian_that_is_none_is_one_line() -> None:
     hessian = -torch.eye(4)
     with pytest.raises(HerdError, match=r"the Hessian of layers\.0\.w is no sum of squares"):
-        BlockCodes(weight(1.0), BlockFormat(4, 32), hessian).parameters()
+        BlockCodes(weight(1.0), BlockFormat(4, 32), lambda: hessian).parameters()

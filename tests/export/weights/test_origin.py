@@ -22,10 +22,11 @@ from herdgraph.export.passes import (
     RotateHidden,
 )
 from herdgraph.export.passes.quantize.rotate_hidden import BlockRotated
-from herdgraph.export.weights import stream as weights
+from herdgraph.export.weights import writer
 from herdgraph.export.weights.origin import Origin, origin_of
 from herdgraph.export.weights.rounded import Rounded
-from herdgraph.export.weights.stream import Joined, Weight, expert_of, initializers, stream, transposed
+from herdgraph.export.weights.stream import Joined, Weight, expert_of, transposed
+from herdgraph.export.weights.writer import initializers, stream
 from herdgraph.model.quantization.formats import BlockFormat, ChannelFormat
 from herdgraph.model.quantization.recipes import Recipe, Rule
 from support import graphs
@@ -80,7 +81,7 @@ def test_origins_after_lowering(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Folded, joined, taken apart by expert, rotated, quantized and written: codes and scales as well."""
-    monkeypatch.setattr(weights, "INLINE_BYTES", 0)
+    monkeypatch.setattr(writer, "INLINE_BYTES", 0)
     model = layer()
     for rewrite in (FoldWeightTransposes, JoinMatMuls, lowering, RotateHidden):
         rewrite()(model)

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from herdgraph.export.weights import stream as weights
-from herdgraph.export.weights.stream import Weight, expert_of, stream, transposed
+from herdgraph.export.weights import writer
+from herdgraph.export.weights.stream import Weight, expert_of, transposed
+from herdgraph.export.weights.writer import stream
 from support import graphs
 
 VALUES = {
@@ -41,7 +43,7 @@ def _weight(name: str, source: Source) -> Weight:
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "BLOCK_BYTES", 256)
-    monkeypatch.setattr(weights, "INLINE_BYTES", 0)
+    monkeypatch.setattr(writer, "INLINE_BYTES", 0)
 
 
 def _written(tensor: ir.TensorProtocol, directory: Path) -> np.ndarray:
