@@ -223,8 +223,8 @@ def _open(path: Path, open_text: Callable[[Path], Samples]) -> list[Samples]:
         return [_with_samples(open_text(path), path)]
     if _is_picture(path) or _is_video(path):
         return [PictureFiles([path])]
-    raise HerdError(f"{path} is a {path.suffix} file: .txt, .jsonl, uncompressed .tar, pictures, videos and directories "
-                    "are read")
+    raise HerdError(f"{path} is a {path.suffix} file: .txt, .jsonl, uncompressed .tar, pictures, videos and "
+                    "directories are read")
 
 
 def _open_directory(directory: Path, open_text: Callable[[Path], Samples]) -> list[Samples]:

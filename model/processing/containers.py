@@ -1,17 +1,17 @@
 """What kind of video a file is, and whether all of it is there: looked at before a decoder is.
 
 Kinds are told by their first bytes, never guessed by FFmpeg: it would try hundreds of formats, playlists among them.
-MP4 is boxes, each with its size in front; WebM is one large element. Where a size leads behind the end of the file, a
-part is missing.
+MP4 is boxes (``boxes``), WebM one large element, each with its size in front. Where a size leads behind the end of the
+file, a part is missing.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import BinaryIO, Literal
 
 from ...errors import HerdError
+from .boxes import require_boxes
 
 Kind = Literal["mov", "matroska", "animation"]
 """As FFmpeg calls it, or what Pillow reads."""
@@ -33,35 +33,12 @@ def kind_of(file: BinaryIO, name: str) -> Kind:
     if start[:4] == b"GIF8" or (start[:4] == b"RIFF" and start[8:12] == b"WEBP"):
         return "animation"
     if start[4:8] in _BOXES:
-        _require_boxes(file, size, name)
+        require_boxes(file, size, name)
         return "mov"
     if start[:4] == _EBML:
         _require_segment(file, size, name)
         return "matroska"
     raise HerdError(f"{name} is not a video that is read here: {_READABLE}")
-
-
-def _require_boxes(file: BinaryIO, size: int, name: str) -> None:
-    kinds = []
-    for kind, end in _boxes(file, size):
-        kinds.append(kind)
-        if end > size:
-            raise _cut_off(name, end, size)
-    if b"moov" not in kinds:
-        raise HerdError(f"{name} is cut off: it has no index (moov), which is written last; get it again")
-
-
-def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
-    """The outermost boxes: their kind, and where each ends."""
-    position = 0
-    while size - position >= 8:
-        file.seek(position)
-        head = file.read(16)
-        length, kind = int.from_bytes(head[:4], "big"), head[4:8]
-        if length == 1:  # does not fit into 32 bits, and follows
-            length = int.from_bytes(head[8:16], "big")
-        position = position + max(length, 8) if length else size
-        yield kind, position
 
 
 def _require_segment(file: BinaryIO, size: int, name: str) -> None:
@@ -72,7 +49,7 @@ def _require_segment(file: BinaryIO, size: int, name: str) -> None:
         raise HerdError(f"{name} is a broken WebM: there is no segment behind its head; get it again")
     length, unknown = _vint(file)
     if not unknown and (end := file.tell() + length) > size:
-        raise _cut_off(name, end, size)
+        raise HerdError(f"{name} is cut off: it has {size} of {end} bytes; get it again")
 
 
 def _vint(file: BinaryIO) -> tuple[int, bool]:
@@ -82,7 +59,3 @@ def _vint(file: BinaryIO) -> tuple[int, bool]:
     bits = 7 * (more + 1)
     value = int.from_bytes(bytes([first]) + file.read(more), "big") & ((1 << bits) - 1)
     return value, value == (1 << bits) - 1
-
-
-def _cut_off(name: str, wanted: int, size: int) -> HerdError:
-    return HerdError(f"{name} is cut off: it has {size} of {wanted} bytes; get it again")

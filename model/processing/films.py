@@ -106,6 +106,8 @@ def read_film(
         raise HerdError(f"there is not enough memory for {name}: make it smaller") from error
     except HerdError:
         raise
+    except EOFError as error:
+        raise HerdError(f"{name} has no frames") from error
     except Exception as error:  # whatever a decoder raises, it is about this file
         raise HerdError(f"{name} is a broken video: {getattr(error, 'strerror', None) or error}") from error
     if not frames:
@@ -201,7 +203,7 @@ def _decoded(
         yield from decoder.decode(None)
 
 
-def _picture(frame: av.VideoFrame) -> Image.Image:
+def _picture(frame: Any) -> Image.Image:
     """A frame upright in RGB, large ones reduced."""
     scale = min(1.0, FRAME_SIDE / max(frame.width, frame.height))
     width, height = max(round(frame.width * scale), 1), max(round(frame.height * scale), 1)

@@ -26,8 +26,8 @@ import numpy as np
 from ...errors import HerdError, TooLongError, shown
 from ..config import HerdConfig
 from .chat import ChatTemplate
-from .generation_defaults import GenerationDefaults
 from .frames import Frame
+from .generation_defaults import GenerationDefaults
 from .images import ImageProcessor, TiledImage
 from .messages import checked_messages
 from .pictures import Source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from fractions import Fraction
 
 from PIL import Image
 
@@ -15,7 +16,7 @@ def frames(colors: Sequence[str] = COLORS, side: int = 32) -> list[Image.Image]:
     return [Image.new("RGB", (side, side), color) for color in colors]
 
 
-def film(pictures: Sequence[Image.Image], *, fps: int = 2, kind: str = "mp4", codec: str = "", every: int = 2) -> bytes:
+def film(pictures: Sequence[Image.Image], *, fps: int | Fraction = 2, kind: str = "mp4", codec: str = "", every: int = 2) -> bytes:
     """A film of pictures; every so many of them begins a group."""
     import av
 
