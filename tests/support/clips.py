@@ -16,7 +16,9 @@ def frames(colors: Sequence[str] = COLORS, side: int = 32) -> list[Image.Image]:
     return [Image.new("RGB", (side, side), color) for color in colors]
 
 
-def film(pictures: Sequence[Image.Image], *, fps: int | Fraction = 2, kind: str = "mp4", codec: str = "", every: int = 2) -> bytes:
+def film(
+    pictures: Sequence[Image.Image], *, fps: int | Fraction = 2, kind: str = "mp4", codec: str = "", every: int = 2
+) -> bytes:
     """A film of pictures; every so many of them begins a group."""
     import av
 
