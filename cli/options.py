@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -46,7 +46,9 @@ SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetit
 
 def answer_options(command: Any) -> Any:
     """Add what the three verbs share: how tokens are drawn and how many, the chat, and how the engine runs."""
-    for option in (memory_option, threads_option, attachment_options, system_option, raw_option, *reversed(_SAMPLING)):
+    others: tuple[Callable[[Any], Any], ...] = (
+        memory_option, threads_option, attachment_options, system_option, raw_option)
+    for option in (*others, *reversed(_SAMPLING)):
         command = option(command)
     return command
 

@@ -92,6 +92,16 @@ def test_large_frames_are_reduced_and_the_aspect_kept() -> None:
         assert load_image(load_video(clip)[0].picture).size == (672, 168)
 
 
+def test_a_film_of_a_phone_on_its_side_is_upright() -> None:
+    [left] = clips.frames(["blue"])
+    left.paste("red", (0, 0, 16, 32))
+    clip = bytearray(film([left]))
+    matrix = clip.find(b"tkhd") + 44
+    clip[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    turned = load_image(load_video(bytes(clip))[0].picture)
+    assert [COLORS[int(np.argmax(turned.getpixel((16, y))))] for y in (4, 28)] == ["red", "blue"]
+
+
 # --- in a prompt
 
 
