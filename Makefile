@@ -94,7 +94,7 @@ clean:
 	@touch $@
 
 .venv/.dev: pyproject.toml | .venv/.torch
-	$(INSTALL) -e ".[cpu,build,train,serve,cluster,otel,tensorrt-rtx,test,dev]"
+	$(INSTALL) -e ".[cpu,build,train,serve,video,cluster,otel,tensorrt-rtx,test,dev]"
 	@touch $@ .venv/.demo
 
 # The native operators, again when their sources change; without them bundles run on the runtime's own.

@@ -119,8 +119,6 @@ def data_of(
 def _prepared(processor: PromptProcessor, sample: Record) -> PreparedPrompt:
     """Tokens and tiles of a sample with pictures or of a conversation."""
     try:
-        if any(picture.is_frame for picture in sample.pictures):
-            raise HerdError("calibration reads no videos: give some of the frames as pictures")
         if sample.turns:
             return processor.prepare([turn.message() for turn in sample.turns], tools=sample.tools or None)
         return processor.prepare(sample.completion(), images=[picture.source for picture in sample.pictures])

@@ -13,6 +13,7 @@ import click
 from ..console import stderr
 from ..errors import HerdError
 from ..foreign_text import harmless
+from .attachments import Attachments, Part
 
 if TYPE_CHECKING:
     from ..runtimes import Engine, Generation
@@ -27,25 +28,29 @@ def load_engine(bundle: Path, threads: int | None, memory: Memory, device: str |
         return Engine.load(bundle, threads=threads, memory=memory, device=device)
 
 
-def check_request(bundle: Path | None, images: Sequence[Any], *, system: str | None = None, raw: bool = False) -> None:
+def check_request(
+    bundle: Path | None, attachments: Attachments, *, system: str | None = None, raw: bool = False
+) -> None:
     """Refuse, before time is spent on loading, what a bundle cannot be asked; None is a server, which says so itself.
 
     Raises:
-        HerdError: pictures for a model that reads text only, a system message without a template, or not a bundle.
+        HerdError: pictures for a model that reads text only, a system message or a video without a template, or not a
+            bundle.
     """
     from ..runtimes.bundle.manifest import Bundle
 
     if raw and system is not None:
         raise HerdError("--system is said through the chat template, --raw is without it: leave one of them out")
-    if images and bundle is not None and Bundle.open(bundle, verify=False).manifest.config.vision is None:
+    if raw and attachments.videos:
+        raise HerdError("a video is shown through the chat template, --raw is without it: leave one of them out")
+    if attachments and bundle is not None and Bundle.open(bundle, verify=False).manifest.config.vision is None:
         raise HerdError("this model reads text only, images were given")
 
 
-def user_turn(text: str, images: Sequence[Any]) -> dict[str, Any]:
-    """The user's message of a chat: pictures first, then the text."""
-    if not images:
+def user_turn(text: str, parts: Sequence[Part]) -> dict[str, Any]:
+    """The user's message of a chat: pictures and videos first, then the text."""
+    if not parts:
         return {"role": "user", "content": text}
-    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
@@ -54,11 +59,11 @@ def opening(system: str | None) -> list[dict[str, Any]]:
     return [{"role": "system", "content": system}] if system else []
 
 
-def prompt_of(text: str, images: Sequence[Any], *, system: str | None, raw: bool) -> dict[str, Any]:
+def prompt_of(text: str, parts: Sequence[Part], *, system: str | None, raw: bool) -> dict[str, Any]:
     """The arguments of ``Engine.stream`` for one prompt."""
     if raw:
-        return {"prompt": text, "images": list(images) or None}
-    return {"prompt": [*opening(system), user_turn(text, images)]}
+        return {"prompt": text, "images": [part["image"] for part in parts] or None}
+    return {"prompt": [*opening(system), user_turn(text, parts)]}
 
 
 def echo_answer(text: str, *, newline: bool = True) -> None:

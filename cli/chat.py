@@ -10,6 +10,7 @@ import click
 from ..console import HerdCommand, print_error, stderr
 from ..errors import HerdError
 from ..options import PATH
+from .attachments import Attachments
 from .chat_input import message_reader
 from .chat_options import ChatOptions
 from .chat_session import ChatSession
@@ -26,22 +27,23 @@ if TYPE_CHECKING:
 @answer_options
 @device_option
 def chat(
-    bundle: Path | None, images: tuple[Path, ...], url: str | None, model: str | None, api_key_file: Path | None,
-    raw: bool, system: str | None, threads: int | None, memory: Memory, device: str | None,
-    **sampling: Any,
+    bundle: Path | None, attachments: Attachments, url: str | None, model: str | None, api_key_file: Path | None,
+    raw: bool, system: str | None, threads: int | None, memory: Memory, device: str | None, **sampling: Any,
 ) -> None:
     """Talk with BUNDLE, or with the server at --url.
 
     /help lists what else can be said. On a terminal Ctrl-C stops an answer, Ctrl-D ends the chat, Alt-Enter begins a
-    new line. --image belongs to the first message; with --raw every message continues one text.
+    new line. --image and --video belong to the first message; with --raw every message continues one text.
     """
     given = checked_sampling(sampling)
-    source = Source(bundle=bundle, url=url, model=model, api_key_file=api_key_file, threads=threads,
-                    memory=memory, device=device)
-    session = ChatSession(source.open(images=images, system=system, raw=raw), system=system, raw=raw,
-                          options=ChatOptions(_settable(), given))
-    for image in images:
-        session.attach(str(image))
+    source = Source(bundle=bundle, url=url, model=model, api_key_file=api_key_file, threads=threads, memory=memory,
+                    device=device)
+    session = ChatSession(source.open(attachments=attachments, system=system, raw=raw), system=system, raw=raw,
+                          options=ChatOptions(_settable(), given), sampling=attachments.sampling)
+    for image in attachments.images:
+        session.attach("image", str(image))
+    for video in attachments.videos:
+        session.attach("video", str(video))
     stderr.print("[dim]/help lists the commands[/dim]")
     read = message_reader()
     while (message := read()) not in (None, "/quit", "/exit"):

@@ -6,24 +6,30 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..console import stderr, table
 from ..errors import HerdError, StoppedError
 from ..foreign_text import printable
 from .answers import print_stream
+from .attachments import Part, image_part, video_part
 from .chat_input import first_word, is_terminal, stopped_by_interrupt
 from .chat_options import ChatOptions
-from .conversation import Conversation, Picture, Turn
+from .conversation import Attachment, Conversation, Turn
 
 if TYPE_CHECKING:
+    from ..model.processing import FrameSampling
     from ..runtimes import Generation
     from .speaker import Speaker
 
+Kind = Literal["image", "video"]
+
 _HELP = {
     "/image FILE [QUESTION]": "show a picture, with this question or the next message",
+    "/video FILE [QUESTION]": "show a video likewise",
     "/regen": "answer the last message again",
     "/save FILE": "write the conversation to a new file",
     "/set [NAME [VALUE]]": "list the options, or change one; no value: the default",
@@ -34,21 +40,24 @@ _HELP = {
 
 
 class ChatSession:
-    """What was said, and the pictures that go with the next message.
+    """What was said, and the pictures and videos that go with the next message.
 
     Args:
         speaker: answers.
         system: system message, None for none.
         raw: without the chat template.
         options: how answers are drawn.
+        sampling: which frames of videos are looked at, None for the default.
 
     Raises:
         HerdError: a bundle has no tokenizer or chat template, or the system message is not text.
     """
 
-    def __init__(self, speaker: Speaker, *, system: str | None, raw: bool, options: ChatOptions) -> None:
-        self._speaker, self._options = speaker, options
-        self._conversation, self._pictures = Conversation(system, raw), tuple[Picture, ...]()
+    def __init__(
+        self, speaker: Speaker, *, system: str | None, raw: bool, options: ChatOptions, sampling: FrameSampling | None
+    ) -> None:
+        self._speaker, self._options, self._sampling = speaker, options, sampling
+        self._conversation, self._attachments = Conversation(system, raw), tuple[Attachment, ...]()
         speaker.prepare(self._conversation.prompt(Turn("Hello")))
 
     def handle(self, message: str) -> None:
@@ -59,17 +68,17 @@ class ChatSession:
         """
         word, _, rest = message.partition(" ")
         commands: dict[str, Callable[[str], None]] = {
-            "/help": self._help, "/image": self._image, "/regen": self._regenerate, "/save": self._save,
-            "/set": self._set, "/reset": self._reset}
+            "/help": self._help, "/image": partial(self._show, "image"), "/video": partial(self._show, "video"),
+            "/regen": self._regenerate, "/save": self._save, "/set": self._set, "/reset": self._reset}
         if word in commands:
             commands[word](rest.strip())
         elif re.fullmatch(r"/\w+", word):
             raise HerdError(f"there is no command {word}: /help lists them")
         elif message:
-            self._answer(Turn(message, self._pictures))
+            self._answer(Turn(message, self._attachments))
 
-    def attach(self, name: str) -> None:
-        """Show a picture with the next message.
+    def attach(self, kind: Kind, name: str) -> None:
+        """Show a picture or video with the next message.
 
         Raises:
             HerdError: it cannot be read, the model reads text only, or there are no messages.
@@ -77,21 +86,27 @@ class ChatSession:
         if self._conversation.raw:
             raise HerdError("with --raw there are no messages that a picture could belong to: chat without it")
         path = Path(name).expanduser()
-        self._pictures = (*self._pictures, Picture(str(path), self._speaker.picture(path)))
+        named: Part = {"type": kind, "path": str(path)}
+        if kind == "image":
+            attachment = Attachment(image_part(self._speaker.picture(path)), named)
+        else:
+            how = self._sampling.fields() if self._sampling else {}
+            attachment = Attachment(video_part(self._speaker.video(path, self._sampling)), named | how)
+        self._attachments = (*self._attachments, attachment)
 
     # -- commands ------------------------------------------------------------------------------------------------
 
     def _help(self, _: str) -> None:
         table("commands", _HELP, err=True)
 
-    def _image(self, rest: str) -> None:
+    def _show(self, kind: Kind, rest: str) -> None:
         if not rest:
-            raise HerdError("/image needs the name of a file: /image FILE")
+            raise HerdError(f"/{kind} needs the name of a file: /{kind} FILE")
         # Blanks that nobody escaped are part of the name where there is such a file.
         name, question = (rest, "") if Path(rest).expanduser().is_file() else first_word(rest)
-        self.attach(name)
+        self.attach(kind, name)
         if question:
-            self._answer(Turn(question, self._pictures))
+            self._answer(Turn(question, self._attachments))
         else:
             _note(f"{name} goes with the next message")
 
@@ -131,7 +146,7 @@ class ChatSession:
 
     def _reset(self, _: str) -> None:
         self._conversation.turns.clear()
-        self._pictures = ()
+        self._attachments = ()
         _note("forgot all that was said")
 
     # -- answers -------------------------------------------------------------------------------------------------
@@ -143,7 +158,7 @@ class ChatSession:
         with stopped_by_interrupt() as pressed, self._speaker.stopped_by(pressed.is_set):
             print_stream(_until(stream, pressed))
         self._conversation.turns.append(replace(turn, answer=stream.result.text))
-        self._pictures = ()
+        self._attachments = ()
         _note(self._account(stream.result, stopped=pressed.is_set()))
 
     def _account(self, result: Generation, *, stopped: bool) -> str:

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .answers import opening, user_turn
+from .attachments import Part
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture that was loaded, and the name of its file."""
+class Attachment:
+    """A picture or video that was read, as a part of a message, and the part that names its file."""
 
-    name: str
-    image: Any
+    part: Part
+    named: Part
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,12 @@ class Turn:
 
     Attributes:
         text: of the user.
-        pictures: that come before the text.
+        attachments: pictures and videos that come before the text.
         answer: of the model, empty until there is one.
     """
 
     text: str
-    pictures: tuple[Picture, ...] = ()
+    attachments: tuple[Attachment, ...] = ()
     answer: str = ""
 
 
@@ -65,13 +66,13 @@ class Conversation:
 
 
 def _question(turn: Turn) -> dict[str, Any]:
-    return user_turn(turn.text, [picture.image for picture in turn.pictures])
+    return user_turn(turn.text, [attachment.part for attachment in turn.attachments])
 
 
 def _messages(turn: Turn, *, by_name: bool = False) -> list[dict[str, Any]]:
-    """A question and its answer; pictures stand for themselves, or in a file by their names."""
+    """A question and its answer; pictures and videos stand for themselves, or in a file by their names."""
     question = _question(turn)
-    if by_name and turn.pictures:
-        named = [{"type": "image", "path": picture.name} for picture in turn.pictures]
+    if by_name and turn.attachments:
+        named = [attachment.named for attachment in turn.attachments]
         question["content"] = [*named, {"type": "text", "text": turn.text}]
     return [question, {"role": "assistant", "content": turn.answer}]

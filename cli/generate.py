@@ -10,6 +10,7 @@ import click
 from ..console import HerdCommand, emit_json
 from ..options import json_option
 from .answers import answer_to_json, print_stream, print_timings, prompt_of
+from .attachments import Attachments
 from .options import answer_options, checked_sampling, device_option, logprobs_option
 from .prompts import file_option, prompt_option, read_prompt
 from .source import Source, source_options
@@ -30,9 +31,8 @@ if TYPE_CHECKING:
 @json_option
 def generate(
     bundle: str | None, prompt: str | None, options: tuple[str, ...], files: tuple[Path, ...],
-    images: tuple[Path, ...], url: str | None, model: str | None, api_key_file: Path | None, raw: bool,
-    system: str | None, threads: int | None, memory: Memory, device: str | None,
-    as_json: bool, **sampling: Any,
+    attachments: Attachments, url: str | None, model: str | None, api_key_file: Path | None, raw: bool,
+    system: str | None, threads: int | None, memory: Memory, device: str | None, as_json: bool, **sampling: Any,
 ) -> None:
     """Answer one prompt with BUNDLE, or with the server at --url.
 
@@ -43,9 +43,9 @@ def generate(
     source = Source(bundle=Path(bundle) if bundle is not None else None, url=url, model=model,
                     api_key_file=api_key_file, threads=threads, memory=memory, device=device)
     text, given = read_prompt(prompt, options, files), checked_sampling(sampling, as_json=as_json)
-    speaker = source.open(images=images, system=system, raw=raw)
-    pictures = [speaker.picture(image) for image in images]
-    stream = speaker.stream(**prompt_of(text, pictures, system=system, raw=raw), **given)
+    speaker = source.open(attachments=attachments, system=system, raw=raw)
+    shown = attachments.parts(speaker.picture, speaker.video)
+    stream = speaker.stream(**prompt_of(text, shown, system=system, raw=raw), **given)
     if as_json:
         for _ in stream:
             pass

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 
 from ..errors import HerdError
-from ..options import COUNT, PATH, Integer, Number
+from ..options import COUNT, Integer, Number
+from .attachments import attachment_options
 
 threads_option = click.option("-t", "--threads", type=Integer(1, 1024), show_default="one per core",
                               help="Threads of one operator, on every rank.")
@@ -18,8 +19,6 @@ device_option = click.option("--device", metavar="cuda:N", show_default="cuda:0"
                              help="GPU of a bundle that is built for one.")
 raw_option = click.option("--raw", is_flag=True, help="Complete the text as it is, without the chat template.")
 system_option = click.option("--system", help="System message.")
-image_option = click.option("--image", "images", type=PATH, multiple=True,
-                            help="Picture to look at; may be repeated. With --raw, the prompt says where by <|image|>.")
 logprobs_option = click.option("--logprobs", type=Integer(0, 100), metavar="N",
                                help="With --json: every token's log-probability, and the N likeliest alternatives.")
 
@@ -49,7 +48,9 @@ SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetit
 
 def answer_options(command: Any) -> Any:
     """Add what the three verbs share: how tokens are drawn and how many, the chat, and how the engine runs."""
-    for option in reversed((*_SAMPLING, raw_option, system_option, image_option, threads_option, memory_option)):
+    others: tuple[Callable[[Any], Any], ...] = (
+        memory_option, threads_option, attachment_options, system_option, raw_option)
+    for option in (*others, *reversed(_SAMPLING)):
         command = option(command)
     return command
 

@@ -10,6 +10,7 @@ import click
 from ..console import HerdCommand, emit_json, stderr
 from ..options import COUNT, PATH, json_option
 from .answers import answer_to_json, check_request, echo_answer, prompt_of
+from .attachments import Attachments
 from .options import answer_options, checked_sampling, logprobs_option
 from .prompts import file_option, prompt_option, read_prompts
 
@@ -29,23 +30,23 @@ if TYPE_CHECKING:
 @json_option
 def run(
     bundle: Path, prompts: tuple[str, ...], options: tuple[str, ...], files: tuple[Path, ...],
-    images: tuple[Path, ...], replicas: int, cluster: str | None, raw: bool, system: str | None, threads: int | None,
+    attachments: Attachments, replicas: int, cluster: str | None, raw: bool, system: str | None, threads: int | None,
     memory: Memory, as_json: bool, **sampling: Any,
 ) -> None:
     """Answer prompts with replicas of BUNDLE on a Ray cluster.
 
     Replicas share the prompts; one that dies is started again.
     """
-    from ..model.processing.pictures import load_image
+    from ..model.processing import load_image, load_video
     from ..runtimes.server.cluster_options import ClusterOptions
     from ..runtimes.server.replicas import Cluster
 
     texts, given = read_prompts(prompts, options, files), checked_sampling(sampling, as_json=as_json)
-    check_request(bundle, images, system=system, raw=raw)
-    pictures = [load_image(image) for image in images]  # the file need not be there on other nodes
-    if raw and pictures:
-        given["images"] = pictures
-    asked = [prompt_of(text, pictures, system=system, raw=raw)["prompt"] for text in texts]
+    check_request(bundle, attachments, system=system, raw=raw)
+    shown = attachments.parts(load_image, load_video)  # the files need not be there on other nodes
+    if raw and shown:
+        given["images"] = [part["image"] for part in shown]
+    asked = [prompt_of(text, shown, system=system, raw=raw)["prompt"] for text in texts]
     with stderr.status("starting replicas"):
         handle = Cluster(bundle, ClusterOptions(replicas, cluster, threads=threads or 1, memory=memory))
     with handle:

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
               help="Engines behind the address, on Ray Serve where there are several.")
 @click.option("--cluster", metavar="ADDRESS", show_default="this machine", help="A running Ray cluster for replicas.")
 @click.option("--image-hosts", metavar="HOST", multiple=True, show_default="none",
-              help="Host whose pictures are fetched, a name or *.name; may be repeated.")
+              help="Host whose pictures and videos are fetched, a name or *.name; may be repeated.")
 @click.option("--cors-origins", metavar="ORIGIN", multiple=True, show_default="none",
               help="Web pages of this origin may ask; may be repeated.")
 @click.option("--otlp-traces-endpoint", metavar="URL", show_default="none",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from ..errors import HerdError
 from ..options import PATH
 from .answers import check_request, load_engine
 from .api_key import api_key
+from .attachments import Attachments
 from .speaker import LocalSpeaker, Speaker
 
 if TYPE_CHECKING:
@@ -56,16 +56,16 @@ class Source:
     def _refuse(self, message: str) -> None:
         raise click.UsageError(message, click.get_current_context(silent=True))
 
-    def open(self, *, images: Sequence[Path], system: str | None, raw: bool) -> Speaker:
+    def open(self, *, attachments: Attachments, system: str | None, raw: bool) -> Speaker:
         """Load the bundle, or find the server; what cannot be asked of it is refused before.
 
         Raises:
             HerdError: as ``check_request``, ``Engine.load`` and ``RemoteServer``.
         """
-        check_request(self.bundle, images, system=system, raw=raw)
+        check_request(self.bundle, attachments, system=system, raw=raw)
         if self.bundle is not None:
             return LocalSpeaker(load_engine(self.bundle, self.threads, self.memory, self.device))
-        if images and raw:
+        if attachments and raw:
             raise HerdError("--raw with --url sends a text only: leave --image or --raw out")
         return self._server()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from ..model.processing.generation_defaults import GenerationDefaults
+    from ..model.processing import FrameSampling, GenerationDefaults
     from ..runtimes import Engine, Generation, TextStream
 
 
@@ -37,6 +37,9 @@ class Speaker(Protocol):
 
     def picture(self, path: Path) -> Any:
         """What stands for a picture in messages."""
+
+    def video(self, path: Path, sampling: FrameSampling | None) -> Any:
+        """What stands for a video in messages."""
 
     def stream(self, prompt: Any, **options: Any) -> Answer:
         """Answer; options are those of ``Engine.stream``."""
@@ -71,6 +74,13 @@ class LocalSpeaker:
 
         assert self._engine.processor.image_processor, "models without images were refused"
         return load_image(path)
+
+    def video(self, path: Path, sampling: FrameSampling | None) -> Any:
+        """The frames of a video; refused where the model reads text only."""
+        from ..model.processing import load_video
+
+        assert self._engine.processor.image_processor, "models without images were refused"
+        return load_video(path, sampling)
 
     def stream(self, prompt: Any, **options: Any) -> TextStream:
         """Answer."""

@@ -12,6 +12,7 @@ from ..console import HerdCommand, emit_json, stderr, table
 from ..errors import HerdError
 from ..options import PATH, TokenCount, json_option
 from .answers import check_request, user_turn
+from .attachments import Attachments, image_part
 
 if TYPE_CHECKING:
     from ..export.verify import Array, Fidelity
@@ -51,7 +52,7 @@ def verify(
 
     if images and prompt is None:
         raise HerdError("--image needs a prompt: give one with -p, or no image")
-    check_request(bundle, images)
+    check_request(bundle, Attachments(images))
     with stderr.status("checking and loading the bundle"):
         engine = Engine.load(bundle)
     token_ids, pixels = _prepared(engine, prompt, images, tokens, seed)
@@ -92,5 +93,5 @@ def _prepared(
 
     if prompt is None:
         return random_prompt(engine.config, tokens, images=1 if engine.config.vision else 0, seed=seed)
-    prepared = engine.processor.prepare([user_turn(prompt, images)] if images else prompt)
+    prepared = engine.processor.prepare([user_turn(prompt, list(map(image_part, images)))] if images else prompt)
     return prepared.token_ids, prepared.pixel_values

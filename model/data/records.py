@@ -1,4 +1,4 @@
-"""Samples as they stand in a file: documents and conversations of interleaved text and pictures.
+"""Samples as they stand in a file: documents and conversations of interleaved text, pictures and videos.
 
 A row is an object with one of
 
@@ -9,16 +9,15 @@ A row is an object with one of
 =================================================  ================================================================
 
 and, if it likes, a ``key`` that names the sample. A part is a text, ``{"text": ...}``, ``{"image": ...}`` or
-``{"video": [frames], "fps": 2}``, with or without a ``type``. A ``{"type": "image"}`` without a picture takes the next
-of ``images``.
+``{"video": ...}``, with or without a ``type``. A ``{"type": "image"}`` without a picture takes the next of ``images``.
 
-A video becomes its frames, each a picture of a single tile behind its time in plain text ("Time: 0.5s"). The released
-models have no tokens for video, and this costs them none (``reference/llama4.md``, fact 10).
+A video is a file or a list of frames, and becomes what it does in a prompt: frames, each a picture of a single tile
+behind its time (``processing/frames``). ``fps``, ``max_frames`` and ``sampling`` stand beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,22 +26,23 @@ from PIL import Image
 
 from ...errors import HerdError
 from ...reading import LINE_BYTES, open_file
+from ..processing.frames import Frame, FrameSampling, frames_at
 from ..processing.pictures import Source
+from ..processing.video import load_video
 
 IMAGE = "<|image|>"
 PICTURE_EXTENSIONS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif"})
-FRAMES_PER_SECOND = 2.0
+VIDEO_EXTENSIONS = frozenset({"mp4", "m4v", "mov", "webm", "mkv"})
 
 Resolve = Callable[[str], Source]
-"""From the name of a picture in a row to something that the image processor reads."""
+"""From the name of a picture or video in a row to something that can be read."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture and whether it is a frame of a video, which never gets more than one tile."""
+    """A picture, or a frame of a video."""
 
-    source: Source
-    is_frame: bool = False
+    source: Source | Frame
 
 
 Part = str | Picture
@@ -172,6 +172,13 @@ def stored(path: Path, offset: int, size: int | None = None) -> bytes:
             raise HerdError(f"{path} cannot be read: {error.strerror}") from error
 
 
+def frame_parts(frames: Iterable[Frame]) -> Iterator[Part]:
+    """Frames of a video, each behind its time."""
+    for frame in frames:
+        yield frame.stamp
+        yield Picture(frame)
+
+
 @dataclass(frozen=True)
 class _Reader:
     """Parts of one row."""
@@ -201,8 +208,8 @@ class _Reader:
             raise HerdError(f"{self.origin}: a part is of type {type(part).__name__}, a text or an object is needed")
         elif isinstance(part.get("text"), str):
             yield part["text"]
-        elif part.get("video") is not None:
-            yield from self.frames(part["video"], part.get("fps", FRAMES_PER_SECOND))
+        elif part.get("type") == "video" or part.get("video") is not None:
+            yield from self.video(part)
         else:
             yield self.place(part, waiting)
 
@@ -217,31 +224,37 @@ class _Reader:
             raise HerdError(f"{self.origin}: there are more parts of type image than images: they must match")
         return following
 
-    def frames(self, frames: Any, fps: Any) -> Iterator[Part]:
-        if not isinstance(frames, list | tuple) or not frames:
-            raise HerdError(f"{self.origin}: video is of type {type(frames).__name__}, a list of frames is needed")
-        if not isinstance(fps, int | float) or not 0 < fps < float("inf"):
-            raise HerdError(f"{self.origin}: fps is {fps!r}, a number above 0 is needed")
-        for index, frame in enumerate(frames):
-            yield f"Time: {index / fps:.1f}s"
-            yield self.picture(frame, is_frame=True)
+    def video(self, part: Mapping[str, Any]) -> Iterator[Part]:
+        given = next((part[name] for name in ("video", "path", "data") if part.get(name) is not None), None)
+        try:
+            sampling = FrameSampling.of(part)
+            if isinstance(given, list | tuple):
+                frames = frames_at([self.source(frame, "picture") for frame in given], sampling.fps)
+            else:
+                frames = load_video(self.source(given, "video"), sampling)
+        except HerdError as error:
+            raise error if str(error).startswith(self.origin) else HerdError(f"{self.origin}: {error}") from error
+        yield from frame_parts(frames)
 
-    def picture(self, value: Any, *, is_frame: bool = False) -> Picture:
-        """A picture given by name, as bytes or as a Pillow image; some datasets wrap bytes or a path."""
+    def picture(self, value: Any) -> Picture:
+        return Picture(self.source(value, "picture"))
+
+    def source(self, value: Any, what: str) -> Any:
+        """A picture or video given by name, as bytes or as a Pillow image; some datasets wrap bytes or a path."""
         if isinstance(value, Mapping):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str) and value:
-            value = self.resolve(self.name(value))
+            value = self.resolve(self.name(value, what))
         if not isinstance(value, bytes | Path | Image.Image):
-            raise HerdError(f"{self.origin}: a picture is of type {type(value).__name__}, a path is needed")
-        return Picture(value, is_frame)
+            raise HerdError(f"{self.origin}: a {what} is of type {type(value).__name__}, a path is needed")
+        return value
 
-    def name(self, name: str) -> str:
-        """The name of a picture, as a file may be called."""
+    def name(self, name: str, what: str) -> str:
+        """The name of a picture or video, as a file may be called."""
         try:
             unfit = "\0" in name or not name.encode()
         except UnicodeEncodeError:  # half a character, which JSON can write
             unfit = True
         if unfit:
-            raise HerdError(f"{self.origin}: the picture's name {name!r} is no name of a file: correct it")
+            raise HerdError(f"{self.origin}: the {what}'s name {name!r} is no name of a file: correct it")
         return name

@@ -5,10 +5,10 @@
 ``*.tar``                       WebDataset: members that share a name up to its first dot are one sample: pictures,
                                 ``.txt``, and ``.json`` with a row that may name those pictures
 ``*.txt``, ``*.md``, no suffix  the whole text is one document, or pages of it (``text_pages``)
-a picture                       a document of that picture alone
+a picture or video              a document of that alone
 directory of a saved dataset    Hugging Face ``datasets`` (``save_to_disk``); of several splits ``train``
-any other directory             its ``*.jsonl`` and ``*.tar`` in order of name, or else its pictures, or else its
-                                ``*.txt`` and ``*.md``
+any other directory             its ``*.jsonl`` and ``*.tar`` in order of name, or else its pictures and videos, or
+                                else its ``*.txt`` and ``*.md``
 ==============================  =====================================================================================
 
 Only offsets are held in memory, so a shuffle of everything costs one seek per sample.
@@ -29,12 +29,13 @@ import numpy as np
 
 from ...errors import HerdError
 from ...reading import LINE_BYTES, TEXT_BYTES, open_file, parse_json, read_text
+from ..processing.video import load_video
 from .heartbeat import Heartbeat
-from .records import PICTURE_EXTENSIONS, Picture, Record, record_of, stored
+from .records import PICTURE_EXTENSIONS, VIDEO_EXTENSIONS, Part, Picture, Record, frame_parts, record_of, stored
 from .tar_shards import TarShard
 
 _TEXT_SUFFIXES = frozenset({".txt", ".md", ""})
-_READABLE = "a text, a .jsonl or .tar file, a picture or a directory"
+_READABLE = "a text, a .jsonl or .tar file, a picture, a video or a directory"
 
 
 class Samples(Protocol):
@@ -110,7 +111,7 @@ class TextFile:
 
 
 class PictureFiles:
-    """Pictures, each a document of its own, named by its file."""
+    """Pictures and videos, each a document of its own, named by its file."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = paths
@@ -119,7 +120,9 @@ class PictureFiles:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Record:
-        return Record(self.key(index), str(self._paths[index]), document=(Picture(self._paths[index]),))
+        path = self._paths[index]
+        parts: Iterable[Part] = frame_parts(load_video(path)) if _is_video(path) else [Picture(path)]
+        return Record(path.name, str(path), document=tuple(parts))
 
     def key(self, index: int) -> str:
         """See ``Samples``."""
@@ -218,10 +221,10 @@ def _open(path: Path, open_text: Callable[[Path], Samples]) -> list[Samples]:
         return [_with_samples(TarShard(path), path)]
     if suffix in _TEXT_SUFFIXES:
         return [_with_samples(open_text(path), path)]
-    if _is_picture(path):
+    if _is_picture(path) or _is_video(path):
         return [PictureFiles([path])]
-    raise HerdError(f"{path} is a {path.suffix} file: .txt, .jsonl, uncompressed .tar, pictures and directories are "
-                    "read")
+    raise HerdError(f"{path} is a {path.suffix} file: .txt, .jsonl, uncompressed .tar, pictures, videos and "
+                    "directories are read")
 
 
 def _open_directory(directory: Path, open_text: Callable[[Path], Samples]) -> list[Samples]:
@@ -233,7 +236,7 @@ def _open_directory(directory: Path, open_text: Callable[[Path], Samples]) -> li
         raise HerdError(f"{directory} cannot be read: {error.strerror}") from error
     if shards := [child for child in children if child.suffix.lower() in (".jsonl", ".tar")]:
         return [source for shard in shards for source in _open(shard, open_text)]
-    if pictures := [child for child in children if _is_picture(child)]:
+    if pictures := [child for child in children if _is_picture(child) or _is_video(child)]:
         return [PictureFiles(pictures)]
     if texts := [child for child in children if child.suffix.lower() in (".txt", ".md")]:
         return [source for text in texts for source in _open(text, open_text)]
@@ -243,6 +246,10 @@ def _open_directory(directory: Path, open_text: Callable[[Path], Samples]) -> li
 
 def _is_picture(path: Path) -> bool:
     return path.suffix.lower().removeprefix(".") in PICTURE_EXTENSIONS
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower().removeprefix(".") in VIDEO_EXTENSIONS
 
 
 def _with_samples(source: Samples, path: Path) -> Samples:

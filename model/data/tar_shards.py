@@ -2,6 +2,7 @@
 
     cow/0001.jpg  cow/0001.txt        a picture and its text
     cow/0002.0.png  cow/0002.1.png  cow/0002.json        a row (``records``) that may name the pictures "0.png", "1.png"
+    cow/0003.mp4  cow/0003.json                          a row that names the video "mp4"
 
 The file must not be compressed: an index of its members is made once, and any sample is one seek away. The library
 ``webdataset`` is not used: it reads tar files from front to back only, unpickles members (``.pyd``, ``.pth``), and runs
@@ -19,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 from ...errors import HerdError
 from ...reading import LINE_BYTES, open_file, parse_json, require_within
 from ..processing.pictures import MAX_BYTES, Source
-from .records import PICTURE_EXTENSIONS, Record, record_of, stored
+from .records import PICTURE_EXTENSIONS, VIDEO_EXTENSIONS, Record, record_of, stored
 
 _MEMBERS = 1_000_000
 """Most members of a shard, whose names are held in memory; usual ones have some ten thousand."""
@@ -72,7 +73,8 @@ class TarShard:
         return self._keys[index]
 
     def _read(self, member: _Member) -> bytes:
-        most = MAX_BYTES if member.name.rpartition(".")[2].lower() in PICTURE_EXTENSIONS else LINE_BYTES
+        large = member.name.rpartition(".")[2].lower() in PICTURE_EXTENSIONS | VIDEO_EXTENSIONS
+        most = MAX_BYTES if large else LINE_BYTES
         require_within(f"{self._path} member {member.name}: its size in bytes", member.size, most)
         return stored(self._path, member.offset, member.size)
 

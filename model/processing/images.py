@@ -14,7 +14,7 @@ pixels and normalisation in float32; transformers normalises in bfloat16, a diff
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from PIL import Image
 
 from ...errors import HerdError
 from ...reading import read_optional_json
+from .frames import Frame
 from .pictures import Source, load_image
 
 MOST_TILES = 64
@@ -97,12 +98,14 @@ class ImageProcessor:
             raise HerdError(f"the image processor's options in {directory} have a value of the wrong kind: "
                             "compare them with the original") from error
 
-    def process(self, source: Source) -> TiledImage:
-        """Load a picture and cut it into tiles.
+    def process(self, source: Source | Frame) -> TiledImage:
+        """Load a picture and cut it into tiles; the frame of a video has one.
 
         Raises:
             HerdError: the picture cannot be read (see ``load_image``).
         """
+        if isinstance(source, Frame):
+            return replace(self, max_patches=1).process(source.picture)
         image = load_image(source)
         height, width = self.canvas(image.height, image.width)
         padded = np.zeros((height, width, 3), np.uint8)

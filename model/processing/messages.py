@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import HerdError, shown
+from .frames import Frame, FrameSampling
 
 Message = Mapping[str, Any]
 
@@ -20,13 +21,15 @@ MOST_MESSAGES = 100_000
 """Messages of one prompt; each takes a few tokens of the context."""
 
 _DEEPEST = 100
-_SOURCES = (str, Path, bytes, bytearray, memoryview, np.ndarray, Image.Image)
+_FILES = (str, Path, bytes, bytearray, memoryview)
+_PICTURES = (*_FILES, np.ndarray, Image.Image, Frame)
+_KNOWN = "known are text, image, image_url, video and video_url"
 
 
 def checked_messages(messages: Any) -> list[dict[str, Any]]:
-    """Messages in the form templates expect: contents are strings, or lists of text and image parts.
+    """Messages in the form templates expect: contents are strings, or lists of text, image and video parts.
 
-    A message with tool calls may have no content; all other fields stay as they are. Lists without an image become
+    A message with tool calls may have no content; all other fields stay as they are. Lists of texts alone become
     strings, since templates of text models print nothing else. Checked messages pass as they are.
 
     Raises:
@@ -129,32 +132,56 @@ def _checked(index: int, message: Any) -> dict[str, Any]:
 def _checked_part(where: str, part: Any) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if not isinstance(kind, str):
-        raise HerdError(f"{where} has type {shown(kind)}, known are text, image and image_url")
+        raise HerdError(f"{where} has type {shown(kind)}, {_KNOWN}")
     if kind == "text":
         if not isinstance(part.get("text"), str):
             raise HerdError(f"{where} is text without a 'text' string")
         return {"type": "text", "text": part["text"]}
     if kind == "image_url":
-        return {"type": "image", "source": _from_url(where, part.get("image_url"))}
+        return {"type": "image", "source": _from_url(where, "an image_url", part.get("image_url"))}
     if kind == "image":
-        source = next((part[name] for name in ("path", "image", "data", "source") if part.get(name) is not None), None)
-        if source is None:
-            raise HerdError(f"{where} is an image without 'path', 'image' or 'data'")
-        if not isinstance(source, _SOURCES):
+        source = _source(where, "an image", part)
+        if not isinstance(source, _PICTURES):
             raise HerdError(f"{where} is an image given as {type(source).__name__}: give a path, the bytes of a file, "
                             "a Pillow image or an array")
         return {"type": "image", "source": source}
-    raise HerdError(f"{where} has type {shown(kind)}, known are text, image and image_url")
+    if kind in ("video", "video_url"):
+        return _checked_video(where, part, kind)
+    raise HerdError(f"{where} has type {shown(kind)}, {_KNOWN}")
 
 
-def _from_url(where: str, given: Any) -> bytes:
+def _checked_video(where: str, part: Message, kind: str) -> dict[str, Any]:
+    """A video that is still to be decoded: its source, and which of its frames are taken."""
+    given = part.get("video_url") if kind == "video_url" else part
+    try:
+        sampling = FrameSampling.of(given) if isinstance(given, Mapping) else FrameSampling()
+    except HerdError as error:
+        raise HerdError(f"{where}: {error}") from error
+    if kind == "video_url":
+        return {"type": "video", "source": _from_url(where, "a video_url", given), "sampling": sampling}
+    source = _source(where, "a video", part)
+    if not isinstance(source, (*_FILES, list, tuple)):
+        raise HerdError(f"{where} is a video given as {type(source).__name__}: give a path, the bytes of a file, or a "
+                        "list of frames")
+    return {"type": "video", "source": source, "sampling": sampling}
+
+
+def _source(where: str, what: str, part: Message) -> Any:
+    names = ("path", what.split()[1], "data", "source")
+    source = next((part[name] for name in names if part.get(name) is not None), None)
+    if source is None:
+        raise HerdError(f"{where} is {what} without '{names[0]}', '{names[1]}' or '{names[2]}'")
+    return source
+
+
+def _from_url(where: str, what: str, given: Any) -> bytes:
     """The bytes of a ``data:`` URL, as OpenAI's messages carry pictures; nothing is fetched."""
     url = given.get("url") if isinstance(given, Mapping) else given
     head, comma, data = url.partition(",") if isinstance(url, str) else ("", "", "")
     if not (comma and head.startswith("data:") and head.endswith(";base64")):
-        raise HerdError(f"{where} has an image_url that is no data:...;base64, URL: nothing is fetched from elsewhere, "
-                        "give the picture itself")
+        raise HerdError(f"{where} has {what} that is no data:...;base64, URL: nothing is fetched from elsewhere, "
+                        f"give the {'picture' if 'image' in what else 'video'} itself")
     try:
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise HerdError(f"{where} has an image_url whose base64 is broken: {error}") from error
+        raise HerdError(f"{where} has {what} whose base64 is broken: {error}") from error

@@ -71,7 +71,7 @@ def load_image(source: Source) -> Image.Image:
     Raises:
         HerdError: no such file, not a picture, broken, in another format, or too large.
     """
-    with _pillow_as_it_comes():
+    with pillow_as_it_comes():
         if isinstance(source, (Image.Image, np.ndarray)):
             image = source if isinstance(source, Image.Image) else _of_array(source)
             upright, orientation = _checked(image, "the image")
@@ -90,7 +90,7 @@ def load_image(source: Source) -> Image.Image:
 
 
 @contextmanager
-def _pillow_as_it_comes() -> Iterator[None]:
+def pillow_as_it_comes() -> Iterator[None]:
     """Pillow with the settings that it comes with and without warnings, whatever other libraries have set.
 
     They belong to the process, so that one picture is decoded at a time; this bounds the memory, too.
@@ -115,10 +115,20 @@ def _of_array(array: np.ndarray[Any, Any]) -> Image.Image:
 
 
 def _decoded(file: BinaryIO, name: str) -> tuple[Image.Image, int]:
+    with decoding(name), Image.open(file, formats=FORMATS) as image:
+        require_memory(image, name)
+        return _checked(image, name)
+
+
+@contextmanager
+def decoding(name: str) -> Iterator[None]:
+    """Whatever goes wrong inside is told of the file of that name.
+
+    Raises:
+        HerdError: it is no picture, broken, or too large.
+    """
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            _require_memory(image, name)
-            return _checked(image, name)
+        yield
     except UnidentifiedImageError as error:
         raise HerdError(f"{name} is not an image in a format that is read here: {', '.join(FORMATS)}") from error
     except MemoryError as error:
@@ -129,8 +139,12 @@ def _decoded(file: BinaryIO, name: str) -> tuple[Image.Image, int]:
         raise HerdError(f"{name} is a broken or unsafe image: {' '.join(str(error).split())}") from error
 
 
-def _require_memory(image: ImageFile.ImageFile, name: str) -> None:
-    """Refuse a file that takes too much to decode; of a large JPEG ask for less."""
+def require_memory(image: ImageFile.ImageFile, name: str) -> None:
+    """Refuse a file that takes too much to decode; of a large JPEG ask for less.
+
+    Raises:
+        HerdError: it takes more than ``MAX_DECODED`` bytes.
+    """
     pixels, codecs = image.width * image.height, {tile.codec_name for tile in image.tile}
     cost: float = _COPIES.get(image.format or "", 0) if codecs <= {*_NATIVE_DECODERS} else _PYTHON_DECODER
     if image.format == "TIFF":
@@ -182,7 +196,7 @@ def _checked(image: Image.Image, name: str) -> tuple[Image.Image, int]:
     image.load()
     pixels = image.width * image.height
     factor = _reduction(pixels, pixels * _stored(image.mode))
-    return _rgb(image, factor), image.getexif().get(_ORIENTATION, 1)
+    return rgb(image, factor), image.getexif().get(_ORIENTATION, 1)
 
 
 def _stored(mode: str) -> int:
@@ -196,7 +210,7 @@ def _reduction(pixels: int, decoded: int) -> int:
     return math.ceil(math.sqrt(pixels / room)) if pixels > LARGEST_WHOLE else 1
 
 
-def _rgb(image: Image.Image, factor: int) -> Image.Image:
+def rgb(image: Image.Image, factor: int) -> Image.Image:
     """The picture in RGB, reduced by a whole factor, band by band."""
     rgb = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
     step = max(_BAND // image.width // factor, 1) * factor

@@ -8,6 +8,8 @@ and for rows x columns tiles, row by row with separators and the global tile las
 
     <|image_start|> (patch * n [<|tile_x_separator|> patch * n ...] <|tile_y_separator|>) * rows
     <|image|> patch * n <|image_end|>                                          n = tokens per tile
+
+A video in a message is some of its frames (``frames``), each a picture of one tile behind its time.
 """
 
 from __future__ import annotations
@@ -24,11 +26,13 @@ import numpy as np
 from ...errors import HerdError, TooLongError, shown
 from ..config import HerdConfig
 from .chat import ChatTemplate
+from .frames import Frame
 from .generation_defaults import GenerationDefaults
 from .images import ImageProcessor, TiledImage
 from .messages import checked_messages
 from .pictures import Source
 from .tokenizer import Tokenizer, load_tokenizer
+from .video import showing_frames
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """A raw completion, its token ids, or chat messages with roles and contents."""
@@ -118,14 +122,14 @@ class PromptProcessor:
         return ImageProcessor.from_directory(self._directory, self._config.vision.image_size)
 
     def prepare(
-        self, prompt: Prompt, *, images: Sequence[Source] | None = None, tools: Sequence[Any] | None = None,
+        self, prompt: Prompt, *, images: Sequence[Source | Frame] | None = None, tools: Sequence[Any] | None = None,
         variables: Mapping[str, Any] | None = None, most_tokens: int | None = None,
     ) -> PreparedPrompt:
         """Tokens and tiles of a prompt.
 
         Args:
             prompt: a string is a raw completion, token ids are one that was encoded already; messages have roles and
-                contents, pictures among them.
+                contents, pictures and videos among them.
             images: pictures for the ``<|image|>`` placeholders of a string.
             tools: descriptions for templates that offer tools.
             variables: further ones that the chat template may look at.
@@ -149,7 +153,7 @@ class PromptProcessor:
             self.tokenizer.require_room(prompt, limit)
             ids, sources = self.tokenizer.encode_completion(prompt), pictures
         else:
-            messages = checked_messages(prompt)
+            messages = self._with_frames(checked_messages(prompt))
             if pictures:
                 raise HerdError("images= belongs to a string prompt: put the pictures into the messages")
             mixed = [message["content"] for message in messages if isinstance(message["content"], list)]
@@ -163,6 +167,14 @@ class PromptProcessor:
             raise TooLongError(f"the prompt has {len(ids)} tokens, the model's context is {limit}: shorten it")
         return PreparedPrompt(ids, np.concatenate([image.pixels for image in tiled]) if tiled else None)
 
+    def _with_frames(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Messages without videos; a model that reads text only refuses them before they are decoded."""
+        mixed = [message["content"] for message in messages if isinstance(message["content"], list)]
+        if not any(part["type"] == "video" for parts in mixed for part in parts):
+            return messages
+        assert self.image_processor, "a model without images refuses them here"
+        return [showing_frames(message) for message in messages]
+
     def _require_placeholders(self, ids: list[int], images: int) -> None:
         if images:
             assert self.image_processor, "a model without images refuses them here"
@@ -171,7 +183,7 @@ class PromptProcessor:
         if found != images:
             raise HerdError(f"the prompt has {found} image placeholders and {images} images: they must match")
 
-    def _tiled(self, sources: Sequence[Source], limit: int, tokens: int) -> list[TiledImage]:
+    def _tiled(self, sources: Sequence[Source | Frame], limit: int, tokens: int) -> list[TiledImage]:
         """The pictures' tiles; those that there is no room for are not even opened."""
         tiled: list[TiledImage] = []
         room = limit - tokens

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...model.processing import Prompt
+from ...model.processing.containers import kind_of
 from ...model.processing.messages import plain_copy
 from ...model.processing.pictures import MAX_BYTES, load_image
 from ...reading import read_bytes
@@ -18,9 +19,11 @@ _FIELDS = {"max_new_tokens": "max_tokens", "stop_ids": "stop_token_ids"}
 _KINDS = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 """Formats that every server reads, by their first bytes."""
 
+_VIDEO_KINDS = {"mov": "video/mp4", "matroska": "video/webm", "animation": "video/gif"}
+
 
 def chat_body(messages: Prompt, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Body of a chat: ``messages`` whose pictures are ``data:`` URLs."""
+    """Body of a chat: ``messages`` whose pictures and videos are ``data:`` URLs."""
     fields = _fields(options)
     if "logprobs" in fields:
         fields |= {"logprobs": True, "top_logprobs": fields["logprobs"]}
@@ -46,6 +49,17 @@ def data_url(path: Path) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
+def video_url(path: Path) -> str:
+    """A video as a URL that contains it.
+
+    Raises:
+        HerdError: it cannot be read, is cut off, or no video.
+    """
+    content = read_bytes(path, most=MAX_BYTES)
+    kind = _VIDEO_KINDS[kind_of(io.BytesIO(content), str(path))]
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
 def _png(picture: Any) -> bytes:
     written = io.BytesIO()
     picture.save(written, "PNG")
@@ -64,4 +78,6 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _part(part: Mapping[str, Any]) -> dict[str, Any]:
+    if part["type"] == "video":
+        return {"type": "video_url", "video_url": part["video"]}
     return dict(part) if part["type"] == "text" else {"type": "image_url", "image_url": {"url": part["image"]}}

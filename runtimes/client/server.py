@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import HerdError
-from ...model.processing import Prompt
+from ...model.processing import FrameSampling, Prompt
 from .address import Address
-from .bodies import chat_body, completion_body, data_url
+from .bodies import chat_body, completion_body, data_url, video_url
 from .connection import Connection
 from .failures import RefusedError
 from .stream import RemoteStream
@@ -63,9 +63,21 @@ class RemoteServer:
         Raises:
             HerdError: it cannot be read, is no picture, or the model reads text only.
         """
+        self._require_sight()
+        return data_url(path)
+
+    def video(self, path: Path, sampling: FrameSampling | None) -> dict[str, Any]:
+        """A video for a message: its URL, and which frames are to be looked at where that is not the default.
+
+        Raises:
+            HerdError: it cannot be read, is no video, or the model reads text only.
+        """
+        self._require_sight()
+        return {"url": video_url(path), **(sampling.fields() if sampling else {})}
+
+    def _require_sight(self) -> None:
         if self._card.get("modalities") == ["text"]:
             raise HerdError(f"the model {self.model} reads text only, images were given")
-        return data_url(path)
 
     def stream(self, prompt: Prompt, **options: Any) -> RemoteStream:
         """Answer messages, or continue a text; options are those of ``Engine.stream``.

@@ -1,4 +1,4 @@
-"""Pictures from elsewhere, only of hosts that the operator named, and only of addresses that are public.
+"""Pictures and videos from elsewhere, only of hosts that the operator named, and only of addresses that are public.
 
 A server that fetches what strangers name can be sent to the network behind it. So a name is resolved once, every
 address of the answer has to be public, one of those is dialed, and nothing is followed from there.
@@ -29,55 +29,56 @@ _NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1:
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-async def fetch(url: str, hosts: Iterable[str]) -> bytes:
+async def fetch(url: str, hosts: Iterable[str], field: str = "image_url") -> bytes:
     """The bytes behind an ``http:`` or ``https:`` URL.
 
     Args:
         url: as the request has it.
         hosts: that are allowed: a name, or ``*.name`` for those below it.
+        field: in which the URL stood, for messages.
 
     Raises:
         ApiError: another host, an address that is not public, or no answer within limits.
     """
-    parts = _checked(url, tuple(hosts))
+    parts = _checked(url, tuple(hosts), field)
     host, port = parts.hostname or "", _PORTS[parts.scheme]
-    address = await _public_address(host, port)
+    address = await _public_address(host, port, field)
     try:
         async with asyncio.timeout(SECONDS + 1):
             return await to_thread.run_sync(_download, parts, str(address), abandon_on_cancel=True)
     except (OSError, http.client.HTTPException, TimeoutError) as error:
-        raise wrong(f"the picture of {host} cannot be fetched: {error or type(error).__name__}", "messages") from error
+        raise wrong(f"the {field} of {host} cannot be fetched: {error or type(error).__name__}", "messages") from error
 
 
-def _checked(url: str, hosts: tuple[str, ...]) -> SplitResult:
+def _checked(url: str, hosts: tuple[str, ...], field: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         host, port = (parts.hostname or "").rstrip("."), parts.port
     except ValueError as error:
-        raise wrong(f"an image_url is no URL: {error}", "messages") from error
+        raise wrong(f"the {field} is no URL: {error}", "messages") from error
     if parts.scheme not in _PORTS:
-        raise wrong("an image_url is neither data:...;base64, nor https:", "messages")
+        raise wrong(f"the {field} is neither data:...;base64, nor https:", "messages")
     if not any(host == name or (name.startswith("*.") and host.endswith(name[1:])) for name in map(str.lower, hosts)):
-        raise wrong("an image_url is of a host from which this server fetches nothing (--image-hosts): give the "
-                    "picture itself as data:...;base64,", "messages")
+        raise wrong(f"the {field} is of a host from which this server fetches nothing (--image-hosts): give it as "
+                    "data:...;base64,", "messages")
     if port not in (None, _PORTS[parts.scheme]) or parts.username is not None:
-        raise wrong("an image_url has a port or a user name: leave them out", "messages")
+        raise wrong(f"the {field} has a port or a user name: leave them out", "messages")
     if any(ord(letter) <= 32 or ord(letter) > 126 for letter in url):
-        raise wrong("an image_url has characters that have to be escaped", "messages")
+        raise wrong(f"the {field} has characters that have to be escaped", "messages")
     return parts
 
 
-async def _public_address(host: str, port: int) -> Address:
+async def _public_address(host: str, port: int, field: str) -> Address:
     """One address of a host, all of which are public."""
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(SECONDS):
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError, TimeoutError) as error:
-        raise wrong(f"the host {host} of an image_url is not found", "messages") from error
+        raise wrong(f"the host {host} of the {field} is not found", "messages") from error
     addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
     if not addresses or not all(map(is_public, addresses)):
-        raise wrong(f"the host {host} of an image_url has an address that is not public", "messages")
+        raise wrong(f"the host {host} of the {field} has an address that is not public", "messages")
     return addresses[0]
 
 
@@ -102,7 +103,8 @@ def _download(parts: SplitResult, address: str) -> bytes:
         connection = http.client.HTTPConnection(host, timeout=SECONDS)
         connection.sock = sock
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection.request("GET", target, headers={"Host": host, "Accept": "image/*", "User-Agent": "herdgraph"})
+        headers = {"Host": host, "Accept": "image/*, video/*", "User-Agent": "herdgraph"}
+        connection.request("GET", target, headers=headers)
         response = connection.getresponse()
         if response.status != 200:
             raise http.client.HTTPException(f"it answers with status {response.status}")

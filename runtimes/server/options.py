@@ -16,7 +16,7 @@ class ServerOptions:
         version: of herdgraph.
         context: most tokens of prompt and answer together, None for the model's own limit.
         api_keys: file of keys, None for an open server.
-        image_hosts: hosts whose pictures are fetched, such as ``images.example.com`` or ``*.example.com``.
+        image_hosts: hosts whose pictures and videos are fetched, such as ``images.example.com`` or ``*.example.com``.
         cors_origins: origins of web pages elsewhere that may ask.
         key_requests: requests at the same time with one key.
         request_log: takes one JSON line per request, None for none.
@@ -29,6 +29,7 @@ class ServerOptions:
         json_lists: most lists and objects of a request.
         json_values: most values of a request, beside one for each token of the context.
         images: most pictures of a request.
+        frames: most frames of all videos of a request.
         write_seconds: that a client may take to read what was sent, before it is cut off.
         keep_alive_seconds: of silence after which a stream says that it lives.
     """
@@ -49,5 +50,6 @@ class ServerOptions:
     json_lists: int = 100_000
     json_values: int = 2_000_000
     images: int = 8
+    frames: int = 128
     write_seconds: float = 60.0
     keep_alive_seconds: float = 15.0

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 from anyio import to_thread
 
 from ...errors import HerdError
-from ...model.processing import PreparedPrompt
+from ...model.processing import FrameSampling, PreparedPrompt
 from .errors import of_herd_error, wrong
 from .images import fetch
-from .protocol.chat import ChatMessage, Content, RenderBody, TextContent
+from .protocol.chat import ChatMessage, Content, RenderBody, TextContent, VideoContent
 from .sampling_params import require_known
 from .serving import Serving
 from .toolkit import Tool
@@ -47,11 +47,11 @@ async def chat_prompt(
         keep: most tokens, of which those at the end stay; None for all.
 
     Raises:
-        ApiError: too many pictures, or what the template and the processor refuse.
+        ApiError: too many pictures or frames, or what the template and the processor refuse.
     """
     plain = [plain_message(index, message) for index, message in enumerate(body.messages)]
     continue_final = bool(body.continue_final_message)
-    await _fetch_pictures(serving, plain)
+    await _fetch_shown(serving, plain)
     final = _final_text(plain) if continue_final else ""
 
     def prepare() -> PreparedPrompt:
@@ -122,8 +122,17 @@ def plain_message(index: int, message: ChatMessage) -> dict[str, Any]:
 def _plain_content(content: str | list[Content] | None) -> Any:
     if content is None or isinstance(content, str):
         return content or ""
-    return [{"type": "text", "text": part.text} if isinstance(part, TextContent)
-            else {"type": "image_url", "image_url": {"url": part.image_url.url}} for part in content] or ""
+    return [_plain_part(part) for part in content] or ""
+
+
+def _plain_part(part: Content) -> dict[str, Any]:
+    if isinstance(part, TextContent):
+        return {"type": "text", "text": part.text}
+    if isinstance(part, VideoContent):
+        given = part.video_url
+        return {"type": "video_url", "video_url": {
+            "url": given.url, "fps": given.fps, "max_frames": given.max_frames, "sampling": given.sampling}}
+    return {"type": "image_url", "image_url": {"url": part.image_url.url}}
 
 
 def kept_tokens(serving: Serving, truncate: int | None, asked: int | None) -> int | None:
@@ -167,18 +176,29 @@ def _prepared(
                                      most_tokens=_most(serving, keep))
 
 
-async def _fetch_pictures(serving: Serving, messages: list[dict[str, Any]]) -> None:
-    """Put pictures of other hosts into the messages."""
+async def _fetch_shown(serving: Serving, messages: list[dict[str, Any]]) -> None:
+    """Put pictures and videos of other hosts into the messages."""
     mixed = [message["content"] for message in messages if isinstance(message["content"], list)]
-    parts = [part for content in mixed for part in content if part["type"] == "image_url"]
-    if len(parts) > serving.options.images:
-        raise wrong(f"the request has {len(parts)} pictures, at most {serving.options.images} are taken", "messages")
+    parts = [part for content in mixed for part in content if part["type"] != "text"]
+    _require_few(serving, parts)
     for part in parts:
-        url: str = part["image_url"]["url"]
-        if not url.startswith("data:"):
-            data = await fetch(url, serving.options.image_hosts)
+        kind: str = part["type"]
+        given: dict[str, Any] = part[kind]
+        if not given["url"].startswith("data:"):
+            data = await fetch(given.pop("url"), serving.options.image_hosts, kind)
             part.clear()
-            part.update(type="image", data=data)
+            part.update(given, type=kind.removesuffix("_url"), data=data)
+
+
+def _require_few(serving: Serving, parts: list[dict[str, Any]]) -> None:
+    options = serving.options
+    videos = [part["video_url"] for part in parts if part["type"] == "video_url"]
+    if (pictures := len(parts) - len(videos)) > options.images:
+        raise wrong(f"the request has {pictures} pictures, at most {options.images} are taken", "messages")
+    frames = sum(video["max_frames"] or FrameSampling.max_frames for video in videos)
+    if frames > options.frames:
+        raise wrong(f"the request's {len(videos)} videos may have {frames} frames, at most {options.frames} are taken: "
+                    "give a lower max_frames", "messages")
 
 
 def _final_text(messages: list[dict[str, Any]]) -> str:

@@ -20,7 +20,7 @@ from herdgraph.model.config.presets import TINY
 from herdgraph.model.data import IMAGE, Picture, Record
 from herdgraph.model.processing import PreparedPrompt
 from herdgraph.model.processing.messages import checked_messages
-from support import herds
+from support import clips, herds
 
 TEXT = "A herd of words that is long enough to be a window. "
 
@@ -253,6 +253,14 @@ def _bytes(path: Path, content: bytes) -> Path:
     return path
 
 
+def test_a_video_is_measured_frame_by_frame(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "a.gif").write_bytes(clips.animation(clips.frames(), kind="gif"))
+    asked = [{"role": "user", "content": [{"type": "video", "path": "a.gif"}, "?"]}]
+    rows = lines(tmp_path / "a.jsonl", {"messages": asked}, {"content": [{"video": "a.gif", "max_frames": 2}, "!"]})
+    found = data(checkpoints["seeing"], *read(rows), held_out=0)
+    assert [len(window.pixels) for window in found.measured if window.pixels is not None] == [4, 2]
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_files_are_one_line(case: str, tmp_path: Path) -> None:
     make, message = WRONG[case]
@@ -272,8 +280,6 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 CHAT = {"role": "user", "content": [{"type": "image"}]}
 UNUSABLE = {
-    "video": ("seeing", lambda t: lines(t / "a.jsonl", {"content": [{"video": [str(picture(t / "a.png"))]}]}),
-              "line 1: calibration reads no videos"),
     "empty text": ("seeing", lambda t: lines(t / "a.txt"), r"a\.txt is empty: it holds no samples"),
     "short text": ("seeing", lambda t: lines(t / "a.txt", "too short"), "the data has fewer than 16 tokens: give more"),
     "broken picture": ("seeing", lambda t: _bytes(t / "broken.png", b"\x89PNG\r\n\x1a\n" + b"0" * 50), r"broken\.png"),

@@ -18,6 +18,7 @@ from PIL import Image
 
 from herdgraph.cli.chat_input import first_word
 from herdgraph.model.config.presets import TINY
+from support import clips
 from support.command_line import run
 from support.scripted_server import ScriptedServer, begun
 
@@ -44,6 +45,15 @@ def test_what_was_said_is_saved(paths: tuple[Path, Path], tmp_path: Path, monkey
     parts = [[part.get("path", part.get("text")) for part in messages[at]["content"]] for at in (3, 5)]
     picture = str(tmp_path / "a b.png")
     assert parts == [[picture, "What's this?"], [picture, picture, "both"]]
+
+
+def test_a_video_is_saved_by_name_and_frames(paths: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "a.gif").write_bytes(clips.animation(clips.frames(), kind="gif"))
+    said = [f"/video {tmp_path / 'a.gif'} What happens?", "/video", f"/save {tmp_path / 'chat.json'}"]
+    done = run("chat", paths[1], "--video-frames", 2, "-n", 3, stdin="\n".join(said))
+    assert done.stderr.splitlines()[1:] == ["error: /video needs the name of a file: /video FILE"]
+    shown = json.loads((tmp_path / "chat.json").read_text())[0]["content"][0]
+    assert shown == {"type": "video", "path": str(tmp_path / "a.gif"), "max_frames": 2}
 
 
 def test_options_are_set(paths: tuple[Path, Path]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from support import herds
+from support import clips, herds
 from support.command_line import run, run_process
 
 
@@ -52,6 +52,15 @@ def test_generate(paths: tuple[Path, Path], tmp_path: Path) -> None:
     assert streamed.stdout.strip("\n") == document["text"].strip("\n")
     assert "prompt tokens" in streamed.stderr
     assert len(document["token_ids"]) <= 5
+
+
+def test_generate_with_a_video(paths: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(clips.film(clips.frames()))
+    arguments = ("generate", paths[1], "What?", "--video", tmp_path / "a.mp4", "-n", 2, "--json")
+    tokens = [json.loads(run(*arguments, *more).stdout)["timings"]["prompt_tokens"]
+              for more in ((), ("--video-fps", 1), ("--video-frames", 1), ("--video-sampling", "keyframes"))]
+    assert tokens[0] > tokens[3] > tokens[2]
+    assert tokens[0] > tokens[1] > tokens[2]
 
 
 def test_chat(paths: tuple[Path, Path], tmp_path: Path) -> None:
@@ -165,6 +174,10 @@ WRONG = {
     "missing image": (lambda c, b, t: ("generate", b, "-p", "x", "--image", t / "none.png"), "none.png"),
     "not an image": (lambda c, b, t: ("generate", b, "-p", "x", "--image", _file(t / "[/red].png")), "[/red].png"),
     "endless image": (lambda c, b, t: ("generate", b, "-p", "x", "--image", _fifo(t / "f")), "is not a regular file"),
+    "missing video": (lambda c, b, t: ("generate", b, "-p", "x", "--video", t / "none.mp4"), "none.mp4 cannot be read"),
+    "not a video": (lambda c, b, t: ("generate", b, "-p", "x", "--video", _file(t / "a.mp4")), "a.mp4 is not a video"),
+    "raw video": (lambda c, b, t: ("generate", b, "--raw", "x", "--video", "a.mp4"), "a video is shown through the"),
+    "frames": (lambda c, b, t: ("generate", b, "x", "--video", "a.mp4", "--video-frames", 999), "within 1 and 256"),
     "long prompt": (lambda c, b, t: ("generate", b, "--raw", "-p", "x" * 5000), "4096"),
     "inspect nothing": (lambda c, b, t: ("inspect", t / "none"), "none does not exist"),
     "chat without template": (lambda c, b, t: ("chat", _bare(b, t / "bare")), "has no tokenizer.json"),

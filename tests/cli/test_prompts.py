@@ -115,8 +115,9 @@ def text_bundle(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("words", [("generate", "Hi"), ("run", "Hi"), ("chat",)])
 def test_a_text_model_refuses_pictures_before_it_loads(words: tuple[str, ...], text_bundle: Path) -> None:
-    done = run(words[0], text_bundle, *words[1:], "--image", "none.png")
-    assert (done.returncode, done.stderr) == (1, "error: this model reads text only, images were given\n")
+    for shown in ("--image", "--video"):
+        done = run(words[0], text_bundle, *words[1:], shown, "none.png")
+        assert (done.returncode, done.stderr) == (1, "error: this model reads text only, images were given\n")
 
 
 @pytest.mark.parametrize(("words", "stdin", "message"), [

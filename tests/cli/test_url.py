@@ -15,6 +15,7 @@ from PIL import Image
 
 from herdgraph.errors import StoppedError
 from herdgraph.runtimes.client import Address, RemoteServer, connection
+from support import clips
 from support.command_line import run
 from support.scripted_server import ScriptedServer, begun, chat_events, events
 
@@ -89,6 +90,14 @@ def test_pictures_go_as_they_are_or_as_png(server: ScriptedServer, tmp_path: Pat
     done = run("generate", "--url", server.url, "Hi", "--image", tmp_path / "cow.jpeg")
     assert done.stderr == "error: the model calf reads text only, images were given\n"
     assert len(server.asked) == 2
+
+
+def test_videos_go_as_they_are(server: ScriptedServer, tmp_path: Path) -> None:
+    (tmp_path / "a.gif").write_bytes(clip := clips.animation(clips.frames(), kind="gif"))
+    run("generate", "--url", server.url, "Hi", "--video", tmp_path / "a.gif", "--video-fps", 1)
+    part = server.asked[0].body["messages"][0]["content"][0]
+    url = f"data:video/gif;base64,{base64.b64encode(clip).decode()}"
+    assert part == {"type": "video_url", "video_url": {"url": url, "fps": 1.0}}
 
 
 def test_keys_come_from_a_file_or_the_environment(

@@ -189,6 +189,16 @@ def write_images(directory: Path) -> None:
     base.convert("RGB").save(directory / "rotated.jpeg", exif=exif)
 
 
+def write_videos(directory: Path) -> None:
+    """Films and animations of a few frames."""
+    from support import clips
+
+    for kind, codec in (("mp4", "libx264"), ("mp4", "mpeg4"), ("webm", "libvpx"), ("webm", "libvpx-vp9")):
+        (directory / f"{codec}.{kind}").write_bytes(clips.film(clips.frames(), kind=kind, codec=codec))
+    for kind in ("gif", "webp"):
+        (directory / f"a.{kind}").write_bytes(clips.animation(clips.frames(), kind=kind))
+
+
 def write_data(directory: Path) -> None:
     """Rows, texts, pictures and a WebDataset tar."""
     picture().save(directory / "a.png")

@@ -154,6 +154,17 @@ def _image(directory: Path, rng: random.Random) -> str:
     return "" if tiled.pixels.shape[1:] == (3, 28, 28) else f"tiles of shape {tiled.pixels.shape}"
 
 
+def _video(directory: Path, rng: random.Random) -> str:
+    from herdgraph.model.processing import FrameSampling, load_video
+
+    path = _pick(directory, rng)
+    if rng.random() < 0.9:
+        damage_file(path, rng)
+    sampling = FrameSampling(max_frames=rng.choice((1, 3, 32)), strategy=rng.choice(("uniform", "keyframes")))
+    frames = load_video(path, sampling)
+    return "" if 1 <= len(frames) <= sampling.max_frames else f"{len(frames)} frames of {sampling}"
+
+
 def _call(bundle: Path, rng: random.Random) -> str:
     """Prompts and options of every kind into an engine."""
     from herdgraph.runtimes import Engine
@@ -221,6 +232,7 @@ ONE_BY_ONE = (
     Subject("processors", sound.write_processor, _processor),
     Subject("templates", sound.write_processor, _template),
     Subject("images", sound.write_images, _image),
+    Subject("videos", sound.write_videos, _video),
     Subject("requests", sound.write_bundle, _call),
     Subject("data", sound.write_data, _data),
     Subject("calibrations", sound.write_calibration, _calibration),

@@ -25,7 +25,7 @@ from herdgraph.model.processing import GenerationDefaults, PreparedPrompt
 from herdgraph.runtimes import Engine, Sampling, Sequence
 from herdgraph.runtimes.executors.runner import PREFILL_CHUNK
 from herdgraph.runtimes.generation import Request
-from support import herds
+from support import clips, herds
 
 CHUNK = TINY.text.attention_chunk_size
 CHAT = [{"role": "user", "content": "Hello"}]
@@ -249,6 +249,22 @@ def test_images_in_messages(engine: Engine) -> None:
     assert red.logprobs[0].logprob != blue.logprobs[0].logprob
     both = engine.generate(_ask(_picture("red"), _picture("blue")), max_new_tokens=1)
     assert both.timings.prompt_tokens > red.timings.prompt_tokens
+
+
+def test_frames_of_a_video_are_remembered_by_content(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked again, and in another film, a frame is not computed again."""
+    runner = engine._vision
+    assert runner is not None
+    calls: list[int] = []
+    compute = runner._computed
+    monkeypatch.setattr(runner, "_computed", lambda tiles: calls.append(len(tiles)) or compute(tiles))
+    colors = ["orange", "purple", "navy"]
+    for shown in (colors, colors, [colors[1], "teal"]):
+        video = {"type": "video", "data": clips.animation([_picture(color) for color in shown], kind="gif")}
+        found = engine.generate([{"role": "user", "content": [video, {"type": "text", "text": "What comes first?"}]}],
+                                max_new_tokens=2)
+        assert found.token_ids
+    assert calls == [3, 0, 1]
 
 
 def test_another_picture_is_not_taken_for_the_same_prefix(engine: Engine) -> None:

@@ -8,7 +8,7 @@ behind the assistant's last turn is left out. Tokens of a picture are never lear
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,9 +87,7 @@ class Encoder:
         if max_tokens > (context := config.text.max_position_embeddings):
             raise HerdError(f"samples may have {max_tokens} tokens, the model's context is {context}: take shorter "
                             "rows, or raise the context first (recipe long_context)")
-        self.processor, self._frames = PromptProcessor(directory, config), PromptProcessor(directory, config)
-        if config.vision:
-            self._frames.image_processor = replace(self.processor.image_processor, max_patches=1)
+        self.processor = PromptProcessor(directory, config)
         self.max_tokens, self._too_long = max_tokens, too_long
 
     def __call__(self, record: Record) -> Encoded:
@@ -179,9 +177,8 @@ class Encoder:
         raise HerdError("the chat template does not end the assistant's turn with a stop token")
 
     def _picture(self, picture: Picture) -> _Piece:
-        processor = self._frames if picture.is_frame else self.processor
-        prepared = processor.prepare(IMAGE, images=[picture.source])
-        ids = [token for token in prepared.token_ids if token != processor.tokenizer.bos_id]
+        prepared = self.processor.prepare(IMAGE, images=[picture.source])
+        ids = [token for token in prepared.token_ids if token != self.processor.tokenizer.bos_id]
         return _Piece(ids, [False] * len(ids), prepared.pixel_values)
 
     def _fitted(self, pieces: list[_Piece]) -> list[_Piece]:

@@ -30,7 +30,23 @@ class ImageContent(Body):
     image_url: ImageUrl
 
 
-Content = Annotated[TextContent | ImageContent, Field(discriminator="type")]
+class VideoUrl(Body):
+    """Where a video is, and which of its frames are looked at."""
+
+    url: str
+    fps: float | None = Field(None, gt=0, le=1000)
+    max_frames: int | None = Field(None, ge=1)
+    sampling: Literal["uniform", "keyframes"] | None = None
+
+
+class VideoContent(Body):
+    """A video: a ``data:`` URL, or one of a host that the operator allows."""
+
+    type: Literal["video_url"]
+    video_url: VideoUrl
+
+
+Content = Annotated[TextContent | ImageContent | VideoContent, Field(discriminator="type")]
 
 
 class FunctionCall(Body):

@@ -20,8 +20,10 @@ from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.data import Picture, Record, hold_out, open_samples
 from herdgraph.model.data.records import Turn
+from herdgraph.model.processing import Frame
 from herdgraph.model.training.data import Encoder
-from support import herds
+from support import clips, herds
+from support.clips import animation, film
 
 CHAT = [{"role": "user", "content": "moo?"}, {"role": "assistant", "content": "moo"},
         {"role": "user", "content": "more"}, {"role": "assistant", "content": "moo moo"}]
@@ -102,8 +104,32 @@ def test_conversations(tmp_path: Path) -> None:
 
 def test_videos_are_frames_with_times(tmp_path: Path) -> None:
     record = only(lines(tmp_path / "a.jsonl", {"content": [{"video": ["f0.png", "f1.png"], "fps": 2}, "moo"]}))
-    assert record.document == ("Time: 0.0s", Picture(tmp_path / "f0.png", is_frame=True),
-                               "Time: 0.5s", Picture(tmp_path / "f1.png", is_frame=True), "moo")
+    assert record.document == ("Time: 0.0s", Picture(Frame(0.0, tmp_path / "f0.png")),
+                               "Time: 0.5s", Picture(Frame(0.5, tmp_path / "f1.png")), "moo")
+
+
+def test_video_files_are_the_frames_that_a_prompt_has(tmp_path: Path) -> None:
+    """By name, in a tar file, and alone; options stand beside the name."""
+    (tmp_path / "a.gif").write_bytes(clip := animation(clips.frames(), kind="gif"))
+    part = {"type": "video", "path": "a.gif", "max_frames": 2}
+    named = only(lines(tmp_path / "a.jsonl", {"content": [part, "moo"]})).document
+    assert [part if isinstance(part, str) else part.source.seconds for part in named] == [
+        "Time: 0.0s", 0.0, "Time: 1.0s", 1.0, "moo"]
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        _add(archive, "0001.mp4", film(clips.frames()))
+        _add(archive, "0001.json", json.dumps({"content": [{"video": "mp4"}, "moo"]}).encode())
+    assert len(only(tmp_path / "a.tar").pictures) == 4
+    (tmp_path / "a.mp4").write_bytes(film(clips.frames()))
+    assert len(only(tmp_path / "a.mp4").pictures) == 4
+    (tmp_path / "a.gif").write_bytes(clip[:50])
+    with pytest.raises(HerdError, match=r"a\.jsonl line 1: .*a\.gif is a broken"):
+        only(tmp_path / "a.jsonl")
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    archive.addfile(member, io.BytesIO(data))
 
 
 WRONG: dict[str, tuple[Any, str]] = {
@@ -123,7 +149,9 @@ WRONG: dict[str, tuple[Any, str]] = {
     "tools": ({"messages": CHAT, "tools": 3}, "tools is of type int"),
     "message": ({"messages": [{"content": "a"}]}, "message 0 is no object with role and content"),
     "fps": ({"content": [{"video": ["a.png"], "fps": 0}]}, "fps is 0"),
-    "frames": ({"content": [{"video": "a.mp4"}]}, "video is of type str"),
+    "no frames": ({"content": [{"video": []}]}, "a video is a list of 0 frames"),
+    "video": ({"content": [{"video": 3}]}, "a video is of type int"),
+    "lost video": ({"content": [{"video": "a.mp4"}]}, "a.mp4 cannot be read"),
     "picture": ({"content": [{"image": 3}]}, "a picture is of type int"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from herdgraph.model.processing import ChatTemplate
-from support import herds
+from support import clips, herds
 from support.fake_service import FakeService
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -211,8 +212,27 @@ def test_pictures(client: TestClient, service: FakeService) -> None:
     assert "--image-hosts" in refused(client, messages=[{"role": "user", "content": [away]}])["message"]
 
 
+def test_videos(client: TestClient, client_of: Callable[..., TestClient], service: FakeService) -> None:
+    clip = base64.b64encode(clips.animation(clips.frames(), kind="gif")).decode()
+    shown = {"type": "video_url", "video_url": {"url": f"data:image/gif;base64,{clip}", "max_frames": 2}}
+    ask(client, messages=[{"role": "user", "content": [shown, {"type": "text", "text": "?"}]}])
+    prompt = service.requests[0].prompt
+    assert prompt.pixel_values is not None
+    assert len(prompt.pixel_values) == 2
+    assert "Time: 1.0s" in service.engine.processor.tokenizer.decode(prompt.token_ids)
+    few = client_of(frames=3)
+    assert "2 videos may have 4 frames, at most 3" in refused(few, messages=_user(shown, shown))["message"]
+    cut = shown | {"video_url": {"url": shown["video_url"]["url"][:-100]}}
+    assert "the video data is a broken" in refused(client, messages=_user(cut))["message"]
+    away = {"type": "video_url", "video_url": {"url": "http://169.254.169.254/latest"}}
+    assert "--image-hosts" in refused(client, messages=_user(away))["message"]
+
+
+def _user(*parts: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": list(parts)}]
+
+
 def _picture() -> str:
-    import base64
     import io
 
     from PIL import Image
