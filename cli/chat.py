@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 @device_option
 def chat(
     bundle: Path | None, images: tuple[Path, ...], url: str | None, model: str | None, api_key_file: Path | None,
-    raw: bool, system: str | None, threads: int | None, memory: Memory, device: str | None,
-    **sampling: Any,
+    raw: bool, system: str | None, threads: int | None, memory: Memory, device: str | None, **sampling: Any,
 ) -> None:
     """Talk with BUNDLE, or with the server at --url.
 
@@ -36,8 +35,8 @@ def chat(
     new line. --image belongs to the first message; with --raw every message continues one text.
     """
     given = checked_sampling(sampling)
-    source = Source(bundle=bundle, url=url, model=model, api_key_file=api_key_file, threads=threads,
-                    memory=memory, device=device)
+    source = Source(bundle=bundle, url=url, model=model, api_key_file=api_key_file, threads=threads, memory=memory,
+                    device=device)
     session = ChatSession(source.open(images=images, system=system, raw=raw), system=system, raw=raw,
                           options=ChatOptions(_settable(), given))
     for image in images:

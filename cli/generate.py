@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 def generate(
     bundle: str | None, prompt: str | None, options: tuple[str, ...], files: tuple[Path, ...],
     images: tuple[Path, ...], url: str | None, model: str | None, api_key_file: Path | None, raw: bool,
-    system: str | None, threads: int | None, memory: Memory, device: str | None,
-    as_json: bool, **sampling: Any,
+    system: str | None, threads: int | None, memory: Memory, device: str | None, as_json: bool, **sampling: Any,
 ) -> None:
     """Answer one prompt with BUNDLE, or with the server at --url.
 
