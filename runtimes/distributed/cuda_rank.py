@@ -138,7 +138,10 @@ class CudaRank(CudaRunner):
         self.reads_logits = graph.returns_logits or (rank == 0 and plan.pipeline == 1)
 
     def compute(self, steps: Items[PlacedStep]) -> Logits:
-        """See ``BlockRunner``; logits of the last stage go to rank 0."""
+        """See ``BlockRunner``; logits of the last stage go to rank 0, others that nobody reads are not filled."""
+        if not self.reads_logits:
+            self.answers(steps)
+            return np.empty((sum(len(step.rows) for step in steps), self.config.text.vocab_size), np.float32)
         logits = super().compute(steps)
         if self._stage.returns_logits:
             self._stage.return_logits(logits)

@@ -35,12 +35,16 @@ class Partition:
         return cls(session, inputs, outputs, entry)
 
     @property
-    def between(self) -> list[str]:
-        """Names of what it receives, computes or exchanges; not of caches and logits, which belong to a sequence."""
+    def given(self) -> list[str]:
+        """Names of what it receives, computes or exchanges."""
         received = (exchange.value for exchange in self.entry.before)
         results = (exchange.result for exchange in self.entry.after if exchange.result)
-        names = (*received, *self.outputs, *results)
-        return [name for name in names if name != "logits" and not name.startswith("present.")]
+        return [*received, *self.outputs, *results]
+
+    @property
+    def between(self) -> list[str]:
+        """Names of what is given, but for caches and logits, which belong to a sequence."""
+        return [name for name in self.given if name != "logits" and not name.startswith("present.")]
 
 
 class CapturedCall:

@@ -60,9 +60,9 @@ class RankGraph(Stage):
     @property
     def inputs(self) -> list[Any]:
         """See ``DecoderGraph``: what no partition and no exchange gives."""
-        between = {name for one in self.partitions for name in one.between}
+        given = {name for one in self.partitions for name in one.given}
         return list({item.name: item for one in self.partitions for item in one.session.get_inputs()
-                     if item.name not in between}.values())
+                     if item.name not in given}.values())
 
     @abstractmethod
     def run(self, session: Any, io: Any, values: tuple[Values, ...]) -> None:
