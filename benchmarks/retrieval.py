@@ -105,28 +105,26 @@ def document(known: Items[tuple[str, str]], tokenizer: Tokenizer, tokens: int, s
 
 def measure(name: str, engine: Engine, documents: Items[Document], alone: int) -> Found:
     """Ask a bundle about documents of one length."""
-    tokenizer, scorer = engine.processor.tokenizer, Scorer(engine)
-    scores: list[list[LogLikelihood]] = []
-    pairs: list[list[EncodedPair]] = []
-    seconds = 0.0
-    for one in documents:
-        groups = one.pairs(tokenizer)
-        started = time.perf_counter()
-        scores += scorer.score(groups)
-        seconds += time.perf_counter() - started
-        pairs += groups
+    scorer, asked = Scorer(engine), [one.pairs(engine.processor.tokenizer) for one in documents]
+    started = time.perf_counter()
+    scores = [group for groups in asked for group in scorer.score(groups)]
+    seconds = time.perf_counter() - started
     lengths = [[len(gloss) for gloss in glosses] for one in documents for _, glosses in one.asked]
-    chosen = [int(np.argmax([score.total / count for score, count in zip(group, counts, strict=True)]))
-              for group, counts in zip(scores, lengths, strict=True)]
-    apart = [abs(scorer.score([pair])[0][0].total - score.total) for pair, score in
-             ((pairs[place][:1], scores[place][0]) for place in range(0, len(pairs), max(1, len(pairs) // alone)))
-             ][:alone] if alone else [0.0]
-    computed = sum(max(len(pair.token_ids) for group in one.pairs(tokenizer) for pair in group) for one in documents)
+    chosen = [np.argmax([score.total / length for score, length in zip(group, row, strict=True)])
+              for group, row in zip(scores, lengths, strict=True)]
+    own = [group[0] for group in scores]
+    longest = [max(len(pair.token_ids) for group in groups for pair in group) for groups in asked]
+    pairs = [group[0] for groups in asked for group in groups]
     return Found(
-        name, max(len(pair.token_ids) for group in pairs for pair in group), len(scores),
-        statistics.fmean(place == 0 for place in chosen), statistics.fmean(group[0].greedy for group in scores),
-        -sum(group[0].total for group in scores) / sum(group[0].tokens for group in scores), computed / seconds,
-        max(apart))
+        name, max(longest), len(scores), statistics.fmean(place == 0 for place in chosen),
+        statistics.fmean(score.greedy for score in own),
+        -sum(score.total for score in own) / sum(score.tokens for score in own), sum(longest) / seconds,
+        _apart(scorer, list(zip(pairs, own, strict=True))[:: max(1, len(own) // max(1, alone))][:alone]))
+
+
+def _apart(scorer: Scorer, answers: Items[tuple[EncodedPair, LogLikelihood]]) -> float:
+    """The largest difference between what was found with a shared past and what a prompt of its own gives."""
+    return max((abs(scorer.score([[pair]])[0][0].total - score.total) for pair, score in answers), default=0.0)
 
 
 def table(rows: Items[Found]) -> Table:
