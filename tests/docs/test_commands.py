@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from herdgraph.model.config.presets import TINY
-from support import herds
+from support import clips, herds
 from support.command_line import run
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +80,7 @@ def _write_files(directory: Path) -> None:
     shutil.copyfile(ROOT / "docs" / "runtime.md", directory / "docs" / "runtime.md")
     for name in ("cow.png", "pictures/a.png"):
         Image.effect_noise((60, 40), 50).convert("RGB").save(directory / name)
+    (directory / "cow.mp4").write_bytes(clips.film(clips.frames()))
     rows = [json.dumps({"text": f"The cow {number} says moo."}) for number in range(200)]
     for name in ("texts.jsonl", "corpus.jsonl"):
         (directory / name).write_text("\n".join(rows))
