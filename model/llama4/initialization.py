@@ -1,0 +1,101 @@
+"""Random weights that a Llama 4 begins with: even chances for all words, and the same signals at every width and depth.
+
+With D width, K inputs of a matrix, L layers of a stack and N(s) for normally distributed with standard deviation s:
+
+    embeddings                              N(0.1)                  0.1 of a norm's output, whatever the width
+    projections, gates, experts             N(1 / sqrt(K))          variance 1 from variance 1 (LeCun et al. 1998)
+    outputs into the residual stream        N(1 / sqrt(2 L K))      the 2 L branches together as much as one (GPT-2)
+    routers, a head of its own              N(1 / K)                logits of 1 / sqrt(D): finitely many outputs
+    tied head: weight of the final norm     min(1, 32 / D)          the same for a head that is N(0.1) already
+    image tower                             as above; biases 0; positions and class token N(1 / sqrt(C)), as CLIP's
+    after a GELU (adapter, projector)       1.53 times as much      which gives back what it takes: E gelu(x)^2 = 0.65^2
+    image features                          as large as embeddings, whose places they take
+
+The powers of the width are those of maximal update parametrization (Yang et al. 2022, Tensor Programs V, table 3; for
+experts Malasnicki et al. 2025, arXiv 2508.09752); ``optimizer.base_width`` has the learning rates that belong to them.
+Llama 4 has no factor on its logits, so the final norm carries it where the head is the embedding.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .decoder import Attention, Decoder, Experts, FeedForward, MixtureOfExperts
+from .model import Llama4
+from .vision import VisionAttention, VisionMLP, VisionModel, VisionTower
+
+EMBEDDING_STD = 0.1
+"""With AdamW at one rate for all, embeddings then learn about as fast, relative to their size, as matrices do."""
+
+TIED_WIDTH = 32
+"""Width above which a tied head is damped: its logits begin at 0.1 sqrt(32), and those of a token for itself below 3."""
+
+GELU_GAIN = 1.53
+"""1 / sqrt(E gelu(x)^2) of standard normal x."""
+
+
+@torch.no_grad()
+def initialize(model: Llama4) -> Llama4:
+    """Give a model random weights, in place, drawn from torch's generator. Norms stay at one."""
+    _initialize_decoder(model.decoder)
+    if model.vision is not None:
+        _initialize_tower(model.vision)
+    return model
+
+
+def _initialize_decoder(decoder: Decoder) -> None:
+    text = decoder.config.text
+    nn.init.normal_(decoder.embed_tokens.weight, std=EMBEDDING_STD)
+    if text.tie_word_embeddings:
+        nn.init.constant_(decoder.norm.weight, min(1.0, TIED_WIDTH / text.hidden_size))
+    else:
+        nn.init.normal_(decoder.lm_head.weight, std=1 / text.hidden_size)
+    _initialize_layers(decoder.layers)
+
+
+def _initialize_tower(tower: VisionTower) -> None:
+    vision: VisionModel = tower.vision_model
+    width = vision.class_embedding.numel()
+    for embedding in (vision.class_embedding, vision.positional_embedding_vlm):
+        nn.init.normal_(embedding, std=width**-0.5)
+    _initialize_layers(vision.model.layers)
+    adapter = vision.vision_adapter.mlp
+    _project(vision.patch_embedding.linear)
+    _project(adapter.fc1)
+    _project(adapter.fc2, GELU_GAIN)
+    _project(tower.multi_modal_projector.linear_1, GELU_GAIN * EMBEDDING_STD)
+
+
+def _initialize_layers(layers: nn.ModuleList) -> None:
+    to_residual = partial(_project, gain=(2 * len(layers)) ** -0.5)
+    for part in layers.modules():
+        match part:
+            case Attention() | VisionAttention():
+                for projection in (part.q_proj, part.k_proj, part.v_proj):
+                    _project(projection)
+                to_residual(part.o_proj)
+            case FeedForward():
+                _project(part.gate_proj)
+                _project(part.up_proj)
+                to_residual(part.down_proj)
+            case MixtureOfExperts():
+                nn.init.normal_(part.router.weight, std=1 / part.router.in_features)
+            case Experts():
+                _by_inputs(part.gate_up_proj, part.gate_up_proj.shape[1])
+                _by_inputs(part.down_proj, part.down_proj.shape[1], (2 * len(layers)) ** -0.5)
+            case VisionMLP():
+                _project(part.fc1)
+                to_residual(part.fc2)
+
+
+def _project(linear: nn.Linear, gain: float = 1.0) -> None:
+    _by_inputs(linear.weight, linear.in_features, gain)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+
+
+def _by_inputs(weight: Tensor, inputs: int, gain: float = 1.0) -> None:
+    nn.init.normal_(weight, std=gain * inputs**-0.5)
