@@ -1,19 +1,19 @@
 """Random weights that a Llama 4 begins with: even chances for all words, and the same signals at every width and depth.
 
-With D width, K inputs of a matrix, L layers of a stack and N(s) for normally distributed with standard deviation s:
+With D width, C width of the image tower, K inputs of a matrix, L layers of a stack, N(s) normal with deviation s:
 
-    embeddings                              N(0.1)                  0.1 of a norm's output, whatever the width
-    projections, gates, experts             N(1 / sqrt(K))          variance 1 from variance 1 (LeCun et al. 1998)
-    outputs into the residual stream        N(1 / sqrt(2 L K))      the 2 L branches together as much as one (GPT-2)
-    routers, a head of its own              N(1 / K)                logits of 1 / sqrt(D): finitely many outputs
-    tied head: weight of the final norm     min(1, 32 / D)          the same for a head that is N(0.1) already
-    image tower                             as above; biases 0; positions and class token N(1 / sqrt(C)), as CLIP's
-    after a GELU (adapter, projector)       1.53 times as much      which gives back what it takes: E gelu(x)^2 = 0.65^2
-    image features                          as large as embeddings, whose places they take
+    embeddings                          N(e), e = 0.1       the same at every width
+    projections, gates, experts         N(1 / sqrt(K))      variance 1 from variance 1 (LeCun et al. 1998)
+    outputs into the residual stream    N(e / sqrt(2 L K))  all 2 L branches together as large as the stream (GPT-2)
+    routers, a head of its own          N(1 / K)            logits of deviation 1 / sqrt(D): few outputs of many inputs
+    tied head: final norm's weight      min(1, 16 / D)      the same for a head that has to be N(e)
+    image tower                         as above; biases 0; positions and class token N(1 / sqrt(C)), as CLIP's
+    what follows a GELU in the adapter  1.53 times as much  gives back what the GELU took
+    projector                           e times as much     image features are as large as the embeddings beside them
 
 The powers of the width are those of maximal update parametrization (Yang et al. 2022, Tensor Programs V, table 3; for
-experts Malasnicki et al. 2025, arXiv 2508.09752); ``optimizer.base_width`` has the learning rates that belong to them.
-Llama 4 has no factor on its logits, so the final norm carries it where the head is the embedding.
+mixtures of experts Malasnicki et al. 2025, arXiv 2508.09752); the learning rates that belong to them come with
+``optimizer.base_width``. Llama 4 has no factor on its logits: where the head is the embedding, the final norm has it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from .model import Llama4
 from .vision import VisionAttention, VisionMLP, VisionModel, VisionTower
 
 EMBEDDING_STD = 0.1
-"""With AdamW at one rate for all, embeddings then learn about as fast, relative to their size, as matrices do."""
+"""Norms hide the size of the stream, so it decides only how fast it changes: with AdamW, about as fast as the rest."""
 
-TIED_WIDTH = 32
-"""Width above which a tied head is damped: its logits begin at 0.1 sqrt(32), and those of a token for itself below 3."""
+TIED_WIDTH = 16
+"""Width above which a tied head is damped: its logits begin within 0.1 sqrt(16), that of the token itself near 1.6."""
 
 GELU_GAIN = 1.53
 """1 / sqrt(E gelu(x)^2) of standard normal x."""
@@ -70,7 +70,8 @@ def _initialize_tower(tower: VisionTower) -> None:
 
 
 def _initialize_layers(layers: nn.ModuleList) -> None:
-    to_residual = partial(_project, gain=(2 * len(layers)) ** -0.5)
+    branch = EMBEDDING_STD * (2 * len(layers)) ** -0.5
+    to_residual = partial(_project, gain=branch)
     for part in layers.modules():
         match part:
             case Attention() | VisionAttention():
@@ -85,7 +86,7 @@ def _initialize_layers(layers: nn.ModuleList) -> None:
                 nn.init.normal_(part.router.weight, std=1 / part.router.in_features)
             case Experts():
                 _by_inputs(part.gate_up_proj, part.gate_up_proj.shape[1])
-                _by_inputs(part.down_proj, part.down_proj.shape[1], (2 * len(layers)) ** -0.5)
+                _by_inputs(part.down_proj, part.down_proj.shape[1], branch)
             case VisionMLP():
                 _project(part.fc1)
                 to_residual(part.fc2)

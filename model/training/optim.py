@@ -13,8 +13,8 @@ Learning rates by layer, in the spirit of MetaP, whose recipe Meta did not publi
     embeddings, other norms, biases          1
     image tower, K inputs of a matrix        min(1, B / K)    its width is its own, and is not the one that was tuned
 
-so that a rate found on a narrow model holds for a wide one. Weight decay is divided by the same share: what a step takes
-from a weight stays the same (Wang & Aitchison 2024, arXiv 2405.13698).
+so that a rate found on a narrow model holds for a wide one. Weight decay is divided by the same share: a step takes as
+much from a weight as before (Wang & Aitchison 2024, arXiv 2405.13698).
 """
 
 from __future__ import annotations

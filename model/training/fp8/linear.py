@@ -74,7 +74,7 @@ def _torchao_product(x: Tensor, weight_NK: Tensor, recipe: Fp8Scaling) -> Tensor
 
 
 @lru_cache
-def _template(recipe: Fp8Scaling, emulate: bool) -> Any:  # noqa: FBT001 - lru_cache
+def _template(recipe: Fp8Scaling, emulate: bool) -> Any:
     """A layer without weights, whose settings are a recipe's; ``emulate``: products of rounded numbers in float32.
 
     Raises:
@@ -87,7 +87,8 @@ def _template(recipe: Fp8Scaling, emulate: bool) -> Any:  # noqa: FBT001 - lru_c
     except ImportError as error:
         raise HerdError("FP8 training needs torchao: pip install 'herdgraph[train]'") from error
     layer = nn.Linear(_ALIGNMENT, _ALIGNMENT, bias=False, device="meta")
-    return convert_to_float8_training(layer, config=replace(Float8LinearConfig.from_recipe_name(recipe), emulate=emulate))
+    config = replace(Float8LinearConfig.from_recipe_name(recipe), emulate=emulate)
+    return convert_to_float8_training(layer, config=config)
 
 
 def prepare_for_fp8(model: Llama4, *, window: int = 16) -> list[str]:

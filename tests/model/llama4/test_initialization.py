@@ -72,17 +72,18 @@ def test_many_words_and_a_tied_head(width: int) -> None:
 
 
 def test_gradients_do_not_grow_with_depth() -> None:
-    norms, first_to_last = [], []
+    """Of a layer: there are more of them."""
+    typical, first_to_last = [], []
     for layers in (2, 8, 32):
         config = small(PRESETS["scout"], layers, width=32)
         model = random_model(config)
         loss_of(model, random_ids(config)).backward()
         of_layers = [torch.stack([p.grad.norm() for p in layer.parameters() if p.grad is not None]).norm()
                      for layer in model.decoder.layers]
-        norms.append(float(torch.stack(of_layers).norm()))
+        typical.append(float(torch.stack(of_layers).square().mean().sqrt()))
         first_to_last.append(float(of_layers[0] / of_layers[-1]))
-    assert all(deep < 1.2 * shallow for shallow, deep in pairwise(norms)), norms
-    assert all(ratio < 8 for ratio in first_to_last), first_to_last
+    assert all(deep < 1.1 * shallow for shallow, deep in pairwise(typical)), typical
+    assert all(ratio < 2 for ratio in first_to_last), first_to_last
 
 
 def test_features_of_pictures_are_as_large_as_embeddings() -> None:

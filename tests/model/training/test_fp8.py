@@ -230,10 +230,9 @@ def test_dense_layers_forward_and_backward_are_fake_quantisation(recipe: Fp8Opti
         expected_dw = dy_RN.double().T @ x_RK.double()
     else:
         expected_dw = torchao_fake(dy_RN, first, kind, recipe).T @ torchao_fake(x_RK, first, "e4m3", recipe)
-    exact = 2.0**-8 if by_row else 1e-6  # by row, torchao gives bfloat16
-    assert_near(y.detach().flatten(0, 1), expected_y + layer.bias.detach(), exact)
-    assert_near(dx.flatten(0, 1), expected_dx, exact)
-    assert_near(dw, expected_dw, exact)
+    assert_near(y.detach().flatten(0, 1), expected_y + layer.bias.detach(), 1e-6)
+    assert_near(dx.flatten(0, 1), expected_dx, 1e-6)
+    assert_near(dw, expected_dw, 1e-6)
     assert_near(db, dy_RN.double().sum(0), 1e-6)
 
 
