@@ -96,7 +96,8 @@ def test_features_of_pictures_are_as_large_as_embeddings() -> None:
 
 def changes(width: int, base_width: int | None, *, tied: bool) -> tuple[float, float]:
     """How far three steps of AdamW move the residual stream after the last layer and the logits, as rms."""
-    config = small(HerdConfig(text=PRESETS["scout"].text), layers=2, width=width, tie_word_embeddings=tied)
+    text = replace(PRESETS["scout"].text, num_experts=2)
+    config = small(HerdConfig(text=text), layers=2, width=width, tie_word_embeddings=tied)
     model, ids_BT = prepare_for_training(random_model(config)), random_ids(config, rows=2, length=32)
     seen: list[Tensor] = []
     model.decoder.norm.register_forward_pre_hook(lambda _module, args: seen.append(args[0].detach()))
@@ -108,7 +109,7 @@ def changes(width: int, base_width: int | None, *, tied: bool) -> tuple[float, f
         optimizer.step()
         optimizer.zero_grad()
         logits.append(model(ids_BT))
-    return tuple(float((after - before).square().mean().sqrt())  # type: ignore[return-value]
+    return tuple(float((after - before).detach().square().mean().sqrt())  # type: ignore[return-value]
                  for before, after in ((seen[0], seen[-1]), (logits[0], logits[-1])))
 
 
@@ -116,6 +117,9 @@ def changes(width: int, base_width: int | None, *, tied: bool) -> tuple[float, f
 def test_steps_change_as_much_at_every_width(tied: bool) -> None:
     """The coordinate check of Tensor Programs V; without the rule a step goes the further the wider the model is."""
     by_rule, plain = ([changes(width, base, tied=tied) for width in (64, 128, 256, 512)] for base in (64, None))
-    for ruled, unruled in zip(zip(*by_rule, strict=True), zip(*plain, strict=True), strict=True):
-        assert max(ruled) / min(ruled) < 1.6, ruled
-        assert unruled[-1] / unruled[0] > 2, unruled
+    streams, logits = zip(*by_rule, strict=True)
+    assert max(streams) < 1.3 * min(streams), streams
+    assert plain[-1][0] > 3 * plain[0][0], plain
+    if not tied:  # what a tied head says is its embeddings' at first, which learn at one rate by the rule and without
+        assert max(logits) < 1.8 * min(logits), logits
+        assert plain[-1][1] > 4 * plain[0][1], plain
