@@ -10,7 +10,7 @@ read by all. For a seed all students begin with the same weights and see the sam
 * held-out loss: cross-entropy on text that none was trained on, nats per token;
 * KL to the teacher on the same text;
 * the share of the tokens that it took to come below the final loss of labels alone;
-* wall time.
+* wall time, beside that of the targets.
 
 A run that was measured before is read from WORK, one that was cut off goes on, so the command may be stopped and
 repeated, and several may run beside each other with different ``--seeds`` or ``--only``.
@@ -86,7 +86,7 @@ def student_files(args: argparse.Namespace) -> Path:
 
 
 def cached_targets(files: Path, args: argparse.Namespace) -> Path:
-    """The teacher's targets for every sample, computed when they are missing; tells how long it took."""
+    """The teacher's targets for every sample, computed when they are missing; ``complete`` has the seconds it took."""
     directory, config = args.work / f"targets-{args.length}", read_config(files)
     if (directory / "complete").exists():
         return directory
@@ -103,7 +103,7 @@ def cached_targets(files: Path, args: argparse.Namespace) -> Path:
                 writer.add(batch, teacher.targets(batch))
             tokens += labelled(batch)
             stderr.print(f"targets of {tokens} tokens, {time.perf_counter() - started:.0f} s")
-    (directory / "complete").touch()
+    (directory / "complete").write_text(f"{time.perf_counter() - started:.0f}", encoding="utf-8")
     return directory
 
 
@@ -117,8 +117,8 @@ def options_of(output: Path, seed: int, args: argparse.Namespace) -> RunOptions:
 
 def run(name: str, output: Path, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train one student and evaluate it."""
-    files, started = student_files(args), time.perf_counter()
-    targets, shared = cached_targets(files, args), vars(options_of(output, seed, args))
+    files, shared = student_files(args), vars(options_of(output, seed, args))
+    targets, started = cached_targets(files, args), time.perf_counter()
     if name == LABELS:
         progress = pretrain(PretrainOptions(**shared, checkpoint=files, fresh=True))
     else:
@@ -188,7 +188,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
     rows = {name: [measured(name, seed, args) for seed in args.seeds] for name in args.only}
-    stdout.print(report(rows, args))
+    seconds = (args.work / f"targets-{args.length}" / "complete").read_text(encoding="utf-8")
+    stdout.print(report(rows, args), f"the teacher's targets took {seconds} s")
     if args.plot:
         bars(args.plot, f"held-out loss after {args.steps} steps", "nats per token",
              {name: statistics.mean(one["held_out"] for one in found) for name, found in rows.items()})
