@@ -5,8 +5,8 @@ With D width, C width of the image tower, K inputs of a matrix, L layers of a st
     embeddings                          N(e), e = 0.3         the same at every width
     projections, gates, experts         N(1 / sqrt(K))        variance 1 from variance 1 (LeCun et al. 1998)
     outputs into the residual stream    N(e / sqrt(2 L K))    all 2 L branches together as large as the stream (GPT-2)
-    routers, a head of its own          N(l), l = 0.25 min(1 / sqrt(D), 10 / D)      logits of 0.25, less from D = 100
-    tied head: final norm's weight      min(1, l / e)         the same for a head that has to be N(e)
+    routers, a head of its own          N(0.38 r), r = min(1 / sqrt(D), 16 / D)      logits of 0.38, less from D = 256
+    tied head: final norm's weight      min(1, 0.25 r / e)    the same for a head that has to be N(e)
     image tower                         as above; biases 0; positions and class token N(1 / sqrt(C)), as CLIP's
     what follows a GELU in the adapter  1.53 times as much    gives back what the GELU took
     projector                           e times as much       image features are as large as the embeddings beside them
@@ -32,8 +32,8 @@ EMBEDDING_STD = 0.3
 1 did as well for a head of its own and worse for a tied one, 0.1 worse for both.
 """
 
-LOGIT_STD, LOGIT_WIDTH = 0.25, 100
-"""Small enough for a loss of ln V + 0.05; much smaller logits were slower to learn."""
+LOGIT_STD, TIED_LOGIT_STD, LOGIT_WIDTH = 0.38, 0.25, 256
+"""As large as a loss of ln V + 0.1 allows: smaller ones learn more slowly. A tied head already knows its own input."""
 
 GELU_GAIN = 1.53
 """1 / sqrt(E gelu(x)^2) of standard normal x."""
@@ -49,12 +49,12 @@ def initialize(model: Llama4) -> Llama4:
 
 
 def _initialize_decoder(decoder: Decoder) -> None:
-    text = decoder.config.text
+    text, width = decoder.config.text, decoder.config.text.hidden_size
     nn.init.normal_(decoder.embed_tokens.weight, std=EMBEDDING_STD)
     if text.tie_word_embeddings:
-        nn.init.constant_(decoder.norm.weight, min(1.0, _std_for_logits(text.hidden_size) / EMBEDDING_STD))
+        nn.init.constant_(decoder.norm.weight, min(1.0, _for_logits(width, TIED_LOGIT_STD) / EMBEDDING_STD))
     else:
-        nn.init.normal_(decoder.lm_head.weight, std=_std_for_logits(text.hidden_size))
+        nn.init.normal_(decoder.lm_head.weight, std=_for_logits(width, LOGIT_STD))
     _initialize_layers(decoder.layers)
 
 
@@ -85,7 +85,7 @@ def _initialize_layers(layers: nn.ModuleList) -> None:
                 _project(part.up_proj)
                 to_residual(part.down_proj)
             case MixtureOfExperts():
-                nn.init.normal_(part.router.weight, std=_std_for_logits(part.router.in_features))
+                nn.init.normal_(part.router.weight, std=_for_logits(part.router.in_features, LOGIT_STD))
             case Experts():
                 _by_inputs(part.gate_up_proj, part.gate_up_proj.shape[1])
                 _by_inputs(part.down_proj, part.down_proj.shape[1], branch)
@@ -94,9 +94,9 @@ def _initialize_layers(layers: nn.ModuleList) -> None:
                 to_residual(part.fc2)
 
 
-def _std_for_logits(width: int) -> float:
-    """Deviation of what turns a normalised stream into few numbers."""
-    return LOGIT_STD * min(width**-0.5, LOGIT_WIDTH**0.5 / width)
+def _for_logits(width: int, std: float) -> float:
+    """Deviation of weights that make of a normalised stream logits of a deviation; that of maximal updates if wide."""
+    return std * min(width**-0.5, LOGIT_WIDTH**0.5 / width)
 
 
 def _project(linear: nn.Linear, gain: float = 1.0) -> None:

@@ -49,7 +49,7 @@ def loss_of(model: Llama4, ids_BT: Tensor, pixels: Tensor | None = None) -> Tens
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_begins_with_even_chances(name: str, tied: bool) -> None:
     config = small(PRESETS[name], tie_word_embeddings=tied)
-    model, ids_BT = random_model(config), random_ids(config)
+    model, ids_BT = random_model(config), random_ids(config, rows=16)
     pixels = torch.randn(1, 3, 28, 28) if config.vision else None
     if config.vision:
         ids_BT[0, :4] = config.image_token_id
@@ -68,7 +68,8 @@ def test_many_words_and_a_tied_head(width: int) -> None:
         torch.manual_seed(0)
         if width == 256:
             assert float(loss_of(Llama4(config), random_ids(config))) > 100
-        assert float(loss_of(random_model(config), random_ids(config))) == pytest.approx(math.log(8192), abs=0.1)
+        loss = float(loss_of(random_model(config), random_ids(config, rows=16)))
+    assert loss == pytest.approx(math.log(8192), abs=0.1)
 
 
 def test_gradients_do_not_grow_with_depth() -> None:
@@ -122,4 +123,4 @@ def test_steps_change_as_much_at_every_width(tied: bool) -> None:
     assert plain[0] > 3 * streams[0], plain
     if not tied:  # what a tied head says is its embeddings' at first, which learn at one rate by the rule and without
         assert max(logits) < 1.8 * min(logits), logits
-        assert plain[1] > 4 * logits[0], plain
+        assert plain[1] > 2 * max(logits), plain
