@@ -1,221 +1,198 @@
-"""What distillation is worth, and which weighting of soft and hard targets is worth most: the calf's data, equal steps.
+"""What distillation is worth on text: a small student learns from a teacher that knows more than the labels say.
 
-    python -m benchmarks.distillation CALF [--steps 120] [--seeds 0 1 2] [--only NAME ...] [--plot FILE]
+    python -m benchmarks.distillation WORK --teacher DIR --data FILE ... [--width 192] [--layers 4] [--experts 4]
+        [--steps 240] [--seeds 0 1 2] [--only NAME ...] [--plot FILE]
 
-CALF is what ``examples/calf/train.py`` works in, with data, tower and teacher. So that a short run learns something,
-students learn to name food and drink only, some 130 things. They share the aligned image tower, start from the same
-random decoder for a seed and see the same batches; from scratch means labels only. The teacher is the calf's, trained
-on a little on food; its targets are computed once (64 best ids and the rest) and read by all. Measured are
+The teacher is SmolLM2-135M in Llama 4 form (``herdgraph upcycle MODEL.gguf OUTPUT``), the student a mixture with its
+tokenizer and random weights. The teacher's targets (64 best ids and the rest) are computed once, in WORK/targets, and
+read by all. For a seed all students begin with the same weights and see the same batches. Measured are
 
-* held-out loss: cross-entropy on samples that none was trained on, nats per token;
-* right names, greedy and to the last letter: trained emoji in another vendor's drawing, and as drawn.
+* held-out loss: cross-entropy on text that none was trained on, nats per token;
+* KL to the teacher on the same text;
+* the share of the tokens that it took to come below the final loss of labels alone;
+* wall time, beside that of the targets.
 
-A run that was measured before is read from CALF/distillation, so the command may be stopped and repeated, and several
-may run beside each other with different ``--seeds``.
+A run that was measured before is read from WORK, one that was cut off goes on, so the command may be stopped and
+repeated, and several may run beside each other with different ``--seeds`` or ``--only``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
 
-from examples.calf.config import graft
 from herdgraph.console import stderr, stdout
-from herdgraph.model.config import read_config
-from herdgraph.model.data import JsonLines, open_samples
+from herdgraph.model.checkpoint.base import PROCESSOR_FILES
+from herdgraph.model.config import HerdConfig, read_config, to_hf
+from herdgraph.model.data import TextPages, open_samples
 from herdgraph.model.training.data import Encoder, Loader
 from herdgraph.model.training.distill import (
     CachedTeacher,
     CacheSpec,
     CacheWriter,
-    Combined,
     DistillationLoss,
     Fixed,
-    ForwardKL,
-    LossRatioBalance,
     ModuleTeacher,
-    Schedule,
     TargetCache,
-    TeacherCertainty,
-    TeacherConfidence,
-    WeightedSoftLabels,
-    Weighting,
-    dynamic,
     tokenizer_hash,
 )
-from herdgraph.model.training.exact_match import exact_matches
-from herdgraph.model.training.moe.experts import ExpertOptions, prepare_for_training
-from herdgraph.model.training.objective import Distil, logits_of
+from herdgraph.model.training.moe.experts import prepare_for_training
+from herdgraph.model.training.objective import Distil, labelled, logits_of
 from herdgraph.model.training.optim import OptimizerOptions
-from herdgraph.model.training.runs import PretrainOptions, pretrain
-from herdgraph.model.training.runs.run import RunOptions, train_model
-from herdgraph.model.training.runs.start import new_model, open_model
+from herdgraph.model.training.parallel.ranks import Ranks
+from herdgraph.model.training.runs import DistilOptions, PretrainOptions, distil, pretrain
+from herdgraph.model.training.runs.run import RunOptions, loaders
+from herdgraph.model.training.runs.start import open_model
 from herdgraph.model.training.trainer import TrainOptions
 
 from .figures import bars
+from .training import config_of
 
-WEIGHTINGS: Mapping[str, Callable[[int], Weighting] | None] = {
-    "scratch": None,
-    "fixed 0.5": lambda _: Fixed(0.5),
-    "schedule": lambda steps: Schedule(0.9, 0.0, steps),
-    "confidence": lambda _: TeacherConfidence(),
-    "certainty": lambda _: TeacherCertainty(),
-    "soft labels": lambda _: WeightedSoftLabels(),
-    "balance": lambda _: LossRatioBalance(),
-    "dynamic": lambda steps: dynamic(steps=steps),
-    "fading certainty": lambda steps: Combined((TeacherCertainty(), Schedule(0.9, 0.0, steps))),
+LABELS = "labels"
+WEIGHTINGS: Mapping[str, Mapping[str, Any]] = {
+    LABELS: {},
+    **{f"fixed {soft}": {"weighting": "fixed", "soft": soft} for soft in (0.5, 0.9, 1.0)},
+    **{name: {"weighting": name} for name in (
+        "schedule", "confidence", "certainty", "soft_labels", "balance", "dynamic")},
+    "fixed 0.9, temperature 2": {"weighting": "fixed", "soft": 0.9, "temperature": 2.0},
 }
-CATEGORIES = ("food and drink",)
-EVALUATED = {"other_vendor": "other drawing", "seen": "as drawn"}
 
 
-def compared_data(calf: Path) -> dict[str, Path]:
-    """Files to train and to evaluate on, of the chosen categories, beside the pictures: a picture, then its name."""
-    data, rows = calf / "data", {}
-    for name in ("seen", "other_vendor", "pairs", "text"):
-        rows[name] = [json.loads(line) for line in (data / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-    codes = {_code(row) for row in rows["seen"] if row["category"] in CATEGORIES}
-    found = {}
-    for name, several in rows.items():
-        chosen = [_named(row) for row in several if _code(row) in codes]
-        found[name] = data / f"compared-{name}.jsonl"
-        found[name].write_text("\n".join(map(json.dumps, chosen)), encoding="utf-8")
-    return found
+def student_files(args: argparse.Namespace) -> Path:
+    """A directory with the student's configuration and the teacher's tokenizer."""
+    directory = args.work / f"student-{args.width}-{args.layers}-{args.experts}"
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in PROCESSOR_FILES:
+        if (args.teacher / name).is_file():
+            shutil.copyfile(args.teacher / name, directory / name)
+    teacher, rope = read_config(args.teacher).text, tuple((layer + 1) % 4 != 0 for layer in range(args.layers))
+    text = replace(
+        config_of(args.experts).text, vocab_size=teacher.vocab_size, bos_token_id=teacher.bos_token_id,
+        eos_token_ids=teacher.eos_token_ids, pad_token_id=teacher.pad_token_id, tie_word_embeddings=True,
+        hidden_size=args.width, num_layers=args.layers, num_heads=args.width // 32, num_kv_heads=args.width // 96,
+        expert_size=args.width, moe_layers=tuple(range(args.layers)), rope_layers=rope, chunked_layers=rope)
+    (directory / "config.json").write_text(json.dumps(to_hf(HerdConfig(text=text))), encoding="utf-8")
+    return directory
 
 
-def _code(row: dict[str, Any]) -> str:
-    """The emoji's code: keys end in the number of the view or the vendor."""
-    return str(row["key"]).removesuffix("-name").rpartition("-")[0]
-
-
-def _named(row: dict[str, Any]) -> dict[str, Any]:
-    """A row to evaluate on as those that are trained on: a picture, then its name."""
-    if "messages" not in row:
-        return row
-    return {"key": row["key"], "content": [row["messages"][0]["content"][0], row["name"]]}
-
-
-def options_of(calf: Path, output: Path, steps: int, seed: int) -> RunOptions:
-    """One run: 2048 tokens a step."""
-    files = compared_data(calf)
-    return RunOptions(
-        data=(files["pairs"], files["text"]), output=output, rows=8, seq_len=256,
-        held_out=0.02, held_out_batches=16,
-        train=TrainOptions(steps=steps, precision="bf16", seed=seed, log_every=20),
-        optimizer=OptimizerOptions(learning_rate=3e-3, warmup=20, final=0.05),
-        experts=ExpertOptions(bias_rate=0, balance_loss=0.01),
-    )
-
-
-def adapted_teacher(calf: Path, options: RunOptions) -> Path:
-    """The calf's teacher after some more steps on what is compared: a broad one soon knows less of it than students."""
-    output = calf / "teacher-compared"
-    if not (output / "model" / "config.json").exists():
-        stderr.print("training the teacher on what is compared")
-        pretrain(PretrainOptions(
-            checkpoint=calf / "teacher" / "model", data=options.data, output=output, rows=options.rows,
-            seq_len=options.seq_len, held_out=options.held_out, held_out_batches=options.held_out_batches,
-            train=TrainOptions(steps=300, precision="bf16", seed=3),
-            optimizer=OptimizerOptions(learning_rate=1e-3, warmup=20, final=0.03), experts=options.experts,
-        ))
-    return output / "model"
-
-
-def cached_targets(calf: Path, options: RunOptions) -> Path:
-    """The teacher's targets for every sample, computed when they are missing."""
-    directory, files = calf / "targets", calf / "student"
-    config = read_config(files)
+def cached_targets(files: Path, args: argparse.Namespace) -> Path:
+    """The teacher's targets for every sample, computed when they are missing; ``complete`` has the seconds it took."""
+    directory, config = args.work / f"targets-{args.length}", read_config(files)
     if (directory / "complete").exists():
         return directory
-    stderr.print("computing the teacher's targets")
-    encoder = Encoder(files, config, max_tokens=options.seq_len, too_long="cut")
-    loader = Loader(open_samples(list(options.data)), encoder, rows=options.rows, seq_len=options.seq_len, epochs=1,
+    started = time.perf_counter()
+    encoder = Encoder(files, config, max_tokens=args.length, too_long="cut")
+    samples = open_samples(args.data, lambda path: TextPages(path, encoder.page_bytes(path)))
+    loader = Loader(samples, encoder, rows=args.rows, seq_len=args.length, epochs=1,
                     pad_id=config.text.pad_token_id or 0, shuffle=False)
-    teacher = ModuleTeacher(prepare_for_training(open_model(adapted_teacher(calf, options))), logits_of)
+    teacher, tokens = ModuleTeacher(prepare_for_training(open_model(args.teacher)), logits_of), 0
     with CacheWriter(directory, CacheSpec(tokenizer=tokenizer_hash(files), vocabulary=config.text.vocab_size),
                      config) as writer:
         for batch in loader:
             if writer.missing(batch):
-                with torch.autocast("cpu", torch.bfloat16):
-                    writer.add(batch, teacher.targets(batch))
-    (directory / "complete").touch()
+                writer.add(batch, teacher.targets(batch))
+            tokens += labelled(batch)
+            stderr.print(f"targets of {tokens} tokens, {time.perf_counter() - started:.0f} s")
+    (directory / "complete").write_text(f"{time.perf_counter() - started:.0f}", encoding="utf-8")
     return directory
 
 
-def run(calf: Path, name: str, options: RunOptions) -> dict[str, float]:
+def options_of(output: Path, seed: int, args: argparse.Namespace) -> RunOptions:
+    """What all runs of a seed share."""
+    return RunOptions(
+        data=tuple(args.data), output=output, rows=args.rows, seq_len=args.length, held_out=0.05, held_out_batches=16,
+        train=TrainOptions(steps=args.steps, evaluate_every=max(1, args.steps // 12), seed=seed),
+        optimizer=OptimizerOptions(learning_rate=args.rate, warmup=args.steps // 10, schedule="wsd"))
+
+
+def run(name: str, output: Path, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train one student and evaluate it."""
-    files, weighting, objective = calf / "student", WEIGHTINGS[name], None
-    if weighting is not None:
-        cache = TargetCache(cached_targets(calf, options), tokenizer=tokenizer_hash(files))
-        loss = DistillationLoss(ForwardKL(), weighting(options.train.steps))
-        objective = Distil(CachedTeacher(cache, read_config(files)), loss)
-    student = graft(new_model(files, options.train.seed), open_model(calf / "tower" / "model"))
-    progress = train_model(student, options, files,
-                           objective=objective and (lambda _ranks: objective))
-    return {"held_out": progress.held_out[progress.step], **accuracies(calf, options.output / "model")}
+    files, shared = student_files(args), vars(options_of(output, seed, args))
+    targets, started = cached_targets(files, args), time.perf_counter()
+    if name == LABELS:
+        progress = pretrain(PretrainOptions(**shared, checkpoint=files, fresh=True))
+    else:
+        progress = distil(DistilOptions(**shared, checkpoint=files, fresh=True, teacher=targets, **WEIGHTINGS[name]))
+    return {"held_out": progress.held_out[progress.step], "by_step": progress.held_out,
+            "kl": kl_to_teacher(output / "model", targets, RunOptions(**shared)),
+            "seconds": time.perf_counter() - started}
 
 
-def accuracies(calf: Path, checkpoint: Path) -> dict[str, float]:
-    """Share of right captions by set."""
-    model, encoder = open_model(checkpoint), Encoder(checkpoint, read_config(checkpoint), max_tokens=256)
-    found = {}
-    files = compared_data(calf)
-    for name in EVALUATED:
-        samples = JsonLines(files[name])
-        right = exact_matches(model, [encoder(samples[index]) for index in range(len(samples))])
-        found[name] = sum(right) / len(right)
-    return found
+@torch.no_grad()
+def kl_to_teacher(checkpoint: Path, targets: Path, options: RunOptions) -> float:
+    """Mean KL of the teacher's distribution to the student's on the held-out text, nats per token."""
+    config, model = read_config(checkpoint), open_model(checkpoint).eval()
+    teacher = CachedTeacher(TargetCache(targets, tokenizer=tokenizer_hash(checkpoint)), config)
+    objective = Distil(teacher, DistillationLoss(weighting=Fixed(1.0)))
+    _, held_out = loaders(options, config, checkpoint, Ranks.alone())
+    return sum(float(objective(model, batch, 0)[0]) for batch in held_out) / sum(map(labelled, held_out))
 
 
-def measured(calf: Path, name: str, steps: int, seed: int) -> dict[str, float]:
+def measured(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """The figures of a run, from the disk when it was made before."""
-    directory = calf / "distillation" / f"{name.replace(' ', '-')}-{steps}-{seed}"
-    result = directory / "result.json"
+    output = args.work / f"{args.width}-{args.layers}-{args.steps}" / f"{name.replace(' ', '-')}-{seed}"
+    result = output / "result.json"
     if not result.exists():
-        found = run(calf, name, options_of(calf, directory, steps, seed))
-        stderr.print(f"{name}, seed {seed}: {found}")
+        found = run(name, output, seed, args)
         result.write_text(json.dumps(found), encoding="utf-8")
-    figures: dict[str, float] = json.loads(result.read_text(encoding="utf-8"))
+        stderr.print(f"{name}, seed {seed}: held-out loss {found['held_out']:.3f}, KL {found['kl']:.3f}")
+    figures: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     return figures
 
 
-def report(rows: dict[str, list[dict[str, float]]], steps: int) -> Table:
+def share_of_tokens(found: dict[str, Any], goal: float, steps: int) -> float:
+    """Share of the steps after which a held-out loss was first no higher than a goal; infinite if it never was."""
+    return min((int(step) / steps for step, loss in found["by_step"].items() if loss <= goal), default=float("inf"))
+
+
+def report(rows: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> Table:
     """Means over seeds and their spread."""
-    table = Table(title=f"the calf after {steps} steps of 2048 tokens, mean and standard deviation over seeds")
-    for column in ("weighting", "seeds", "held-out loss", *EVALUATED.values()):
+    table = Table(title=f"{args.steps} steps of {args.rows * args.length} tokens, width {args.width}, {args.layers} "
+                        f"layers; mean and standard deviation over {len(args.seeds)} seed(s)")
+    for column in ("weighting", "held-out loss", "KL to teacher", "tokens to labels' loss", "seconds"):
         table.add_column(column)
     for name, found in rows.items():
-        cells = []
-        for figure in ("held_out", *EVALUATED):
-            values, scale = [row[figure] for row in found], 1 if figure == "held_out" else 100
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{scale * statistics.mean(values):.{3 if scale == 1 else 1}f} ± "
-                         f"{scale * spread:.{3 if scale == 1 else 1}f}{'' if scale == 1 else ' %'}")
-        table.add_row(name, str(len(found)), *cells)
+        goals = [one["held_out"] for one in rows.get(LABELS, found)]
+        shares = [share_of_tokens(one, goal, args.steps) for one, goal in zip(found, goals, strict=True)]
+        table.add_row(name, *(_spread([one[key] for one in found]) for key in ("held_out", "kl")),
+                      f"{statistics.mean(shares):.0%}" if max(shares) <= 1 else "never",
+                      f"{statistics.mean(one['seconds'] for one in found):.0f}")
     return table
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
 
 
 def main() -> None:
     """Parse the command line, run what is missing, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("calf", type=Path)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--data", type=Path, nargs="+", required=True)
+    for name, default in (("width", 192), ("layers", 4), ("experts", 4), ("steps", 240), ("rows", 4), ("length", 128)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=list(WEIGHTINGS), default=list(WEIGHTINGS))
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
-    rows = {name: [measured(args.calf, name, args.steps, seed) for seed in args.seeds] for name in args.only}
-    stdout.print(report(rows, args.steps))
+    rows = {name: [measured(name, seed, args) for seed in args.seeds] for name in args.only}
+    seconds = (args.work / f"targets-{args.length}" / "complete").read_text(encoding="utf-8")
+    stdout.print(report(rows, args), f"the teacher's targets took {seconds} s")
     if args.plot:
-        bars(args.plot, f"right names for another vendor's drawings after {args.steps} steps", "%",
-             {name: 100 * statistics.mean(row["other_vendor"] for row in found) for name, found in rows.items()})
+        bars(args.plot, f"held-out loss after {args.steps} steps", "nats per token",
+             {name: statistics.mean(one["held_out"] for one in found) for name, found in rows.items()})
 
 
 if __name__ == "__main__":

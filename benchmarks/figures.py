@@ -51,6 +51,21 @@ def _lines(
     save(figure, path, dpi=DPI)
 
 
+def sweeps(path: Path, x: str, y: str, panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> None:
+    """Panels beside each other, each with lines over a logarithmic axis whose lowest points are marked."""
+    figure = Figure(figsize=(1.2 * WIDTH, 3.6))
+    for axes, (title, series) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
+        for color, (name, points) in zip(_COLORS, series.items(), strict=False):
+            axes.plot(*zip(*points, strict=True), color=color, label=name)
+            axes.plot(*min(points, key=lambda point: point[1]), color=color, marker="o")
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xscale("log", base=2)
+        axes.spines[["top", "right"]].set_visible(False)
+        label(axes, x, y if axes.get_subplotspec().is_first_col() else "")
+        axes.legend(frameon=False)
+    save(figure, path, dpi=DPI)
+
+
 def before_and_after(path: Path, title: str, x: str, y: str, unit: str, before: Any, after: Any) -> None:
     """Two matrices [rows, columns] of shares beside each other on one scale, and their difference on its own."""
     figure = Figure(figsize=(1.2 * WIDTH, 4.8), layout=ConstrainedLayoutEngine(w_pad=0.1))

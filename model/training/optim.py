@@ -6,8 +6,15 @@ Schedules give a factor on the learning rate, after a linear warm-up from 0 over
     wsd      1, then linearly down to f over the last share of the steps    warm-up, stable, decay (Hu et al. 2024)
 
 Learning rates by layer, in the spirit of MetaP, whose recipe Meta did not publish: what Tensor Programs V (Yang et al.
-2022) derives for Adam. A hidden matrix with K inputs learns at  base_width / K  of the rate, so that a rate found on a
-narrow model holds for a wide one; embeddings, norms, biases and routers keep the whole rate.
+2022, table 3) derives for Adam. With B the base width, at which a rate was found, and D the width of the decoder:
+
+    decoder's matrices, routers, head        B / D    Adam moves every element alike, so sums over D move D times as far
+    final norm before a tied head            B / D    it stands for the factor on the logits (``initialization.py``)
+    embeddings, other norms, biases          1
+    image tower, K inputs of a matrix        min(1, B / K)    its width is its own, and is not the one that was tuned
+
+so that a rate found on a narrow model holds for a wide one. Weight decay is divided by the same share: a step takes as
+much from a weight as before (Wang & Aitchison 2024, arXiv 2405.13698).
 """
 
 from __future__ import annotations
@@ -21,6 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import HerdError
+from ..config import TextConfig
+from ..llama4.model import Llama4
 from .dtensor import full_tensor
 
 
@@ -37,7 +46,8 @@ class OptimizerOptions:
         schedule: after the warm-up: cosine; wsd, constant and then a linear decay; or constant.
         final: learning rate at the end, as a share of the highest.
         decay: share of the steps in which wsd decays.
-        base_width: width at which the learning rate was found; None for the same rate in every layer.
+        base_width: hidden size at which the learning rate was found, which then holds for this model; None for the same
+            rate in every layer.
         ema: decay per step of exponentially averaged weights, 0 for none.
     """
 
@@ -82,26 +92,40 @@ def learning_rate_factor(step: int, steps: int, options: OptimizerOptions) -> fl
     return options.final + (1 - options.final) * min(1.0, left)
 
 
-def optimizer_for(model: nn.Module, options: OptimizerOptions) -> torch.optim.AdamW:
+def optimizer_for(model: Llama4, options: OptimizerOptions) -> torch.optim.AdamW:
     """AdamW with one group per rate and decay; each group's ``scale`` is its layer's share of the rate."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = layer_scale(name, parameter, options.base_width), decays(name, parameter)
+            key = layer_scale(name, parameter, model.config.text, options.base_width), decays(name, parameter)
             groups.setdefault(key, []).append(parameter)
     return torch.optim.AdamW(
-        [{"params": parameters, "scale": scale, "weight_decay": options.weight_decay if decaying else 0.0}
+        [{"params": parameters, "scale": scale, "weight_decay": options.weight_decay / scale if decaying else 0.0}
          for (scale, decaying), parameters in groups.items()],
         lr=options.learning_rate, betas=options.betas, fused=True,
     )
 
 
-def layer_scale(name: str, parameter: Tensor, base_width: int | None) -> float:
-    """A parameter's share of the learning rate."""
-    if base_width is None or parameter.ndim < 2 or any(part in name for part in ("embed", "router", "positional")):
+def layer_scale(name: str, parameter: Tensor, text: TextConfig, base_width: int | None) -> float:
+    """A parameter's share of the learning rate.
+
+    Args:
+        name: in ``Llama4``.
+        parameter: its shape counts.
+        text: configuration of the decoder.
+        base_width: see ``OptimizerOptions``.
+    """
+    damps_logits = text.tie_word_embeddings and name == "decoder.norm.weight"
+    if base_width is None or (_is_one_sided(name, parameter) and not damps_logits):
         return 1.0
-    inputs = parameter.shape[1]  # of a linear layer [out, in] and of fused experts [E, in, out] alike
-    return min(1.0, base_width / inputs)
+    if name.startswith("vision."):
+        return min(1.0, base_width / parameter.shape[1])
+    return base_width / text.hidden_size
+
+
+def _is_one_sided(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter sums over no width: norms, biases, and embeddings of words, patches and positions."""
+    return parameter.ndim < 2 or "embed" in name
 
 
 def decays(name: str, parameter: Tensor) -> bool:

@@ -8,6 +8,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 Fp8Scaling = Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"]
 
 
@@ -54,6 +56,16 @@ def fp8_autocast(recipe: Fp8Options | None) -> Iterator[None]:
         yield
     finally:
         _ACTIVE.reset(token)
+
+
+def has_fp8_products(device: torch.device) -> bool:
+    """Whether a device multiplies FP8 operands faster than it multiplies the numbers that they stand for.
+
+    A CPU does not (``torch._scaled_mm`` is a plain loop there). FP8 operands are float32 numbers and their products are
+    float32 numbers too: 4 bits times 4, or 3. So float32 products of rounded operands, summed in float32, are what an
+    FP8 kernel computes, up to the order of the sums.
+    """
+    return device.type == "cuda"
 
 
 def recompute_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

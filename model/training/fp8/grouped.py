@@ -13,7 +13,7 @@ along the axis that is summed over, so each of the three products of an expert r
 
 Tensorwise, all scales of an expert's operand are equal. E4M3 has one bit of precision more, E5M2 the range that
 gradients need (Micikevicius et al. 2022, arXiv 2209.05433). Sums are float32. What is not finite stays visible: it
-becomes NaN and does not saturate.
+becomes NaN and does not saturate. A CPU multiplies the rounded numbers s · q in float32 (``has_fp8_products``).
 
 Shapes as in ``grouped.py``: R rows sorted by expert, E experts, K inputs, N outputs.
 """
@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from ..moe.grouped import grouped_gradient, grouped_product, groups, in_autocast
 from .amax_history import AmaxHistory
-from .autocast import Fp8Options, active_recipe
+from .autocast import Fp8Options, active_recipe, has_fp8_products
 
 FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
 _SMALLEST_SCALE = 2.0**-100
@@ -40,6 +40,10 @@ class Rounded(NamedTuple):
 
     codes: Tensor
     scale: Tensor
+
+    def numbers(self) -> Tensor:
+        """What they stand for, float32: exact, because scales are powers of two."""
+        return self.codes.float() * self.scale
 
 
 def rounded(x: Tensor, amax: Tensor, dtype: torch.dtype) -> Rounded:
@@ -100,6 +104,8 @@ def _weight_gradient(x_RK: Tensor, dy_RN: Tensor, offsets_E: Tensor, recipe: Fp8
     rows_R = experts_of_rows(offsets_E, len(x_RK))
     amax_x_EK, amax_dy_EN = _by_column(x_RK, offsets_E, recipe), _by_column(dy_RN, offsets_E, recipe)
     x, dy = rounded(x_RK, amax_x_EK[rows_R], FORWARD), rounded(dy_RN, amax_dy_EN[rows_R], BACKWARD)
+    if not has_fp8_products(x_RK.device):
+        return grouped_gradient(x.numbers(), dy.numbers(), offsets_E)
     dw_EKN = x_RK.new_zeros(len(offsets_E), x_RK.shape[1], dy_RN.shape[1])
     for expert, rows in enumerate(groups(offsets_E)):
         if rows.stop > rows.start:  # the scale of a column is the same in all of an expert's rows
@@ -110,6 +116,8 @@ def _weight_gradient(x_RK: Tensor, dy_RN: Tensor, offsets_E: Tensor, recipe: Fp8
 
 def _scaled_grouped(x: Rounded, weight: Rounded, offsets_E: Tensor, dtype: torch.dtype) -> Tensor:
     """Rows [R, K], scales [R, 1], times the matrix of their expert [E, K, N], scales [E, 1, N]."""
+    if not has_fp8_products(x.codes.device):
+        return grouped_product(x.numbers(), weight.numbers(), offsets_E).to(dtype)
     if x.codes.is_cuda and x.codes.dtype == weight.codes.dtype == FORWARD:  # not run on hardware
         return torch._scaled_grouped_mm(
             x.codes, weight.codes.mT.contiguous().mT, x.scale[:, 0].contiguous(), weight.scale[:, 0].contiguous(),
@@ -124,7 +132,7 @@ def _scaled_grouped(x: Rounded, weight: Rounded, offsets_E: Tensor, dtype: torch
 
 
 def _scaled(left: Rounded, right: Rounded, dtype: torch.dtype) -> Tensor:
-    """[M, K] with scales [M, 1] times [K, N] with scales [1, N], laid out as GPU kernels demand it everywhere."""
+    """[M, K] with scales [M, 1] times [K, N] with scales [1, N], laid out as GPU kernels demand it."""
     missing = -left.codes.shape[1] % _ALIGNMENT
     rows, columns = left.codes.contiguous(), right.codes.t().contiguous()
     if missing:  # code 0 is the number 0; pad knows no FP8

@@ -11,12 +11,13 @@ router, norms, embedding, head, attention projections and the patch embedding.
         loss = ...
 
 Dense layers use torchao's products: tensorwise has E5M2 gradients, its rowwise recipes E4M3 throughout, with scales
-rounded to powers of two. Experts use ``fp8_grouped.py``.
+rounded to powers of two; on a CPU torchao emulates them, see ``has_fp8_products``. Experts use ``grouped.py``.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +28,7 @@ from ....errors import HerdError
 from ...llama4.model import Llama4
 from ..moe.experts import GroupedExperts, canonical_name
 from .amax_history import AmaxHistory
-from .autocast import Fp8Options, Fp8Scaling, active_recipe, fp8_autocast, recompute_contexts
+from .autocast import Fp8Options, Fp8Scaling, active_recipe, fp8_autocast, has_fp8_products, recompute_contexts
 from .grouped import Fp8GroupedProduct
 
 __all__ = [
@@ -66,15 +67,15 @@ class Fp8Linear(nn.Linear):
 
 def _torchao_product(x: Tensor, weight_NK: Tensor, recipe: Fp8Scaling) -> Tensor:
     """``Float8Linear`` of torchao without its module: one set of parameters must serve both precisions."""
-    template = _template(recipe)
+    template = _template(recipe, not has_fp8_products(x.device))
     from torchao.float8.float8_linear import matmul_with_hp_or_float8_args  # noqa: PLC0415 - heavy
 
     return matmul_with_hp_or_float8_args.apply(x, weight_NK.t(), template.linear_mm_config, template.config)
 
 
 @lru_cache
-def _template(recipe: Fp8Scaling) -> Any:
-    """A layer without weights, whose settings are a recipe's.
+def _template(recipe: Fp8Scaling, emulate: bool) -> Any:
+    """A layer without weights, whose settings are a recipe's; ``emulate``: products of rounded numbers in float32.
 
     Raises:
         HerdError: torchao is not installed.
@@ -86,7 +87,8 @@ def _template(recipe: Fp8Scaling) -> Any:
     except ImportError as error:
         raise HerdError("FP8 training needs torchao: pip install 'herdgraph[train]'") from error
     layer = nn.Linear(_ALIGNMENT, _ALIGNMENT, bias=False, device="meta")
-    return convert_to_float8_training(layer, config=Float8LinearConfig.from_recipe_name(recipe))
+    config = replace(Float8LinearConfig.from_recipe_name(recipe), emulate=emulate)
+    return convert_to_float8_training(layer, config=config)
 
 
 def prepare_for_fp8(model: Llama4, *, window: int = 16) -> list[str]:

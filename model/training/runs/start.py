@@ -30,6 +30,7 @@ from ...checkpoint.base import PROCESSOR_FILES
 from ...config import HerdConfig, from_hf, from_meta, read_config, to_hf
 from ...config.parameter_counts import model_size
 from ...config.presets import PRESETS, preset
+from ...llama4.initialization import initialize
 from ...llama4.model import Llama4
 
 logger = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ def open_model(directory: Path) -> Llama4:
 
 
 def new_model(directory: Path, seed: int) -> Llama4:
-    """A model with random weights, by the ``config.json`` of a directory.
+    """A model with random weights (``model/llama4/initialization.py``), by the ``config.json`` of a directory.
 
     Raises:
         HerdError: there is none, or there is no memory for the model.
@@ -129,7 +130,7 @@ def new_model(directory: Path, seed: int) -> Llama4:
     config = read_config(directory)
     logger.info("random weights by %s, %s", directory / "config.json", _described(config))
     torch.manual_seed(seed)
-    return Llama4(config)
+    return initialize(Llama4(config))
 
 
 def _described(config: HerdConfig) -> str:

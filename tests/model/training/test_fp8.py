@@ -20,6 +20,7 @@ from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.quantization.calibration_file import CalibrationFile
 from herdgraph.model.quantization.formats import Fp8Format
 from herdgraph.model.quantization.recipes import RECIPES
+from herdgraph.model.training.fp8 import grouped, linear
 from herdgraph.model.training.fp8.amax_history import AmaxHistory, save_amaxes, trained_amaxes
 from herdgraph.model.training.fp8.grouped import fp8_grouped_product, power_of_two, rounded
 from herdgraph.model.training.fp8.linear import (
@@ -129,9 +130,57 @@ def test_rounding_saturates_and_keeps_zeros_and_what_is_not_finite() -> None:
     assert torch.equal(power_of_two(powers * 1.001), powers * 2)
 
 
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Choose between ``torch._scaled_mm``, which computes on a CPU too, and float32 products of rounded numbers."""
+
+    def choose(used: bool) -> None:
+        for module in (grouped, linear):
+            monkeypatch.setattr(module, "has_fp8_products", lambda _device: used)
+
+    return choose
+
+
+def stepped(recipe: Fp8Options, operands: tuple[Tensor, Tensor, Tensor], counts: list[int]) -> tuple[Tensor, ...]:
+    """Output and gradients of experts, then those of a dense layer that has the first expert's weights."""
+    x_RK, weight_EKN, dy_RN = (operand.clone().requires_grad_() for operand in operands)
+    y_RN = fp8_grouped_product(x_RK, weight_EKN, torch.tensor(counts).cumsum(0).int(), recipe)
+    of_experts = y_RN, *torch.autograd.grad(y_RN, (x_RK, weight_EKN), dy_RN)
+    layer = Fp8Linear(nn.Linear(*weight_EKN.shape[1:], bias=False), window=4)
+    layer.weight.data = weight_EKN.detach()[0].T.contiguous()
+    with fp8_autocast(recipe):
+        y_RN = layer(x_RK)
+    return *of_experts, y_RN, *torch.autograd.grad(y_RN, (x_RK, layer.weight), dy_RN)
+
+
 @pytest.mark.parametrize("recipe", RECIPES_OF_TRAINING, ids=by_recipe)
-def test_operands_are_laid_out_as_gpus_demand(recipe: Fp8Options, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_products_of_rounded_numbers_are_scaled_fp8_products(
+    recipe: Fp8Options, kernels: Callable[[bool], None]
+) -> None:
+    """To the last bit where float32 holds every sum, and else up to the order of the sums."""
+    counts = [16, 0, 32]
+    shapes = (48, 32), (3, 32, 16), (48, 16)
+    whole = tuple(torch.randint(-8, 9, shape).float() for shape in shapes)
+    for operand in whole:  # the largest everywhere, so that scales are alike and integers stay integers
+        operand[..., 0], operand[..., 0, :] = 8, 8
+    real = tuple(torch.randn(shape) for shape in shapes)
+    found = {}
+    for used in (True, False):
+        kernels(used)
+        found[used] = stepped(recipe, whole, counts), stepped(recipe, real, counts)
+    for scaled, emulated in zip(found[True][0][:3], found[False][0][:3], strict=True):
+        assert torch.equal(scaled, emulated)
+    # By row torchao has bfloat16 from its kernel, and float32 where it emulates one.
+    for at, (scaled, emulated) in enumerate(zip(found[True][1], found[False][1], strict=True)):
+        assert_near(emulated, scaled.double(), 1e-6 if at < 3 or not recipe.by_row else 2.0**-8)
+
+
+@pytest.mark.parametrize("recipe", RECIPES_OF_TRAINING, ids=by_recipe)
+def test_operands_are_laid_out_as_gpus_demand(
+    recipe: Fp8Options, monkeypatch: pytest.MonkeyPatch, kernels: Callable[[bool], None]
+) -> None:
     """Rows on the left, columns on the right, sums over multiples of 16, E4M3 on the right: the CPU asks for none."""
+    kernels(True)
     calls = []
 
     def spy(left: Tensor, right: Tensor, *scales: Tensor, out_dtype: torch.dtype) -> Tensor:
@@ -181,10 +230,9 @@ def test_dense_layers_forward_and_backward_are_fake_quantisation(recipe: Fp8Opti
         expected_dw = dy_RN.double().T @ x_RK.double()
     else:
         expected_dw = torchao_fake(dy_RN, first, kind, recipe).T @ torchao_fake(x_RK, first, "e4m3", recipe)
-    exact = 2.0**-8 if by_row else 1e-6  # by row, torchao gives bfloat16
-    assert_near(y.detach().flatten(0, 1), expected_y + layer.bias.detach(), exact)
-    assert_near(dx.flatten(0, 1), expected_dx, exact)
-    assert_near(dw, expected_dw, exact)
+    assert_near(y.detach().flatten(0, 1), expected_y + layer.bias.detach(), 1e-6)
+    assert_near(dx.flatten(0, 1), expected_dx, 1e-6)
+    assert_near(dw, expected_dw, 1e-6)
     assert_near(db, dy_RN.double().sum(0), 1e-6)
 
 

@@ -11,6 +11,7 @@ from herdgraph.errors import HerdError
 from herdgraph.model.checkpoint import CALF
 from herdgraph.model.config import read_config, to_hf
 from herdgraph.model.config.presets import TINY
+from herdgraph.model.llama4.initialization import EMBEDDING_STD
 from herdgraph.model.training.data import Encoder
 from herdgraph.model.training.runs import start
 from herdgraph.model.training.runs.start import open_model, start_of
@@ -27,7 +28,9 @@ def test_a_configuration_alone_gets_random_weights_and_the_calfs_tokenizer(name:
     checkpoint = tmp_path / name if name.endswith(".json") else Path(name)
     found = start_of(checkpoint, tmp_path / "run", fresh=False)
     assert (found.files, found.fresh) == (tmp_path / "run" / "start", True)
-    config = found.model(seed=0).config
+    model = found.model(seed=0)
+    assert float(model.decoder.embed_tokens.weight.detach().std()) == pytest.approx(EMBEDDING_STD, rel=0.02)
+    config = model.config
     assert config.text.hidden_size == TINY.text.hidden_size
     assert config.text.vocab_size == read_config(CALF).text.vocab_size
     assert len(Encoder(found.files, config, max_tokens=16).processor.tokenizer.encode("The herd grazes.")) > 2

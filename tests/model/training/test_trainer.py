@@ -227,12 +227,25 @@ def test_groups_of_the_optimiser() -> None:
     seen = {names[id(parameter)]: (group["scale"], group["weight_decay"]) for group in optimizer.param_groups
             for parameter in group["params"]}
     assert seen.keys() == set(names.values())
-    assert seen["decoder.layers.0.self_attn.q_proj.weight"] == (0.5, 0.1)
-    assert seen["decoder.layers.1.feed_forward.experts.down_proj"] == (32 / 48, 0.1)
-    assert seen["decoder.embed_tokens.weight"] == (1.0, 0.0)
-    assert seen["decoder.norm.weight"] == (1.0, 0.0)
-    assert seen["decoder.layers.1.feed_forward.router.weight"][0] == 1.0
-    assert layer_scale("x", torch.zeros(4, 8), None) == 1.0
+    for name in ("layers.0.self_attn.q_proj.weight", "layers.1.feed_forward.experts.down_proj", "lm_head.weight",
+                 "layers.1.feed_forward.router.weight"):
+        assert seen[f"decoder.{name}"] == (0.5, 0.2), "what decays in a step stays the same"
+    for name in ("embed_tokens.weight", "norm.weight", "layers.0.input_layernorm.weight"):
+        assert seen[f"decoder.{name}"] == (1.0, 0.0)
+
+
+def test_rates_by_layer() -> None:
+    """Of a decoder 64 wide by the rate of one 16 wide, and of an image tower 32 wide; and of all alike."""
+    tied = replace(TINY.text, tie_word_embeddings=True)
+    matrix, norm = torch.zeros(4, 128), torch.zeros(64)
+    assert layer_scale("decoder.layers.0.feed_forward.down_proj.weight", matrix, TINY.text, 16) == 0.25
+    assert layer_scale("decoder.layers.0.feed_forward.down_proj.weight", matrix, TINY.text, 128) == 2.0
+    assert layer_scale("decoder.norm.weight", norm, tied, 16) == 0.25, "it scales the logits of a tied head"
+    assert layer_scale("decoder.layers.0.input_layernorm.weight", norm, tied, 16) == 1.0
+    assert layer_scale("vision.multi_modal_projector.linear_1.weight", matrix, TINY.text, 64) == 0.5
+    assert layer_scale("vision.multi_modal_projector.linear_1.weight", matrix, TINY.text, 256) == 1.0
+    assert layer_scale("vision.vision_model.positional_embedding_vlm", matrix, TINY.text, 16) == 1.0
+    assert layer_scale("decoder.lm_head.weight", matrix, TINY.text, None) == 1.0
 
 
 def test_averaged_weights_follow_slowly() -> None:
