@@ -12,7 +12,8 @@ LESS_TELLING = (
     *(f"tests/e2e/test_parity.py::test_text_matches_transformers[{name}]" for name in VARIANTS),
     *(f"tests/export/targets/test_cuda.py::test_twins_give_the_logits_of_the_canonical_graph[{name}]"
       for name in VARIANTS),
-    *(f"tests/export/passes/attention/test_paged.py::test_numbers[{name}-" for name in VARIANTS),
+    *(f"tests/export/passes/attention/test_paged.py::test_numbers[{name}-"
+      for name in ("nope-every-2nd", "no-temperature", "no-chunks")),
     "tests/calibration/test_calibrate.py::test_a_generous_bound_keeps_nothing",
     "tests/calibration/test_coverage.py::test_every_expert_is_shown_real_inputs[128]",
     "tests/calibration/test_coverage.py::test_more_tokens_than_there_are_means_all[128]",

@@ -17,7 +17,8 @@ from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.runtimes import Engine, Sequence
-from herdgraph.runtimes.executors.ort.paged import KEPT_BINDINGS, PagedRunner, Step
+from herdgraph.runtimes.executors.ort.paged import KEPT_BINDINGS, PagedRunner
+from herdgraph.runtimes.executors.runner import Step
 from support import herds
 
 CHUNK = TINY.text.attention_chunk_size
