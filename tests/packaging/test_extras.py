@@ -24,6 +24,7 @@ import pytest
 from herdgraph.console import HerdCommand
 from herdgraph.model.config.presets import TINY
 from support import command_line, dense, herds
+from support.request_files import small_wheel
 
 ROOT = Path(__file__).parents[2]
 LOWEST = Path(__file__).with_name("lowest.txt")
@@ -41,6 +42,7 @@ TABLE = {
     "generate {bundle} -p Hi --max-new-tokens 2":            ("cpu",    WORKS,     WORKS,     "cpu"),
     "chat {bundle} --max-new-tokens 2":                      ("cpu",    WORKS,     WORKS,     "cpu"),
     "bench {bundle} --prompt-tokens 16 -n 2 --repeats 1":    ("cpu",    WORKS,     WORKS,     "cpu"),
+    "eval {bundle} --data {questions} --tasks animals":      ("cpu",    WORKS,     WORKS,     "cpu"),
     "serve {bundle}":                                        ("serve",) * 4,
     "run {bundle} Hi":                                       ("cluster",) * 4,
     "verify {bundle} {checkpoint} --tokens 8":               ("build",  "build",   WORKS,     "cpu"),
@@ -63,6 +65,7 @@ class Inputs:
     dense: Path
     gguf: Path
     text: Path
+    questions: Path
 
     def arguments(self, line: str, out: Path) -> list[str]:
         """The arguments of a line of the table; paths may hold spaces."""
@@ -73,7 +76,7 @@ class Inputs:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     directory = tmp_path_factory.mktemp("inputs with spaces")
     found = Inputs(directory / "bundle", directory / "checkpoint", directory / "dense", directory / "dense.gguf",
-                   directory / "text.jsonl")
+                   directory / "text.jsonl", small_wheel(directory))
     herds.save(TINY, found.checkpoint)
     herds.write_processor(found.checkpoint)
     dense.save_directory(found.dense)
