@@ -250,8 +250,8 @@ def test_nobody_is_there(server: ScriptedServer) -> None:
 @pytest.mark.parametrize(("words", "message"), [
     (["chat"], "Give BUNDLE or --url URL, one of them."),
     (["generate", "bundle", "Hi", "--url", "http://x"], "Give BUNDLE or --url URL, one of them."),
-    (["chat", "--url", "http://x", "--threads", 2], "--threads and --memory belong to BUNDLE"),
-    (["chat", "--url", "http://x", "--memory", "fast"], "--threads and --memory belong to BUNDLE"),
+    (["chat", "--url", "http://x", "--threads", 2], "--threads, --memory and --device belong to BUNDLE"),
+    (["chat", "--url", "http://x", "--memory", "fast"], "--threads, --memory and --device belong to BUNDLE"),
     (["generate", "bundle", "Hi", "--model", "x"], "--model and --api-key-file belong to --url"),
     (["generate", "Hi", "--url", "http://x", "--raw", "--image", "x"], "--raw with --url sends a text only"),
     (["generate", "Hi", "--url", "http://x", "--raw", "--system", "x"], "--system is said through the chat template"),

@@ -38,8 +38,8 @@ class Magnitudes:
     def required_kv_amax(self, _layer: int, observer: str = "max") -> tuple[float, float]:
         return 4.0, 5.0
 
-    def hessian(self, _name: str, _expert: int | None = None) -> None:
-        return None
+    def knows_hessian(self, _name: str) -> bool:
+        return False
 
 
 def _twin(model: ir.Model, recipe: Recipe) -> None:
@@ -223,12 +223,12 @@ def test_a_bundle_is_built_without_a_gpu(tmp_path: Path) -> None:
     assert (codes.dtype, codes.shape.numpy()) == (ir.DataType.UINT8, (4, 64, 48))
 
 
-@pytest.mark.parametrize(("plan", "has_logits"), [
-    (ShardPlan(2), False), (ShardPlan(1, 2), False), (ShardPlan(1, 1, 2), True),
+@pytest.mark.parametrize(("plan", "rank", "has_logits"), [
+    (ShardPlan(2), 1, True), (ShardPlan(1, 2), 1, True), (ShardPlan(1, 1, 2), 0, False), (ShardPlan(1, 1, 2), 1, True),
 ], ids=str)
-def test_ranks_and_stages_are_lowered(plan: ShardPlan, has_logits: bool) -> None:
-    """A part of the vocabulary has no best token; what crosses a cut has a type and a shape."""
-    model, rank = capture_decoder(TINY), plan.world - 1
+def test_ranks_and_stages_are_lowered(plan: ShardPlan, rank: int, has_logits: bool) -> None:
+    """Whoever has the logits of the whole vocabulary says which is best; what crosses a cut has a type and a shape."""
+    model = capture_decoder(TINY)
     KeepStage(plan, rank, TINY.text.num_layers)(model)
     SplitWidth(plan, rank, TINY)(model)
     for value in model.graph.initializers.values():

@@ -337,7 +337,7 @@ def test_a_call_that_fails_ends_its_requests_and_no_others(
     start: StartService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service: Service = start()
-    monkeypatch.setattr(service.engine.runner, "step", lambda steps: (_ for _ in ()).throw(HerdError("weights moved")))
+    monkeypatch.setattr(service.engine.runner, "rows", lambda steps: (_ for _ in ()).throw(HerdError("weights moved")))
     deltas = list(service.submit(request(herds.tokens(3))))
     assert deltas[-1].error == "a call of the model failed: weights moved"
     monkeypatch.undo()
