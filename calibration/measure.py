@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from .vision_stream import VisionStream
 from .windows import Data, Window
 
 VISION = "vision"
+HEAD = "lm_head.weight"
 
 
 @dataclass
@@ -94,6 +96,8 @@ def measure(
                 store.save(part, observed, coverage, states.x_ND)
             store.load(part, result)
             on_part(part)
+        if with_hessians:
+            store.save_head(stream.head_hessian(states))
     return result
 
 
@@ -161,8 +165,18 @@ class _Store:
         Raises:
             HerdError: it cannot be written, for instance on a full disk.
         """
-        try:
+        with self._refusals():
             self._write(part, observed, coverage, states)
+
+    def save_head(self, hessian: dict[str, Tensor]) -> None:
+        """Write the Hessian of the head's input, by the name of the head; errors as ``save``."""
+        with self._refusals():
+            self._write_hessians(HEAD, hessian)
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise HerdError(f"writing {self.directory} failed: {error.strerror or error}; "
                             f"{kept_for_later(self.directory, self.parts)}") from error
@@ -172,9 +186,7 @@ class _Store:
         amaxes = observed.amaxes()
         write_tensors(amaxes, self.directory / f"{part}.safetensors")
         if hessians := observed.hessians.finish():
-            (self.directory / HESSIANS).mkdir(exist_ok=True)
-            with atomic_file(self.directory / HESSIANS / f"{part}.safetensors") as path:
-                write_tensors(hessians, path)
+            self._write_hessians(part, hessians)
         if states is not None:
             index = int(part.rsplit(".", 1)[1])
             write_tensors({"x": states.clone()}, self.directory / f"after.{index}.safetensors")
@@ -187,6 +199,11 @@ class _Store:
             path.write_text(json.dumps(description), encoding="utf-8")
         if states is not None and index:
             (self.directory / f"after.{index - 1}.safetensors").unlink(missing_ok=True)
+
+    def _write_hessians(self, part: str, hessians: dict[str, Tensor]) -> None:
+        (self.directory / HESSIANS).mkdir(exist_ok=True)
+        with atomic_file(self.directory / HESSIANS / f"{part}.safetensors") as path:
+            write_tensors(hessians, path)
 
     def load(self, part: str, result: Measured) -> None:
         """Add what a part gave."""

@@ -56,9 +56,7 @@ def memory_plan(
         float_bytes: of an element of a weight that stays in floating point.
         packed: weights are written as our own CPU operators read them.
     """
-    stored = partial(recipe.stored_bytes, float_bytes=float_bytes, packed=packed)
-    plan = shards or ShardPlan()
-    ranks = [_stored_bytes(config, plan, rank, stored) for rank in range(plan.world)]
+    ranks = bytes_of_ranks(config, recipe, shards or ShardPlan(), float_bytes=float_bytes, packed=packed)
     shapes = expected_tensors(config)
     expert = max((math.prod(shape[1:]) for name, shape in shapes.items() if ".experts." in name), default=0)
     return MemoryPlan(
@@ -68,6 +66,14 @@ def memory_plan(
         free_bytes=free_bytes(output),
         peak_memory_bytes=GRAPH_MEMORY + 3 * max(BLOCK_BYTES, 4 * expert),
     )
+
+
+def bytes_of_ranks(
+    config: HerdConfig, recipe: Recipe, plan: ShardPlan, *, float_bytes: int = 4, packed: bool = False
+) -> list[float]:
+    """Bytes of the weights of every rank. Arguments as in ``memory_plan``."""
+    stored = partial(recipe.stored_bytes, float_bytes=float_bytes, packed=packed)
+    return [_stored_bytes(config, plan, rank, stored) for rank in range(plan.world)]
 
 
 def _stored_bytes(config: HerdConfig, plan: ShardPlan, rank: int, stored: Callable[[str, Shape], float]) -> float:

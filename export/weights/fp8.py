@@ -9,12 +9,15 @@ channel at that place makes it store raw sums of codes, which float16 cannot hol
 compute in 16 bits. So the ratios r follow the product as an ordinary multiplication. They are exact in bfloat16 by
 construction: the engine's arithmetic and its float32 twin multiply by the same numbers.
 
+With the Hessians of its inputs, the codes also make up for each other's errors (``gptq.py``).
+
 E4M3 itself, and why its scales are bfloat16 numbers: ``model/quantization/e4m3.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,9 +26,41 @@ import torch
 from torch import Tensor
 
 from ...model.quantization.e4m3 import channel_scales, power_of_two, to_e4m3
+from ...model.quantization.packed_sizes import filled
+from .block import filled_up, inverse_cholesky_of
+from .gptq import gptq_quantize
+from .origin import origin_of
 from .stream import channels_of, expert_of, write_channels
 
 Array = np.ndarray[Any, Any]
+HessianOf = Callable[[int | None], Tensor | None]
+"""The Hessian [K, K] of the inputs of an expert, or of the weight itself; None to round to nearest."""
+
+_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class E4m3Rounder:
+    """Rounds weights to E4M3 by scales that are known.
+
+    Attributes:
+        scales_N: of output channels.
+        block: inputs that are rounded before the rest learns of their errors; a matter of speed alone.
+    """
+
+    scales_N: Tensor
+    block: int = _BLOCK
+
+    def fit(self, blocks: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The scales, and zero points of 0, [b, N] for blocks [b, K, N]."""
+        del weight
+        scales_bN = self.scales_N.expand(len(blocks), -1)
+        return scales_bN, torch.zeros_like(scales_bN)
+
+    def round(self, blocks: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+        """The nearest E4M3 numbers as float32."""
+        del zeros
+        return to_e4m3(blocks / scales[:, None]).float()
 
 
 class Fp8Codes(ir.LazyTensor):
@@ -34,10 +69,13 @@ class Fp8Codes(ir.LazyTensor):
     Args:
         source: the weight.
         shift_K: what is subtracted from its input (``passes/quantize/fp8.py``), None for nothing.
+        hessian_of: Hessians of its inputs.
     """
 
-    def __init__(self, source: ir.TensorProtocol, shift_K: Tensor | None = None) -> None:
-        self.source, self.shift_K = source, shift_K
+    def __init__(
+        self, source: ir.TensorProtocol, shift_K: Tensor | None = None, hessian_of: HessianOf = lambda _: None
+    ) -> None:
+        self.source, self.shift_K, self._hessian_of = source, shift_K, hessian_of
         self._scales: Array | None = None
         self._offsets: Array | None = None
         super().__init__(self._whole, dtype=ir.DataType.FLOAT8E4M3FN, shape=ir.Shape(source.shape.numpy()))
@@ -56,13 +94,15 @@ class Fp8Codes(ir.LazyTensor):
         self._offsets = np.concatenate(offsets) if offsets else None
 
     def _channels(self, matrix: ir.TensorProtocol, found: list[Array], offsets: list[Array]) -> Iterator[Array]:
+        inputs = int(matrix.shape.numpy()[0])
+        factor_KK = inverse_cholesky_of(matrix, self._hessian_of(origin_of(matrix).expert), filled(inputs, _BLOCK))
         for rows_NK in channels_of(matrix):
             rows = torch.from_numpy(rows_NK)
             scales = channel_scales(rows)
             found.append(scales.numpy())
             if self.shift_K is not None:
                 offsets.append((rows @ self.shift_K).numpy())
-            yield to_e4m3(rows / scales[:, None]).view(torch.uint8).numpy()
+            yield to_e4m3(_rounded(rows, scales, factor_KK)).view(torch.uint8).numpy()
 
     def _find_scales(self) -> None:
         """Read the weight for its scales, unless its codes have been written."""
@@ -98,6 +138,15 @@ class Fp8Codes(ir.LazyTensor):
         for channels in self._codes([], []):
             write_channels(file, channels, offset, width=width)
             offset += inputs * width
+
+
+def _rounded(rows_NK: Tensor, scales_N: Tensor, factor_KK: Tensor | None) -> Tensor:
+    """Rows as multiples of their scales: E4M3 numbers by GPTQ, or as they are to be rounded to nearest."""
+    if factor_KK is None:
+        return rows_NK / scales_N[:, None]
+    weight_KN = torch.from_numpy(filled_up(rows_NK.numpy(), _BLOCK)).T.contiguous()
+    codes_bKN, _, _ = gptq_quantize(weight_KN, factor_KK, E4m3Rounder(scales_N))
+    return codes_bKN.flatten(0, 1)[: rows_NK.shape[1]].T.contiguous()
 
 
 class GlobalScale(ir.LazyTensor):

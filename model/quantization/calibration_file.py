@@ -10,8 +10,8 @@ calibration.json       versions, fingerprint of the checkpoint, hash of the data
 scales.safetensors     ``<observer>/<weight>``: largest magnitude to represent of the input that a weight
                        meets, float32 scalar, or [E] for experts; ``<observer>/<attention>.kv_amax``: [2];
                        ``input_shift/<weight>`` [K]: what is subtracted from that input first
-hessians/<layer>       Hessians XᵀX of inputs X by weight, [K, K], or [E, K, K] for experts, of weights that some
-                       recipe stores in 4 bits; X without the weight of the norm before (``hessian_basis.py``)
+hessians/<layer>       Hessians XᵀX of inputs X by weight, [K, K], or [E, K, K] for experts, of one weight
+                       of those that read X; X without the weight of the norm before (``hessian_basis.py``)
 =====================  =================================================================================
 """
 
@@ -35,7 +35,7 @@ from ..checkpoint.tensors.header import read_header
 from ..config.parameter_counts import model_size
 from .hessian_basis import input_hessian
 from .observers import OBSERVERS
-from .recipes import Recipe
+from .recipes import Recipe, hessian_name
 
 DESCRIPTION = "calibration.json"
 SCALES = "scales.safetensors"
@@ -157,8 +157,9 @@ class CalibrationFile:
         Raises:
             HerdError: it is no sum of squares.
         """
-        layer = ".".join(name.split(".")[:2])
-        found = self._read(f"{HESSIANS}/{layer}.safetensors", name, expert)
+        stored = hessian_name(name)
+        layer = ".".join(stored.split(".")[:2])
+        found = self._read(f"{HESSIANS}/{layer}.safetensors", stored, expert)
         if found is not None:
             what = f"the Hessian of {name} in {self.path}"
             require_finite(found, what)
