@@ -20,7 +20,7 @@ from herdgraph.export.bounds import BOUNDS
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.export.verify import compare, fidelity
 from herdgraph.export.weights.block import BlockCodes, BlockRounder, filled_up
-from herdgraph.export.weights.gptq import gptq_quantize, inverse_hessian_cholesky
+from herdgraph.export.weights.gptq import DAMPING, gptq_quantize, inverse_hessian_cholesky
 from herdgraph.export.weights.stream import Weight
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.checkpoint.reader import TensorReader
@@ -65,6 +65,15 @@ def test_white_data_gives_nearest_codes_of_the_first_column() -> None:
     np.testing.assert_array_equal(found.codes[..., 0], plain.codes[..., 0])
     np.testing.assert_allclose(found.scales, plain.scales, rtol=1e-5)
     np.testing.assert_array_equal(found.zeros, plain.zeros)
+
+
+def test_the_factor_is_that_of_the_inverse() -> None:
+    x = _data()
+    h = (x.T @ x).double()
+    factor = inverse_hessian_cholesky(h).double()
+    damped = h + DAMPING * h.diagonal().mean() * torch.eye(64, dtype=torch.float64)
+    assert torch.equal(factor, factor.triu())
+    torch.testing.assert_close(factor.T @ factor @ damped, torch.eye(64, dtype=torch.float64), atol=1e-4, rtol=0)
 
 
 def test_inputs_never_seen_do_not_break_the_factor() -> None:
