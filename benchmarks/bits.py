@@ -3,9 +3,10 @@
     python -m benchmarks.bits CHECKPOINT WORK [--llama-build DIRECTORY] [--bits 5.6 6.5] [--plot docs/pictures/bits.png]
 
 Ours are bundles of target cpu, measured through ``Engine`` as they compute, 8-bit activations included. llama.cpp's
-files come from its own ``llama-quantize`` with an importance matrix that its ``llama-imatrix`` made of our calibration
-text; their weights are read back into floats and run in torch, so that its kernels and its activations in 8 bits cost
-it nothing here. Bits are those of the whole file, embedding and norms included, per parameter of the checkpoint.
+files come from its own ``llama-quantize``; their weights are read back into floats and run in torch, so that its
+kernels and its activations in 8 bits cost it nothing here. Its importance matrix is what its ``llama-imatrix`` would
+sum up, squares of inputs: the diagonals of our Hessians of the same text (it cannot run every model of Llama 4's form
+itself). Bits are those of the whole file, embedding and norms included, per parameter of the checkpoint.
 
 Three texts that nothing was fitted on. Every row is written to ``WORK/rows.jsonl`` when it is done: a run that was
 stopped goes on there, and ``--plot`` alone draws what is there.
@@ -18,6 +19,7 @@ import json
 import math
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,16 +42,17 @@ from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.parameter_counts import model_size
 from herdgraph.model.processing import PromptProcessor
+from herdgraph.model.quantization.calibration_file import CalibrationFile
+from herdgraph.model.quantization.recipes import hessian_name, needs_hessian
 from herdgraph.runtimes import Engine
 
 from .figures import dots
-from .gguf_export import entries, export
+from .gguf_export import entries, write
 
 DATA = Path(__file__).parent / "data"
 TEXTS = ("alice", "jargon", "python")
 WINDOW = 512
 THEIRS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q4_0")
-CALIBRATION_TEXT = Path(__file__).parents[1] / "calibration" / "data" / "default_text.txt"
 
 
 class Quality(NamedTuple):
@@ -147,9 +150,9 @@ def their_files(checkpoint: Checkpoint, work: Path, programs: Path) -> Iterator[
     """GGUF files by kind, made when they are asked for."""
     exact, matrix = work / "exact.gguf", work / "imatrix.gguf"
     if not exact.exists():
-        export(checkpoint, exact, Kind.BF16)
+        write(checkpoint, exact, Kind.F32)
     if not matrix.exists():
-        _call(programs / "llama-imatrix", "-m", exact, "-f", CALIBRATION_TEXT, "-o", matrix, "-c", WINDOW, "-t", 2)
+        write_importance(checkpoint, calibration_of(checkpoint, work), matrix)
     for kind in THEIRS:
         path = work / f"{kind}.gguf"
         if not path.exists():
@@ -157,15 +160,42 @@ def their_files(checkpoint: Checkpoint, work: Path, programs: Path) -> Iterator[
         yield kind, path
 
 
+def write_importance(checkpoint: Checkpoint, calibration: Path, path: Path) -> None:
+    """Mean squares of the inputs of every matrix whose Hessian was measured, as ``llama-imatrix`` writes them."""
+    measured = CalibrationFile.open(calibration, checkpoint.fingerprint())
+    measured = replace(measured, source=checkpoint)
+    writer = gguf.GGUFWriter(path, "", use_temp_file=False)
+    writer.add_string("general.type", "imatrix")
+    writer.add_array("imatrix.datasets", ["calibration"])
+    writer.add_uint32("imatrix.chunk_count", 1)
+    writer.add_uint32("imatrix.chunk_size", WINDOW)
+    for entry in entries(checkpoint, Kind.F32):
+        hessian = measured.hessian(entry.ours) if needs_hessian(hessian_name(entry.ours)) else None
+        if hessian is not None:
+            squares = hessian.diagonal(dim1=-2, dim2=-1).reshape(-1, hessian.shape[-1])
+            writer.add_tensor(f"{entry.name}.weight.in_sum2", squares.contiguous().numpy())
+            writer.add_tensor(f"{entry.name}.weight.counts", np.ones((len(squares), 1), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def _call(program: Path, *arguments: Any) -> None:
     subprocess.run([program, *map(str, arguments)], check=True, capture_output=True)
 
 
+def calibration_of(checkpoint: Checkpoint, work: Path) -> Path:
+    """The calibration, made when it is asked for; nothing of it is held out."""
+    path = work / "calibration"
+    if not path.exists():
+        calibrate(checkpoint, path, data_of(checkpoint, read_samples([], images=False), held_out=0))
+    return path
+
+
 def our_bundles(checkpoint: Checkpoint, work: Path, bits: list[float]) -> Iterator[tuple[str, Path]]:
     """Bundles by name, made when they are asked for."""
-    calibration = work / "calibration"
-    if not calibration.exists():
-        calibrate(checkpoint, calibration, data_of(checkpoint, read_samples([], images=False)))
+    calibration = calibration_of(checkpoint, work)
     wanted: list[tuple[str, dict[str, Any]]] = [("int8", {"recipe": "int8"}), ("int4", {"recipe": "int4"})]
     wanted += [(f"int4 --bits {target:g}", {"recipe": "int4", "bits": target}) for target in bits]
     for name, options in wanted:
@@ -220,7 +250,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--llama-build", type=Path, help="directory with llama-quantize and llama-imatrix")
+    parser.add_argument("--llama-build", type=Path, help="directory with llama-quantize")
     parser.add_argument("--bits", type=float, nargs="*", default=[5.6, 6.5])
     parser.add_argument("--plot", type=Path, help="draw what has been measured, and measure nothing")
     args = parser.parse_args()

@@ -67,8 +67,13 @@ def export(checkpoint: Checkpoint, path: Path, kind: Kind) -> None:
     Raises:
         HerdError: the model is not one that llama.cpp can run.
     """
-    text = checkpoint.config.text
     _require_expressible(checkpoint)
+    write(checkpoint, path, kind)
+
+
+def write(checkpoint: Checkpoint, path: Path, kind: Kind) -> None:
+    """Write the file of a model that llama.cpp perhaps cannot run; its tools quantise any."""
+    text = checkpoint.config.text
     partial = path.with_suffix(".partial")
     writer = gguf.GGUFWriter(partial, "llama4")
     _add_metadata(writer, text)

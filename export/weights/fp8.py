@@ -9,7 +9,9 @@ channel at that place makes it store raw sums of codes, which float16 cannot hol
 compute in 16 bits. So the ratios r follow the product as an ordinary multiplication. They are exact in bfloat16 by
 construction: the engine's arithmetic and its float32 twin multiply by the same numbers.
 
-With the Hessians of its inputs, the codes also make up for each other's errors (``gptq.py``).
+With the Hessians of its inputs, the codes also make up for each other's errors (``gptq.py``), and s is the best of a
+few scales within an octave: E4M3 has the same numbers in every octave, so what is left to choose is where a channel's
+weights fall between them.
 
 E4M3 itself, and why its scales are bfloat16 numbers: ``model/quantization/e4m3.py``.
 """
@@ -25,7 +27,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from ...model.quantization.e4m3 import channel_scales, power_of_two, to_e4m3
+from ...model.quantization.e4m3 import channel_scales, power_of_two, rounded_up, to_e4m3
 from ...model.quantization.packed_sizes import filled
 from .block import filled_up, inverse_cholesky_of
 from .gptq import gptq_quantize
@@ -36,6 +38,8 @@ Array = np.ndarray[Any, Any]
 HessianOf = Callable[[int | None], Tensor | None]
 """The Hessian [K, K] of the inputs of an expert, or of the weight itself; None to round to nearest."""
 
+STEPS = 4
+"""Scales within an octave that are tried."""
 _BLOCK = 64
 
 
@@ -98,7 +102,7 @@ class Fp8Codes(ir.LazyTensor):
         factor_KK = inverse_cholesky_of(matrix, self._hessian_of(origin_of(matrix).expert), filled(inputs, _BLOCK))
         for rows_NK in channels_of(matrix):
             rows = torch.from_numpy(rows_NK)
-            scales = channel_scales(rows)
+            scales = channel_scales(rows) if factor_KK is None else _best_scales(rows, factor_KK)
             found.append(scales.numpy())
             if self.shift_K is not None:
                 offsets.append((rows @ self.shift_K).numpy())
@@ -138,6 +142,16 @@ class Fp8Codes(ir.LazyTensor):
         for channels in self._codes([], []):
             write_channels(file, channels, offset, width=width)
             offset += inputs * width
+
+
+def _best_scales(rows_NK: Tensor, factor_KK: Tensor) -> Tensor:
+    """The scales [N] with the least square error, inputs weighted as GPTQ weighs them."""
+    importance_K = factor_KK.diagonal()[: rows_NK.shape[1]].square().reciprocal()
+    smallest_N = channel_scales(rows_NK)
+    candidates = torch.stack([rounded_up(smallest_N * 2 ** (step / STEPS)) for step in range(STEPS)])
+    errors = [(to_e4m3(rows_NK / scales_N[:, None]).float() * scales_N[:, None] - rows_NK).square_() @ importance_K
+              for scales_N in candidates]
+    return candidates.gather(0, torch.stack(errors).argmin(0)[None])[0]
 
 
 def _rounded(rows_NK: Tensor, scales_N: Tensor, factor_KK: Tensor | None) -> Tensor:

@@ -152,7 +152,8 @@ def test_hessians_take_error_away_from_the_product(experts: int) -> None:
         lambda expert: x[expert or 0].T @ x[expert or 0], lambda _: None))
     errors = [(x @ (torch.from_numpy(_values(found)) - weight)).square().sum((-2, -1)) for found in (codes, plain)]
     assert (errors[0] < 0.5 * errors[1]).all()
-    np.testing.assert_array_equal(codes.scales(), plain.scales())
+    assert (codes.scales() >= plain.scales()).all(), "nothing is clipped"
+    assert (codes.scales() < 2.01 * plain.scales()).all()
 
 
 def _values(codes: Fp8Codes) -> np.ndarray:
