@@ -147,8 +147,9 @@ def _add_vocabulary(writer: gguf.GGUFWriter, path: Path) -> None:
     writer.add_token_list(words)
     writer.add_token_types(kinds)
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
-    writer.add_bos_token_id(model["vocab"]["<|begin_of_text|>"])
-    writer.add_eos_token_id(model["vocab"]["<|eot|>"])
+    for add, word in ((writer.add_bos_token_id, "<|begin_of_text|>"), (writer.add_eos_token_id, "<|eot|>")):
+        if word in model["vocab"]:
+            add(model["vocab"][word])
     writer.add_add_bos_token(False)
 
 
