@@ -137,7 +137,7 @@ def theirs(checkpoint: Checkpoint, path: Path) -> Overlaid:
     tensors: dict[str, Tensor] = {}
     for entry in entries(checkpoint, Kind.F32):
         tensor = stored[entry.name]
-        values = torch.from_numpy(np.ascontiguousarray(gguf.quants.dequantize(tensor.data, tensor.tensor_type)))
+        values = torch.from_numpy(np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type)))
         if entry.columns is not None:
             shape = checkpoint.tensors[entry.ours].shape
             tensors.setdefault(entry.ours, torch.empty(shape))[..., entry.columns] = values.reshape(entry.shape).mT
