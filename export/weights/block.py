@@ -69,17 +69,14 @@ class BlockRounder:
             factor_KK: ``gptq.inverse_hessian_cholesky`` of the inputs, None to round to nearest.
         """
         weight_KN = torch.from_numpy(rows_NK).T.contiguous()
-        if factor_KK is None:  # block by block, each of which stays in the processor's cache
-            blocks = weight_KN.unflatten(0, (-1, self.block)).split(1)
-            codes, scales, zeros = map(torch.cat, zip(*map(self._nearest, blocks), strict=True))
+        if factor_KK is None:
+            blocks = weight_KN.unflatten(0, (-1, self.block))
+            scales, zeros = self.fit(blocks)
+            codes = self.round(blocks, scales, zeros)
         else:
             codes, scales, zeros = gptq_quantize(weight_KN, factor_KK, self)
         codes = codes.add_(zeros[:, None]).to(torch.uint8).permute(2, 0, 1).contiguous()
         return Blocks(codes.numpy(), scales.T.contiguous().numpy(), zeros.T.to(torch.uint8).contiguous().numpy())
-
-    def _nearest(self, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        scales, zeros = self.fit(blocks)
-        return self.round(blocks, scales, zeros), scales, zeros
 
     def fit(self, blocks: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scales and zero points [b, N] of blocks [b, K, N]; ``weight`` [b, K] says which errors matter."""
