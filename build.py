@@ -23,7 +23,7 @@ from rich.progress import Progress as ProgressBar
 from herdgraph.console import HerdCommand, emit_json, print_warning, progress, quantity, size, succeed, table
 from herdgraph.errors import HerdError
 from herdgraph.export.targets.precision import PRECISIONS, caches_by_target, recipes_by_target
-from herdgraph.options import COUNT, PATH, TokenCount, context_option, json_option, kv_option, recipe_option
+from herdgraph.options import COUNT, PATH, Number, TokenCount, context_option, json_option, kv_option, recipe_option
 from herdgraph.runtimes.native.library import library_path
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 @kv_option(f"float as the target computes, {caches_by_target()}; 8 bits need --calibration, but for cpu")
 @click.option("--calibration", type=PATH,
               help="Directory that `herdgraph calibrate` wrote: fp8 needs it, 4-bit weights are rounded by it.")
+@click.option("--bits", type=Number(min=0, min_open=True), help="Average bits per weight of the whole bundle, such as "
+              "5.5: recipe int4 then chooses by calibration what keeps 8 bits.")
 @click.option("--sm", default="89,120", show_default=True, help="tensorrt-rtx: compute capabilities of one plan.")
 @click.option("--profile", type=click.Choice(["both", "decode", "prefill"]), default="both", show_default=True,
               help="TensorRT: what the decoder's plan is for, which decides how experts are computed.")
@@ -55,8 +57,9 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Check the checkpoint, print the memory plan and stop.")
 @json_option
 def main(
-    checkpoint: Path, output: Path, target: str | None, recipe: str | None, kv: str, calibration: Path | None, sm: str,
-    shards: str | None, devices: str | None, overwrite: bool, dry_run: bool, as_json: bool, **limits: Any,
+    checkpoint: Path, output: Path, target: str | None, recipe: str | None, kv: str, calibration: Path | None,
+    bits: float | None, sm: str, shards: str | None, devices: str | None, overwrite: bool, dry_run: bool,
+    as_json: bool, **limits: Any,
 ) -> None:
     """Build a bundle from a checkpoint.
 
@@ -75,7 +78,7 @@ def main(
     with open_checkpoint(checkpoint) as source:
         split = _split(shards, devices, source.config, precision, options)
         plan = plan_build(source, output, target=target, recipe=precision, calibration=calibration, options=options,
-                          shards=split, overwrite=overwrite)
+                          shards=split, overwrite=overwrite, bits=bits)
         if plan.refusal and not dry_run:
             raise plan.refusal
         expected = plan.expected_seconds()

@@ -32,6 +32,20 @@ def curves(path: Path, title: str, x: str, y: str, series: Mapping[str, Sequence
     _lines(path, title, x, y, series)
 
 
+def dots(path: Path, title: str, x: str, y: str, series: Mapping[str, Sequence[tuple[float, float, str]]]) -> None:
+    """Named points joined by lines, y on a logarithmic axis."""
+    figure, axes = new_axes(title, width=WIDTH, height=4.2)
+    for color, (name, points) in zip(_COLORS, series.items(), strict=False):
+        places = sorted((at, value) for at, value, _ in points)
+        axes.plot(*zip(*places, strict=True), color=color, label=name, marker="o")
+        for at, value, text in points:
+            axes.annotate(text, (at, value), xytext=(4, 4), textcoords="offset points", fontsize=7, color=color)
+    axes.set_yscale("log")
+    label(axes, x, y)
+    axes.legend(frameon=False)
+    save(figure, path, dpi=DPI)
+
+
 def lines(path: Path, title: str, x: str, y: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> None:
     """Lines over two logarithmic axes, every point marked."""
     _lines(path, title, x, y, series, log=True)

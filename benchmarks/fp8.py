@@ -13,6 +13,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
+import numpy as np
+import onnx_ir as ir
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -26,8 +28,10 @@ from herdgraph.calibration.samples import read_samples
 from herdgraph.calibration.search import parts_of
 from herdgraph.calibration.windows import Window, data_of
 from herdgraph.console import fail
+from herdgraph.export.weights.fp8 import Fp8Codes
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.processing import PromptProcessor
+from herdgraph.model.quantization.calibration_file import CalibrationFile
 from herdgraph.model.quantization.observers import OBSERVERS
 from herdgraph.model.quantization.recipes import RECIPES
 
@@ -51,7 +55,27 @@ class InputsOnly(Quantized):
         return weight_KN
 
 
-def variants(amaxes: dict[str, Tensor], checkpoint: Checkpoint) -> dict[str, Quantized]:
+class ByHessians(Quantized):
+    """FP8 weights as a build rounds them, by the Hessians of a calibration."""
+
+    hessians: CalibrationFile
+    expert: int | None = None
+
+    def __call__(self, name: str, x: Tensor, weight_KN: Tensor, expert: int | None = None) -> Tensor:
+        """``x @ weight``, in FP8 when the recipe says so."""
+        self.expert = expert
+        return super().__call__(name, x, weight_KN, expert)
+
+    def _rounded_weight(self, name: str, weight_KN: Tensor) -> Tensor:
+        source, found = self._weights.get(name, (None, None))
+        if source is None or found is None or source.data_ptr() != weight_KN.data_ptr():
+            codes = Fp8Codes(ir.Tensor(weight_KN.numpy()), None, lambda _: self.hessians.hessian(name, self.expert))
+            found = torch.from_numpy(codes.numpy().astype(np.float32) * codes.scales())
+            self._weights[name] = weight_KN, found
+        return found
+
+
+def variants(amaxes: dict[str, Tensor], checkpoint: Checkpoint, hessians: CalibrationFile) -> dict[str, Quantized]:
     """Rows of the table."""
     make_backend = backend_factory(amaxes, "mse")
     shared = {name: amax.max().expand(amax.shape) if ".experts." in name else amax for name, amax in amaxes.items()}
@@ -63,6 +87,9 @@ def variants(amaxes: dict[str, Tensor], checkpoint: Checkpoint) -> dict[str, Qua
         return amaxes.get(f"input_shift/{name}")
 
     rows: dict[str, Quantized] = {f"observer {name}": backend_factory(amaxes, name)(FP8) for name in OBSERVERS}
+    for name in ("mse", "max"):
+        rows[f"{name}, by Hessians"] = ByHessians(FP8, lambda weight, name=name: amaxes[f"{name}/{weight}"], shift)
+        rows[f"{name}, by Hessians"].hessians = hessians  # type: ignore[attr-defined]
     rows["mse, one scale for all experts of a layer"] = backend_factory(shared, "mse")(FP8)
     rows["max, not shifted"] = Quantized(FP8, lambda name: amaxes[f"unshifted/{name}"], lambda _: None)
     rows["mse, only weights in FP8"] = WeightsOnly(FP8, amax, shift)
@@ -82,11 +109,13 @@ def held_out(checkpoint: Checkpoint, count: int) -> list[Window]:
     return [Window(ids[first : first + WINDOW]) for first in range(0, len(ids) - WINDOW + 1, WINDOW)][:count]
 
 
-def measured(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Magnitudes by every observer, from the built-in text; those by ``unshifted`` are of inputs as they are."""
+def measured(checkpoint: Checkpoint, work: Path) -> dict[str, Tensor]:
+    """Magnitudes by every observer, from the built-in text; those by ``unshifted`` are of inputs as they are.
+
+    Hessians are left in a directory.
+    """
     data = data_of(checkpoint, read_samples([], images=False), most_tokens=16384)
-    with tempfile.TemporaryDirectory() as work:
-        amaxes = measure(checkpoint, data, Path(work) / "work", key="", with_hessians=False).amaxes
+    amaxes = measure(checkpoint, data, work, key="").amaxes
     plain = Magnitudes()
     evaluate(checkpoint, {"": plain}, data.measured[:-1])  # type: ignore[dict-item]
     found = {name.removeprefix("max/"): amax for name, amax in amaxes.items() if name.startswith("max/")}
@@ -118,9 +147,10 @@ def main() -> None:
     if not args.checkpoint.is_dir():
         fail(f"{args.checkpoint} does not exist: run `make demo` once, or name a checkpoint")
     torch.manual_seed(0)
-    with open_checkpoint(args.checkpoint) as checkpoint:
-        amaxes = measured(checkpoint)
-        found = evaluate(checkpoint, variants(amaxes, checkpoint), held_out(checkpoint, args.windows))
+    with open_checkpoint(args.checkpoint) as checkpoint, tempfile.TemporaryDirectory() as name:
+        amaxes = measured(checkpoint, Path(name) / "work")
+        hessians = CalibrationFile(Path(name) / "work", {}, "mse", source=checkpoint)
+        found = evaluate(checkpoint, variants(amaxes, checkpoint, hessians), held_out(checkpoint, args.windows))
     table = Table(title=f"{found.tokens} tokens, float32 perplexity {found.exact_perplexity:.3f}")
     for column in ("", "perplexity", "change", "mean KL", "same top token"):
         table.add_column(column, no_wrap=True)

@@ -45,12 +45,16 @@ class Entry:
         shape: outermost dimension first.
         kind: number format.
         read: its values.
+        ours: canonical name of the checkpoint's tensor whose values these are, empty for none.
+        columns: of experts, which of the outputs of that tensor.
     """
 
     name: str
     shape: tuple[int, ...]
     kind: Kind
     read: Callable[[], Tensor]
+    ours: str = ""
+    columns: slice | None = None
 
     def data(self) -> np.ndarray:
         """Values in the number format."""
@@ -63,14 +67,19 @@ def export(checkpoint: Checkpoint, path: Path, kind: Kind) -> None:
     Raises:
         HerdError: the model is not one that llama.cpp can run.
     """
-    text = checkpoint.config.text
     _require_expressible(checkpoint)
+    write(checkpoint, path, kind)
+
+
+def write(checkpoint: Checkpoint, path: Path, kind: Kind) -> None:
+    """Write the file of a model that llama.cpp perhaps cannot run; its tools quantise any."""
+    text = checkpoint.config.text
     partial = path.with_suffix(".partial")
     writer = gguf.GGUFWriter(partial, "llama4")
     _add_metadata(writer, text)
     _add_vocabulary(writer, checkpoint.directory / "tokenizer.json")
-    entries = list(_entries(checkpoint, kind))
-    for entry in entries:
+    found = list(entries(checkpoint, kind))
+    for entry in found:
         stored = gguf.quant_shape_to_byte_shape(entry.shape, entry.kind) if entry.kind != Kind.F32 else entry.shape
         width = 4 if entry.kind == Kind.F32 else 1
         writer.add_tensor_info(f"{entry.name}.weight", stored, np.dtype(np.float32 if width == 4 else np.uint8),
@@ -78,7 +87,7 @@ def export(checkpoint: Checkpoint, path: Path, kind: Kind) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for entry in entries:
+    for entry in found:
         writer.write_tensor_data(entry.data())
     writer.close()
     partial.replace(path)
@@ -138,12 +147,13 @@ def _add_vocabulary(writer: gguf.GGUFWriter, path: Path) -> None:
     writer.add_token_list(words)
     writer.add_token_types(kinds)
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
-    writer.add_bos_token_id(model["vocab"]["<|begin_of_text|>"])
-    writer.add_eos_token_id(model["vocab"]["<|eot|>"])
+    for add, word in ((writer.add_bos_token_id, "<|begin_of_text|>"), (writer.add_eos_token_id, "<|eot|>")):
+        if word in model["vocab"]:
+            add(model["vocab"][word])
     writer.add_add_bos_token(False)
 
 
-def _entries(checkpoint: Checkpoint, kind: Kind) -> Iterator[Entry]:
+def entries(checkpoint: Checkpoint, kind: Kind) -> Iterator[Entry]:
     """All tensors in the order of the model."""
     text = checkpoint.config.text
     edge = Kind.Q8_0 if kind == Kind.Q4_0 else kind
@@ -178,13 +188,14 @@ def _experts(checkpoint: Checkpoint, file: str, ours: str, kind: Kind) -> Iterat
     inner, width, experts = text.expert_size, text.hidden_size, text.num_experts
     for name, columns in (("ffn_gate_exps", slice(inner)), ("ffn_up_exps", slice(inner, None))):
         yield Entry(f"{file}.{name}", (experts, inner, width), kind,
-                    lambda columns=columns: checkpoint.read(f"{ours}.gate_up_proj")[..., columns].mT)
+                    lambda columns=columns: checkpoint.read(f"{ours}.gate_up_proj")[..., columns].mT,
+                    f"{ours}.gate_up_proj", columns)
     yield Entry(f"{file}.ffn_down_exps", (experts, width, inner), kind,
-                lambda: checkpoint.read(f"{ours}.down_proj").mT)
+                lambda: checkpoint.read(f"{ours}.down_proj").mT, f"{ours}.down_proj", slice(None))
 
 
 def _plain(checkpoint: Checkpoint, name: str, ours: str, kind: Kind) -> Entry:
-    return Entry(name, checkpoint.tensors[ours].shape, kind, lambda: checkpoint.read(ours))
+    return Entry(name, checkpoint.tensors[ours].shape, kind, lambda: checkpoint.read(ours), ours)
 
 
 def _rope_factors(text: TextConfig) -> Tensor:

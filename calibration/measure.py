@@ -37,6 +37,7 @@ from .vision_stream import VisionStream
 from .windows import Data, Window
 
 VISION = "vision"
+HEAD = "lm_head.weight"
 
 
 @dataclass
@@ -98,6 +99,8 @@ def measure(
                 store.save(part, observed, coverage, states.x_ND)
             store.load(part, result)
             on_part(part)
+        if with_hessians:
+            store.save_head(stream.head_hessian(states))
     return result
 
 
@@ -169,25 +172,12 @@ class _Store:
         if not shapes:
             yield None
             return
-        with self._told():
+        with self._refusals():
             (self.directory / HESSIANS).mkdir(exist_ok=True)
             with atomic_file(self.directory / HESSIANS / f"{part}.safetensors") as path:
                 sums = HessianSums(path, shapes)
                 yield sums
                 sums.finish()
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Say of a disk that refuses what is kept.
-
-        Raises:
-            HerdError: it does.
-        """
-        try:
-            yield
-        except OSError as error:
-            raise HerdError(f"writing {self.directory} failed: {error.strerror or error}; "
-                            f"{kept_for_later(self.directory, self.parts)}") from error
 
     def save(self, part: str, observed: CalibrationObserver, coverage: Coverage, states: Tensor | None) -> None:
         """Write what a part gave, which the next run need not measure again.
@@ -195,8 +185,21 @@ class _Store:
         Raises:
             HerdError: it cannot be written, for instance on a full disk.
         """
-        with self._told():
+        with self._refusals():
             self._write(part, observed, coverage, states)
+
+    def save_head(self, hessian: dict[str, Tensor]) -> None:
+        """Write the Hessian of the head's input, by the name of the head; errors as ``save``."""
+        with self._refusals():
+            self._write_hessians(HEAD, hessian)
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise HerdError(f"writing {self.directory} failed: {error.strerror or error}; "
+                            f"{kept_for_later(self.directory, self.parts)}") from error
 
     def _write(self, part: str, observed: CalibrationObserver, coverage: Coverage, states: Tensor | None) -> None:
         """The description is renamed last: it says that everything else is there."""
@@ -214,6 +217,11 @@ class _Store:
             path.write_text(json.dumps(description), encoding="utf-8")
         if states is not None and index:
             (self.directory / f"after.{index - 1}.safetensors").unlink(missing_ok=True)
+
+    def _write_hessians(self, part: str, hessians: dict[str, Tensor]) -> None:
+        (self.directory / HESSIANS).mkdir(exist_ok=True)
+        with atomic_file(self.directory / HESSIANS / f"{part}.safetensors") as path:
+            write_tensors(hessians, path)
 
     def load(self, part: str, result: Measured) -> None:
         """Add what a part gave."""

@@ -62,6 +62,8 @@ def _show_bundle(bundle: BundleDescription) -> None:
     origin = {name: _short(value) for name, value in bundle.origin().items()}
     described = _described(bundle.manifest.config, bundle.size, bundle.caches or "at 16 bit")
     table(str(bundle.path), origin | described | {"sampling": bundle.sampling})
+    if bundle.manifest.bits:
+        table("bits of weights", _grouped({name: f"{bits} bits" for name, bits in bundle.manifest.bits.items()}))
     table("files", [(name, f"{size(entry.bytes)}  {entry.sha256[:16]}")
                     for name, entry in bundle.manifest.files.items()])
 

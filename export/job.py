@@ -14,7 +14,7 @@ from ..model.checkpoint import Checkpoint
 from ..model.checkpoint.rotated import RotatedCheckpoint
 from ..model.config import HerdConfig, TextConfig
 from ..model.quantization.calibration_file import CalibrationFile
-from ..model.quantization.recipes import Recipe
+from ..model.quantization.recipes import Recipe, is_table
 from ..runtimes.bundle.shards import Shards
 from .graph.capture import bind_weights, capture_decoder, capture_vision
 from .metadata import describe_graph
@@ -66,6 +66,7 @@ class Job:
         options: what TensorRT plans are built for.
         write_plan: compiles lowered graphs; None for targets that run them.
         progress: hooks for a display.
+        bits: of the weights of every part of the model, where a size decides them.
     """
 
     checkpoint: Checkpoint
@@ -75,6 +76,7 @@ class Job:
     options: PlanOptions
     write_plan: WritePlan | None
     progress: BuildProgress = field(default_factory=BuildProgress)
+    bits: dict[str, int] = field(default_factory=dict)
 
     @property
     def config(self) -> HerdConfig:
@@ -134,6 +136,12 @@ class Job:
         return RotatedCheckpoint(checkpoint) if self.recipe.rotated else checkpoint
 
 
+def _is_looked_up(value: ir.Value) -> bool:
+    """Whether nothing but rows of a table are read of an initializer; a tied table is the head as well."""
+    return (value.const_value is not None and is_table(origin_of(value.const_value).name)
+            and all(user.op_type == "Gather" for user, _ in value.uses()))
+
+
 def weight_bytes(model: ir.Model) -> int:
     """Bytes of the distinct weights of a lowered model."""
     distinct = {id(value.const_value): value.const_value.nbytes for value in initializers(model) if value.const_value}
@@ -142,8 +150,8 @@ def weight_bytes(model: ir.Model) -> int:
 
 def active_bytes(decoder: ir.Model, config: TextConfig) -> int:
     """Bytes of weights that one decoded token reads: all but the embedding table and the experts not chosen."""
-    table = decoder.graph.initializers.get("embed_tokens.weight")
+    table = sum(value.const_value.nbytes for value in decoder.graph.initializers.values() if _is_looked_up(value))
     routed = sum(value.const_value.nbytes for value in initializers(decoder)
                  if value.const_value is not None and ".experts." in origin_of(value.const_value).name)
-    rest = weight_bytes(decoder) - routed - (table.const_value.nbytes if table and table.const_value else 0)
+    rest = weight_bytes(decoder) - routed - table
     return rest + (routed * config.top_k // config.num_experts if routed else 0)

@@ -60,9 +60,7 @@ def memory_plan(
         packed: weights are written as our own CPU operators read them.
         by_hessians: weights are rounded by the Hessians of a calibration.
     """
-    stored = partial(recipe.stored_bytes, float_bytes=float_bytes, packed=packed)
-    plan = shards or ShardPlan()
-    ranks = [_stored_bytes(config, plan, rank, stored) for rank in range(plan.world)]
+    ranks = bytes_of_ranks(config, recipe, shards or ShardPlan(), float_bytes=float_bytes, packed=packed)
     shapes = expected_tensors(config)
     expert = max((math.prod(shape[1:]) for name, shape in shapes.items() if ".experts." in name), default=0)
     return MemoryPlan(
@@ -79,6 +77,14 @@ def _hessian_memory(config: HerdConfig) -> int:
     """Of the largest Hessian one factor is made at a time, in doubles; every core rounds by another one."""
     largest = max(math.prod(shape[-2:]) for shape in hessian_shapes(config).values())
     return (8 + 8 + 4 + 4 * workers()) * largest
+
+
+def bytes_of_ranks(
+    config: HerdConfig, recipe: Recipe, plan: ShardPlan, *, float_bytes: int = 4, packed: bool = False
+) -> list[float]:
+    """Bytes of the weights of every rank. Arguments as in ``memory_plan``."""
+    stored = partial(recipe.stored_bytes, float_bytes=float_bytes, packed=packed)
+    return [_stored_bytes(config, plan, rank, stored) for rank in range(plan.world)]
 
 
 def _stored_bytes(config: HerdConfig, plan: ShardPlan, rank: int, stored: Callable[[str, Shape], float]) -> float:

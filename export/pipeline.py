@@ -29,6 +29,7 @@ from ..runtimes.bundle.manifest import (
     describe_files,
     write_manifest,
 )
+from .allocation import allocated
 from .job import BuildProgress, BuildResult, Job, active_bytes, weight_bytes
 from .memory_plan import GRAPH_BYTES, MemoryPlan, memory_plan
 from .processor_files import check_processor_files, copy_processor_files
@@ -100,7 +101,7 @@ class BuildPlan:
 def plan_build(
     checkpoint: Checkpoint, output: Path, *, target: str = "cpu", recipe: str | Recipe | None = None,
     calibration: Path | None = None, options: PlanOptions | None = None, shards: ShardPlan | None = None,
-    overwrite: bool = False,
+    overwrite: bool = False, bits: float | None = None,
 ) -> BuildPlan:
     """Check and size a build; every check of a build is made here, once.
 
@@ -114,11 +115,13 @@ def plan_build(
         options: what TensorRT plans are built for.
         shards: how the decoder is split over ranks, None for a whole one.
         overwrite: replace an existing output.
+        bits: per parameter, of the whole bundle: recipe int4 then chooses what keeps 8 bits; None for the recipe's own
+            choice.
 
     Raises:
         HerdError: unknown target or recipe, a calibration that is missing or another's, processor files that cannot be
-            used, or a plan that the model cannot be split by. An output that cannot be written is a ``refusal`` of the
-            plan instead.
+            used, a plan that the model cannot be split by, or a size that cannot be met. An output that cannot be
+            written is a ``refusal`` of the plan instead.
     """
     # 1. what is asked for, and whether this machine can build it
     lowering, precision = target_of(target, recipe)
@@ -128,6 +131,9 @@ def plan_build(
     measured = calibration_for(precision, calibration, checkpoint)
     if measured is not None:
         precision = measured.applied_to(precision)
+    chosen: dict[str, int] = {}
+    if bits is not None:
+        precision, chosen = allocated(checkpoint.config, lowering, precision, measured, bits)
     if precision.uses_hessians and measured is None:
         logger.warning("%s without Hessians costs perplexity (+22 %% instead of +3 %% on a small model): write them "
                        "with `herdgraph calibrate` and pass --calibration", precision.name)
@@ -137,8 +143,9 @@ def plan_build(
     # 3. what it needs, and whether there is room
     memory = memory_plan(checkpoint.config, output, precision, shards, float_bytes=lowering.float_bytes,
                          packed=lowering.packs_weights,
-                         by_hessians=precision.uses_hessians and measured is not None)
-    job = Job(checkpoint, lowering, precision, measured, options, writer)
+                         by_hessians=measured is not None and measured.has_hessians
+                         and (precision.uses_hessians or precision.fp8))
+    job = Job(checkpoint, lowering, precision, measured, options, writer, bits=chosen)
     refusal = _refusal(checkpoint, output, memory, overwrite=overwrite)
     return BuildPlan(job, output, shards, overwrite, memory, refusal)
 
@@ -165,7 +172,7 @@ def _manifest(job: Job, made: BuildResult, directory: Path) -> Manifest:
     checkpoint, target = job.checkpoint, job.target
     return Manifest(
         target=target.name, executor=target.executor, provider=target.provider, recipe=job.recipe.name,
-        config=checkpoint.config, graphs=made.graphs, active_bytes=made.active_bytes, plans=made.plans,
+        bits=job.bits, config=checkpoint.config, graphs=made.graphs, active_bytes=made.active_bytes, plans=made.plans,
         shards=made.shards, files=describe_files(directory), toolchain=_toolchain(),
         source={"checkpoint": checkpoint.directory.name, "fingerprint": checkpoint.fingerprint()},
     )

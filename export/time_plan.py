@@ -33,7 +33,7 @@ from ..model.quantization.formats import BlockFormat, ChannelFormat, Format, Fp8
 from ..model.quantization.packed_sizes import can_pack
 from ..runtimes.bundle.blocks import write_block_hashes
 from .job import Job
-from .weights.block import BlockCodes, BlockRounder, in_blocks
+from .weights.block import BlockCodes, BlockRounder, filled_up
 from .weights.channel import ChannelCodes
 from .weights.fp8 import Fp8Codes
 from .weights.gptq import inverse_hessian_cholesky
@@ -65,7 +65,7 @@ def expected_seconds(job: Job, output: Path, bundle_bytes: int) -> float:
         if layout not in largest or math.prod(shape) > math.prod(largest[layout][1]):
             largest[layout] = name, shape
     in_cores = sum(count * _seconds_per_element(job, *largest[layout], layout) for layout, count in elements.items())
-    if job.calibration is not None and job.recipe.uses_hessians:
+    if job.calibration is not None and job.calibration.has_hessians:
         in_cores += _by_hessians(job)
     config = job.config
     layers = config.text.num_layers + (config.vision.num_layers if config.vision else 0)
@@ -131,7 +131,9 @@ def _stored(job: Job, weight: Weight, layout: Format | None) -> ir.TensorProtoco
 def _by_hessians(job: Job) -> float:
     """Core-seconds that rounding by Hessians takes."""
     shapes = [shape for name, shape in expected_tensors(job.config).items()
-              if isinstance(layout := job.recipe.layout_of_tensor(name, shape), BlockFormat) and layout.bits == 4]
+              if _wants_hessian(job.recipe.layout_of_tensor(name, shape))]
+    if not shapes:
+        return 0.0
     # Inputs are the second axis of a stack of experts, and of any other matrix.
     matrices = [(shape[0] if len(shape) == 3 else 1, shape[1], math.prod(shape)) for shape in shapes]
     size = min(_INPUTS, max(inputs for _, inputs, _ in matrices))
@@ -139,6 +141,10 @@ def _by_hessians(job: Job) -> float:
     slope = max(0.0, large - small) / (size - size // 3)
     return sum(count * factor * (inputs / size) ** 3 + elements * (large + slope * (inputs - size))
                for count, inputs, elements in matrices)
+
+
+def _wants_hessian(layout: Format | None) -> bool:
+    return isinstance(layout, Fp8Format) or (isinstance(layout, BlockFormat) and layout.bits == 4)
 
 
 def _hessian_seconds(inputs: int) -> tuple[float, float]:
@@ -149,7 +155,7 @@ def _hessian_seconds(inputs: int) -> tuple[float, float]:
 
     def measure() -> tuple[float, float]:
         factor_KK, seconds = _timed(lambda: inverse_hessian_cholesky(functional.pad(hessian_KK, (0, -inputs % 32) * 2)))
-        _, rounding = _timed(lambda: rounder.quantize(in_blocks(rows_NK, 32), factor_KK))
+        _, rounding = _timed(lambda: rounder.quantize(filled_up(rows_NK, 32), factor_KK))
         return seconds, rounding / rows_NK.size
 
     return next(in_parallel([measure]))

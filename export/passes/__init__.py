@@ -26,6 +26,7 @@ from .quantize.kv_fp8 import QuantizeCachesFp8
 from .quantize.kv_int8 import QuantizeCaches
 from .quantize.matmuls import QuantizeMatMuls
 from .quantize.rotate_hidden import RotateHidden
+from .quantize.table import QuantizeTable
 from .shard.keep_stage import KeepStage
 from .shard.lower_collectives import LowerCollectives
 from .shard.split_width import SplitWidth
@@ -35,5 +36,6 @@ __all__ = [
     "LowerCachedAttention", "LowerCollectives", "LowerExpertsContrib", "LowerExpertsDense", "LowerExpertsFused",
     "LowerExpertsGathered", "LowerExpertsUnrolled", "LowerExplicitAttention", "LowerFullAttention", "LowerMixtures",
     "LowerPagedAttention", "LowerPagedContrib", "LowerProjects", "LowerRoutedExperts", "PackTokens", "QuantizeCaches",
-    "QuantizeCachesFp8", "QuantizeFp8", "QuantizeMatMuls", "ReshapeRows", "RotateHidden", "SplitWidth", "Tidy",
+    "QuantizeCachesFp8", "QuantizeFp8", "QuantizeMatMuls", "QuantizeTable", "ReshapeRows", "RotateHidden", "SplitWidth",
+    "Tidy",
 ]

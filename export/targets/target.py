@@ -17,7 +17,7 @@ from ...model.llama4.operators import DOMAIN
 from ...model.quantization.calibration_file import CalibrationFile
 from ...model.quantization.recipes import Caches, Recipe
 from ..graph.functions import is_collective
-from ..passes import QuantizeFp8, QuantizeMatMuls, RotateHidden
+from ..passes import QuantizeFp8, QuantizeMatMuls, QuantizeTable, RotateHidden
 from ..passes.quantize._caches import CachesPass
 from .options import PlanOptions
 from .precision import PRECISIONS
@@ -125,7 +125,8 @@ def precision_passes(
         caches: stores keys and values in the 8 bits of the target, None where it has none.
     """
     rotate = [RotateHidden()] if recipe.rotated else []
-    weights = [QuantizeMatMuls(recipe, calibration)] if recipe.rules else []
+    weights: list[InPlacePass] = [QuantizeMatMuls(recipe, calibration)] if recipe.rules else []
+    weights += [QuantizeTable(recipe)] if recipe.embedding_layout else []
     if not recipe.needs_calibration:
         return [*rotate, *weights]
     assert calibration is not None, "plan_build refuses such a recipe without calibration"

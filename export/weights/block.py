@@ -15,7 +15,7 @@ not fill is filled with zeros.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,16 +29,18 @@ from ...errors import HerdError
 from ...model.quantization.formats import BlockFormat
 from .gptq import gptq_quantize, inverse_hessian_cholesky
 from .origin import origin_of
-from .stream import channels_of, write_all
+from .stream import channels_of, chunk_rows, regrouped, write_all
 
 Array = np.ndarray[Any, Any]
-Hessian = Callable[[], Tensor]
-"""Reads the Hessian XᵀX of the inputs X of a weight, [K, K]."""
+Hessian = Callable[[], Tensor | None]
+"""Reads the Hessian XᵀX of the inputs X of a weight, [K, K]; None when it was not measured."""
 
 SHRINKS = (1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 """Candidates for f: a 4-bit block is fitted to this share of its range."""
 LARGEST = 2.0**60
 """The largest weight that is rounded in blocks: squares of errors, which choose a scale, are finite in float32."""
+GPTQ_ROWS = 4096
+"""Output channels that are rounded together by a Hessian: its steps are many, and each is to have enough to do."""
 _ONE_FACTOR = threading.Lock()
 _TINY = torch.finfo(torch.float32).tiny
 """Smaller scales lose their own precision, and dividing by them overflows: such blocks are rounded to zeros."""
@@ -59,34 +61,49 @@ class BlockRounder:
         """Inputs that share a scale."""
         return self.layout.block
 
-    def quantize(self, blocks_NbK: Array, factor_KK: Tensor | None = None) -> Blocks:
-        """Quantize blocks [N, b, K] to codes in 0..255 or 0..15.
+    def quantize(self, rows_NK: Array, factor_KK: Tensor | None = None) -> Blocks:
+        """Quantize rows, K a multiple of the block, to codes in 0..255 or 0..15.
 
         Args:
-            blocks_NbK: float32.
+            rows_NK: float32.
             factor_KK: ``gptq.inverse_hessian_cholesky`` of the inputs, None to round to nearest.
         """
-        blocks = torch.from_numpy(blocks_NbK)
+        weight_KN = torch.from_numpy(rows_NK).T.contiguous()
         if factor_KK is None:
+            blocks = weight_KN.unflatten(0, (-1, self.block))
             scales, zeros = self.fit(blocks)
             codes = self.round(blocks, scales, zeros)
         else:
-            codes, scales, zeros = gptq_quantize(blocks.flatten(1), factor_KK, self)
-        return Blocks(codes.to(torch.uint8).numpy(), scales.numpy(), zeros.to(torch.uint8).numpy())
+            codes, scales, zeros = gptq_quantize(weight_KN, factor_KK, self)
+        codes = codes.add_(zeros[:, None]).to(torch.uint8).permute(2, 0, 1).contiguous()
+        return Blocks(codes.numpy(), scales.T.contiguous().numpy(), zeros.T.to(torch.uint8).contiguous().numpy())
 
     def fit(self, blocks: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Scales and zero points [N, b] of blocks [N, b, K]; ``weight`` [b, K] says which errors matter."""
-        shrinks = SHRINKS if self.layout.fitted else (1.0,)
+        """Scales and zero points [b, N] of blocks [b, K, N]; ``weight`` [b, K] says which errors matter."""
         if self.layout.bits == 8:
             return _symmetric(blocks, bf16=self.layout.centered)
-        if self.layout.centered:
-            return _centered(blocks, weight, shrinks)
-        return _fitted(blocks, weight, shrinks)
+        shrinks = SHRINKS if self.layout.fitted else (1.0,)
+        return self._searched(blocks, weight, (_centered if self.layout.centered else _ranged)(blocks, shrinks))
 
     def round(self, blocks: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
-        """Nearest codes as float32, ties to even."""
+        """Nearest codes less zero points as float32, ties to even."""
         lowest, highest = (1, 255) if self.layout.bits == 8 else (0, 15)
-        return (blocks / scales[..., None]).round_().add_(zeros[..., None]).clamp_(lowest, highest)
+        zeros = zeros[:, None]
+        return (blocks / scales[:, None]).round_().add_(zeros).clamp_(lowest, highest).sub_(zeros)
+
+    def _searched(
+        self, blocks: Tensor, weight: Tensor | None, candidates: Iterator[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """The candidate of scales and zero points with the least weighted square error."""
+        shape = blocks.shape[0], blocks.shape[2]
+        least, scales, zeros = torch.full(shape, torch.inf), torch.ones(shape), torch.zeros(shape)
+        for scale, zero in candidates:
+            errors = self.round(blocks, scale, zero).mul_(scale[:, None]).sub_(blocks).square_()
+            error = errors.sum(1) if weight is None else (weight[:, None] @ errors)[:, 0]
+            better = error < least
+            scales, zeros = torch.where(better, scale, scales), torch.where(better, zero, zeros)
+            least = torch.minimum(least, error)
+        return scales, zeros
 
 
 class Blocks(NamedTuple):
@@ -145,9 +162,10 @@ class BlockCodes(ir.LazyTensor):
         inputs = self.blocks * self.layout.block
         first, factor_KK = 0, inverse_cholesky_of(self.source, self._hessian, inputs)
         rounder = BlockRounder(self.layout)
-        for rows_NK in channels_of(self.source):
+        most = chunk_rows(inputs) if factor_KK is None else GPTQ_ROWS
+        for rows_NK in regrouped(channels_of(self.source), most):
             self._check(rows_NK)
-            found = rounder.quantize(in_blocks(rows_NK, self.layout.block), factor_KK)
+            found = rounder.quantize(filled_up(rows_NK, self.layout.block), factor_KK)
             part = slice(first, first + len(rows_NK))
             scales[part], zeros[part] = found.scales, found.zeros
             use(first, found.codes if self.layout.bits == 8 else packed(found.codes))
@@ -187,7 +205,8 @@ def inverse_cholesky_of(weight: ir.TensorProtocol, hessian: Hessian | None, inpu
     if hessian is None:
         return None
     with _ONE_FACTOR:
-        hessian_KK = hessian()
+        if (hessian_KK := hessian()) is None:
+            return None
         if rest := inputs - len(hessian_KK):
             hessian_KK = functional.pad(hessian_KK, (0, rest, 0, rest))
         try:
@@ -197,11 +216,10 @@ def inverse_cholesky_of(weight: ir.TensorProtocol, hessian: Hessian | None, inpu
                             "again with `herdgraph calibrate`") from error
 
 
-def in_blocks(rows_NK: Array, block: int) -> Array:
-    """[N, K] to [N, blocks, block], zeros behind the last input."""
+def filled_up(rows_NK: Array, block: int) -> Array:
+    """Rows with zeros behind the last input, up to whole blocks."""
     rest = -rows_NK.shape[1] % block
-    padded = np.pad(rows_NK, ((0, 0), (0, rest))) if rest else rows_NK
-    return padded.reshape(len(padded), -1, block)
+    return np.pad(rows_NK, ((0, 0), (0, rest))) if rest else rows_NK
 
 
 def packed(nibbles: Array) -> Array:
@@ -212,40 +230,26 @@ def packed(nibbles: Array) -> Array:
 
 
 def _symmetric(blocks: Tensor, *, bf16: bool) -> tuple[Tensor, Tensor]:
-    """The scale that maps a block's largest magnitude to 127 (1 for a block of zeros), and zero points of 128."""
-    scale = blocks.abs().amax(dim=-1) / 127
-    scale = torch.where(scale >= _TINY, scale, 1.0)
+    """The scale that maps a block's largest magnitude to 127, and zero points of 128."""
+    scale = _usable(blocks.abs().amax(1) / 127)
     return scale.bfloat16().float() if bf16 else scale, torch.full(scale.shape, 128.0)
 
 
-def _centered(blocks: Tensor, weight: Tensor | None, shrinks: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """4-bit scales in bfloat16 with the least weighted square error among some shares of the range, and zeros of 8."""
-    whole = torch.maximum(blocks.amax(dim=-1) / 7, blocks.amin(dim=-1) / -8)
-    least, scales = torch.full(whole.shape, torch.inf), torch.ones(whole.shape)
+def _centered(blocks: Tensor, shrinks: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
+    """4-bit scales in bfloat16 that are some shares of the range, and zeros of 8."""
+    whole = torch.maximum(blocks.amax(1) / 7, blocks.amin(1) / -8)
     for shrink in shrinks:
-        scale = (whole * shrink).bfloat16().float()
-        scale = torch.where(scale >= _TINY, scale, 1.0)
-        codes = (blocks / scale[..., None]).round_().clamp_(-8, 7)
-        errors = codes.mul_(scale[..., None]).sub_(blocks).square_()
-        error = errors.sum(dim=-1) if weight is None else torch.einsum("nbk,bk->nb", errors, weight)
-        scales = torch.where(error < least, scale, scales)
-        least = torch.minimum(least, error)
-    return scales, torch.full(scales.shape, 8.0)
+        yield _usable((whole * shrink).bfloat16().float()), torch.full(whole.shape, 8.0)
 
 
-def _fitted(blocks: Tensor, weight: Tensor | None, shrinks: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """4-bit scales and zero points with the least weighted square error among some shares of the range."""
-    low, high = blocks.amin(dim=-1).clamp(max=0), blocks.amax(dim=-1).clamp(min=0)
-    least = torch.full(low.shape, torch.inf)
-    scales, zeros = torch.ones(low.shape), torch.zeros(low.shape)
+def _ranged(blocks: Tensor, shrinks: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
+    """4-bit scales that are some shares of the range, and zero points."""
+    low, high = blocks.amin(1).clamp(max=0), blocks.amax(1).clamp(min=0)
     for shrink in shrinks:
-        scale = (high - low) * shrink / 15
-        scale = torch.where(scale >= _TINY, scale, 1.0)
-        zero = (-low / scale + 7.5 * (shrink - 1) / shrink).round_().clamp_(0, 15)
-        codes = (blocks / scale[..., None]).round_().add_(zero[..., None]).clamp_(0, 15)
-        errors = codes.sub_(zero[..., None]).mul_(scale[..., None]).sub_(blocks).square_()
-        error = errors.sum(dim=-1) if weight is None else torch.einsum("nbk,bk->nb", errors, weight)
-        better = error < least
-        least = torch.where(better, error, least)
-        scales, zeros = torch.where(better, scale, scales), torch.where(better, zero, zeros)
-    return scales, zeros
+        scale = _usable((high - low) * shrink / 15)
+        yield scale, (-low / scale + 7.5 * (shrink - 1) / shrink).round_().clamp_(0, 15)
+
+
+def _usable(scale: Tensor) -> Tensor:
+    """Scales, 1 in the place of those of a block of zeros or too small for float32."""
+    return torch.where(scale >= _TINY, scale, 1.0)

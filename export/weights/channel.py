@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from .stream import channels_of, write_channels
+from .stream import channels_of, chunk_rows, regrouped, transposed, write_all, write_channels
 
 Array = np.ndarray[Any, Any]
 
@@ -48,7 +48,7 @@ class ChannelCodes(ir.LazyTensor):
     def channels(self) -> Iterator[Array]:
         """Codes by output channel, a few at a time: uint8 [n, K] in order."""
         found = []
-        for rows_NK in channels_of(self.source):
+        for rows_NK in regrouped(channels_of(self.source), chunk_rows(self.inputs)):
             scales_N = channel_scales(rows_NK)
             if self.centered:
                 scales_N = torch.from_numpy(scales_N).bfloat16().float().numpy()
@@ -75,6 +75,33 @@ class ChannelScales(ir.LazyTensor):
     def __init__(self, codes: ChannelCodes) -> None:
         shape = ir.Shape((codes.channels_count,))
         super().__init__(lambda: ir.Tensor(codes.scales()), dtype=ir.DataType.FLOAT, shape=shape)
+
+
+class RowCodes(ir.LazyTensor):
+    """The codes of a table [V, D] whose rows are looked up, less 128: int8 [V, D], a scale per row."""
+
+    def __init__(self, table: ir.TensorProtocol) -> None:
+        self.codes = ChannelCodes(transposed(table))
+        super().__init__(lambda: ir.Tensor(np.concatenate(list(self._rows()))), dtype=ir.DataType.INT8,
+                         shape=ir.Shape(table.shape.numpy()))
+
+    def _rows(self) -> Iterator[Array]:
+        for rows_ND in self.codes.channels():
+            yield (rows_ND ^ ZERO).view(np.int8)
+
+    def write_to(self, file: int, offset: int) -> None:
+        """Write the codes at ``offset`` of an open file descriptor."""
+        for rows_ND in self._rows():
+            write_all(file, rows_ND, offset)
+            offset += rows_ND.nbytes
+
+
+class RowScales(ir.LazyTensor):
+    """The scales that belong to ``RowCodes``, float32 [V, 1]."""
+
+    def __init__(self, codes: RowCodes) -> None:
+        super().__init__(lambda: ir.Tensor(codes.codes.scales()[:, None]), dtype=ir.DataType.FLOAT,
+                         shape=ir.Shape((codes.codes.channels_count, 1)))
 
 
 def channel_scales(rows_NK: Array) -> Array:

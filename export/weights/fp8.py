@@ -9,12 +9,18 @@ channel at that place makes it store raw sums of codes, which float16 cannot hol
 compute in 16 bits. So the ratios r follow the product as an ordinary multiplication. They are exact in bfloat16 by
 construction: the engine's arithmetic and its float32 twin multiply by the same numbers.
 
+With the Hessians of its inputs, the codes also make up for each other's errors (``gptq.py``), and s is the best of a
+few scales within an octave: E4M3 has the same numbers in every octave, so what is left to choose is where a channel's
+weights fall between them.
+
 E4M3 itself, and why its scales are bfloat16 numbers: ``model/quantization/e4m3.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,10 +28,44 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from ...model.quantization.e4m3 import channel_scales, power_of_two, to_e4m3
+from ...model.quantization.e4m3 import channel_scales, power_of_two, rounded_up, to_e4m3
+from ...model.quantization.packed_sizes import filled
+from .block import filled_up, inverse_cholesky_of
+from .gptq import gptq_quantize
+from .origin import origin_of
 from .stream import channels_of, expert_of, write_channels
 
 Array = np.ndarray[Any, Any]
+HessianOf = Callable[[int | None], Tensor | None]
+"""The Hessian [K, K] of the inputs of an expert, or of the weight itself; None to round to nearest."""
+
+STEPS = 4
+"""Scales within an octave that are tried."""
+_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class E4m3Rounder:
+    """Rounds weights to E4M3 by scales that are known.
+
+    Attributes:
+        scales_N: of output channels.
+        block: inputs that are rounded before the rest learns of their errors; a matter of speed alone.
+    """
+
+    scales_N: Tensor
+    block: int = _BLOCK
+
+    def fit(self, blocks: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The scales, and zero points of 0, [b, N] for blocks [b, K, N]."""
+        del weight
+        scales_bN = self.scales_N.expand(len(blocks), -1)
+        return scales_bN, torch.zeros_like(scales_bN)
+
+    def round(self, blocks: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+        """The nearest E4M3 numbers as float32."""
+        del zeros
+        return to_e4m3(blocks / scales[:, None]).float()
 
 
 class Fp8Codes(ir.LazyTensor):
@@ -34,10 +74,13 @@ class Fp8Codes(ir.LazyTensor):
     Args:
         source: the weight.
         shift_K: what is subtracted from its input (``passes/quantize/fp8.py``), None for nothing.
+        hessian_of: Hessians of its inputs.
     """
 
-    def __init__(self, source: ir.TensorProtocol, shift_K: Tensor | None = None) -> None:
-        self.source, self.shift_K = source, shift_K
+    def __init__(
+        self, source: ir.TensorProtocol, shift_K: Tensor | None = None, hessian_of: HessianOf = lambda _: None
+    ) -> None:
+        self.source, self.shift_K, self._hessian_of = source, shift_K, hessian_of
         self._scales: Array | None = None
         self._offsets: Array | None = None
         super().__init__(self._whole, dtype=ir.DataType.FLOAT8E4M3FN, shape=ir.Shape(source.shape.numpy()))
@@ -56,13 +99,16 @@ class Fp8Codes(ir.LazyTensor):
         self._offsets = np.concatenate(offsets) if offsets else None
 
     def _channels(self, matrix: ir.TensorProtocol, found: list[Array], offsets: list[Array]) -> Iterator[Array]:
+        inputs = int(matrix.shape.numpy()[0])
+        hessian = partial(self._hessian_of, origin_of(matrix).expert)
+        factor_KK = inverse_cholesky_of(matrix, hessian, filled(inputs, _BLOCK))
         for rows_NK in channels_of(matrix):
             rows = torch.from_numpy(rows_NK)
-            scales = channel_scales(rows)
+            scales = channel_scales(rows) if factor_KK is None else _best_scales(rows, factor_KK)
             found.append(scales.numpy())
             if self.shift_K is not None:
                 offsets.append((rows @ self.shift_K).numpy())
-            yield to_e4m3(rows / scales[:, None]).view(torch.uint8).numpy()
+            yield to_e4m3(_rounded(rows, scales, factor_KK)).view(torch.uint8).numpy()
 
     def _find_scales(self) -> None:
         """Read the weight for its scales, unless its codes have been written."""
@@ -98,6 +144,25 @@ class Fp8Codes(ir.LazyTensor):
         for channels in self._codes([], []):
             write_channels(file, channels, offset, width=width)
             offset += inputs * width
+
+
+def _best_scales(rows_NK: Tensor, factor_KK: Tensor) -> Tensor:
+    """The scales [N] with the least square error, inputs weighted as GPTQ weighs them."""
+    importance_K = factor_KK.diagonal()[: rows_NK.shape[1]].square().reciprocal()
+    smallest_N = channel_scales(rows_NK)
+    candidates = torch.stack([rounded_up(smallest_N * 2 ** (step / STEPS)) for step in range(STEPS)])
+    errors = [(to_e4m3(rows_NK / scales_N[:, None]).float() * scales_N[:, None] - rows_NK).square_() @ importance_K
+              for scales_N in candidates]
+    return candidates.gather(0, torch.stack(errors).argmin(0)[None])[0]
+
+
+def _rounded(rows_NK: Tensor, scales_N: Tensor, factor_KK: Tensor | None) -> Tensor:
+    """Rows as multiples of their scales: E4M3 numbers by GPTQ, or as they are to be rounded to nearest."""
+    if factor_KK is None:
+        return rows_NK / scales_N[:, None]
+    weight_KN = torch.from_numpy(filled_up(rows_NK.numpy(), _BLOCK)).T.contiguous()
+    codes_bKN, _, _ = gptq_quantize(weight_KN, factor_KK, E4m3Rounder(scales_N))
+    return codes_bKN.flatten(0, 1)[: rows_NK.shape[1]].T.contiguous()
 
 
 class GlobalScale(ir.LazyTensor):

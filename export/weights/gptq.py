@@ -1,12 +1,14 @@
 """Rounding that makes up for its own errors (Frantar et al. 2022, "GPTQ").
 
-For the Hessian H = XᵀX of a product's inputs X, minimise  tr((W - Q) H (W - Q)ᵀ)  one input after
-the other: round column k, and let the columns that are not rounded yet take over what it did wrong on the data:
+For the Hessian H = XᵀX of a product's inputs X, minimise  tr((W - Q)ᵀ H (W - Q))  one input after the other:
+round row k of W [K, N], and let the rows that are not rounded yet take over what it did wrong on the data:
 
     U^T U = (H + d I)^-1,  U upper triangular        e = (w_k - q_k) / U_kk        w_j -= e U_kj   for j > k
 
 d is a share of the mean of H's diagonal; it keeps inputs that the data hardly uses in check. Scales and zero points
-of a block are fitted when its first column comes up, to the weights as they are by then.
+of a block of inputs are fitted when its first one comes up, to the weights as they are by then.
+
+Inputs lie before outputs here, [K, N]: what happens to an input is arithmetic on contiguous memory.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from torch import Tensor
 
 DAMPING = 0.01
 """d, as a share of the mean of the diagonal."""
+_LAZY = 256
+"""Inputs after which the weights far behind take over errors: more at once are a product that the memory keeps up with.
+A multiple of every block."""
 _SMALL = 128
 """Triangular matrices up to twice this size are inverted at once."""
 
@@ -30,10 +35,10 @@ class Rounder(Protocol):
         """Inputs that share a scale."""
 
     def fit(self, blocks: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Scales and zero points [N, b] of blocks [N, b, K]; ``weight`` [b, K] says which errors matter."""
+        """Scales and zero points [b, N] of blocks [b, K, N]; ``weight`` [b, K] says which errors matter."""
 
     def round(self, blocks: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
-        """Nearest codes as float32."""
+        """The nearest numbers that codes stand for, without their scale: codes less zero points, as float32."""
 
 
 def inverse_hessian_cholesky(hessian_KK: Tensor) -> Tensor:
@@ -63,39 +68,43 @@ def _invert(lower_KK: Tensor) -> None:
     below.copy_(second @ (below @ first)).neg_()
 
 
-def gptq_quantize(rows_NK: Tensor, factor_KK: Tensor, rounder: Rounder) -> tuple[Tensor, Tensor, Tensor]:
+def gptq_quantize(weight_KN: Tensor, factor_KK: Tensor, rounder: Rounder) -> tuple[Tensor, Tensor, Tensor]:
     """Quantize output channels.
 
     Args:
-        rows_NK: weights, K a multiple of the block.
+        weight_KN: weights, K a multiple of the block.
         factor_KK: of ``inverse_hessian_cholesky``.
         rounder: to a block format.
 
     Returns:
-        Codes [N, b, block], scales [N, b] and zero points [N, b], all float32.
+        Codes less zero points [b, block, N], scales [b, N] and zero points [b, N], all float32.
     """
-    rows, size = rows_NK.clone(), rounder.block
+    left, size = weight_KN.clone(), rounder.block
     codes, scales, zeros = [], [], []
-    for first in range(0, rows.shape[1], size):
-        block, upper = rows[:, first : first + size], factor_KK[first : first + size]
-        weight = upper[:, first : first + size].diagonal().square().reciprocal()
-        scale, zero = (part[:, 0] for part in rounder.fit(block[:, None], weight[None]))
-        found, errors = _round_block(block, upper[:, first : first + size], scale, zero, rounder)
-        rows[:, first + size :] -= errors @ upper[:, first + size :]
-        codes.append(found)
-        scales.append(scale)
-        zeros.append(zero)
-    return torch.stack(codes, 1), torch.stack(scales, 1), torch.stack(zeros, 1)
+    for begin in range(0, len(left), _LAZY):
+        end, errors = begin + _LAZY, []
+        for first in range(begin, min(end, len(left)), size):
+            last = first + size
+            block_BN, upper_BB = left[first:last], factor_KK[first:last, first:last]
+            importance_B = upper_BB.diagonal().square().reciprocal()
+            scale, zero = rounder.fit(block_BN[None], importance_B[None])
+            found, errors_BN = _round_block(block_BN, upper_BB, scale, zero, rounder)
+            left[last:end].addmm_(factor_KK[first:last, last:end].T, errors_BN, alpha=-1)
+            errors.append(errors_BN)
+            codes.append(found)
+            scales.append(scale[0])
+            zeros.append(zero[0])
+        left[end:].addmm_(factor_KK[begin:end, end:].T, torch.cat(errors), alpha=-1)
+    return torch.stack(codes), torch.stack(scales), torch.stack(zeros)
 
 
 def _round_block(
-    block: Tensor, upper: Tensor, scale: Tensor, zero: Tensor, rounder: Rounder
+    block_BN: Tensor, upper_BB: Tensor, scale: Tensor, zero: Tensor, rounder: Rounder
 ) -> tuple[Tensor, Tensor]:
-    """Codes of one block [N, size], column by column, and the errors that later blocks take over."""
-    codes, errors = torch.empty_like(block), torch.empty_like(block)
-    for column in range(block.shape[1]):
-        codes[:, column] = rounder.round(block[:, column, None], scale, zero)[:, 0]
-        wrong = block[:, column] - (codes[:, column] - zero) * scale
-        errors[:, column] = wrong / upper[column, column]
-        block[:, column:] -= errors[:, column, None] * upper[column, column:]
-    return codes, errors
+    """Codes of one block, input by input, and the errors that later blocks take over; the block is used up."""
+    codes_BN, errors_BN = torch.empty_like(block_BN), torch.empty_like(block_BN)
+    for k, row_N in enumerate(block_BN):
+        codes_BN[k] = rounder.round(row_N[None, None], scale, zero)[0, 0]
+        torch.sub(row_N, codes_BN[k] * scale[0], out=errors_BN[k]).div_(upper_BB[k, k])
+        block_BN[k + 1 :].addr_(upper_BB[k, k + 1 :], errors_BN[k], alpha=-1)
+    return codes_BN, errors_BN

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from ...errors import HerdError
 from ...model.quantization.formats import BlockFormat, ChannelFormat
-from ...model.quantization.packed_sizes import INPUT_BLOCK, SCALE_BLOCK, TILE, codes_bytes, filled
-from .block import BlockRounder, Hessian, in_blocks, inverse_cholesky_of
+from ...model.quantization.packed_sizes import INPUT_BLOCK, TILE, codes_bytes, filled
+from .block import GPTQ_ROWS, BlockRounder, Hessian, inverse_cholesky_of
 from .channel import ZERO, channel_scales
 from .origin import joined_origin, origin_of, with_origin
 from .stream import all_channels, channels_of, chunk_rows, regrouped, write_all
@@ -35,8 +35,6 @@ Array = np.ndarray[Any, Any]
 Packable = ChannelFormat | BlockFormat | None
 """How a weight can be packed; None for float32."""
 
-GPTQ_ROWS = 4096
-"""Output channels that are rounded together by a Hessian: its steps are many, and each is to have enough to do."""
 INT8_BLOCKS = 3
 """The number of 8 bits in blocks; see ``format_number``."""
 
@@ -129,13 +127,13 @@ class PackedMatrix(ir.LazyTensor):
             elif self.layout.bits == 4:
                 yield self._pack_int4(rows_NK, factor_KK)
             else:
-                found = BlockRounder(self.layout).quantize(in_blocks(rows_NK, INPUT_BLOCK), factor_KK)
+                found = BlockRounder(self.layout).quantize(rows_NK, factor_KK)
                 yield pack_int8_blocks(found.codes, found.scales)
         self._scales = np.concatenate(scales) if scales else np.zeros(0, np.float32)
 
     def _pack_int4(self, rows_NK: Array, factor_KK: Tensor | None) -> Array:
         assert isinstance(self.layout, BlockFormat)
-        found = BlockRounder(self.layout).quantize(in_blocks(rows_NK, SCALE_BLOCK), factor_KK)
+        found = BlockRounder(self.layout).quantize(rows_NK, factor_KK)
         if (largest := float(found.scales.max(initial=0))) > _LARGEST_SCALE:
             raise HerdError(f"{origin_of(self.source).name} needs a scale of {largest:g} in 4 bits, scales end at "
                             f"{_LARGEST_SCALE:g}: the checkpoint is damaged, or build it with another recipe")

@@ -10,8 +10,8 @@ calibration.json       versions, fingerprint of the checkpoint, hash of the data
 scales.safetensors     ``<observer>/<weight>``: largest magnitude to represent of the input that a weight
                        meets, float32 scalar, or [E] for experts; ``<observer>/<attention>.kv_amax``: [2];
                        ``input_shift/<weight>`` [K]: what is subtracted from that input first
-hessians/<layer>       Hessians XᵀX of inputs X by weight, [K, K], or [E, K, K] for experts, of weights that some
-                       recipe stores in 4 bits; X without the weight of the norm before (``hessian_basis.py``)
+hessians/<layer>       Hessians XᵀX of inputs X by weight, [K, K], or [E, K, K] for experts, of one weight
+                       of those that read X; X without the weight of the norm before (``hessian_basis.py``)
 =====================  =================================================================================
 """
 
@@ -35,7 +35,7 @@ from ..checkpoint.tensors.header import read_header
 from ..config.parameter_counts import model_size
 from .hessian_basis import input_hessian
 from .observers import OBSERVERS
-from .recipes import Recipe
+from .recipes import Recipe, hessian_name
 
 DESCRIPTION = "calibration.json"
 SCALES = "scales.safetensors"
@@ -146,8 +146,9 @@ class CalibrationFile:
 
     def knows_hessian(self, name: str) -> bool:
         """Whether it has the Hessian of a weight's input, by the weight's canonical name; reads no more than names."""
-        path = self.path / _hessians_file(name)
-        return path.exists() and name in read_header(path)
+        stored = hessian_name(name)
+        path = self.path / _hessians_file(stored)
+        return path.exists() and stored in read_header(path)
 
     def hessian(self, name: str, expert: int | None = None) -> Tensor | None:
         """The Hessian XᵀX of the input X that a weight meets, in the basis of ``source``; None when not measured.
@@ -162,7 +163,8 @@ class CalibrationFile:
         Raises:
             HerdError: it is no sum of squares.
         """
-        found = self._read(_hessians_file(name), name, expert)
+        stored = hessian_name(name)
+        found = self._read(_hessians_file(stored), stored, expert)
         if found is not None:
             what = f"the Hessian of {name} in {self.path}"
             require_finite(found, what)

@@ -1,8 +1,8 @@
 """Recipes: which part of the model is stored in which precision. Torch-free.
 
 A weight takes the format of the first rule about a part of the model that it belongs to: ``self_attn`` and
-``layers.0.self_attn`` are parts that ``layers.0.self_attn.q_proj.weight`` belongs to. Norms, router and embedding stay
-in floating point, because a router's error sends tokens to other experts.
+``layers.0.self_attn`` are parts that ``layers.0.self_attn.q_proj.weight`` belongs to. Norms and router stay in floating
+point, because a router's error sends tokens to other experts. So does the embedding, unless a rule names it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from typing import Literal
 from ..config.names import Shape
 from .formats import BlockFormat, ChannelFormat, Format, Fp8Format
 from .packed_sizes import can_pack, packed_bytes
+
+EMBEDDING = "embed_tokens.weight"
+"""The table of tokens."""
 
 Caches = Literal["float", "float16", "int8", "fp8"]
 """How keys and values are stored; ``float`` is the type that the target computes in."""
@@ -74,9 +77,9 @@ class Recipe:
         return replace(self, rules=(*(Rule(part, None) for part in parts), *self.rules))
 
     def centered(self) -> Recipe:
-        """The same recipe with integers as GPUs read them, in blocks of 32 inputs; the image tower stays in floats."""
+        """The same recipe with integers as GPUs read them, in blocks of 32 inputs; images and table stay floats."""
         rules = [centered for rule in self.rules for centered in _centered(rule)]
-        return replace(self, rules=(*_IMAGE_FLOATS, *rules) if self.rules else ())
+        return replace(self, rules=(*_GPU_FLOATS, *rules) if self.rules else ())
 
     @property
     def fp8(self) -> bool:
@@ -101,8 +104,15 @@ class Recipe:
         return self.caches in ("int8", "fp8") and not self.token_scales
 
     def layout_of_tensor(self, name: str, shape: Shape) -> Format | None:
-        """As ``layout_of``, for any tensor of a checkpoint: vectors and tables that are looked up stay floats."""
+        """As ``layout_of``, for any tensor of a checkpoint: vectors and tables of positions stay floats."""
+        if name == EMBEDDING:
+            return self.embedding_layout
         return self.layout_of(name) if _is_matrix(name, shape) else None
+
+    @property
+    def embedding_layout(self) -> Format | None:
+        """The format of the embedding table: that of the rule which names it, the others are about products."""
+        return next((rule.layout for rule in self.rules if rule.part == "embed_tokens"), None)
 
     def stored_bytes(self, name: str, shape: Shape, float_bytes: int, *, packed: bool = False) -> float:
         """Bytes of a tensor or of a rank's slice of it.
@@ -143,10 +153,10 @@ def _centered(rule: Rule) -> tuple[Rule, ...]:
     return *experts, Rule(rule.part, BlockFormat(bits, 32, centered=True))
 
 
-_IMAGE_FLOATS = (Rule("vision_model", None), Rule("multi_modal_projector", None))
+_GPU_FLOATS = (Rule("vision_model", None), Rule("multi_modal_projector", None), Rule("embed_tokens", None))
 _CHANNEL = ChannelFormat()
 _COMMON = (
-    Rule("router", None),
+    Rule("router", None), Rule("embed_tokens", _CHANNEL),
     # The image tower is not rotated: its inputs keep their outliers, and want a scale per block.
     Rule("vision_model", BlockFormat(8, 64)), Rule("multi_modal_projector", BlockFormat(8, 64)),
 )
@@ -174,6 +184,16 @@ def needs_input_scale(name: str) -> bool:
 
 
 def needs_hessian(name: str) -> bool:
-    """Whether some recipe stores a weight in 4 bits, and so wants the Hessian of its input."""
-    layouts = (recipe.layout_of(name) for recipe in RECIPES.values())
-    return not is_table(name) and any(isinstance(layout, BlockFormat) and layout.bits == 4 for layout in layouts)
+    """Whether a weight may be rounded by the Hessian of its input: the matrices of the decoder, router excepted.
+
+    Of those that read the same input one is asked for all, see ``hessian_name``.
+    """
+    return (name.startswith(("layers.", "lm_head.")) and "norm" not in name and ".router." not in name
+            and hessian_name(name) == name)
+
+
+def hessian_name(name: str) -> str:
+    """The weight under whose name the Hessian of a weight's input is stored: q for k and v, gate for up."""
+    for other, first in ((".k_proj.", ".q_proj."), (".v_proj.", ".q_proj."), (".up_proj.", ".gate_proj.")):
+        name = name.replace(other, first)
+    return name

@@ -65,6 +65,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         provider: what the executor runs them with: an execution provider of ONNX Runtime, such as
             ``CPUExecutionProvider``, or the Python package of TensorRT.
         recipe: precision recipe, such as ``fp32``.
+        bits: of the weights of every part of the model, where a size decided them; empty where the recipe did.
         config: the model.
         graphs: role (``decoder``, ``vision``) to file name.
         active_bytes: bytes of weights that one decoded token reads.
@@ -88,6 +89,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     block_digest: Algorithm = NEWEST
     plans: dict[str, dict[str, Any]] = {}
     shards: Shards | None = None
+    bits: dict[str, int] = {}
     source: dict[str, str] = {}
     toolchain: dict[str, str] = {}
 

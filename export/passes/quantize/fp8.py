@@ -27,6 +27,7 @@ Run in ONNX Runtime the same graph is the numeric twin of an engine: Q/DQ round 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -86,7 +87,7 @@ class QuantizeFp8(InPlacePass):
         scale, multipliers_E = input_scale_of(self.calibration, origin)
         build = Builder(f"{node.name}/fp8")
         shift_K = self.calibration.input_shift(origin.name)
-        codes = Fp8Codes(weight.const_value, shift_K)
+        codes = Fp8Codes(weight.const_value, shift_K, partial(self.calibration.hessian, origin.name))
         # Codes first: writing them finds the scales.
         stored = [add_initializer(graph, weight, suffix, tensor) for suffix, tensor in (
             ("codes", codes), ("scale", GlobalScale(codes)), ("ratios", ChannelRatios(codes, multipliers_E)))]

@@ -16,7 +16,7 @@ from herdgraph.export.pipeline import build_bundle
 from herdgraph.export.verify import fidelity
 from herdgraph.export.weights import stream as weights
 from herdgraph.export.weights import writer
-from herdgraph.export.weights.block import BlockCodes, BlockRounder, BlockScales, BlockZeros, in_blocks, packed
+from herdgraph.export.weights.block import BlockCodes, BlockRounder, BlockScales, BlockZeros, filled_up, packed
 from herdgraph.export.weights.channel import ChannelCodes, ChannelScales, channel_scales
 from herdgraph.export.weights.stream import Weight
 from herdgraph.export.weights.writer import stream
@@ -36,7 +36,7 @@ def _recipe(layout: Format) -> Recipe:
 
 def _dequantized(weight_KN: np.ndarray, layout: BlockFormat) -> np.ndarray:
     """What the stored codes stand for, back in the layout of the weight."""
-    values = BlockRounder(layout).quantize(in_blocks(np.ascontiguousarray(weight_KN.T), layout.block)).values()
+    values = BlockRounder(layout).quantize(filled_up(np.ascontiguousarray(weight_KN.T), layout.block)).values()
     return values.reshape(len(values), -1)[:, : len(weight_KN)].T
 
 
@@ -44,8 +44,8 @@ def _dequantized(weight_KN: np.ndarray, layout: BlockFormat) -> np.ndarray:
 def test_error_of_a_weight(layout: BlockFormat, inputs: int, channels: int, seed: int, magnitude: float) -> None:
     """8 bits: half a step of the block's largest magnitude. 4 bits: as a block, never worse than plain rounding."""
     weight = (np.random.default_rng(seed).normal(size=(inputs, channels)) * 2.0**magnitude).astype(np.float32)
-    blocks = in_blocks(np.ascontiguousarray(weight.T), layout.block)
-    found = BlockRounder(layout).quantize(blocks)
+    rows = filled_up(np.ascontiguousarray(weight.T), layout.block)
+    blocks, found = rows.reshape(channels, -1, layout.block), BlockRounder(layout).quantize(rows)
     errors = np.abs(found.values() - blocks)
     if layout.bits == 8:
         assert (errors <= np.abs(blocks).max(axis=-1, keepdims=True) / 127 * 0.5001).all()
@@ -183,7 +183,7 @@ def test_streamed_codes_are_the_whole_ones(
     stream(model, tmp_path, "data")
     written = {name: model.graph.initializers[name].const_value for name in tensors}
     rows = VALUES.float().numpy() if turned else VALUES.float().numpy().T
-    expected = BlockRounder(layout).quantize(in_blocks(np.ascontiguousarray(rows), layout.block))
+    expected = BlockRounder(layout).quantize(filled_up(np.ascontiguousarray(rows), layout.block))
     stored = expected.codes if layout.bits == 8 else packed(expected.codes)
     for name, array in (("codes", stored), ("scales", expected.scales), ("zeros", packed(expected.zeros))):
         np.testing.assert_array_equal(written[name].numpy(), array)

@@ -21,9 +21,10 @@ from herdgraph.export.planner.search import valid_plans
 from herdgraph.export.planner.storage import Storage
 from herdgraph.export.planner.traffic import cache_bytes
 from herdgraph.export.weights.block import BlockCodes, BlockScales, BlockZeros
-from herdgraph.export.weights.channel import ChannelCodes, ChannelScales
+from herdgraph.export.weights.channel import ChannelCodes, ChannelScales, RowCodes, RowScales
 from herdgraph.export.weights.fp8 import ChannelRatios, Fp8Codes
 from herdgraph.export.weights.packed import GateUp, PackedMatrix, PackedScales
+from herdgraph.export.weights.stream import Weight
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.names import expected_tensors
@@ -114,6 +115,9 @@ _TABLES = ("embed_tokens.weight", "vision_model.class_embedding", "vision_model.
 def exported_bytes(recipe: Recipe, name: str, shape: tuple[int, ...], float_bytes: int, *, packed: bool) -> float:
     """Bytes of a weight by the tensors that the export writes for it, which only need its shape."""
     layout = recipe.layout_of(name)
+    if name == "embed_tokens.weight" and recipe.embedding_layout:
+        rows = RowCodes(Weight(None, name, shape))  # type: ignore[arg-type]
+        return rows.nbytes + RowScales(rows).nbytes
     if len(shape) == 1 or name in _TABLES:
         return (4 if len(shape) == 1 else float_bytes) * math.prod(shape)
     experts, inputs, outputs = shape if len(shape) == 3 else (1, *shape[::-1])

@@ -19,8 +19,8 @@ from herdgraph.errors import HerdError
 from herdgraph.export.bounds import BOUNDS
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.export.verify import compare, fidelity
-from herdgraph.export.weights.block import BlockCodes, BlockRounder, in_blocks
-from herdgraph.export.weights.gptq import gptq_quantize, inverse_hessian_cholesky
+from herdgraph.export.weights.block import BlockCodes, BlockRounder, filled_up
+from herdgraph.export.weights.gptq import DAMPING, gptq_quantize, inverse_hessian_cholesky
 from herdgraph.export.weights.stream import Weight
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.checkpoint.reader import TensorReader
@@ -50,28 +50,36 @@ def _data(tokens: int = 400, inputs: int = 64) -> torch.Tensor:
 def test_errors_on_the_data_are_less_than_half_of_rounding() -> None:
     x = _data()
     rows = torch.randn(24, 64, generator=torch.Generator().manual_seed(1))
-    codes, scales, zeros = gptq_quantize(rows, inverse_hessian_cholesky(x.T @ x), BlockRounder(LAYOUT))
-    assert codes.min() >= 0
-    assert codes.max() <= 15
-    found = ((codes - zeros[..., None]) * scales[..., None]).flatten(1)
-    plain = torch.from_numpy(BlockRounder(LAYOUT).quantize(in_blocks(rows.numpy(), 16)).values()).flatten(1)
+    blocks = BlockRounder(LAYOUT).quantize(rows.numpy(), inverse_hessian_cholesky(x.T @ x))
+    assert blocks.codes.max() <= 15
+    found = torch.from_numpy(blocks.values()).flatten(1)
+    plain = torch.from_numpy(BlockRounder(LAYOUT).quantize(filled_up(rows.numpy(), 16)).values()).flatten(1)
     errors = [float(((values - rows) @ x.T).square().sum()) for values in (found, plain)]
     assert errors[0] < 0.5 * errors[1]
 
 
 def test_white_data_gives_nearest_codes_of_the_first_column() -> None:
     rows = torch.randn(8, 32, generator=torch.Generator().manual_seed(1))
-    codes, scales, zeros = gptq_quantize(rows, inverse_hessian_cholesky(torch.eye(32)), BlockRounder(LAYOUT))
-    plain = BlockRounder(LAYOUT).quantize(in_blocks(rows.numpy(), 16))
-    np.testing.assert_array_equal(codes[..., 0].numpy(), plain.codes[..., 0])
-    np.testing.assert_allclose(scales.numpy(), plain.scales, rtol=1e-5)
-    np.testing.assert_array_equal(zeros.numpy(), plain.zeros)
+    found = BlockRounder(LAYOUT).quantize(rows.numpy(), inverse_hessian_cholesky(torch.eye(32)))
+    plain = BlockRounder(LAYOUT).quantize(rows.numpy())
+    np.testing.assert_array_equal(found.codes[..., 0], plain.codes[..., 0])
+    np.testing.assert_allclose(found.scales, plain.scales, rtol=1e-5)
+    np.testing.assert_array_equal(found.zeros, plain.zeros)
+
+
+def test_the_factor_is_that_of_the_inverse() -> None:
+    x = _data()
+    h = (x.T @ x).double()
+    factor = inverse_hessian_cholesky(h).double()
+    damped = h + DAMPING * h.diagonal().mean() * torch.eye(64, dtype=torch.float64)
+    assert torch.equal(factor, factor.triu())
+    torch.testing.assert_close(factor.T @ factor @ damped, torch.eye(64, dtype=torch.float64), atol=1e-4, rtol=0)
 
 
 def test_inputs_never_seen_do_not_break_the_factor() -> None:
     x = _data()
     x[:, 5:20] = 0
-    codes, scales, _ = gptq_quantize(torch.randn(3, 64), inverse_hessian_cholesky(x.T @ x), BlockRounder(LAYOUT))
+    codes, scales, _ = gptq_quantize(torch.randn(64, 3), inverse_hessian_cholesky(x.T @ x), BlockRounder(LAYOUT))
     assert codes.isfinite().all()
     assert scales.isfinite().all()
     assert inverse_hessian_cholesky(torch.zeros(16, 16)).isfinite().all()
@@ -149,7 +157,7 @@ def test_hessians_are_those_of_the_inputs_in_either_basis(checkpoint: Path, tmp_
                     assert_near(found, sums + SHARED_HESSIAN_WEIGHT * sums.sum(0))
                     assert_near(file.hessian(name, 2), found[2])
     stored = load_file(tmp_path / "hessians" / "layers.1.safetensors")
-    assert not any("self_attn" in name or "router" in name for name in stored)
+    assert not any(part in name for name in stored for part in ("router", "norm", "up_proj.weight", "k_proj"))
     assert not list(tmp_path.glob("hessians/*vision*"))
 
 
@@ -211,7 +219,10 @@ def test_hessians_are_found_by_name_and_expert(checkpoint: Path, calibration: Pa
         found = file.hessian(name, expert)
         assert found is not None
         torch.testing.assert_close(found, wanted)
-    assert file.hessian("layers.0.self_attn.q_proj.weight") is None
+    keys, queries = (file.hessian(f"layers.0.self_attn.{part}.weight") for part in ("k_proj", "q_proj"))
+    assert keys is not None
+    torch.testing.assert_close(keys, queries, msg="they read the same")
+    assert file.hessian("lm_head.weight") is not None
 
 
 def test_a_calibration_without_hessians_is_refused(checkpoint: Path, tmp_path: Path) -> None:

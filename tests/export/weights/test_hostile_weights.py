@@ -86,7 +86,7 @@ def test_blocks_end_where_squares_do(bits: int) -> None:
 def test_scales_are_never_zero(bits: int, smallest: float) -> None:
     rows = np.full((2, 32), smallest, np.float32)
     assert channel_scales(rows).tolist() == [1, 1]
-    blocks = BlockRounder(BlockFormat(bits, 32)).quantize(rows.reshape(2, 1, 32))
+    blocks = BlockRounder(BlockFormat(bits, 32)).quantize(rows)
     assert np.isfinite(blocks.values()).all()
     assert (blocks.scales > 0).all()
     assert np.abs(blocks.values()).max() == 0

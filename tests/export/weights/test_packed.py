@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from herdgraph.errors import HerdError
 from herdgraph.export.weights import packed, stream
-from herdgraph.export.weights.block import BlockRounder, in_blocks
+from herdgraph.export.weights.block import BlockRounder, filled_up
 from herdgraph.export.weights.packed import GateUp, Packable, PackedExperts, PackedMatrix, PackedScales
 from herdgraph.export.weights.stream import Weight
 from herdgraph.model.quantization.formats import BlockFormat, ChannelFormat, Fp8Format
@@ -64,7 +64,7 @@ def _rounded(weight_KN: np.ndarray, layout: Packable) -> np.ndarray:
     if isinstance(layout, ChannelFormat):
         scales = np.maximum(np.abs(weight_KN).max(0), 1e-30) / 127
         return np.rint(weight_KN / scales) * scales
-    found = BlockRounder(layout).quantize(in_blocks(np.ascontiguousarray(weight_KN.T), layout.block))
+    found = BlockRounder(layout).quantize(filled_up(np.ascontiguousarray(weight_KN.T), layout.block))
     scales = found.scales.astype(np.float16) if layout == INT4 else found.scales
     values = (found.codes.astype(np.float32) - found.zeros[..., None]) * scales[..., None]
     return values.reshape(len(values), -1)[:, : len(weight_KN)].T

@@ -138,3 +138,25 @@ def test_written_codes_are_the_ones_in_memory(tmp_path: Path, shape: tuple[int, 
 def test_channel_scales_never_saturate() -> None:
     rows = torch.randn(50, 33) * torch.logspace(-20, 20, 50)[:, None]
     assert (rows / channel_scales(rows)[:, None]).abs().max() <= E4M3_MAX
+
+
+@pytest.mark.parametrize("experts", [0, 3])
+def test_hessians_take_error_away_from_the_product(experts: int) -> None:
+    """Of correlated inputs, as real ones are; a width that no block divides; every expert by its own Hessian."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (experts, 90, 20) if experts else (90, 20)
+    weight = torch.randn(shape, generator=generator)
+    x = torch.randn(max(experts, 1), 300, 6, generator=generator) @ torch.randn(6, 90, generator=generator)
+    x += 0.1 * torch.randn(x.shape, generator=generator)
+    codes, plain = (Fp8Codes(ir.Tensor(weight.numpy(), name="w"), None, hessian_of) for hessian_of in (
+        lambda expert: x[expert or 0].T @ x[expert or 0], lambda _: None))
+    errors = [(x @ (torch.from_numpy(_values(found)) - weight)).square().sum((-2, -1)) for found in (codes, plain)]
+    assert (errors[0] < 0.5 * errors[1]).all()
+    assert (codes.scales() >= plain.scales()).all(), "nothing is clipped"
+    assert (codes.scales() < 2.01 * plain.scales()).all()
+
+
+def _values(codes: Fp8Codes) -> np.ndarray:
+    found = codes.numpy().astype(np.float32) * float(GlobalScale(codes).numpy())
+    ratios = ChannelRatios(codes).numpy()
+    return found * (ratios if found.ndim == 3 else ratios[0])

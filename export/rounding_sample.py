@@ -1,0 +1,116 @@
+"""What a format does to a weight, found by rounding a few of its output channels to it as a build does.
+
+    relative error = tr((W - Q)ᵀ H (W - Q)) / tr(Wᵀ H W)      of the product on the data, H = XᵀX of its inputs
+
+With GPTQ, H is also what the codes are chosen by.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from ..model.checkpoint.rotated import power_of_two_in
+from ..model.config.names import Shape
+from ..model.quantization.calibration_file import CalibrationFile
+from ..model.quantization.formats import BlockFormat, ChannelFormat, Format
+from .passes.quantize._hessians import hessian_of
+from .passes.quantize.rotate_hidden import LARGEST_BLOCK, SMALLEST_BLOCK, BlockRotated
+from .weights.block import BlockRounder, filled_up, inverse_cholesky_of
+from .weights.channel import ChannelCodes
+from .weights.stream import Weight, channels_of
+
+CHANNELS = 64
+"""Output channels of a matrix that speak for all of them."""
+EXPERTS = 2
+"""Experts of a layer that speak for all of them."""
+
+
+class Improvement(NamedTuple):
+    """By how much the second of two formats is better than the first.
+
+    Attributes:
+        relative_error: of the product.
+        mean_square: of what is added to an output of the product, for an input behind a norm.
+    """
+
+    relative_error: float
+    mean_square: float
+
+
+@dataclass(frozen=True)
+class RoundingSampler:
+    """Compares two formats.
+
+    Attributes:
+        calibration: Hessians in the basis of the build, and the checkpoint in it.
+        layouts: two formats, the first in blocks.
+        rotated: hidden channels are rotated before they are quantised (``passes/quantize/rotate_hidden.py``).
+    """
+
+    calibration: CalibrationFile
+    layouts: tuple[Format | None, Format | None]
+    rotated: bool
+
+    def improvement(self, name: str, shape: Shape) -> Improvement:
+        """Of a stored tensor; of experts the mean over some of a layer."""
+        source = self.calibration.source
+        assert source is not None, "calibration_for gives every build its source"
+        if len(shape) == 2:
+            weights = [Weight(source, name, shape).transposed()]
+        else:
+            weights = [Weight(source, name, shape[1:], expert=expert) for expert in range(min(EXPERTS, shape[0]))]
+        found = np.mean([self._of(self._as_built(weight)) for weight in weights], axis=0)
+        return Improvement(*found.tolist())
+
+    def _as_built(self, weight: Weight) -> ir.TensorProtocol:
+        block = power_of_two_in(int(weight.shape.numpy()[0]), LARGEST_BLOCK)
+        spread = self.rotated and "down_proj" in weight.stored and block >= SMALLEST_BLOCK
+        return BlockRotated(weight, block) if spread else weight
+
+    def _of(self, weight: ir.TensorProtocol) -> Improvement:
+        first = self.layouts[0]
+        assert isinstance(first, BlockFormat)
+        hessian = hessian_of(weight, first, self.calibration)
+        hessian_KK = hessian() if hessian is not None else None
+        assert hessian_KK is not None, "hessian_of refuses a calibration without it"
+        rows_NK = _sample(weight)
+        errors = [_energy(_rounded(weight, rows_NK, layout, hessian_KK) - rows_NK, hessian_KK)
+                  for layout in self.layouts]
+        less = errors[0] - errors[1]
+        # Behind a norm the squares of a token's inputs have mean 1: the trace of H counts tokens times inputs.
+        per_token = len(hessian_KK) / max(float(hessian_KK.trace()), 1e-30)
+        return Improvement(less / _energy(rows_NK, hessian_KK), less / len(rows_NK) * per_token)
+
+
+def _sample(weight: ir.TensorProtocol) -> np.ndarray:
+    """Output channels spread over the whole matrix, [n, K]."""
+    step = max(1, int(weight.shape.numpy()[1]) // CHANNELS)
+    rows, first = [], 0
+    for some_NK in channels_of(weight):
+        rows.append(some_NK[-first % step :: step])
+        first += len(some_NK)
+    return np.concatenate(rows)
+
+
+def _rounded(weight: ir.TensorProtocol, rows_NK: np.ndarray, layout: Format | None, hessian_KK: Tensor) -> np.ndarray:
+    """Values of output channels after rounding."""
+    if isinstance(layout, ChannelFormat):
+        codes = ChannelCodes(ir.Tensor(np.ascontiguousarray(rows_NK.T)), centered=layout.centered)
+        values = [rows.astype(np.float32) - 128 for rows in codes.channels()]
+        return np.concatenate(values) * codes.scales()[:, None]
+    assert isinstance(layout, BlockFormat)
+    padded = filled_up(rows_NK, layout.block)
+    factor_KK = inverse_cholesky_of(weight, lambda: hessian_KK, padded.shape[1])
+    return BlockRounder(layout).quantize(padded, factor_KK).values().reshape(padded.shape)[:, : rows_NK.shape[1]]
+
+
+def _energy(rows_NK: np.ndarray, hessian_KK: Tensor) -> float:
+    """What rows give on the data: tr(R H Rᵀ)."""
+    rows = torch.from_numpy(rows_NK)
+    return max(float(((rows @ hessian_KK) * rows).sum(dtype=torch.float64)), 1e-30)

@@ -1,0 +1,92 @@
+"""Bits under a size: where they go, what becomes of the recipe and the bundle, and sizes that cannot be met."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from herdgraph.calibration.calibrate import calibrate
+from herdgraph.calibration.windows import data_of
+from herdgraph.errors import HerdError
+from herdgraph.export.allocation import Choice, Part, allocate, parts_of
+from herdgraph.export.pipeline import build_bundle, plan_build
+from herdgraph.model.checkpoint import open_checkpoint
+from herdgraph.model.config.parameter_counts import model_size
+from herdgraph.model.config.presets import TINY
+from herdgraph.model.data import Record
+from herdgraph.runtimes.bundle.manifest import Bundle
+from support import herds
+
+TEXT = "The herd grazes where the grass is greenest, and every calf follows its own mother. " * 20
+
+
+def _choices(seed: int) -> list[Choice]:
+    random = np.random.default_rng(seed)
+    return [Choice(Part(str(index), (str(index),), {}), float(saved), 1.0)
+            for index, saved in enumerate(random.uniform(size=8))]
+
+
+@pytest.mark.parametrize("room", [0, 1, 3, 8, 9])
+def test_equal_costs_go_to_the_best_of_all_choices(room: int) -> None:
+    """Against every subset there is."""
+    choices = _choices(room)
+    found = {part.name for part in allocate(choices, room)}
+    best = max((sum(choice.saved for choice in some), frozenset(choice.part.name for choice in some))
+               for count in range(min(room, 8) + 1) for some in combinations(choices, count))
+    assert found == best[1]
+
+
+def test_no_more_is_spent_than_there_is() -> None:
+    dear, cheap = (Choice(Part(name, (name,), {}), saved, cost) for name, saved, cost in
+                   (("dear", 5.0, 10.0), ("cheap", 1.0, 3.0)))
+    assert [part.name for part in allocate([cheap, dear], 9)] == ["cheap"]
+    assert [part.name for part in allocate([cheap, dear], 13)] == ["dear", "cheap"]
+
+
+def test_every_matrix_of_the_decoder_has_one_part() -> None:
+    parts = parts_of(TINY)
+    names = [name for part in parts for name in part.tensors]
+    assert len(names) == len(set(names))
+    assert "layers.0.self_attn.k_proj.weight" in names
+    assert "layers.1.feed_forward.experts.down_proj" in names
+    assert not any("router" in name or "norm" in name or "vision" in name or "embed" in name for name in names)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    checkpoint, calibration = (tmp_path_factory.mktemp("bits") / name for name in ("checkpoint", "calibration"))
+    herds.save(TINY, checkpoint)
+    herds.write_processor(checkpoint)
+    with open_checkpoint(checkpoint) as source:
+        data = data_of(source, [Record("text", "text", document=(TEXT,))], most_tokens=1000, held_out=0)
+        calibrate(source, calibration, data)
+    return checkpoint, calibration
+
+
+def test_a_bundle_has_the_size_that_was_asked_for(measured: tuple[Path, Path], tmp_path: Path) -> None:
+    checkpoint, calibration = measured
+    with open_checkpoint(checkpoint) as source:
+        request = {"recipe": "int4", "calibration": calibration}
+        with pytest.raises(HerdError, match=r"--bits 1 cannot be met: .* this model has (\d+\.\d\d) bits") as refused:
+            plan_build(source, tmp_path / "bundle", bits=1, **request)  # type: ignore[arg-type]
+        least = float(str(refused.value).split("this model has ")[1].split()[0])
+        small, large = (plan_build(source, tmp_path / "bundle", bits=bits, **request)  # type: ignore[arg-type]
+                        for bits in (least, least + 0.5))
+        parameters = model_size(source.config).total
+        assert set(small.job.bits.values()) == {4}
+        assert set(large.job.bits.values()) == {4, 8}
+        assert small.memory.bundle_bytes * 8 / parameters <= least
+        assert least + 0.2 < large.memory.bundle_bytes * 8 / parameters <= least + 0.5
+        bundle = build_bundle(source, tmp_path / "bundle", bits=least + 0.5, **request)
+        assert Bundle.open(bundle.directory).manifest.bits == large.job.bits
+
+
+def test_what_bits_need(measured: tuple[Path, Path], tmp_path: Path) -> None:
+    with open_checkpoint(measured[0]) as source:
+        for recipe, calibration, message in (("int8", measured[1], "goes with --recipe int4, not with int8"),
+                                             ("int4", None, "pass --calibration")):
+            with pytest.raises(HerdError, match=message):
+                plan_build(source, tmp_path / "bundle", recipe=recipe, calibration=calibration, bits=6)
