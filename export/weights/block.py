@@ -36,6 +36,8 @@ SHRINKS = (1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 """Candidates for f: a 4-bit block is fitted to this share of its range."""
 LARGEST = 2.0**60
 """The largest weight that is rounded in blocks: squares of errors, which choose a scale, are finite in float32."""
+_CACHED = 1 << 17
+"""Weights that are rounded to nearest together."""
 _TINY = torch.finfo(torch.float32).tiny
 """Smaller scales lose their own precision, and dividing by them overflows: such blocks are rounded to zeros."""
 
@@ -63,8 +65,9 @@ class BlockRounder:
             factor_KK: ``gptq.inverse_hessian_cholesky`` of the inputs, None to round to nearest.
         """
         weight_KN = torch.from_numpy(rows_NK).T.contiguous()
-        if factor_KK is None:  # block by block, each of which stays in the processor's cache
-            blocks = weight_KN.unflatten(0, (-1, self.block)).split(1)
+        if factor_KK is None:  # a few blocks at a time, which stay in the processor's cache
+            count = max(1, _CACHED // max(1, self.block * weight_KN.shape[1]))
+            blocks = weight_KN.unflatten(0, (-1, self.block)).split(count)
             codes, scales, zeros = map(torch.cat, zip(*map(self._nearest, blocks), strict=True))
         else:
             codes, scales, zeros = gptq_quantize(weight_KN, factor_KK, self)
