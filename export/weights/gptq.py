@@ -37,15 +37,11 @@ class Rounder(Protocol):
 
 
 def inverse_hessian_cholesky(hessian_KK: Tensor) -> Tensor:
-    """U, with U^T U = (H + d I)^-1, float32 [K, K]; d lets inputs that were never seen count a little.
-
-    Without inverting H: factored from its last row backwards, H = R R^T with R upper triangular, and U = R^-1.
-    """
+    """U, with U^T U = (H + d I)^-1, float32 [K, K]; d lets inputs that were never seen count a little."""
     h = hessian_KK.double()
-    one = torch.eye(len(h), dtype=torch.float64)
-    h = h + DAMPING * h.diagonal().mean().clamp(min=1e-12) * one
-    backwards = torch.linalg.cholesky(h.flip(0, 1))
-    return torch.linalg.solve_triangular(backwards, one, upper=False).flip(0, 1).float()
+    h = h + DAMPING * h.diagonal().mean().clamp(min=1e-12) * torch.eye(len(h), dtype=torch.float64)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
+    return torch.linalg.cholesky(inverse, upper=True).float()
 
 
 def gptq_quantize(weight_KN: Tensor, factor_KK: Tensor, rounder: Rounder) -> tuple[Tensor, Tensor, Tensor]:
