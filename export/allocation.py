@@ -120,7 +120,7 @@ def with_bits(recipe: Recipe, few: Recipe, many: Recipe, parts: list[Part], chos
 
 def bits_of(recipe: Recipe, parts: list[Part]) -> dict[str, int]:
     """Bits of the weights of every part, for people and the manifest."""
-    found = {}
+    found: dict[str, int] = {}
     for part in parts:
         layout = recipe.layout_of(*part.tensors)
         found[part.name] = layout.bits if isinstance(layout, BlockFormat) else 8
@@ -178,10 +178,12 @@ def allocated(
     few = target.stored(replace(RECIPES["int4"], rules=tuple(
         rule for rule in RECIPES["int4"].rules if rule.part not in ("lm_head", "self_attn"))))
     many, parts = target.stored(RECIPES["int8"]), parts_of(calibration.source.config)
-    stored = {"float_bytes": target.float_bytes, "packed": target.packs_weights}
-    least = sum(bytes_of_ranks(config, with_bits(recipe, few, many, parts, []), ShardPlan(), **stored))
+    width, packed = target.float_bytes, target.packs_weights
+    smallest = with_bits(recipe, few, many, parts, [])
+    least = sum(bytes_of_ranks(config, smallest, ShardPlan(), float_bytes=width, packed=packed))
     room = _room(bits, least, model_size(config).total)
-    sizes = {name: (few.stored_bytes(name, shape, **stored), many.stored_bytes(name, shape, **stored))
+    sizes = {name: (few.stored_bytes(name, shape, width, packed=packed),
+                    many.stored_bytes(name, shape, width, packed=packed))
              for part in parts for name, shape in part.tensors.items()}
     chosen = allocate(list(choices(parts, few, many, calibration, sizes)), room)
     found = with_bits(recipe, few, many, parts, chosen)

@@ -112,7 +112,7 @@ class BundleDescription:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary."""
-        plans = {"plans": self.manifest.plans} if self.manifest.plans else {}
+        plans: dict[str, Any] = {"plans": self.manifest.plans} if self.manifest.plans else {}
         plans |= {"bits": self.manifest.bits} if self.manifest.bits else {}
         files = {name: (entry.bytes, entry.sha256) for name, entry in self.manifest.files.items()}
         return {**self.origin(), **plans, "facts": self.size.to_json(), "config": self.manifest.config.to_json(),

@@ -138,8 +138,8 @@ class Job:
 
 def _is_looked_up(value: ir.Value) -> bool:
     """Whether nothing but rows of a table are read of an initializer; a tied table is the head as well."""
-    return (value.const_value is not None and is_table(origin_of(value.const_value).name)
-            and all(user.op_type == "Gather" for user, _ in value.uses()))
+    assert value.const_value is not None
+    return is_table(origin_of(value.const_value).name) and all(user.op_type == "Gather" for user, _ in value.uses())
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -150,7 +150,8 @@ def weight_bytes(model: ir.Model) -> int:
 
 def active_bytes(decoder: ir.Model, config: TextConfig) -> int:
     """Bytes of weights that one decoded token reads: all but the embedding table and the experts not chosen."""
-    table = sum(value.const_value.nbytes for value in decoder.graph.initializers.values() if _is_looked_up(value))
+    table = sum(value.const_value.nbytes for value in decoder.graph.initializers.values()
+                if value.const_value is not None and _is_looked_up(value))
     routed = sum(value.const_value.nbytes for value in initializers(decoder)
                  if value.const_value is not None and ".experts." in origin_of(value.const_value).name)
     rest = weight_bytes(decoder) - routed - table

@@ -245,7 +245,7 @@ def test_an_output_that_fails_costs_no_measurement(
     read = len(recorded.names)
     calibrate(recorded, tmp_path / "out", whole, OPTIONS)  # type: ignore[arg-type]
     assert len(recorded.names) == read
-    assert len(list((tmp_path / "out" / "hessians").iterdir())) == 5
+    assert len(list((tmp_path / "out" / "hessians").iterdir())) == 5, "of four layers and the head"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -503,7 +503,7 @@ def test_what_is_kept_costs_nothing(
     assert evaluate(checkpoint, {}, data.held_out, local=variants["all kept"]).layer_errors == [(0, 0)] * 4
 
 
-def test_hessians_are_written_and_found_again(
+def test_hessians_are_written_once_for_an_input_and_found_again(
     calibrated: tuple[Path, dict[str, Any]], checkpoint: Checkpoint
 ) -> None:
     file = CalibrationFile.open(calibrated[0], checkpoint.fingerprint())
@@ -511,13 +511,17 @@ def test_hessians_are_written_and_found_again(
     written = [load_file(path) for path in (calibrated[0] / "hessians").iterdir()]
     assert sum(tensor.nbytes for tensors in written for tensor in tensors.values()) == hessian_bytes(TINY)
     assert set(stored) == {f"layers.1.{name}" for name in (
-        "feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj",
-        "feed_forward.shared_expert.gate_proj.weight", "feed_forward.shared_expert.down_proj.weight",
-        "self_attn.q_proj.weight", "self_attn.o_proj.weight")}
+        "self_attn.q_proj.weight", "self_attn.o_proj.weight", "feed_forward.experts.gate_up_proj",
+        "feed_forward.experts.down_proj", "feed_forward.shared_expert.gate_proj.weight",
+        "feed_forward.shared_expert.down_proj.weight")}
     expert = file.hessian("layers.1.feed_forward.experts.down_proj", 2)
     assert expert is not None
     assert torch.equal(expert, stored["layers.1.feed_forward.experts.down_proj"][2])
     assert torch.linalg.eigvalsh(expert.double()).min() > -1e-4
+    keys, queries = (file.hessian(f"layers.0.self_attn.{part}.weight") for part in ("k_proj", "q_proj"))
+    assert keys is not None
+    assert queries is not None
+    assert torch.equal(keys, queries)
     assert file.hessian("layers.0.feed_forward.router.weight") is None
     assert all(file.kv_amax(layer, observer="max") for layer in range(4))
 
