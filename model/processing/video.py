@@ -47,7 +47,10 @@ def load_video(source: VideoSource, sampling: FrameSampling | None = None) -> li
         return given if given and len(given) == len(source) else frames_at(source, sampling.fps)
     name = "the video data" if isinstance(source, (bytes, bytearray, memoryview)) else str(source)
     with _opened(source) as file:
-        kind, check = kind_of(file, name), _limit(name)
+        try:
+            kind, check = kind_of(file, name), _limit(name)
+        except OSError as error:
+            raise HerdError(f"{name} cannot be read: {error.strerror}") from error
         if kind == "animation":
             return read_animation(file, name, sampling, check)
         return read_film(file, kind, name, sampling, check)

@@ -238,6 +238,7 @@ def test_wrong_sampling(options: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize(("source", "message"), [
     (3, "a video was given as int"), ([], "a video is a list of 0 frames"), ("none.mp4", "none.mp4 cannot be read"),
+    ("/proc/self/mem", "/proc/self/mem cannot be read: "),
 ])
 def test_wrong_sources(source: Any, message: str) -> None:
     with pytest.raises(HerdError, match=message):
