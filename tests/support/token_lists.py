@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from herdgraph.export.graph.capture import capture_decoder
-from herdgraph.export.weights.block import BlockRounder, in_blocks
+from herdgraph.export.weights.block import BlockRounder, filled_up
 from herdgraph.export.weights.channel import channel_scales
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.quantization.formats import BlockFormat, Format
@@ -48,7 +48,7 @@ def _meant(rows_NK: np.ndarray, layout: Format) -> np.ndarray:
     if not isinstance(layout, BlockFormat):  # experts have a scale per channel
         scales = channel_scales(rows_NK).astype(ir.DataType.BFLOAT16.numpy()).astype(np.float32)
         return np.rint(rows_NK / scales[:, None]).clip(-127, 127) * scales[:, None]
-    found = BlockRounder(layout).quantize(in_blocks(rows_NK, layout.block)).values()
+    found = BlockRounder(layout).quantize(filled_up(rows_NK, layout.block)).values()
     return found.reshape(len(rows_NK), -1)[:, : rows_NK.shape[1]]
 
 
