@@ -44,6 +44,9 @@ class Calibration:
     def __init__(self, config: HerdConfig) -> None:
         self.experts, self.width = config.text.num_experts, config.text.hidden_size
 
+    def hessian(self, _name: str, _expert: int | None = None) -> None:
+        """It has none: weights are rounded to nearest."""
+
     def input_amax(self, name: str) -> torch.Tensor:
         return torch.linspace(2, 9, self.experts) if ".experts." in name else torch.tensor(6.0)
 

@@ -28,7 +28,7 @@ def test_pipeline_of_the_cpu() -> None:
     attention, experts = "LowerPagedAttention", "LowerRoutedExperts"
     lowering = [*begin, "LowerMixtures", "JoinMatMuls", attention, "LowerFullAttention", experts, "LowerProjects"]
     assert names("cpu", "fp32") == [*lowering, "Tidy"]
-    assert names("cpu", "int4") == [*lowering, "RotateHidden", "QuantizeMatMuls", "Tidy"]
+    assert names("cpu", "int4") == [*lowering, "RotateHidden", "QuantizeMatMuls", "QuantizeTable", "Tidy"]
     assert names("cpu", "fp8") == [*begin, "JoinMatMuls", attention, experts, "QuantizeMatMuls", "QuantizeFp8", "Tidy"]
     int8_caches = replace(RECIPES["int8"], caches="int8", token_scales=True)
     assert [name for name, _ in described_passes(TARGETS["cpu"], int8_caches)] == names("cpu", "int8")
@@ -37,7 +37,7 @@ def test_pipeline_of_the_cpu() -> None:
 def test_pipeline_of_the_cpu_without_our_operators() -> None:
     lowering = ["FoldWeightTransposes", "JoinMatMuls", "LowerCachedAttention", "LowerRoutedExperts"]
     assert names("cpu-stock", "fp32") == [*lowering, "Tidy"]
-    assert names("cpu-stock", "int4") == [*lowering, "RotateHidden", "QuantizeMatMuls", "Tidy"]
+    assert names("cpu-stock", "int4") == [*lowering, "RotateHidden", "QuantizeMatMuls", "QuantizeTable", "Tidy"]
     assert names("cpu-stock", "fp8") == [*lowering, "QuantizeMatMuls", "QuantizeFp8", "Tidy"]
     int8_caches = replace(RECIPES["int8"], caches="int8")
     assert [name for name, _ in described_passes(TARGETS["cpu-stock"], int8_caches)][-2:] == ["QuantizeCaches", "Tidy"]
