@@ -18,6 +18,7 @@ mixtures of experts Malasnicki et al. 2025, arXiv 2508.09752); the learning rate
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
@@ -96,7 +97,7 @@ def _initialize_layers(layers: nn.ModuleList) -> None:
 
 def _for_logits(width: int, std: float) -> float:
     """Deviation of weights that make of a normalised stream logits of a deviation; that of maximal updates if wide."""
-    return std * min(width**-0.5, LOGIT_WIDTH**0.5 / width)
+    return std / math.sqrt(width) * min(1.0, math.sqrt(LOGIT_WIDTH / width))
 
 
 def _project(linear: nn.Linear, gain: float = 1.0) -> None:
