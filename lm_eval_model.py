@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Items
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -23,6 +23,7 @@ from tqdm import tqdm
 from .errors import HerdError
 from .runtimes import Engine
 from .runtimes.evaluation.likelihood import EncodedPair, Scorer, check_pair, encode_pair, first_token
+from .runtimes.executors.options import Memory
 
 Request = tuple[tuple[str, str], list[int], list[int]]
 """Texts of context and continuation, and their tokens."""
@@ -49,9 +50,7 @@ class HerdgraphModel(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         if unknown := sorted(options.keys() - {"batch_size", "max_batch_size", "device"}):
             raise HerdError(f"the model herdgraph has no argument {unknown[0]}: it takes bundle, threads, memory, "
                             "max_length and max_gen_toks")
-        if memory not in ("fast", "low"):
-            raise HerdError(f"memory is {memory!r}, it must be fast or low")
-        self._engine = Engine.load(bundle, threads=threads, memory="low" if memory == "low" else "fast")
+        self._engine = Engine.load(bundle, threads=threads, memory=cast(Memory, memory))  # which checks it
         self._codec, self._scorer = self._engine.processor.tokenizer, Scorer(self._engine)
         most = self._engine.config.text.max_position_embeddings
         self.max_length, self.max_gen_toks = min(max_length or most, most), max_gen_toks

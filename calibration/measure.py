@@ -188,10 +188,12 @@ class _Store:
         with self._refusals():
             self._write(part, observed, coverage, states)
 
-    def save_head(self, hessian: dict[str, Tensor]) -> None:
-        """Write the Hessian of the head's input, by the name of the head; errors as ``save``."""
+    def save_head(self, hessian_DD: Tensor) -> None:
+        """Write the Hessian of the head's input; errors as ``save``."""
         with self._refusals():
-            self._write_hessians(HEAD, hessian)
+            (self.directory / HESSIANS).mkdir(exist_ok=True)
+            with atomic_file(self.directory / HESSIANS / f"{HEAD}.safetensors") as path:
+                write_tensors({HEAD: hessian_DD}, path)
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
@@ -217,11 +219,6 @@ class _Store:
             path.write_text(json.dumps(description), encoding="utf-8")
         if states is not None and index:
             (self.directory / f"after.{index - 1}.safetensors").unlink(missing_ok=True)
-
-    def _write_hessians(self, part: str, hessians: dict[str, Tensor]) -> None:
-        (self.directory / HESSIANS).mkdir(exist_ok=True)
-        with atomic_file(self.directory / HESSIANS / f"{part}.safetensors") as path:
-            write_tensors(hessians, path)
 
     def load(self, part: str, result: Measured) -> None:
         """Add what a part gave."""

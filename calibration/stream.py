@@ -170,14 +170,14 @@ class DecoderStream:
             for rows in extra.split(BLOCK):
                 runs[0].expert_forward(name, expert, rows, weights)
 
-    def head_hessian(self, states: States) -> dict[str, Tensor]:
-        """The Hessian of the head's input, without the weight of the norm before it, by the name of the head."""
+    def head_hessian(self, states: States) -> Tensor:
+        """The Hessian [D, D] of the head's input, without the weight of the norm before it."""
         width, epsilon = self.config.text.hidden_size, self.config.text.rms_norm_eps
         hessian_DD = torch.zeros(width, width)
         for rows in states.blocks():
             x_RD = functional.rms_norm(states.x_ND[rows], (width,), eps=epsilon)
             hessian_DD.addmm_(x_RD.T, x_RD)
-        return {"lm_head.weight": hessian_DD}
+        return hessian_DD
 
     @contextmanager
     def head(self) -> Iterator[Callable[[Tensor, MatmulBackend], Tensor]]:

@@ -180,7 +180,7 @@ def _written_seconds_per_byte(output: Path) -> float:
     """Seconds to write and to hash a byte beside the output."""
     parent = next(path for path in output.absolute().parents if path.is_dir())
     try:
-        with tempfile.TemporaryDirectory(dir=parent) as name:
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".herdgraph-speed-") as name:
             data = Path(name) / "sample"
 
             def write() -> None:

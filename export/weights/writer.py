@@ -22,7 +22,6 @@ INLINE_BYTES = 1024
 """Tensors up to this size stay inside of the ONNX file."""
 
 
-
 class Part(Protocol):
     """Some of the bytes of an initializer, one after the other in the file."""
 

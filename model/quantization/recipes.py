@@ -88,7 +88,10 @@ class Recipe:
 
     @property
     def uses_hessians(self) -> bool:
-        """Whether any weight is rounded better with the Hessians of a calibration, as 4-bit weights are."""
+        """Whether any weight has 4 bits, which lose much less with the Hessians of a calibration.
+
+        FP8 weights are rounded by them as well, if the calibration that gives their scales has any.
+        """
         return any(isinstance(rule.layout, BlockFormat) and rule.layout.bits == 4 for rule in self.rules)
 
     @property

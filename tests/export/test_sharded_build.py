@@ -39,6 +39,8 @@ from support.lockstep import Lockstep
 from support.processes import worker_environment
 
 BOUND = 1e-4
+UNDECIDED = 0.03
+"""Router logits (of deviation 1) so near each other that rounding to 8 bits may send a token to another expert."""
 PLANS = ["tp=2", "tp=4", "ep=2", "ep=4", "pp=2", "pp=4", "tp=2,ep=2", "tp=2,pp=2", "ep=2,pp=2", "tp=2,ep=2,pp=2"]
 HERDS = {
     "plain": herds.variant(),
@@ -103,6 +105,22 @@ def _decoded(lockstep: Lockstep, ids: list[int], prompt: int) -> np.ndarray:
     return np.concatenate([lockstep.prefill(ids[:prompt]), *(lockstep.append([token]) for token in ids[prompt:])])
 
 
+def _router_margins(family: Family, ids: list[int]) -> np.ndarray:
+    """By how much the router prefers the expert of a token to the next one, in float32: the least of all layers."""
+    margins = []
+
+    def watch(router: torch.nn.Module, inputs: tuple[torch.Tensor, ...], _: object) -> None:
+        best = torch.nn.functional.linear(inputs[0].flatten(0, -2), router.weight).topk(2).values
+        margins.append(best[:, 0] - best[:, 1])
+
+    hooks = [module.register_forward_hook(watch) for name, module in family.model.named_modules()
+             if name.endswith(".router")]
+    herds.logits(family.model, ids)
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(margins).amin(0).numpy()
+
+
 def _single(engine: Engine, ids: list[int], prompt: int) -> np.ndarray:
     sequence = engine.new_sequence()
     found = engine.prefill(sequence, ids[:prompt], all_positions=True)
@@ -152,7 +170,9 @@ def test_recipes_are_as_near_to_float32_as_the_single_engine(
     alone = np.abs(_single(plain.engine(recipe, caches), ids, 44) - exact)
     found = np.abs(_decoded(plain.lockstep(plan, recipe, caches), ids, 44) - exact)
     assert 0 < found.mean() < 1.3 * alone.mean()
-    assert np.sort(found.max(-1))[-2] < 2 * alone.max(), "one token may be so undecided that it goes to another expert"
+    decided = _router_margins(plain, ids) > UNDECIDED
+    assert decided.sum() >= len(ids) - 2
+    assert found[decided].max() < 2 * alone.max()
 
 
 def test_tied_and_rotated(family: Callable[[str], Family]) -> None:
