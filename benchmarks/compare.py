@@ -44,7 +44,7 @@ from herdgraph.errors import HerdError
 from herdgraph.model.config import read_config
 
 from .contest import Task, Times, times_of
-from .contestants import OPPONENTS, ROOT, Contestant, interleaved, last_line, opponents, ours
+from .contestants import OPPONENTS, ROOT, Contestant, check_llama_build, interleaved, last_line, opponents, ours
 
 PROBE = 32
 MEASURES = ("prefill", "decode", "batch")
@@ -267,6 +267,8 @@ def _arguments() -> argparse.Namespace:
         parser.error("numbers must be at least 1")
     if not args.checkpoint.is_dir():
         fail(f"{args.checkpoint} does not exist: make one by python -m benchmarks.models")
+    for build in args.llama_build:
+        check_llama_build(build)
     args.checkpoint = args.checkpoint.resolve()
     args.llama_python = str(Path(shutil.which(args.llama_python) or args.llama_python).absolute())
     return args

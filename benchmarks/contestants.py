@@ -76,11 +76,16 @@ def llama_builds(checkpoint: Path, builds: Iterable[str]) -> list[Contestant]:
     found = []
     for build in builds:
         name, _, directory = build.partition("=")
-        if not (Path(directory) / "bin" / "llama-bench").is_file():
-            raise HerdError(f"--llama-build {build}: there is no bin/llama-bench in {directory or 'it'}")
         found += [Contestant(f"{name} {kind}", False, sys.executable, "llama_bench_worker", gguf_file(checkpoint, kind),
                              str(Path(directory).resolve())) for kind in KINDS]
     return found
+
+
+def check_llama_build(build: str) -> None:
+    """Refuse what is no NAME=DIRECTORY of a build, before minutes go by."""
+    _, _, directory = build.partition("=")
+    if not (Path(directory) / "bin" / "llama-bench").is_file():
+        raise HerdError(f"--llama-build {build}: there is no bin/llama-bench in {directory or 'it'}")
 
 
 def gguf_file(checkpoint: Path, kind: str) -> Path:
