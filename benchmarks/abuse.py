@@ -18,10 +18,11 @@ from typing import Any
 
 from rich.table import Table
 
-from herdgraph.console import emit_json, run_cli, stderr, stdout
+from herdgraph.console import emit_json, run_cli, stderr
 
 from .abused_server import Target, serving
 from .abuses import ABUSES, Abuse
+from .screen import show_tables
 from .strangers import Body, Count
 from .witnesses import Testimony, ask, client_of, questions, solo, watching
 
@@ -146,7 +147,7 @@ def main() -> None:
         stderr.print(table(rows[-1:]))
         if rows[-1]["tracebacks"]:
             stderr.print(rows[-1]["log"])
-    emit_json(rows) if options.json else stdout.print(table(rows))
+    emit_json(rows) if options.json else show_tables(table(rows))
 
 
 if __name__ == "__main__":

@@ -30,10 +30,12 @@ from rich.progress import track
 from rich.table import Table
 
 from examples.calf import CALF
-from herdgraph.console import stderr, stdout
+from herdgraph.console import stderr
 from herdgraph.model.processing import PromptProcessor
 from herdgraph.model.training.runs.start import open_model
 from herdgraph.runtimes import Engine
+
+from .screen import show_tables
 
 SETS = {"seen": "as drawn", "other_vendor": "other vendor", "held_out": "held out"}
 KIND = "What kind of thing is this?"
@@ -155,7 +157,7 @@ def report(found: dict[tuple[str, str], Accuracy], sizes: dict[str, int]) -> Non
     for (speaker, name), accuracy in found.items():
         table.add_row(speaker, SETS[name], str(sizes[name]), *(f"{100 * share:.1f} %" for share in (
             accuracy.right, accuracy.with_aliases, accuracy.kind)))
-    stdout.print(table)
+    show_tables(table)
     table = Table(title="names by category, CPU bundle, fp32")
     for column in ("category", *SETS.values()):
         table.add_column(column)
@@ -163,7 +165,7 @@ def report(found: dict[tuple[str, str], Accuracy], sizes: dict[str, int]) -> Non
     for category in sorted(by_set["seen"]):
         shares = (by_set[name].get(category) for name in SETS)
         table.add_row(category, *("" if share is None else f"{100 * share[0]:.0f} % of {share[1]}" for share in shares))
-    stdout.print(table)
+    show_tables(table)
 
 
 def main() -> None:

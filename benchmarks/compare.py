@@ -36,15 +36,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
-from herdgraph.console import emit_json, fail, run_cli, size, stderr, stdout
+from herdgraph.console import emit_json, fail, run_cli, size, stderr
 from herdgraph.errors import HerdError
 from herdgraph.model.config import read_config
 
 from .contest import Task, Times, times_of
 from .contestants import OPPONENTS, ROOT, Contestant, check_llama_build, interleaved, last_line, opponents, ours
+from .screen import show_tables
 
 PROBE = 32
 MEASURES = ("prefill", "decode", "batch")
@@ -197,13 +197,14 @@ def show(results: list[Result], task: Task, notes: list[str]) -> None:
         load = statistics.median(times.load for times in result.rounds)
         peak = max(times.peak_mb for times in result.rounds)
         rates.add_row(result.contestant.name, size(stored_bytes(result.contestant.model)), f"{load:.1f} s",
-                      f"{peak / 1e3:.1f} GB", *(_cell(rate(result, task, measure), 1) for measure in MEASURES))
+                      f"{peak / 1e3:.1f} GB" if peak else "-",
+                      *(_cell(rate(result, task, measure), 1) for measure in MEASURES))
     ratios = _table("ours / theirs, within a round: median (lowest-highest)", ("ours", "theirs", *measured))
     for our, their in pairs_of(results):
         figures = (_cell(ratio(our, their, measure), 2) for measure in MEASURES)
         ratios.add_row(our.contestant.name.removeprefix("herdgraph "), their.contestant.name, *figures)
     for shown in (rates, ratios) if ratios.row_count else (rates,):
-        Console(width=max(150, stdout.width), highlight=False).print(shown)
+        show_tables(shown)
     for note in [*footnotes(results), *notes]:
         print(f"* {note}")
 

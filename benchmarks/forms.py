@@ -30,10 +30,11 @@ import httpx
 from jsonschema import Draft202012Validator, FormatChecker, ValidationError
 from rich.table import Table
 
-from herdgraph.console import emit_json, run_cli, stderr, stdout
+from herdgraph.console import emit_json, run_cli, stderr
 
 from .bfcl import CATEGORIES, ToolQuestion, is_right, questions
 from .chats import Answered, ask_all, milliseconds
+from .screen import show_tables
 from .serving import Contestant, ours, served
 
 SAMPLED = {"top_p": 1, "top_k": 0, "min_p": 0}
@@ -214,7 +215,7 @@ def main() -> None:
     for row in rows:
         for reason, count in row.get("reasons", {}).items():
             stderr.print(f"{row['asked']}: refused {count} times: {reason}", markup=False)
-    emit_json(rows) if options.json else stdout.print(table(rows))
+    emit_json(rows) if options.json else show_tables(table(rows))
 
 
 if __name__ == "__main__":

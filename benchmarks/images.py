@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from herdgraph.model.checkpoint.rotated import Rotation
@@ -27,6 +26,7 @@ from herdgraph.runtimes.executors.ort.load import load_vision
 
 from .contestants import ours
 from .peers import let_torchvision_import
+from .screen import show_tables
 
 Tower = Callable[[np.ndarray], np.ndarray]
 
@@ -91,7 +91,7 @@ def main() -> None:
     for name, times in seconds.items():
         ratio = statistics.median(other / own for other, own in zip(theirs, times[1:], strict=True))
         table.add_row(name, f"{args.tiles / statistics.median(times[1:]):.2f}", f"{ratio:.2f}", f"{errors[name]:.1e}")
-    Console(width=100).print(table)
+    show_tables(table)
 
 
 if __name__ == "__main__":

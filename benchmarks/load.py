@@ -81,8 +81,8 @@ class Load:
         return sum(one.tokens for one in self.seen) / self.seconds
 
     def first(self, percent: float) -> float:
-        """A percentile of the seconds to the first token."""
-        return float(np.percentile([one.first for one in self.seen], percent))
+        """A percentile of the seconds to the first token, of those who got one."""
+        return float(np.nanpercentile([one.first for one in self.seen], percent))
 
     def gap(self, percent: float) -> float:
         """A percentile of the seconds between tokens."""

@@ -3,8 +3,9 @@
     python -m benchmarks.long_context BUNDLE ... [--threads 1] [--contexts 512 8192 65536 1000000] [--real]
                                       [--plot FILE]
 
-Without ``--real`` the past is random numbers in the caches, because reading them takes as long whatever they mean;
-with it the past is computed, token by token of a random prompt, which takes minutes from 64k on.
+Without ``--real`` every cache block of the past is a copy of one that was computed, because reading them takes as long
+whatever they mean; with it the past is computed, of a random prompt, which takes minutes from 32k on. Bundles of target
+``cpu``.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import time
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
-from herdgraph.console import size, stderr
+from herdgraph.console import fail, run_cli, size, stderr
 from herdgraph.runtimes import Engine, Sequence
+from herdgraph.runtimes.kv_cache.paged import BlockTable, PagedCache
 
 from .figures import lines
+from .screen import show_tables
 
 STEPS = 16
 
@@ -29,19 +31,36 @@ STEPS = 16
 def with_past(engine: Engine, tokens: int, *, real: bool) -> tuple[Sequence, float]:
     """A sequence that holds so many tokens, and the seconds it took to compute them."""
     sequence, ids = engine.new_sequence(), np.random.default_rng(0).integers(3, 1000, tokens).tolist()
-    if real:
-        started = time.perf_counter()
-        engine.prefill(sequence, ids)
-        return sequence, time.perf_counter() - started
-    sequence.make_room(tokens + STEPS + 1)
-    random = np.random.default_rng(1)
-    for buffers in sequence.cache.layers:
-        for buffer in buffers:
-            block = random.normal(size=(1 << 16)).astype(np.float32)
-            flat = buffer.reshape(-1)
-            flat[:] = np.resize(block if buffer.dtype == np.float32 else (20 * block).astype(np.int8), flat.shape)
-    sequence.append(ids)
-    return sequence, 0.0
+    if not real:
+        pretend(engine, sequence, ids)
+        return sequence, 0.0
+    started = time.perf_counter()
+    engine.prefill(sequence, ids)
+    return sequence, time.perf_counter() - started
+
+
+def pretend(engine: Engine, sequence: Sequence, ids: list[int]) -> None:
+    """Let a sequence hold tokens that were never computed: their cache blocks are copies of one that was."""
+    computed = engine.new_sequence()
+    engine.prefill(computed, ids[:64])
+    chunk = sequence.cache.pools.chunk or len(ids)
+    for first in range(0, len(ids), chunk):  # blocks of chunked layers are released where a chunk ends
+        part = ids[first : first + chunk]
+        sequence.make_room(len(part))
+        sequence.append(part)
+    for table, source in zip(_tables(sequence), _tables(computed), strict=True):
+        for block in table.numbers:
+            table.pool.copy(int(source.numbers[0]), int(block))
+
+
+def _tables(sequence: Sequence) -> list[BlockTable]:
+    """Of the kinds of layers that the model has."""
+    return [table for table in (sequence.cache.whole, sequence.cache.chunked) if table.pool.capacity]
+
+
+def held(table: BlockTable) -> int:
+    """Bytes of a table's blocks."""
+    return len(table.numbers) * table.pool.cost
 
 
 def seconds_per_token(engine: Engine, sequence: Sequence) -> float:
@@ -58,21 +77,23 @@ def seconds_per_token(engine: Engine, sequence: Sequence) -> float:
 def measure(bundle: Path, args: argparse.Namespace) -> list[tuple[float, float]]:
     """Print a table of one bundle; contexts and milliseconds per token."""
     engine = Engine.load(bundle, threads=args.threads)
-    columns = ("context", "ms per token", "ratio", "keys and values", "local layers", "prefill")
+    if not isinstance(engine.new_sequence().cache, PagedCache):
+        fail(f"{bundle} has no cache blocks: build it with --target cpu")
+    engine.wait_until_resident()
+    columns = ("context", "ms per token", "ratio", "keys and values", "chunked layers", "prefill")
     table = Table(*columns, title=str(bundle))
     found: list[tuple[float, float]] = []
-    config = engine.config.text
     for context in args.contexts:
         stderr.print(f"[dim]{context} tokens[/dim]")
         sequence, prefill = with_past(engine, context, real=args.real)
         found.append((context, 1e3 * seconds_per_token(engine, sequence)))
-        local = sum(k.nbytes + v.nbytes for i, (k, v) in enumerate(sequence.cache.layers) if config.chunk_of(i))
+        cache = sequence.cache
         table.add_row(
-            f"{context:,}", f"{found[-1][1]:.2f}", f"{found[-1][1] / found[0][1]:.2f}", size(sequence.cache.nbytes),
-            size(local),
+            f"{context:,}", f"{found[-1][1]:.2f}", f"{found[-1][1] / found[0][1]:.2f}",
+            size(held(cache.whole) + held(cache.chunked)), size(held(cache.chunked)),
             f"{context / prefill:.0f} tokens/s" if prefill else "-",
         )
-    Console(width=110).print(table)
+    show_tables(table)
     return found
 
 
@@ -91,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)

@@ -21,10 +21,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from herdgraph.console import fail, size, stderr
+
+from .screen import show_tables
 
 GROUPS = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 
@@ -112,7 +113,7 @@ def main() -> None:
         pages = row["pages"]
         table.add_row(limit, f"{row['load']:.2f} s", f"{row['ms']:.0f}", f"{row['faults']:.0f}", size(pages),
                       f"{pages / whole:.0%}")
-    Console(width=110).print(table)
+    show_tables(table)
 
 
 if __name__ == "__main__":

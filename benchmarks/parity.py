@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from herdgraph.console import stderr, stdout
+from herdgraph.console import stderr
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config import HerdConfig
@@ -28,6 +28,7 @@ from herdgraph.model.llama4.model import Llama4
 from herdgraph.runtimes import Engine
 
 from .peers import let_torchvision_import
+from .screen import show_tables
 
 Case = tuple[list[int], torch.Tensor | None]
 
@@ -94,7 +95,7 @@ def main() -> None:
     grid = Table("model", "logit std", "torch modules", "CPU bundle", title=title)
     for name, row in results.items():
         grid.add_row(name, f"{row['std']:.2f}", f"{row['torch']:.1e}", f"{row['bundle']:.1e}")
-    stdout.print(grid)
+    show_tables(grid)
 
 
 if __name__ == "__main__":

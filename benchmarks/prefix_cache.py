@@ -22,11 +22,12 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 
-from herdgraph.console import emit_json, run_cli, stdout
+from herdgraph.console import emit_json, run_cli
 from herdgraph.model.processing import PreparedPrompt
 from herdgraph.runtimes.kv_cache.pool import BLOCK_TOKENS
 
 from .desk import Desk
+from .screen import show_tables
 
 QUESTION = 24
 ANSWER = 24
@@ -175,7 +176,7 @@ def main() -> None:
     desk.ask(PreparedPrompt([400] * 40), 4)
     desk.run()
     rows = [measure(desk, document, options.clients) for document in documents(desk, options.tokens)]
-    emit_json([asdict(row) for row in rows]) if options.json else stdout.print(table(rows))
+    emit_json([asdict(row) for row in rows]) if options.json else show_tables(table(rows))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from herdgraph.calibration.calibrate import calibrate
@@ -33,6 +32,8 @@ from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.quantization.formats import BlockFormat
 from herdgraph.model.quantization.recipes import RECIPES, Recipe, Rule
 from herdgraph.runtimes import Engine
+
+from .screen import show_tables
 
 TEXTS = [Path(__file__).parent / "data" / name for name in ("alice.txt", "jargon.txt")]
 WINDOW = 512
@@ -128,7 +129,7 @@ def main() -> None:
                 f"{_kl(middle, alone):.1e}", f"{_kl(alone, decoded(engine, texts, batch=True)):.1e}",
             )
     stdout.print(f"{len(texts or [])} windows of {WINDOW} tokens")
-    Console(width=120).print(table)
+    show_tables(table)
 
 
 if __name__ == "__main__":

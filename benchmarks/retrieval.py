@@ -26,7 +26,6 @@ from pathlib import Path
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from herdgraph.console import run_cli, stderr
@@ -35,6 +34,7 @@ from herdgraph.model.processing import Tokenizer
 from herdgraph.runtimes import Engine
 from herdgraph.runtimes.evaluation.likelihood import EncodedPair, LogLikelihood, Scorer, encode_pair
 
+from .screen import show_tables
 from .tasks import named
 
 ASKED = 16
@@ -158,7 +158,7 @@ def main() -> None:
                 if options.rows:
                     with options.rows.open("a") as file:
                         file.write(json.dumps(asdict(rows[-1])) + "\n")
-    Console(width=120).print(table(rows))
+    show_tables(table(rows))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from rich.console import Console
 from rich.table import Table
 
 import herdgraph.runtimes.executors.ort.load as load_module
@@ -27,6 +26,7 @@ from herdgraph.runtimes import Engine
 from herdgraph.runtimes.executors.options import ExecutorOptions
 
 from .figures import bars
+from .screen import show_tables
 
 TOKENS = 8
 ROLES = (
@@ -120,7 +120,7 @@ def main() -> None:
     table = Table("role", "ms", "share", "operators", title=title)
     for role, us in spent.most_common():
         table.add_row(role, f"{us / runs / 1000:.2f}", f"{us / spent.total():.0%}", f"{count[role] / runs:.0f}")
-    Console(width=100).print(table)
+    show_tables(table)
     print(f"experts touched per layer and call: {touched:.2f}")
 
 

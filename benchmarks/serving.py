@@ -32,10 +32,11 @@ import httpx
 import numpy as np
 from rich.table import Table
 
-from herdgraph.console import emit_json, run_cli, stderr, stdout
+from herdgraph.console import emit_json, run_cli, stderr
 from herdgraph.errors import HerdError
 
 from .load import Load, Question, load
+from .screen import show_tables
 
 ROOT = Path(__file__).parents[1]
 QUESTIONS = {1: 4, 4: 3, 16: 2, 64: 1}
@@ -137,6 +138,8 @@ def measure(contestant: Contestant, name: str, clients: int, vocabulary: int) ->
         load(url, [[Question([400] * 40, 4)]])
         time.sleep(SETTLE_SECONDS)
         measured = load(url, questions)
+    for failure in sorted(set(measured.failures)):
+        stderr.print(f"{contestant.name}: {failure}")
     if len(measured.failures) == len(measured.seen):
         raise HerdError(f"{contestant.name} answered nothing: {measured.failures[0]}")
     return measured
@@ -187,8 +190,8 @@ def main() -> None:
         for clients in options.clients:
             for contestant in contestants * options.rounds:
                 rows.append(row(name, clients, contestant.name, measure(contestant, name, clients, options.vocabulary)))
-                stderr.print(table(rows[-1:]))
-    emit_json(rows) if options.json else stdout.print(table(rows))
+                stderr.print(f"{name}, {clients} clients, {contestant.name}: {rows[-1]['tokens_per_s']:.1f} tokens/s")
+    emit_json(rows) if options.json else show_tables(table(rows))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import time
 from dataclasses import replace
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from herdgraph.model.config import HerdConfig, to_hf
@@ -32,6 +31,7 @@ from herdgraph.model.training.optim import OptimizerOptions, optimizer_for
 
 from .memory import peak_megabytes
 from .peers import let_torchvision_import
+from .screen import show_tables
 
 CONTESTANTS = ("herdgraph", "transformers")
 
@@ -123,7 +123,7 @@ def main() -> None:
             median = {key: statistics.median(row[key] for row in found) for key in found[0]}
             table.add_row(str(experts), name, f"{median['rate']:.0f}", f"{median['share']:.2f}",
                           f"{median['peak'] / 1e3:.2f} GB", f"{ratio:.1f}" if name == "herdgraph" else "")
-    Console(width=110).print(table)
+    show_tables(table)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from herdgraph.console import stderr, stdout
+from herdgraph.console import stderr
 from herdgraph.errors import HerdError
 from herdgraph.model.config import HerdConfig, to_hf
 from herdgraph.model.training.optim import OptimizerOptions
@@ -29,6 +29,7 @@ from herdgraph.model.training.runs import PretrainOptions, pretrain
 from herdgraph.model.training.trainer import TrainOptions
 
 from .figures import sweeps
+from .screen import show_tables
 from .training import config_of
 
 DIVERGED = 20.0
@@ -94,7 +95,7 @@ def main() -> None:
             best = args.rates[losses.index(min(losses))]
             table.add_row(title, str(width), *(f"{loss:.3f}" for loss in losses), f"{best:.2g}")
             panels.setdefault(title, {})[f"width {width}"] = list(zip(args.rates, losses, strict=True))
-    stdout.print(table)
+    show_tables(table)
     if args.plot:
         sweeps(args.plot, "learning rate", f"held-out loss after {args.steps} steps", panels)
 

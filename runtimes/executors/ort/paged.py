@@ -26,7 +26,7 @@ from ..runner import Logits
 from .decoder import DecoderGraph, Run, run_all
 from .page_release import release
 from .session import Values, ort_value
-from .weights import SMALL, resident_weights
+from .weights import SMALL, copy_in_parts
 
 logger = logging.getLogger(__name__)
 
@@ -145,15 +145,16 @@ class PagedRunner(BlockRunner):
             self._copying.start()
 
     def _copy(self, data: Path) -> None:
-        """Copy and go over to the copy. Whatever prevents that costs speed only: the mapping goes on being used."""
+        """Copy and go over to the copy, part by part; where that fails, the rest goes on being used as it is mapped."""
         try:
             self._called.wait()
-            weights = resident_weights(data, self._stopped)
-            if weights is not None:
+            for weights in copy_in_parts(data):
+                if self._stopped.is_set():
+                    return
                 with self._keeping:
                     self.graph.override(weights)
                     self._kept.clear()
-                release({str(data.resolve())})  # pages of the mapping, which nobody reads any more
+                release({str(data.resolve())})  # pages of the mapping: nobody reads those that were copied any more
         except (HerdError, MemoryError, OSError) as error:
             logger.info("%s is used as it is mapped: %s", data, error)
 

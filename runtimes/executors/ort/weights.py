@@ -3,7 +3,8 @@
 A graph of our own operators holds its weights as they are used, so nothing is made of them while it loads: ONNX Runtime
 maps the file. A mapped file lies in small pages on most systems, and a processor spends up to a third of its time
 finding them. So with ``memory="fast"`` the file is also read into huge pages of our own, on a thread that begins after
-the first call; the graph's initializers may be overridden, and calls that begin afterwards use the copy.
+the first call; the graph's initializers may be overridden, and calls that begin afterwards use what is copied by then.
+The mapping's pages of it are given back, so that the weights are in memory once and not twice.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import numpy as np
 
 from ....errors import HerdError
 from ....reading import open_file, read_bytes
-from ...bundle.blocks import BLOCK, check_all_blocks
+from ...bundle.blocks import check_all_blocks
 from ...bundle.manifest import WEIGHTS, Bundle
 from ..options import ExecutorOptions
 from .session import GRAPH_BYTES, Values, ort_value
@@ -32,6 +32,8 @@ KEY = "herdgraph.weights"
 _HUGE_PAGE = 2 << 20
 SMALL = 64 << 20
 """Bytes of a file that is not worth a copy."""
+PART = 128 << 20
+"""Bytes that are copied before calls use them: so much is in memory twice."""
 _PRIVATE: Any = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 """Memory that may be shared, which is what Python asks for otherwise, gets no huge pages."""
 
@@ -71,15 +73,15 @@ def verified(bundle: Bundle, names: Iterable[str], options: ExecutorOptions) -> 
             checking.result()
 
 
-def resident_weights(path: Path, stopped: Event) -> ResidentWeights | None:
-    """Copy a weight file into huge pages; None where it was stopped, or the file became shorter meanwhile."""
+def copy_in_parts(path: Path) -> Iterator[ResidentWeights]:
+    """Copy a weight file into huge pages; what there is of it after every part, to the end of the file."""
     with open_file(path) as file:
         content = _huge_pages(os.fstat(file.fileno()).st_size)
-        for begin in range(0, len(content), BLOCK):
-            block = content[begin : begin + BLOCK]
-            if stopped.is_set() or os.preadv(file.fileno(), [block.data], begin) != len(block):
-                return None
-    return ResidentWeights(path, content)
+        for begin in range(0, len(content), PART):
+            part = content[begin : begin + PART]
+            if os.preadv(file.fileno(), [part.data], begin) != len(part):
+                return  # the file became shorter
+            yield ResidentWeights(path, content, begin + len(part))
 
 
 class ResidentWeights:
@@ -87,26 +89,28 @@ class ResidentWeights:
 
     Args:
         path: the file, for messages.
-        content: its bytes.
+        content: memory for its bytes.
+        copied: how many of them are there, from the first on.
     """
 
-    def __init__(self, path: Path, content: Bytes) -> None:
-        self._path, self._bytes = path, content
+    def __init__(self, path: Path, content: Bytes, copied: int) -> None:
+        self._path, self._bytes, self._copied = path, content, copied
 
     def values(self, session: Any) -> Values:
-        """What overrides a session's initializers, by name.
+        """What overrides those of a session's initializers that are there, by name.
 
         Raises:
             HerdError: the graph names what is not in the file.
         """
         places = json.loads(session.get_modelmeta().custom_metadata_map.get(KEY, "{}"))
-        return {item.name: ort_value(self._part(item.name, item.shape, *places.get(item.name, (-1, 0))))
-                for item in session.get_overridable_initializers()}
-
-    def _part(self, name: str, shape: Iterable[int], offset: int, count: int) -> Bytes:
-        if not 0 <= offset <= offset + count <= len(self._bytes) or count != np.prod(list(shape), dtype=np.int64):
-            raise HerdError(f"{self._path} has no {name!r} where the graph says: rebuild the bundle")
-        return self._bytes[offset : offset + count].reshape(tuple(shape))
+        found = {}
+        for item in session.get_overridable_initializers():
+            offset, count = places.get(item.name, (-1, 0))
+            if not 0 <= offset <= offset + count <= len(self._bytes) or count != np.prod(item.shape, dtype=np.int64):
+                raise HerdError(f"{self._path} has no {item.name!r} where the graph says: rebuild the bundle")
+            if offset + count <= self._copied:
+                found[item.name] = ort_value(self._bytes[offset : offset + count].reshape(item.shape))
+        return found
 
 
 def _huge_pages(count: int) -> Bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -20,10 +21,11 @@ from herdgraph.model.config.presets import TINY
 from herdgraph.runtimes import Engine
 from herdgraph.runtimes.bundle.blocks import BLOCK
 from herdgraph.runtimes.executors.ort.paged import PagedRunner
-from herdgraph.runtimes.executors.ort.weights import KEY, ResidentWeights, resident_weights
+from herdgraph.runtimes.executors.ort.weights import KEY, ResidentWeights, copy_in_parts
 from support import herds
 
 SIZE = 2 * BLOCK + 1000
+WEIGHTS = "herdgraph.runtimes.executors.ort.weights"
 PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -44,9 +46,7 @@ def _session(**places: tuple[int, tuple[int, ...]]) -> Any:
 
 
 def _resident(data: Path) -> ResidentWeights:
-    weights = resident_weights(data, Event())
-    assert weights is not None
-    return weights
+    return [*copy_in_parts(data)][-1]
 
 
 def test_initializers_are_the_files_bytes(data: Path) -> None:
@@ -56,10 +56,18 @@ def test_initializers_are_the_files_bytes(data: Path) -> None:
     np.testing.assert_array_equal(found["b"].numpy(), whole[BLOCK - 6 : BLOCK + 6].reshape(3, 4))
 
 
-def test_a_copy_that_is_stopped_is_none(data: Path) -> None:
-    stopped = Event()
-    stopped.set()
-    assert resident_weights(data, stopped) is None
+def test_of_an_unfinished_copy_there_is_what_lies_in_it_whole(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{WEIGHTS}.PART", BLOCK)
+    session = _session(a=(0, (64,)), b=(BLOCK - 6, (3, 4)), c=(2 * BLOCK, (1000,)))
+    assert [sorted(weights.values(session)) for weights in copy_in_parts(data)] == [["a"], ["a", "b"], ["a", "b", "c"]]
+
+
+def test_a_file_that_becomes_shorter_ends_the_copy(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{WEIGHTS}.PART", BLOCK)
+    parts = copy_in_parts(data)
+    next(parts)
+    os.truncate(data, BLOCK + 10)
+    assert [*parts] == []
 
 
 @pytest.mark.parametrize("place", [(SIZE - 3, (4,)), (-1, (4,)), (1 << 60, (4,))])
@@ -123,7 +131,7 @@ def test_a_copy_that_fails_leaves_the_mapping(
     def refuse(*_: object) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr("herdgraph.runtimes.executors.ort.paged.resident_weights", refuse)
+    monkeypatch.setattr("herdgraph.runtimes.executors.ort.paged.copy_in_parts", refuse)
     caplog.set_level("INFO", logger="herdgraph")
     runner = PagedRunner.__new__(PagedRunner)
     runner._stopped, runner._called = Event(), Event()
