@@ -33,8 +33,10 @@ from herdgraph.model.config.shard_plan import ShardPlan
 GPUS = ("H100", "H200", "L40S", "RTX5090")
 MOST = 32
 """GPUs of a kind."""
-ATTENTION, DENSE, TEMPERATURE, BESIDE = 9, 5, 1, 16
-"""Launches of a layer's norms and attention, of a dense feed-forward, of global attention beside, and of no layer."""
+ATTENTION, DENSE, TEMPERATURE = 9, 5, 1
+"""Launches of a layer's norms and attention, of a dense feed-forward, and of global attention beside."""
+BESIDE, SPLIT_VOCABULARY = 16, 5
+"""Launches of no layer, and of a rank that has a part of the vocabulary beside."""
 MIXTURE = {"bf16": 20, "int8": 17, "int4": 17}
 """Of a mixture with its shared expert, one token alone."""
 PUBLISHED = (
@@ -47,11 +49,18 @@ PUBLISHED = (
 
 
 def launches(text: TextConfig, plan: ShardPlan, recipe: str) -> int:
-    """Kernels and products that a token waits for, exchanges left out; of a pipeline in all of its stages."""
+    """Kernels and products that a token waits for, exchanges left out; of a pipeline in all of its stages, whose own
+    ends are not counted.
+    """
     chunked = sum(text.chunk_of(layer) > 0 for layer in range(text.num_layers))
     mixtures = len(text.moe_layers)
     return (text.num_layers * ATTENTION + (text.num_layers - chunked) * TEMPERATURE + mixtures * MIXTURE[recipe]
-            + (text.num_layers - mixtures) * DENSE + plan.pipeline * BESIDE)
+            + (text.num_layers - mixtures) * DENSE + BESIDE + SPLIT_VOCABULARY * (plan.width > 1))
+
+
+def named(plan: ShardPlan) -> str:
+    """What is split, such as tp=2."""
+    return ",".join(part for part in str(plan).split(",") if not part.endswith("=1")) or "one"
 
 
 def smallest(spec: ServingSpec, gpu: str) -> tuple[Fleet, Candidate] | None:
@@ -81,7 +90,7 @@ def rows(context: int, batch: int) -> Iterator[tuple[str, ...]]:
                 works = [work_of(config, best.plan, storage, stage, call) for stage in range(best.plan.pipeline)]
                 read = sum(work.weight_bytes + work.cache_bytes for work in works)
                 together = decode_rate(config, best.plan, storage, fleet, Workload(context, batch))
-                yield (model, recipe, f"{fleet.count} {gpu}", str(best.plan), f"{best.used / 1e9:.1f}",
+                yield (model, recipe, f"{fleet.count} {gpu}", named(best.plan), f"{best.used / 1e9:.1f}",
                        f"{read / 1e9:.2f}", f"{launches(config.text, best.plan, recipe)} + {best.collectives}",
                        f"{1e3 * best.decode.seconds:.1f} ms, {best.decode.limit}",
                        f"{together.tokens_per_second:.0f}")
@@ -92,12 +101,13 @@ def published() -> Iterator[tuple[str, ...]]:
     for what, preset, recipe, gpus, plan, context, measured, source in PUBLISHED:
         storage = Storage.on(recipe, "fp8" if recipe == "fp8" else None, cpu=False)
         rate = decode_rate(PRESETS[preset], plan, storage, parse_fleet(gpus), Workload(context, 1))
-        yield what, f"{gpus}, {plan}", measured, f"{1e3 * rate.seconds:.1f} ms", f"[{source.split('/')[2]}]({source})"
+        yield what, f"{gpus}, {named(plan)}", measured, f"{1e3 * rate.seconds:.1f} ms", f"[{source.split('/')[2]}]({source})"
 
 
 def table(header: tuple[str, ...], lines: Iterator[tuple[str, ...]]) -> None:
     """Markdown."""
-    for line in (header, ("---",) * len(header), *lines):
+    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    for line in lines:
         print(f"| {' | '.join(line)} |")
     print()
 

@@ -15,19 +15,15 @@ from herdgraph.model.quantization.recipes import Caches
 from support.hollow_cuda import graphs
 from support.hollow_cuda.decoder import PROVIDER, SESSION, call, lowered_rank
 from support.hollow_cuda.device import run
-from support.hollow_cuda.kernels import (
-    FLASH,
-    GROUPED_ON_HOPPER,
-    SPLIT,
-    UNPACKING_EXPERTS,
-    UNPACKING_EXPERTS_OF_ROW,
-)
+from support.hollow_cuda.kernels import FLASH, GROUPED_ON_HOPPER, SPLIT, UNPACKING_EXPERTS_OF_ROW
 from support.hollow_cuda.layers import MAVERICK_PAIR, SCOUT_PAIR, narrow
 from support.hollow_cuda.report import Report
 
 pytestmark = pytest.mark.slow
 
 MODELS = {"Scout": SCOUT_PAIR, "Maverick": MAVERICK_PAIR}
+LAUNCHES_PER_LAYER = {"tp=2": 30.25, "ep=2": 32.25}
+"""A rank that has some of the experts sets the rows of others to 0."""
 RANKS = [("tp=2", 0), ("ep=2", 1), ("pp=2", 0), ("pp=2", 1)]
 
 
@@ -48,14 +44,15 @@ def reports(
 
 def check(found: dict[str, Report], recipe: str, caches: Caches, *, attention: int, experts: int) -> None:
     """Nothing is allocated or read back, and the kernels are those of the whole model."""
-    row, rows = (GROUPED_ON_HOPPER,) * 2 if recipe == "bf16" else (UNPACKING_EXPERTS_OF_ROW, UNPACKING_EXPERTS)
-    for name, products in (("token", row), ("tokens", rows)):
+    for name in ("token", "tokens"):
         report = found[f"{name}/eager"]
         assert not report.allocations, report.summary()
         assert not report.reads_by_host, report.summary()
         assert not report.writes_by_host, report.summary()
-        assert report.count(products) == 2 * experts, report.summary()
         assert report.count(FLASH if caches == "float" else SPLIT) == attention, report.summary()
+    products = GROUPED_ON_HOPPER if recipe == "bf16" else UNPACKING_EXPERTS_OF_ROW
+    assert found["token/eager"].count(products) == 2 * experts, found["token/eager"].summary()
+    print(f"\n{recipe} {caches}, {attention} layers, {experts} mixtures: {found['token/eager'].launches} launches")
 
 
 @pytest.mark.parametrize(("plan", "rank"), RANKS)
@@ -86,4 +83,4 @@ def test_launches_of_a_layer(weights: Path, recipe: str, caches: Caches, plan: s
         of_chunked, of_global = of_chunked - least, of_global - least
         print(f"\n{plan} {recipe} {caches} {name}: chunked {of_chunked}, global {of_global}, "
               f"beside layers {least - of_chunked - of_global}")
-        assert (3 * of_chunked + of_global) / 4 <= 32
+        assert (3 * of_chunked + of_global) / 4 <= LAUNCHES_PER_LAYER[plan]

@@ -67,7 +67,8 @@ def others(directory: Path) -> Path:
         build_bundle(checkpoint, directory / "whole-pictures", target="cpu-stock")
         for name, (plan, recipe, caches, _) in OTHERS.items():
             build_bundle(checkpoint, directory / name, target=CUDA_TWIN.name, shards=ShardPlan.parse(plan),
-                         recipe=replace(RECIPES[recipe], caches=caches), calibration=calibration)
+                         recipe=replace(RECIPES[recipe], caches=caches),
+                         calibration=calibration if caches != "float" else None)
     return directory
 
 
