@@ -101,7 +101,8 @@ def published() -> Iterator[tuple[str, ...]]:
     for what, preset, recipe, gpus, plan, context, measured, source in PUBLISHED:
         storage = Storage.on(recipe, "fp8" if recipe == "fp8" else None, cpu=False)
         rate = decode_rate(PRESETS[preset], plan, storage, parse_fleet(gpus), Workload(context, 1))
-        yield what, f"{gpus}, {named(plan)}", measured, f"{1e3 * rate.seconds:.1f} ms", f"[{source.split('/')[2]}]({source})"
+        link = f"[{source.split('/')[2]}]({source})"
+        yield what, f"{gpus}, {named(plan)}", measured, f"{1e3 * rate.seconds:.1f} ms", link
 
 
 def table(header: tuple[str, ...], lines: Iterator[tuple[str, ...]]) -> None:
