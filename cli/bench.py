@@ -9,7 +9,7 @@ import click
 
 from ..console import HerdCommand, emit_json, size, stderr, table
 from ..options import COUNT, PATH, TokenCount, batch_option, context_option, json_option
-from .options import memory_option, threads_option
+from .options import device_option, memory_option, threads_option
 
 if TYPE_CHECKING:
     from ..runtimes.benchmark.bench import BenchReport
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 @click.option("--repeats", type=COUNT, default=3, show_default=True, help="Repetitions; medians are reported.")
 @threads_option
 @memory_option
+@device_option
 @json_option
 def bench(bundle: Path, as_json: bool, **options: Any) -> None:
     """Measure how fast BUNDLE is.
 
-    Prefill and decode, and their utilization of this machine's peaks, measured in the same run.
+    Prefill and decode, and their utilization of the peaks of what it runs on, measured in the same run.
     """
     from ..runtimes.benchmark.bench import bench as measure
 
@@ -48,12 +49,11 @@ def _rows(report: BenchReport) -> dict[str, str]:
         "load": f"{report.load_seconds:.2f} s",
         "time to first token": f"{report.first_token_seconds:.3f} s",
         "prefill": f"{prefill.median:.1f} tokens/s ({prefill.low:.1f} to {prefill.high:.1f}), "
-                   f"{report.prefill_utilization:.2f} of the fp32 GEMM peak",
+                   f"{report.prefill_utilization:.2f} of the {limit.floats} GEMM peak",
         "decode": f"{decode.median:.1f} tokens/s ({decode.low:.1f} to {decode.high:.1f}), "
                   f"{report.decode_utilization:.2f} of the read bandwidth",
         **({f"decode, {report.batch} together": f"{both.median:.1f} tokens/s ({both.low:.1f} to {both.high:.1f})"}
            if (both := report.batch_decode) else {}),
         "peak memory": size(report.peak_bytes),
-        "peaks": f"{limit.read_bandwidth / 1e9:.1f} GB/s read, {limit.fp32_gemm / 1e9:.0f} GFLOP/s fp32, "
-                    f"{limit.int8_gemm / 1e9:.0f} GOP/s int8",
+        "peaks": str(limit),
     }

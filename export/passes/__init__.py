@@ -16,6 +16,7 @@ from .layout.compute_in import ComputeIn
 from .layout.fold_weight_transposes import FoldWeightTransposes
 from .layout.join_matmuls import JoinMatMuls
 from .layout.reshape_rows import ReshapeRows
+from .layout.scale_by_excess import ScaleByExcess
 from .layout.skip_norms import JoinResidualNorms
 from .layout.tidy import Tidy
 from .native.full_attention import LowerFullAttention
@@ -36,6 +37,6 @@ __all__ = [
     "LowerCachedAttention", "LowerCollectives", "LowerExpertsContrib", "LowerExpertsDense", "LowerExpertsFused",
     "LowerExpertsGathered", "LowerExpertsUnrolled", "LowerExplicitAttention", "LowerFullAttention", "LowerMixtures",
     "LowerPagedAttention", "LowerPagedContrib", "LowerProjects", "LowerRoutedExperts", "PackTokens", "QuantizeCaches",
-    "QuantizeCachesFp8", "QuantizeFp8", "QuantizeMatMuls", "QuantizeTable", "ReshapeRows", "RotateHidden", "SplitWidth",
-    "Tidy",
+    "QuantizeCachesFp8", "QuantizeFp8", "QuantizeMatMuls", "QuantizeTable", "ReshapeRows", "RotateHidden",
+    "ScaleByExcess", "SplitWidth", "Tidy",
 ]

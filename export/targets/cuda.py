@@ -28,6 +28,7 @@ from ..passes import (
     PackTokens,
     QuantizeMatMuls,
     ReshapeRows,
+    ScaleByExcess,
     Tidy,
 )
 from .options import PlanOptions
@@ -58,6 +59,7 @@ class CudaTarget(Target):
             *self.twin(recipe, calibration),
             LowerPagedContrib(recipe.caches, calibration),
             ComputeIn(ir.DataType.BFLOAT16, _NATIVE),
+            ScaleByExcess(),
         ]
 
     def twin(self, recipe: Recipe, calibration: CalibrationFile | None = None) -> list[InPlacePass]:

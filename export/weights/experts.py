@@ -5,7 +5,7 @@
     4 bits       codes uint8 [E, N, K / 2], scales [E, N, blocks]: as in ``block.py``
 
 Gate and up projections lie in turns, g0 u0 g1 u1 ..., which is the one order that kernels of a CPU and of a GPU share.
-Experts are read and written one after the other.
+Experts are read and written by themselves, and of what is read a few channels at a time are converted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .block import BlockCodes
 from .channel import ChannelCodes
 from .origin import origin_of, with_origin
 from .packed import whole_rows
-from .stream import all_channels, chunk_rows, write_all
+from .stream import all_channels, channels_of, chunk_rows, write_all
 from .writer import Part
 
 Array = np.ndarray[Any, Any]
@@ -59,23 +59,17 @@ class Stacked(ir.LazyTensor):
     def __init__(self, matrices: Sequence[ir.TensorProtocol]) -> None:
         self.matrices = tuple(matrices)
         inputs, channels = self.matrices[0].shape.numpy()
-        super().__init__(lambda: ir.Tensor(np.stack(list(self.experts()))), dtype=ir.DataType.FLOAT,
+        super().__init__(lambda: ir.Tensor(np.stack(list(map(all_channels, self.matrices)))), dtype=ir.DataType.FLOAT,
                          shape=ir.Shape((len(self.matrices), channels, inputs)))
         with_origin(self, origin_of(self.matrices[0]))
 
-    def experts(self) -> Iterator[Array]:
-        """One expert after the other, [N, K]."""
-        yield from map(all_channels, self.matrices)
-
     def divided(self) -> Sequence[Part]:
         """The experts, which are read side by side."""
-        return [_Expert(partial(all_channels, matrix), matrix.nbytes) for matrix in self.matrices]
+        return [ExpertRows(partial(channels_of, matrix), matrix.nbytes) for matrix in self.matrices]
 
     def write_to(self, file: int, offset: int) -> None:
         """Write float32 little-endian values at ``offset`` of an open file descriptor."""
-        for rows_NK in self.experts():
-            write_all(file, rows_NK, offset)
-            offset += rows_NK.nbytes
+        _write_parts(self.divided(), file, offset)
 
 
 class StackedCodes(ir.LazyTensor):
@@ -85,23 +79,17 @@ class StackedCodes(ir.LazyTensor):
         self.codes: tuple[BlockCodes | ChannelCodes, ...] = tuple(codes)
         channels = int(self.codes[0].source.shape.numpy()[1])
         shape = (len(self.codes), channels, self.codes[0].nbytes // channels)
-        super().__init__(lambda: ir.Tensor(np.stack(list(self.experts()))), dtype=ir.DataType.UINT8,
+        super().__init__(lambda: ir.Tensor(np.stack(list(map(_rows, self.codes)))), dtype=ir.DataType.UINT8,
                          shape=ir.Shape(shape))
         with_origin(self, origin_of(self.codes[0].source))
 
-    def experts(self) -> Iterator[Array]:
-        """One expert after the other, [N, bytes of a channel]."""
-        yield from map(_rows, self.codes)
-
     def divided(self) -> Sequence[Part]:
         """The experts, which are rounded side by side."""
-        return [_Expert(partial(_rows, each), each.nbytes) for each in self.codes]
+        return [each if isinstance(each, BlockCodes) else ExpertRows(each.channels, each.nbytes) for each in self.codes]
 
     def write_to(self, file: int, offset: int) -> None:
         """Write the codes at ``offset`` of an open file descriptor."""
-        for rows in self.experts():
-            write_all(file, rows, offset)
-            offset += rows.nbytes
+        _write_parts(self.divided(), file, offset)
 
 
 class StackedScales(ir.LazyTensor):
@@ -117,19 +105,28 @@ class StackedScales(ir.LazyTensor):
 
 
 @dataclass(frozen=True)
-class _Expert:
-    """What one expert takes of a file.
+class ExpertRows:
+    """What one expert takes of a file, rows one after the other.
 
     Attributes:
-        rows: makes it.
-        nbytes: how much it is.
+        rows: makes them, a few at a time.
+        nbytes: how much they are together.
     """
 
-    rows: Callable[[], Array]
+    rows: Callable[[], Iterator[Array]]
     nbytes: int
 
     def write_to(self, file: int, offset: int) -> None:
-        write_all(file, self.rows(), offset)
+        """Write the rows at ``offset`` of an open file descriptor."""
+        for some in self.rows():
+            write_all(file, some, offset)
+            offset += some.nbytes
+
+
+def _write_parts(parts: Sequence[Part], file: int, offset: int) -> None:
+    for part in parts:
+        part.write_to(file, offset)
+        offset += part.nbytes
 
 
 def _rows(codes: BlockCodes | ChannelCodes) -> Array:

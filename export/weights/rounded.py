@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,9 +11,10 @@ import onnx_ir as ir
 import torch
 
 from ...errors import HerdError
-from .experts import Stacked
+from .experts import ExpertRows, Stacked
 from .origin import origin_of, with_origin
-from .stream import ChannelIterable, Weight, write_all, write_channels
+from .stream import ChannelIterable, Weight, channels_of, chunk_rows, regrouped, write_all, write_channels
+from .writer import Part
 
 Array = np.ndarray[Any, Any]
 
@@ -36,6 +39,12 @@ class Rounded(ir.LazyTensor):
         )
         with_origin(self, origin_of(source))
 
+    def divided(self) -> Sequence[Part]:
+        """The experts of a mixture, which are rounded side by side; everything else at once."""
+        if not isinstance(self.source, Stacked):
+            return [self]
+        return [ExpertRows(partial(self._rows, matrix), matrix.nbytes // 2) for matrix in self.source.matrices]
+
     def write_to(self, file: int, offset: int) -> None:
         """Write little-endian values at ``offset`` of an open file descriptor.
 
@@ -45,15 +54,14 @@ class Rounded(ir.LazyTensor):
         if isinstance(self.source, Weight) and not self.source.is_transposed:
             for start, block in self.source.blocks():
                 write_all(file, self._rounded(block), offset + start * block[0].nbytes // 2)
-        elif isinstance(self.source, Stacked):
-            for rows_NK in map(self._rounded, self.source.experts()):
-                write_all(file, rows_NK, offset)
-                offset += rows_NK.nbytes
         elif isinstance(self.source, ChannelIterable):
             rows = (self._rounded(rows_NK) for rows_NK in self.source.channels())
             write_channels(file, rows, offset, width=int(self.shape.numpy()[1]))
         else:
             write_all(file, self._rounded(self.source.numpy()), offset)
+
+    def _rows(self, matrix: ir.TensorProtocol) -> Iterator[Array]:
+        return map(self._rounded, regrouped(channels_of(matrix), chunk_rows(matrix.shape.numpy()[0])))
 
     def _rounded(self, values: Array) -> Array:
         """The bits of values that all have a place in the type: larger ones would become infinities."""

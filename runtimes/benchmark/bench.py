@@ -1,11 +1,11 @@
 """How fast a bundle is here, and its roofline utilization: the rate over what the machine's peaks would allow.
 
-Utilization compares a rate with a peak measured in the same run (``peaks.py``):
+Utilization compares a rate with a peak measured in the same run (``peaks.py``, of a GPU ``gpu_peaks.py``):
 
 * decode, of read bandwidth: every token reads the weights it uses and the visible keys and values once;
       bytes = the manifest's active_bytes + 2 · layers · kv_heads · head_dim · visible · element size
-* prefill, of the fp32 GEMM rate: 2 operations per weight and token (the head runs on one token only), and
-  4 · heads · head_dim · visible for attention.
+* prefill, of the GEMM rate in fp32, of a GPU in bf16: 2 operations per weight and token (the head runs on one token
+  only), and 4 · heads · head_dim · visible for attention.
 
 Tokens are random: routing and timing do not depend on their meaning.
 """
@@ -23,9 +23,12 @@ import numpy as np
 from ...errors import HerdError
 from ...model.config import HerdConfig, TextConfig
 from ...model.config.parameter_counts import model_size
+from ..bundle.manifest import Bundle
 from ..engine import Engine
 from ..executors.options import Memory
+from ..executors.ort.cuda.session import PROVIDER, place_of
 from ..kv_cache.sequence import Sequence
+from .gpu_peaks import GpuPeaks, measure_gpu_peaks
 from .peaks import HardwarePeaks, measure_peaks
 
 
@@ -52,7 +55,7 @@ class BenchReport:
         load_seconds: opening, checking and loading the bundle.
         first_token_seconds: from the prompt's tokens to the first logits, median.
         prefill: tokens per second.
-        prefill_utilization: of the peak fp32 GEMM rate (model FLOP utilization, MFU).
+        prefill_utilization: of the peak GEMM rate (model FLOP utilization, MFU).
         decode: tokens per second at the context.
         decode_utilization: of the peak read bandwidth (model bandwidth utilization, MBU).
         batch: sequences decoded together.
@@ -75,7 +78,7 @@ class BenchReport:
     batch: int
     batch_decode: Spread | None
     peak_bytes: int
-    peaks: HardwarePeaks
+    peaks: HardwarePeaks | GpuPeaks
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary."""
@@ -84,7 +87,7 @@ class BenchReport:
 
 def bench(
     bundle: Path, *, prompt: int = 512, new: int = 32, context: int | None = None, batch: int = 1,
-    repeats: int = 3, threads: int | None = None, memory: Memory = "fast",
+    repeats: int = 3, threads: int | None = None, memory: Memory = "fast", device: str | None = None,
 ) -> BenchReport:
     """Measure a bundle in this process.
 
@@ -97,6 +100,7 @@ def bench(
         repeats: repetitions; medians are reported.
         threads: as for ``Engine.load``.
         memory: as for ``Engine.load``.
+        device: as for ``Engine.load``.
 
     Raises:
         HerdError: an impossible length, or the bundle cannot be loaded.
@@ -107,7 +111,7 @@ def bench(
         if value < 1:
             raise HerdError(f"{name} is {value}, it must be at least 1")
     started = time.perf_counter()
-    engine = Engine.load(bundle, threads=threads, memory=memory)
+    engine = Engine.load(bundle, threads=threads, memory=memory, device=device)
     loaded = time.perf_counter() - started
     engine.wait_until_resident()
     prefills = [_prefill(engine, prompt, seed)[1] for seed in range(repeats + 1)][1:]
@@ -117,19 +121,27 @@ def bench(
     batches = [_decode(engine, together, new) for _ in range(repeats)] if batch > 1 else []
     peak_bytes = _peak_bytes()
     engine.close()
-    peaks = measure_peaks(threads)
+    peaks = _peaks(engine.bundle, threads, device)
     prefill, decode = Spread.of(prompt, prefills), Spread.of(new, decodes)
     keys_and_values = kv_bytes(engine.config.text, context, sequence.cache.element_bytes)
     bytes_per_token = engine.bundle.manifest.active_bytes + keys_and_values
     return BenchReport(
         prompt_tokens=prompt, new_tokens=new, context=context, repeats=repeats, load_seconds=loaded,
         first_token_seconds=statistics.median(prefills), prefill=prefill,
-        prefill_utilization=prefill.median * prefill_operations(engine.config, prompt) / peaks.fp32_gemm,
+        prefill_utilization=prefill.median * prefill_operations(engine.config, prompt) / peaks.float_gemm,
         decode=decode,
         decode_utilization=decode.median * bytes_per_token / peaks.read_bandwidth,
         batch=batch, batch_decode=Spread.of(batch * new, batches) if batches else None,
         peak_bytes=peak_bytes, peaks=peaks,
     )
+
+
+def _peaks(bundle: Bundle, threads: int | None, device: str | None) -> HardwarePeaks | GpuPeaks:
+    """Of what the bundle runs on: this machine's CPU, a GPU, or the GPUs of the ranks that work at the same time."""
+    if bundle.manifest.provider != PROVIDER:
+        return measure_peaks(threads)
+    shards = bundle.manifest.shards
+    return measure_gpu_peaks(place_of(device), shards.plan.width if shards else 1)
 
 
 def kv_bytes(text: TextConfig, context: int, element: float = 4) -> float:

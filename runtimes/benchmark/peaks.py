@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -45,10 +45,20 @@ class HardwarePeaks:
         int8_gemm: integer operations.
     """
 
+    floats: ClassVar[str] = "fp32"
     threads: int
     read_bandwidth: float
     fp32_gemm: float
     int8_gemm: float
+
+    @property
+    def float_gemm(self) -> float:
+        """Rate of the type that activations have."""
+        return self.fp32_gemm
+
+    def __str__(self) -> str:
+        return (f"{self.read_bandwidth / 1e9:.1f} GB/s read, {self.fp32_gemm / 1e9:.0f} GFLOP/s fp32, "
+                f"{self.int8_gemm / 1e9:.0f} GOP/s int8")
 
 
 def measure_peaks(threads: int | None = None, *, bandwidth_rows: int = 4096, side: int = 2048) -> HardwarePeaks:

@@ -165,6 +165,18 @@ print(json.dumps([counts, again.usage.cached_tokens]))
     assert answers == [[[5] * 7, 128]]
 
 
+def test_a_benchmark_measures_the_gpu(bundle: Path) -> None:
+    """`herdgraph bench --device`: rates as shares of what the GPU itself reads and multiplies."""
+    (report,), _ = run_engine("""
+import json
+from pathlib import Path
+from herdgraph.runtimes.benchmark.bench import bench
+print(json.dumps(bench(Path(ARGUMENTS[0]), prompt=40, new=4, batch=2, repeats=1, device="cuda:0").to_json()))
+""", str(bundle))
+    assert {"gpus", "read_bandwidth", "bf16_gemm"} == report["peaks"].keys()
+    assert min(report["decode_utilization"], report["prefill_utilization"], report["batch_decode"]["median"]) > 0
+
+
 def test_memory_is_what_was_asked_for(bundle: Path) -> None:
     (most, used, limit), _ = on_device(bundle, """
 from herdgraph.runtimes.executors.ort.cuda.memory import free_bytes

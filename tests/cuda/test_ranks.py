@@ -6,11 +6,14 @@ Their numbers are checked on a CPU, in ``tests/runtimes/distributed/test_cuda_ra
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from herdgraph.calibration.calibrate import Options, calibrate
+from herdgraph.calibration.windows import Data, Window
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY
@@ -43,6 +46,23 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for plan in PLANS:
             build_bundle(checkpoint, directory / plan, target="cuda", recipe=RECIPES["bf16"],
                          shards=ShardPlan.parse(plan))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bundles in integers, which kernels take in multiples of 64."""
+    directory = tmp_path_factory.mktemp("codes")
+    hollow_nccl.compiled(directory)
+    config = herds.variant(vision=True, **herds.TWO_LAYERS, attention_chunk_size=128, hidden_size=128, num_heads=4,
+                           num_kv_heads=2, head_dim=64, expert_size=128, dense_size=256)
+    herds.save(config, directory / "checkpoint")
+    with open_checkpoint(directory / "checkpoint") as checkpoint:
+        calibrate(checkpoint, directory / "calibration", Data([Window(herds.tokens(100))], []),
+                  Options(hessians=False))
+        for plan in PLANS[:3]:
+            build_bundle(checkpoint, directory / plan, target="cuda", recipe=replace(RECIPES["int8"], caches="int8"),
+                         calibration=directory / "calibration", shards=ShardPlan.parse(plan))
     return directory
 
 
@@ -89,6 +109,27 @@ print(json.dumps([process.poll() for process in started]))
     assert read == ([4 * TINY.text.vocab_size] if stages == 1 else [])
     assert [event["bytes"] for event in found["greedy"].copies("device", "host")] == ([8] if stages == 1 else [])
     assert found["others"].launches
+
+
+@pytest.mark.parametrize("plan", ["tp=2", "ep=2", "pp=2"])
+def test_pictures_integers_and_caches_in_8_bits(narrow: Path, plan: str) -> None:
+    """A bundle of recipe int8 that sees pictures, its keys and values in int8: what a token costs is the same."""
+    (length,), found = on_devices(narrow, plan, """
+import numpy as np
+vision = engine.config.vision
+tile = np.zeros((1, 3, vision.image_size, vision.image_size), np.float32)
+engine.prefill(sequence, [7, *[engine.config.image_token_id] * vision.tokens_per_tile, 9], tile)
+runner.warm_up(2)
+mark("token")
+engine.decode(sequence, 5)
+mark("end")
+print(json.dumps(len(sequence)))
+""")
+    assert length == 3 + 2 + TINY.vision.tokens_per_tile + 1  # type: ignore[union-attr]
+    (replay,) = found["token"].of("replay")
+    assert bool(replay["exchanges"]) == (plan != "pp=2")
+    assert not found["token"].launches, found["token"].summary()
+    assert not found["token"].allocations, found["token"].summary()
 
 
 @pytest.mark.parametrize(("harm", "fault", "said", "seconds"), [

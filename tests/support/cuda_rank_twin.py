@@ -27,7 +27,7 @@ class CudaTwin(CudaTarget):
 
     def pipeline(self, recipe: Recipe, options: PlanOptions, calibration: Any = None) -> list[InPlacePass]:
         del options
-        return [*self.twin(recipe, calibration), LowerPagedContrib("float"), ExpandAttention()]
+        return [*self.twin(recipe, calibration), LowerPagedContrib(recipe.caches, calibration), ExpandAttention()]
 
 
 CUDA_TWIN = CudaTwin(CUDA.name, CUDA.purpose, CUDA.executor, "CPUExecutionProvider")

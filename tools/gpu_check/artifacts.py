@@ -13,6 +13,8 @@ import numpy as np
 
 HERDS = "herds"
 _DONE = "complete.json"
+RANKS = "ranks"
+"""The model that is split over two ranks; of its bundles the first part of a name is the target's, too."""
 _REFERENCE = "cpu-fp32"
 PROMPT, TOKENS = 41, 64
 """Of the tiny models' text: over two of their chunks of 16 tokens, and with a third."""
@@ -25,7 +27,7 @@ def target_for(device: str) -> str:
 
 def make_artifacts(folder: Path) -> None:
     """Make them, unless they are there already, for all targets of this version."""
-    wanted = {name: _bundles() for name, _ in _configs()}
+    wanted = {name: _bundles(name) for name, _ in _configs()}
     done = folder / _DONE
     if done.exists() and json.loads(done.read_text(encoding="utf-8")) == wanted:
         return
@@ -37,15 +39,17 @@ def make_artifacts(folder: Path) -> None:
 
 def remove_references(folder: Path) -> None:
     """Remove the bundles for CPUs, of which only what they said is needed elsewhere."""
-    for bundle in folder.glob(f"{HERDS}/*/{_REFERENCE}"):
+    for bundle in folder.glob(f"{HERDS}/*/{_REFERENCE}*"):
         shutil.rmtree(bundle)
 
 
-def _bundles() -> list[str]:
-    """Target and recipe of every bundle of a model."""
+def _bundles(model: str) -> list[str]:
+    """Target, recipe and shards of every bundle of a model."""
     from herdgraph.export.targets.precision import PRECISIONS
 
-    return [_REFERENCE, *(f"cuda-{recipe}" for recipe in (PRECISIONS["cuda"].recipes if "cuda" in PRECISIONS else ()))]
+    if model == RANKS:
+        return [_REFERENCE, f"{_REFERENCE}-tp=2", "cuda-bf16-tp=2"]
+    return [_REFERENCE, *(f"cuda-{recipe}" for recipe in PRECISIONS["cuda"].recipes)]
 
 
 def _configs() -> Iterator[tuple[str, Any]]:
@@ -59,20 +63,23 @@ def _configs() -> Iterator[tuple[str, Any]]:
                    dense_size=256)
     yield "text", HerdConfig(text=replace(text, moe_layers=tuple(range(text.num_layers))))
     yield "images", replace(TINY, text=text)
+    yield RANKS, HerdConfig(text=replace(text, num_heads=4, num_kv_heads=2))
 
 
 def _herd(folder: Path, config: Any) -> None:
     """A checkpoint, its bundles, and the logits of one text."""
     from herdgraph.export.pipeline import build_bundle
     from herdgraph.model.checkpoint import open_checkpoint
+    from herdgraph.model.config.shard_plan import ShardPlan
 
     folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as directory:
         _checkpoint(config, Path(directory) / "model")
         with open_checkpoint(Path(directory) / "model") as checkpoint:
-            for name in _bundles():
-                target, _, recipe = name.partition("-")
-                build_bundle(checkpoint, folder / name, target=target, recipe=recipe)
+            for name in _bundles(folder.name):
+                target, recipe, *shards = name.split("-")
+                build_bundle(checkpoint, folder / name, target=target, recipe=recipe,
+                             shards=ShardPlan.parse(shards[0]) if shards else None)
     _expect(folder, config)
 
 

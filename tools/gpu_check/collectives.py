@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from typing import Any
 
 from .check import Place, Report
+from .processes import outputs_of
 
 
 def run(place: Place, report: Report) -> None:
@@ -31,18 +30,6 @@ def run(place: Place, report: Report) -> None:
 
 def _ranks(world: int, folder: str, place: Place) -> list[dict[str, Any]]:
     """What every rank found; raises with its last line where one failed."""
-    command = [sys.executable, "-m", f"{__package__}.nccl_rank"]
-    hollow = ["hollow"] if place.device == "hollow" else []
-    # Two ranks on one GPU of one host would be refused as a duplicate.
-    started = [subprocess.Popen([*command, str(rank), str(world), folder, *hollow], stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, env=os.environ | {"NCCL_HOSTID": f"host{rank}"})
-               for rank in range(world)]
-    try:
-        said = [process.communicate(timeout=max(1.0, place.left)) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    for process, (_, errors) in zip(started, said, strict=True):
-        if process.returncode:
-            raise RuntimeError(f"a rank ended with status {process.returncode}: {errors.decode()[-300:]}")
-    return [json.loads(printed.splitlines()[-1]) for printed, _ in said]
+    command, hollow = [sys.executable, "-m", f"{__package__}.nccl_rank"], ["hollow"] * (place.device == "hollow")
+    commands = [[*command, str(rank), str(world), folder, *hollow] for rank in range(world)]
+    return [json.loads(printed.splitlines()[-1]) for printed in outputs_of(commands, [{}] * world, place)]

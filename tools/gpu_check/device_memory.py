@@ -1,6 +1,8 @@
-"""Step 7: device memory, pitched copies and the stream of the TensorRT runtime, without TensorRT."""
+"""Step 8: device memory, pitched copies and the stream of the TensorRT runtime, without TensorRT."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -26,12 +28,8 @@ def run(place: Place, report: Report) -> None:
         _caches(cuda, DeviceMemory(cuda, 2), report)
 
 
-def _caches(cuda: object, memory: object, report: Report) -> None:
+def _caches(cuda: Any, memory: Any, report: Report) -> None:
     """New keys go to their slots, a cache grows, and one sequence leaves a batch: numpy says what must come out."""
-    from herdgraph.runtimes.executors.tensorrt.cuda import Cuda, DeviceMemory
-
-    assert isinstance(cuda, Cuda)
-    assert isinstance(memory, DeviceMemory)
     batch, groups, slots, width, tokens = 2, 3, 8, 16, 2
     new = np.random.default_rng(1).integers(0, 1 << 16, (batch, groups, tokens, width), np.uint16)
     wanted = np.zeros((batch, groups, slots, width), np.uint16)

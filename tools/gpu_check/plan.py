@@ -20,14 +20,16 @@ class Step(NamedTuple):
 
 
 STEPS = (
-    Step("environment", 75, "driver, GPU and onnxruntime-gpu; the CUDA provider computes on itself"),
-    Step("operators", 75, "every operator that a bundle may hold against its formula in float64"),
+    Step("environment", 60, "driver, GPU and onnxruntime-gpu; the CUDA provider computes on itself"),
+    Step("operators", 70, "every operator that a bundle may hold against its formula in float64"),
     Step("tiny_herds", 60, "tiny models through Engine on the GPU against the same models on the CPU"),
     Step("cuda_graphs", 40, "a captured CUDA graph says what eager calls say, over lengths and batches"),
-    Step("scout_layer", 90, "one layer of Scout: microseconds against bytes and operations; two kinds of attention"),
-    Step("whole_scout", 150, "all 48 layers of Scout in int4, one layer's bytes for all: tokens per second, memory"),
-    Step("collectives", 30, "NCCL with one rank and with two on one GPU; a sharded tiny model"),
-    Step("device_memory", 20, "copies, pitched copies and streams of the TensorRT runtime"),
+    Step("scout_layer", 80, "one layer of Scout: microseconds against bytes and operations; two kinds of attention"),
+    Step("whole_scout", 145, "all 48 layers of Scout in int4, one layer's bytes for all: tokens per second, memory"),
+    Step("collectives", 25, "NCCL with one rank and with two on one GPU"),
+    Step("ranks", 35, "a tiny model split over two ranks on one GPU, with NCCL inside of its CUDA graphs"),
+    Step("device_memory", 15, "copies, pitched copies and streams of the TensorRT runtime"),
+    Step("staging", 10, "its staging buffers and caches, around an engine that moves bytes and computes nothing"),
 )
 SECONDS = 540
 """Of all steps together; steps that would begin later are skipped."""

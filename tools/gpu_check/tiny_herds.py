@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .artifacts import HERDS, target_for
+from .artifacts import HERDS, RANKS, target_for
 from .check import Place, Report
 from .formulas import error
 from .graphs import Array
@@ -26,25 +26,40 @@ def run(place: Place, report: Report) -> None:
     """Every bundle that was made for the device."""
     target = target_for(place.device)
     bundles = sorted((place.artifacts / HERDS).glob(f"*/{target}-*"))
-    for bundle in bundles:
+    for bundle in (bundle for bundle in bundles if bundle.parent.name != RANKS):
         name = f"{bundle.parent.name} {bundle.name}"
         with report.attempt(name):
-            for part, found, wanted in _compare(bundle):
-                most, others = LIMITS.get(bundle.name, COARSE)
-                report.error(f"{name}, {part}", _median_error(found, wanted), most, real=place.real)
-                report.error(f"{name}, {part}, other tokens", _other_tokens(found, wanted), others, real=place.real)
-    if not bundles:
-        report.skip("tiny models", f"no bundles for target {target} were made: this version has no such target")
+            for part, error, others in differences(bundle):
+                judge(place, report, bundle, part, error, others)
 
 
-def _compare(bundle: Path) -> Iterator[tuple[str, Array, Array]]:
+def judge(place: Place, report: Report, bundle: Path, part: str, found: float, others: float) -> None:
+    """Write down what ``differences`` found of a part."""
+    name = f"{bundle.parent.name} {bundle.name}, {part}"
+    most, most_others = LIMITS.get(bundle.name.partition("-tp")[0], COARSE)
+    report.error(name, found, most, real=place.real)
+    report.error(f"{name}, other tokens", others, most_others, real=place.real)
+
+
+def differences(bundle: Path, **options: Any) -> Iterator[tuple[str, float, float]]:
+    """Of every part of a bundle's text: the error of logits, and how many positions choose another token.
+
+    Args:
+        bundle: beside what a CPU said of the text.
+        options: of ``Engine.load``.
+    """
+    for part, found, wanted in _compare(bundle, options):
+        yield part, _median_error(found, wanted), _other_tokens(found, wanted)
+
+
+def _compare(bundle: Path, options: Mapping[str, Any]) -> Iterator[tuple[str, Array, Array]]:
     """A prompt over several chunks, tokens one by one, tokens beside others of other lengths; with the CPU's logits."""
     from herdgraph import Engine
 
     with np.load(bundle.parent / "expected.npz") as archive:
         wanted: dict[str, Array] = dict(archive)
     ids, prompt, logits = wanted["ids"].tolist(), int(wanted["prompt"]), wanted["logits"]
-    with Engine.load(bundle) as engine:
+    with Engine.load(bundle, **options) as engine:
         sequence, seen = engine.new_sequence(), wanted["pixels"] if len(wanted["pixels"]) else None
         yield "prompt", engine.prefill(sequence, ids[:prompt], seen, all_positions=True), logits[:prompt]
         yield "tokens", np.stack([engine.decode(sequence, token) for token in ids[prompt:]]), logits[prompt:]

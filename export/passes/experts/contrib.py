@@ -77,9 +77,12 @@ class _Contrib(ExpertsLowering):
         self.calibration = calibration
 
     def build(self, build: Builder) -> ir.Value:
-        score_Tk, own_Tk = self.choose_own(build)
-        rows_AD = self.scaled(build, score_Tk)
-        choices_AE = build("Gather", self._choices(), build("Reshape", own_Tk, build.constant([-1])), axis=0)
+        logits_Tk, expert_Tk = self.choose(build)
+        rows_AD = self.scaled(build, build("Sigmoid", logits_Tk))
+        expert_A = build("Reshape", expert_Tk, build.constant([-1]))
+        if self.is_range:
+            rows_AD = build("Mul", rows_AD, build("Gather", self._own(), expert_A, axis=0))
+        choices_AE = build("Gather", self._choices(), expert_A, axis=0)
         downs = [expert_of(self.down, expert) for expert in range(self.experts)]
         y_AD: ir.Value
         if self.layout is None:
@@ -91,13 +94,29 @@ class _Contrib(ExpertsLowering):
         return self.summed(build, y_AD)
 
     def _choices(self) -> ir.Value:
-        """[E, E]: row e chooses expert e. The layers share it."""
-        graph, name = self.node.graph, f"choices_of_{self.experts}"
+        """[N, E], of N experts of all ranks: row n chooses the n-th, or the first one if another rank has that."""
+        chosen_N = np.where(self._is_own(), np.arange(len(self._is_own())) - self.first, 0)
+        table_NE = np.where(chosen_N[:, None] == np.arange(self.experts), 0, _NOT_CHOSEN)
+        return self._shared("choices", table_NE)
+
+    def _own(self) -> ir.Value:
+        """[N, 1]: 0 for experts of other ranks, whose rows are nothing here."""
+        return self._shared("own", self._is_own()[:, None])
+
+    def _is_own(self) -> np.ndarray[Any, Any]:
+        """Which of all experts, [N], are those of this rank."""
+        count = self.logits_TE.shape[-1] if self.logits_TE.shape is not None and self.is_range else self.experts
+        assert isinstance(count, int), "the number of all experts is known"
+        return (np.arange(count) >= self.first) & (np.arange(count) < self.first + self.experts)
+
+    def _shared(self, kind: str, table: np.ndarray[Any, Any]) -> ir.Value:
+        """A float32 initializer that the layers share."""
+        graph, name = self.node.graph, f"experts.{kind}.{'x'.join(map(str, table.shape))}"
         assert isinstance(graph, ir.Graph)
         if name not in graph.initializers:
-            table_EE = np.where(np.eye(self.experts, dtype=bool), np.float32(0), np.float32(_NOT_CHOSEN))
-            graph.register_initializer(ir.Value(name=name, shape=ir.Shape(table_EE.shape), const_value=ir.Tensor(
-                table_EE, name=name), type=ir.TensorType(ir.DataType.FLOAT)))
+            tensor = ir.Tensor(table.astype(np.float32), name=name)
+            graph.register_initializer(ir.Value(name=name, shape=ir.Shape(table.shape), const_value=tensor,
+                                                type=ir.TensorType(ir.DataType.FLOAT)))
         return graph.initializers[name]
 
     def _gate_ups(self) -> list[Interleaved]:

@@ -19,6 +19,7 @@ from herdgraph.model.config.names import expected_tensors
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.quantization.recipes import RECIPES
 from herdgraph.runtimes.benchmark.bench import bench, kv_bytes, prefill_operations
+from herdgraph.runtimes.benchmark.gpu_peaks import BF16_MATMUL
 from herdgraph.runtimes.benchmark.peaks import FP32_MATMUL, INT8_MATMUL, measure_peaks
 from herdgraph.runtimes.bundle.manifest import Bundle
 from support import herds
@@ -69,6 +70,7 @@ def test_embedded_models_are_what_they_say() -> None:
     header = '<ir_version: 10, opset_import: ["" : 21]> '
     for model, text in (
         (FP32_MATMUL, "g (float[M,K] a, float[K,N] b) => (float[M,N] y) { y = MatMul (a, b) }"),
+        (BF16_MATMUL, "g (bfloat16[M,K] a, bfloat16[K,N] b) => (bfloat16[M,N] y) { y = MatMul (a, b) }"),
         (INT8_MATMUL, "g (uint8[M,K] a, int8[K,N] b) => (int32[M,N] y) { y = MatMulInteger (a, b) }"),
     ):
         assert model == onnx.parser.parse_model(header + text).SerializeToString()
@@ -100,6 +102,12 @@ def test_report(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     utilization = document["decode"]["median"] * read / small.read_bandwidth
     assert document["decode_utilization"] == pytest.approx(utilization)
     assert "of the read bandwidth" in " ".join(CliRunner().invoke(main, arguments).stdout.split())
+
+
+def test_a_gpu_for_a_bundle_that_runs_on_a_cpu(bundle: Path) -> None:
+    done = CliRunner().invoke(main, ["bench", str(bundle), "--device", "cuda:0"])
+    assert done.exit_code == 1
+    assert "runs on a CPU and takes neither device" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize("options", [{"prompt": 0}, {"new": -1}, {"context": 0}, {"repeats": 0}])

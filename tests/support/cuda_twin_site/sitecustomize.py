@@ -11,6 +11,7 @@ from typing import Any
 import onnxruntime
 
 from herdgraph.runtimes.distributed import cuda_rank
+from herdgraph.runtimes.executors.ort.cuda import load
 from herdgraph.runtimes.executors.ort.cuda.views import Place
 
 
@@ -33,8 +34,8 @@ class Stream:
         return work
 
 
-def session(path: Path, place: Place, *, stream: int) -> Any:
-    del place, stream
+def session(path: Path, place: Place, *, stream: int = 0, tiles: int = 0) -> Any:
+    del place, stream, tiles
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, 1
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -45,6 +46,7 @@ replaced: dict[str, Any] = {
     "free_bytes": lambda _place: 8 << 30, "Place": lambda _kind, _index: Place("cpu"),
     "CudaStream": Stream, "cuda_session": session,
 }
+load.cuda_session = session
 for name, value in replaced.items():
     assert hasattr(cuda_rank, name), name
     setattr(cuda_rank, name, value)

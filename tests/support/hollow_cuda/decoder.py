@@ -11,9 +11,12 @@ import onnx_ir as ir
 import torch
 
 from herdgraph.export.graph import capture
+from herdgraph.export.passes import KeepStage, SplitWidth
+from herdgraph.export.passes.shard.partition import partition_at_collectives
 from herdgraph.export.targets.options import PlanOptions
 from herdgraph.export.targets.registry import target_of
 from herdgraph.model.config import HerdConfig
+from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.model.quantization.recipes import RECIPES, Caches
 
 from .device import Call
@@ -42,6 +45,10 @@ class _Zeros:
 class _Calibration:
     """Every layer has keys and values between -1 and 1; Hessians are not read, as no weight is."""
 
+    def knows_hessian(self, name: str) -> bool:
+        del name
+        return True
+
     def hessian(self, name: str, expert: int | None) -> torch.Tensor:
         del name, expert
         return torch.empty(0)
@@ -53,8 +60,22 @@ class _Calibration:
 
 def lowered(config: HerdConfig, recipe: str, caches: Caches = "float", *, tower: bool = False) -> ir.Model:
     """A decoder, or an image tower, as the target ``cuda`` writes it, whatever its size: no weight is read."""
-    target, precision = target_of("cuda", replace(RECIPES[recipe], caches=caches))
     model = capture.capture_vision(config) if tower else capture.capture_decoder(config)
+    return _lower(model, config, recipe, caches)
+
+
+def lowered_rank(
+    config: HerdConfig, plan: ShardPlan, rank: int, recipe: str, caches: Caches = "float",
+) -> list[ir.Model]:
+    """The partitions of a rank's part of a decoder, in the order in which they run; no weight is read."""
+    model = capture.capture_decoder(config)
+    for split in (KeepStage(plan, rank, config.text.num_layers), SplitWidth(plan, rank, config)):
+        split(model)
+    return [partition.model for partition in partition_at_collectives(_lower(model, config, recipe, caches))]
+
+
+def _lower(model: ir.Model, config: HerdConfig, recipe: str, caches: Caches) -> ir.Model:
+    target, precision = target_of("cuda", replace(RECIPES[recipe], caches=caches))
     shapes = {str(name): tuple(value.shape.numpy()) for name, value in model.graph.initializers.items() if value.shape}
     capture.bind_weights(model, _Zeros(config, shapes))
     target.lower(model, precision, PlanOptions(), _Calibration())  # type: ignore[arg-type]

@@ -71,16 +71,16 @@ def hollow_device() -> tuple[Path, Path]:
 
 
 def run(
-    calls: list[Call], model: str, *, session: dict[str, str] | None = None, provider: dict[str, str] | None = None,
+    calls: list[Call], *models: str, session: dict[str, str] | None = None, provider: dict[str, str] | None = None,
     generation: int = 90,
 ) -> dict[str, Report]:
-    """What happens on the device, by ``CALL/PHASE``, and ``load``.
+    """What happens on the device, by ``CALL/PHASE``, and ``load``; of several graphs together.
 
     Phases of a call are ``first``, ``eager`` and, if it is recorded, ``record`` and ``replay``.
 
     Args:
         calls: one after the other, on one session.
-        model: path of a graph.
+        models: paths of graphs. All of them get the calls, one graph after the other.
         session: entries of the session's configuration.
         provider: options of the CUDA provider.
         generation: compute capability of the device, times ten.
@@ -90,7 +90,7 @@ def run(
         UnavailableError: there is no hollow device here.
     """
     python, libraries = hollow_device()
-    job = {"model": model, "calls": [asdict(call) for call in calls], "session": session or {},
+    job = {"models": models, "calls": [asdict(call) for call in calls], "session": session or {},
            "provider": provider or {}}
     with tempfile.TemporaryDirectory() as scratch:
         description, log = Path(scratch, "job.json"), Path(scratch, "log")

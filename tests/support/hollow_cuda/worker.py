@@ -1,6 +1,6 @@
 """Runs a graph on the hollow device; started with the Python that has onnxruntime-gpu, so it imports nothing of ours.
 
-``worker.py LIBRARIES JOB``: JOB is a JSON file of model, calls (``device.Call``) and options. What happens goes to the
+``worker.py LIBRARIES JOB``: JOB is a JSON file of models, calls (``device.Call``) and options. What happens goes to the
 file HOLLOW_CUDA_LOG, between marks ``CALL/PHASE``. An error of ONNX Runtime is printed as the last line, with exit
 status 3.
 """
@@ -30,7 +30,7 @@ def load_libraries(directory: Path) -> Any:
 class Runner:
     """One session, and its calls one after the other."""
 
-    def __init__(self, mark: Any, job: dict[str, Any]) -> None:
+    def __init__(self, mark: Any, job: dict[str, Any], model: str) -> None:
         import onnxruntime as ort
 
         self.ort, self.mark, self.job = ort, mark, job
@@ -43,7 +43,7 @@ class Runner:
         provider = {"enable_cuda_graph": "1"} if self.records else {}
         self.mark(b"load")
         self.session = ort.InferenceSession(
-            job["model"], options, providers=[("CUDAExecutionProvider", provider | job["provider"])])
+            model, options, providers=[("CUDAExecutionProvider", provider | job["provider"])])
         if "CUDAExecutionProvider" not in self.session.get_providers():
             raise RuntimeError("the CUDA provider was not loaded")
 
@@ -100,9 +100,10 @@ def main() -> None:
     runtime = load_libraries(Path(sys.argv[1]))
     job = json.loads(Path(sys.argv[2]).read_text())
     try:
-        runner = Runner(runtime.hollow_mark, job)
-        for number, call in enumerate(job["calls"]):
-            runner.call(number, call)
+        for model in job["models"]:
+            runner = Runner(runtime.hollow_mark, job, model)
+            for number, call in enumerate(job["calls"]):
+                runner.call(number, call)
     except Exception as error:
         if "onnxruntime" not in type(error).__module__ and "Error in execution" not in str(error):
             raise
