@@ -9,8 +9,8 @@ kernels and its activations in 8 bits cost it nothing here. Its importance matri
 sum up, squares of inputs: the diagonals of our Hessians of the same text (it cannot run every model of Llama 4's form
 itself). Bits are those of the whole file, embedding and norms included, per parameter of the checkpoint.
 
-Three texts that nothing was fitted on, or the first windows of each (``--windows``). Every row is written to ``WORK/rows.jsonl`` when it is done: a run that was
-stopped goes on there, and ``--plot`` alone draws what is there.
+Three texts that nothing was fitted on, or the first windows of each (``--windows``). Every row is written to
+``WORK/rows.jsonl`` when it is done: a run that was stopped goes on there, and ``--plot`` alone draws what is there.
 """
 
 from __future__ import annotations
