@@ -158,9 +158,9 @@ template <int kBits, int V, int M> inline void multiply_bits(const uint8_t* reco
 template <int kBits, int V, int M> inline void tile_bits(const Matrix& a, const uint8_t* tile, int v0, const Rows& x, int first, float* y) {
   constexpr size_t kRecord = herd::record_bytes(kBits), kCodes = herd::codes_bytes(kBits);
   F total[M][V] = {};
-  int blocks = a.inputs / herd::kInputBlock;
+  int blocks = a.inputs / herd::kInputBlock, row_sums = x.inputs / herd::kScaleBlock;   // rows may be longer
   const int8_t* rows = x.codes + size_t(first) * x.stride;
-  const int32_t* sums = x.sums + size_t(first) * 2 * blocks;
+  const int32_t* sums = x.sums + size_t(first) * row_sums;
   for (int b = 0; b < blocks; b++, tile += kRecord) {
     if (M == 1) prefetch(tile, kRecord);
     I acc[M][V] = {};
@@ -169,7 +169,7 @@ template <int kBits, int V, int M> inline void tile_bits(const Matrix& a, const 
       F scale = half_to_float(tile + kCodes + (v0 + v) * kLanes * 2);
       F zero = __builtin_convertvector(load<Lane8>(tile + kCodes + 2 * kTile + (v0 + v) * kLanes), F);
       for (int m = 0; m < M; m++) {
-        const int32_t* sum = sums + size_t(2) * (m * blocks + b);
+        const int32_t* sum = sums + size_t(m) * row_sums + 2 * b;
         total[m][v] = fma(fma(splat(-float(sum[0] + sum[1])), zero, to_float(acc[m][v])), scale, total[m][v]);
       }
     }
