@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 @click.option("--calibration", type=PATH,
               help="Directory that `herdgraph calibrate` wrote: fp8 needs it, 4-bit weights are rounded by it.")
 @click.option("--bits", type=Number(min=0, min_open=True), help="Average bits per weight of the whole bundle, such as "
-              "5.5: recipe int4 then chooses by calibration what keeps 8 bits.")
+              "5.5: recipe int4 then chooses by calibration which part gets how many.")
 @click.option("--sm", default="89,120", show_default=True, help="tensorrt-rtx: compute capabilities of one plan.")
 @click.option("--profile", type=click.Choice(["both", "decode", "prefill"]), default="both", show_default=True,
               help="TensorRT: what the decoder's plan is for, which decides how experts are computed.")

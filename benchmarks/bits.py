@@ -1,6 +1,7 @@
 """Quality over bits per weight of the whole file, beside llama.cpp's quantisations of the same weights.
 
-    python -m benchmarks.bits CHECKPOINT WORK [--llama-build DIRECTORY] [--bits 5.6 6.5] [--plot docs/pictures/bits.png]
+    python -m benchmarks.bits CHECKPOINT WORK [--llama-build DIRECTORY] [--bits 5 5.9 6.6] [--windows 2]
+                              [--plot docs/pictures/bits.png]
 
 Ours are bundles of target cpu, measured through ``Engine`` as they compute, 8-bit activations included. llama.cpp's
 files come from its own ``llama-quantize``; their weights are read back into floats and run in torch, so that its
@@ -8,8 +9,8 @@ kernels and its activations in 8 bits cost it nothing here. Its importance matri
 sum up, squares of inputs: the diagonals of our Hessians of the same text (it cannot run every model of Llama 4's form
 itself). Bits are those of the whole file, embedding and norms included, per parameter of the checkpoint.
 
-Three texts that nothing was fitted on. Every row is written to ``WORK/rows.jsonl`` when it is done: a run that was
-stopped goes on there, and ``--plot`` alone draws what is there.
+Three texts that nothing was fitted on, or the first windows of each (``--windows``). Every row is written to
+``WORK/rows.jsonl`` when it is done: a run that was stopped goes on there, and ``--plot`` alone draws what is there.
 """
 
 from __future__ import annotations
@@ -80,12 +81,13 @@ class Overlaid:
 class Reference:
     """The model in float32: hidden states of all windows, whose logits are found again when they are compared."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, most: int | None = None) -> None:
         tokenizer = PromptProcessor(checkpoint.directory, checkpoint.config).tokenizer
         self.windows: list[tuple[str, list[int]]] = []
         for text in TEXTS:
             ids = tokenizer.encode((DATA / f"{text}.txt").read_text(encoding="utf-8"))
-            self.windows += [(text, ids[first : first + WINDOW]) for first in range(0, len(ids) - WINDOW + 1, WINDOW)]
+            starts = range(0, len(ids) - WINDOW + 1, WINDOW)[:most]
+            self.windows += [(text, ids[first : first + WINDOW]) for first in starts]
         self.exact = list(logits_of(checkpoint, [ids for _, ids in self.windows], lazily=True))
 
     def compare(self, found: Iterator[Tensor]) -> dict[str, Quality]:
@@ -205,12 +207,14 @@ def our_bundles(checkpoint: Checkpoint, work: Path, bits: list[float]) -> Iterat
         yield name, path
 
 
-def measure(checkpoint: Checkpoint, work: Path, programs: Path | None, bits: list[float]) -> None:
+def measure(
+    checkpoint: Checkpoint, work: Path, programs: Path | None, bits: list[float], most: int | None = None
+) -> None:
     """Add the rows that are missing."""
     rows = work / "rows.jsonl"
     done = {row["name"] for row in read(rows)}
     parameters = model_size(checkpoint.config).total
-    reference = Reference(checkpoint)
+    reference = Reference(checkpoint, most)
     windows = [ids for _, ids in reference.windows]
 
     def add(name: str, kind: str, path: Path, found: Iterator[Tensor]) -> None:
@@ -251,13 +255,14 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--llama-build", type=Path, help="directory with llama-quantize")
-    parser.add_argument("--bits", type=float, nargs="*", default=[5.6, 6.5])
+    parser.add_argument("--bits", type=float, nargs="*", default=[5, 5.9, 6.6])
+    parser.add_argument("--windows", type=int, help="of 512 tokens, of each text; all of them unless given")
     parser.add_argument("--plot", type=Path, help="draw what has been measured, and measure nothing")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     if args.plot is None:
         with open_checkpoint(args.checkpoint) as checkpoint:
-            measure(checkpoint, args.work, args.llama_build, args.bits)
+            measure(checkpoint, args.work, args.llama_build, args.bits, args.windows)
     rows = read(args.work / "rows.jsonl")
     show(rows)
     if args.plot is not None:

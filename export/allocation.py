@@ -1,4 +1,4 @@
-"""Which parts of a model keep 8 bits where the rest gets 4, so that a bundle of a given size loses least.
+"""How many bits each part of a model gets, so that a bundle of a given size loses least.
 
 A part is what an operator stores alike. What a format does to it is found by rounding a sample of its output channels
 (``rounding_sample.py``).
@@ -8,13 +8,14 @@ every product of the model all error. Attention and feed-forwards count alike: t
 which only weigh values, count half. What the head does wrong is in the logits as it is: half its variance over the
 tokens that are likely, a third of its mean square.
 
-So everything starts in 4 bits, and whatever the size leaves goes where a byte takes most of the loss away.
+So everything starts with the fewest bits, and whatever the size leaves goes, step by step, where a byte takes most of
+the loss away.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import HerdError
@@ -24,7 +25,7 @@ from ..model.config.parameter_counts import model_size
 from ..model.config.shard_plan import ShardPlan
 from ..model.quantization.calibration_file import CalibrationFile
 from ..model.quantization.formats import BlockFormat
-from ..model.quantization.recipes import RECIPES, Recipe, Rule
+from ..model.quantization.recipes import Recipe, Rule
 from .memory_plan import bytes_of_ranks
 from .rounding_sample import RoundingSampler
 from .targets.target import Target
@@ -79,46 +80,64 @@ def _part_names(name: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Choice:
-    """What 8 bits instead of 4 would bring a part.
+    """What a part can be stored as.
 
     Attributes:
         part: of the model.
-        saved: nats of KL that go away, as far as can be told beforehand.
-        cost: bytes.
+        losses: nats of KL by format, as far as can be told beforehand.
+        sizes: bytes by format.
     """
 
     part: Part
-    saved: float
-    cost: float
+    losses: tuple[float, ...]
+    sizes: tuple[float, ...]
+
+    def steps(self) -> Iterator[tuple[float, float, int]]:
+        """From the first format to better ones: what a byte saves, bytes, and the format that is reached.
+
+        Each step is the one that saves most per byte from where the last one ended, so they save ever less.
+        """
+        at = 0
+        while ahead := [(self._rate(at, to), self._cost(at, to), to) for to in range(at + 1, len(self.sizes))
+                        if self.losses[to] < self.losses[at]]:
+            best = max(ahead)
+            yield best
+            at = best[2]
+
+    def _cost(self, at: int, to: int) -> float:
+        return max(self.sizes[to] - self.sizes[at], 1.0)
+
+    def _rate(self, at: int, to: int) -> float:
+        return (self.losses[at] - self.losses[to]) / self._cost(at, to)
 
 
-def allocate(choices: list[Choice], room: float) -> list[Part]:
-    """The parts that get 8 bits, with the most saved per byte first, as long as there is room for them."""
-    chosen = []
-    for choice in sorted(choices, key=lambda choice: choice.saved / choice.cost, reverse=True):
-        if choice.cost <= room:
-            room -= choice.cost
-            chosen.append(choice.part)
-    return chosen
+def allocate(choices: Sequence[Choice], room: float) -> list[int]:
+    """The number of every part's format: steps in the order of what a byte saves, as long as there is room for them."""
+    found, ended = [0] * len(choices), set()
+    steps = [(rate, cost, index, to) for index, choice in enumerate(choices) for rate, cost, to in choice.steps()]
+    for _, cost, index, to in sorted(steps, key=lambda step: step[0], reverse=True):
+        if cost > room:
+            ended.add(index)  # a later step of the part would begin where this one did not come
+        elif index not in ended:
+            room -= cost
+            found[index] = to
+    return found
 
 
-def with_bits(recipe: Recipe, few: Recipe, many: Recipe, parts: list[Part], chosen: list[Part]) -> Recipe:
-    """The recipe with rules for every part, by one recipe for those that are chosen, by another for the rest.
+def with_bits(recipe: Recipe, parts: Sequence[Part], recipes: Sequence[Recipe]) -> Recipe:
+    """The recipe with rules for every part.
 
     Args:
         recipe: what else is said of weights.
-        few: few bits.
-        many: more bits.
         parts: all that have a choice.
-        chosen: those that get more.
+        recipes: whose format each part has.
     """
-    names = {part.name for part in chosen}
-    rules = [Rule(name, (many if part.name in names else few).layout_of(*part.tensors))
-             for part in parts for name in part.names]
+    rules = [Rule(name, chosen.layout_of(*part.tensors))
+             for part, chosen in zip(parts, recipes, strict=True) for name in part.names]
     return replace(recipe, rules=(*rules, *recipe.rules))
 
 
-def bits_of(recipe: Recipe, parts: list[Part]) -> dict[str, int]:
+def bits_of(recipe: Recipe, parts: Sequence[Part]) -> dict[str, int]:
     """Bits of the weights of every part, for people and the manifest."""
     found: dict[str, int] = {}
     for part in parts:
@@ -128,31 +147,30 @@ def bits_of(recipe: Recipe, parts: list[Part]) -> dict[str, int]:
 
 
 def choices(
-    parts: list[Part], few: Recipe, many: Recipe, calibration: CalibrationFile,
-    stored_bytes: Mapping[str, tuple[float, float]],
+    parts: Sequence[Part], ladder: Sequence[Recipe], calibration: CalibrationFile,
+    stored_bytes: Mapping[str, tuple[float, ...]],
 ) -> Iterator[Choice]:
-    """What more bits would bring every part.
+    """What every part loses and takes in each of its formats.
 
     Args:
         parts: of the model.
-        few: the recipe with few bits.
-        many: the recipe with more.
+        ladder: recipes with the formats, the fewest bits first.
         calibration: Hessians in the basis of the build.
-        stored_bytes: of every weight by the two recipes, by name.
+        stored_bytes: of every weight by the recipes, by name.
     """
     assert calibration.source is not None, "calibration_for gives every build its source"
     layer = SENSITIVITY / (_PER_LAYER * calibration.source.config.text.num_layers)
     for part in parts:
-        sampler = RoundingSampler(calibration, (few.layout_of(*part.tensors), many.layout_of(*part.tensors)),
-                                  rotated=few.rotated)
-        saved = 0.0
+        sampler = RoundingSampler(calibration, tuple(recipe.layout_of(*part.tensors) for recipe in ladder),
+                                  rotated=ladder[0].rotated)
+        losses, sizes = [0.0] * len(ladder), [0.0] * len(ladder)
         for name, shape in part.tensors.items():
-            found = sampler.improvement(name, shape)
             role = name.removesuffix(".weight").rsplit(".", 1)[-1]
-            saved += (LOGIT_LOSS * found.mean_square if role == "lm_head"
-                      else layer * _WEIGHTS.get(role, 1.0) * found.relative_error)
-        less, more = (sum(stored_bytes[name][which] for name in part.tensors) for which in (0, 1))
-        yield Choice(part, saved, max(more - less, 1.0))
+            for which, error in enumerate(sampler.errors(name, shape)):
+                losses[which] += (LOGIT_LOSS * error.mean_square if role == "lm_head"
+                                  else layer * _WEIGHTS.get(role, 1.0) * error.relative_error)
+                sizes[which] += stored_bytes[name][which]
+        yield Choice(part, tuple(losses), tuple(sizes))
 
 
 def allocated(
@@ -168,30 +186,30 @@ def allocated(
         bits: per parameter, of the whole bundle.
 
     Raises:
-        HerdError: another recipe, no calibration, or fewer bits than everything in 4 bits has.
+        HerdError: another recipe, no calibration, or fewer bits than everything in the fewest has.
     """
     if recipe.name != "int4":
-        raise HerdError(f"--bits chooses between 4 and 8 bits and goes with --recipe int4, not with {recipe.name}")
+        raise HerdError(f"--bits chooses between formats of 4 to 8 bits and goes with --recipe int4, not with "
+                        f"{recipe.name}")
     if calibration is None or calibration.source is None:
         raise HerdError("--bits chooses by what rounding does to data: pass --calibration DIRECTORY, written by "
                         "`herdgraph calibrate`")
-    few = target.stored(replace(RECIPES["int4"], rules=tuple(
-        rule for rule in RECIPES["int4"].rules if rule.part not in ("lm_head", "self_attn"))))
-    many, parts = target.stored(RECIPES["int8"]), parts_of(calibration.source.config)
     width, packed = target.float_bytes, target.packs_weights
-    smallest = with_bits(recipe, few, many, parts, [])
+    # Where a head is also the table that is looked up, it keeps the recipe's format: rows have no Hessian.
+    fixed = "lm_head" if packed and config.text.tie_word_embeddings else None
+    ladder, parts = target.ladder, [part for part in parts_of(calibration.source.config) if part.name != fixed]
+    smallest = with_bits(recipe, parts, [ladder[0]] * len(parts))
     least = sum(bytes_of_ranks(config, smallest, ShardPlan(), float_bytes=width, packed=packed))
     room = _room(bits, least, model_size(config).total)
-    sizes = {name: (few.stored_bytes(name, shape, width, packed=packed),
-                    many.stored_bytes(name, shape, width, packed=packed))
+    sizes = {name: tuple(each.stored_bytes(name, shape, width, packed=packed) for each in ladder)
              for part in parts for name, shape in part.tensors.items()}
-    chosen = allocate(list(choices(parts, few, many, calibration, sizes)), room)
-    found = with_bits(recipe, few, many, parts, chosen)
+    chosen = allocate(list(choices(parts, ladder, calibration, sizes)), room)
+    found = with_bits(recipe, parts, [ladder[which] for which in chosen])
     return found, bits_of(found, parts)
 
 
 def _room(bits: float, least: float, parameters: int) -> float:
-    """Bytes that a target leaves beyond everything in 4 bits."""
+    """Bytes that a target leaves beyond everything in the fewest bits."""
     room = bits * parameters / 8 - least
     if room < 0:
         raise HerdError(f"--bits {bits:g} cannot be met: with everything in 4 bits this model has "

@@ -14,7 +14,8 @@ from ..model.config.names import Shape, expected_tensors
 from ..model.config.parameter_counts import model_size
 from ..model.config.shard_plan import ShardPlan, shapes_of_rank
 from ..model.quantization.calibration_check import hessian_shapes
-from ..model.quantization.recipes import Recipe
+from ..model.quantization.packed_sizes import packed_bytes
+from ..model.quantization.recipes import EMBEDDING, HEAD, Recipe
 from .weights.parallel import workers
 from .weights.stream import BLOCK_BYTES
 
@@ -76,7 +77,7 @@ def memory_plan(
 def _hessian_memory(config: HerdConfig) -> int:
     """Of the largest Hessian one factor is made at a time, in doubles; every core rounds by another one."""
     largest = max(math.prod(shape[-2:]) for shape in hessian_shapes(config).values())
-    return (8 + 8 + 4 + 4 * workers()) * largest
+    return (8 + 4 + 4 + 4 * workers()) * largest
 
 
 def bytes_of_ranks(
@@ -84,16 +85,26 @@ def bytes_of_ranks(
 ) -> list[float]:
     """Bytes of the weights of every rank. Arguments as in ``memory_plan``."""
     stored = partial(recipe.stored_bytes, float_bytes=float_bytes, packed=packed)
-    return [_stored_bytes(config, plan, rank, stored) for rank in range(plan.world)]
+    # Where a rank has all of a tied table, our own CPU operators look up the head's rows (passes/native/tied_table.py).
+    once = packed and not recipe.fp8 and plan.pipeline == 1 and not plan.splits_vocabulary(config.text)
+    mixing = packed_bytes(config.text.hidden_size, config.text.hidden_size, None) if recipe.rotated else 0
+    shared = mixing if once else None
+    return [_stored_bytes(config, plan, rank, stored, shared) for rank in range(plan.world)]
 
 
-def _stored_bytes(config: HerdConfig, plan: ShardPlan, rank: int, stored: Callable[[str, Shape], float]) -> float:
-    """Bytes of the weights of a rank. A tied table is stored twice: as floats that are looked up, and as the head."""
+def _stored_bytes(
+    config: HerdConfig, plan: ShardPlan, rank: int, stored: Callable[[str, Shape], float], shared: int | None
+) -> float:
+    """Bytes of the weights of a rank.
+
+    A tied table is stored twice, to be looked up and as the head, unless both read one copy: then ``shared`` is what
+    that takes beside it.
+    """
     shapes = shapes_of_rank(plan, config, rank)
     total = sum(stored(name, shape) for name, shape in shapes.items())
-    table, stage = shapes.get("embed_tokens.weight"), plan.stage_of(rank)
+    table, stage = shapes.get(EMBEDDING), plan.stage_of(rank)
     if config.text.tie_word_embeddings and table is not None:
-        is_first, is_last = stage == 0, stage == plan.pipeline - 1
-        total += stored("lm_head.weight", table) if is_last else 0
-        total -= 0 if is_first else stored("embed_tokens.weight", table)
+        is_looked_up, is_last = stage == 0 and shared is None, stage == plan.pipeline - 1
+        total += stored(HEAD, table) + (shared or 0) if is_last else 0
+        total -= 0 if is_looked_up else stored(EMBEDDING, table)
     return total

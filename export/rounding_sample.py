@@ -19,6 +19,7 @@ from ..model.checkpoint.rotated import power_of_two_in
 from ..model.config.names import Shape
 from ..model.quantization.calibration_file import CalibrationFile
 from ..model.quantization.formats import BlockFormat, ChannelFormat, Format
+from ..model.quantization.packed_sizes import INPUT_BLOCK, filled
 from .passes.quantize._hessians import hessian_of
 from .passes.quantize.rotate_hidden import LARGEST_BLOCK, SMALLEST_BLOCK, BlockRotated
 from .weights.block import BlockRounder, filled_up, inverse_cholesky_of
@@ -31,8 +32,8 @@ EXPERTS = 2
 """Experts of a layer that speak for all of them."""
 
 
-class Improvement(NamedTuple):
-    """By how much the second of two formats is better than the first.
+class RoundingError(NamedTuple):
+    """What a format does to a weight.
 
     Attributes:
         relative_error: of the product.
@@ -45,20 +46,20 @@ class Improvement(NamedTuple):
 
 @dataclass(frozen=True)
 class RoundingSampler:
-    """Compares two formats.
+    """Compares formats.
 
     Attributes:
         calibration: Hessians in the basis of the build, and the checkpoint in it.
-        layouts: two formats, the first in blocks.
+        layouts: formats, the first in blocks.
         rotated: hidden channels are rotated before they are quantised (``passes/quantize/rotate_hidden.py``).
     """
 
     calibration: CalibrationFile
-    layouts: tuple[Format | None, Format | None]
+    layouts: tuple[Format | None, ...]
     rotated: bool
 
-    def improvement(self, name: str, shape: Shape) -> Improvement:
-        """Of a stored tensor; of experts the mean over some of a layer."""
+    def errors(self, name: str, shape: Shape) -> list[RoundingError]:
+        """Of a stored tensor, by format; of experts the mean over some of a layer."""
         source = self.calibration.source
         assert source is not None, "calibration_for gives every build its source"
         if len(shape) == 2:
@@ -66,26 +67,26 @@ class RoundingSampler:
         else:
             weights = [Weight(source, name, shape[1:], expert=expert) for expert in range(min(EXPERTS, shape[0]))]
         found = np.mean([self._of(self._as_built(weight)) for weight in weights], axis=0)
-        return Improvement(*found.tolist())
+        return [RoundingError(*each) for each in found.tolist()]
 
     def _as_built(self, weight: Weight) -> ir.TensorProtocol:
         block = power_of_two_in(int(weight.shape.numpy()[0]), LARGEST_BLOCK)
         spread = self.rotated and "down_proj" in weight.stored and block >= SMALLEST_BLOCK
         return BlockRotated(weight, block) if spread else weight
 
-    def _of(self, weight: ir.TensorProtocol) -> Improvement:
+    def _of(self, weight: ir.TensorProtocol) -> list[RoundingError]:
         first = self.layouts[0]
         assert isinstance(first, BlockFormat)
         hessian = hessian_of(weight, first, self.calibration)
         hessian_KK = hessian() if hessian is not None else None
         assert hessian_KK is not None, "hessian_of refuses a calibration without it"
         rows_NK = _sample(weight)
-        errors = [_energy(_rounded(weight, rows_NK, layout, hessian_KK) - rows_NK, hessian_KK)
-                  for layout in self.layouts]
-        less = errors[0] - errors[1]
+        factor_KK = inverse_cholesky_of(weight, lambda: hessian_KK, filled(len(hessian_KK), INPUT_BLOCK))
+        errors = [_energy(_rounded(rows_NK, layout, factor_KK) - rows_NK, hessian_KK) for layout in self.layouts]
         # Behind a norm the squares of a token's inputs have mean 1: the trace of H counts tokens times inputs.
         per_token = len(hessian_KK) / max(float(hessian_KK.trace()), 1e-30)
-        return Improvement(less / _energy(rows_NK, hessian_KK), less / len(rows_NK) * per_token)
+        energy = _energy(rows_NK, hessian_KK)
+        return [RoundingError(error / energy, error / len(rows_NK) * per_token) for error in errors]
 
 
 def _sample(weight: ir.TensorProtocol) -> np.ndarray:
@@ -98,15 +99,14 @@ def _sample(weight: ir.TensorProtocol) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def _rounded(weight: ir.TensorProtocol, rows_NK: np.ndarray, layout: Format | None, hessian_KK: Tensor) -> np.ndarray:
-    """Values of output channels after rounding."""
+def _rounded(rows_NK: np.ndarray, layout: Format | None, factor_KK: Tensor | None) -> np.ndarray:
+    """Values of output channels after rounding; the factor is of as many inputs as every format fills up."""
     if isinstance(layout, ChannelFormat):
         codes = ChannelCodes(ir.Tensor(np.ascontiguousarray(rows_NK.T)), centered=layout.centered)
         values = [rows.astype(np.float32) - 128 for rows in codes.channels()]
         return np.concatenate(values) * codes.scales()[:, None]
     assert isinstance(layout, BlockFormat)
-    padded = filled_up(rows_NK, layout.block)
-    factor_KK = inverse_cholesky_of(weight, lambda: hessian_KK, padded.shape[1])
+    padded = filled_up(rows_NK, INPUT_BLOCK)
     return BlockRounder(layout).quantize(padded, factor_KK).values().reshape(padded.shape)[:, : rows_NK.shape[1]]
 
 

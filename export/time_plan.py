@@ -144,7 +144,7 @@ def _by_hessians(job: Job) -> float:
 
 
 def _wants_hessian(layout: Format | None) -> bool:
-    return isinstance(layout, Fp8Format) or (isinstance(layout, BlockFormat) and layout.bits == 4)
+    return isinstance(layout, Fp8Format) or (isinstance(layout, BlockFormat) and layout.bits < 8)
 
 
 def _hessian_seconds(inputs: int) -> tuple[float, float]:

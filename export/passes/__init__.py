@@ -22,6 +22,7 @@ from .layout.tidy import Tidy
 from .native.full_attention import LowerFullAttention
 from .native.mixture import LowerMixtures
 from .native.project import LowerProjects
+from .native.tied_table import LowerTiedTable
 from .quantize.fp8 import QuantizeFp8
 from .quantize.kv_fp8 import QuantizeCachesFp8
 from .quantize.kv_int8 import QuantizeCaches
@@ -36,7 +37,7 @@ __all__ = [
     "AddBestToken", "ComputeIn", "FoldWeightTransposes", "JoinMatMuls", "JoinResidualNorms", "KeepStage",
     "LowerCachedAttention", "LowerCollectives", "LowerExpertsContrib", "LowerExpertsDense", "LowerExpertsFused",
     "LowerExpertsGathered", "LowerExpertsUnrolled", "LowerExplicitAttention", "LowerFullAttention", "LowerMixtures",
-    "LowerPagedAttention", "LowerPagedContrib", "LowerProjects", "LowerRoutedExperts", "PackTokens", "QuantizeCaches",
-    "QuantizeCachesFp8", "QuantizeFp8", "QuantizeMatMuls", "QuantizeTable", "ReshapeRows", "RotateHidden",
-    "ScaleByExcess", "SplitWidth", "Tidy",
+    "LowerPagedAttention", "LowerPagedContrib", "LowerProjects", "LowerRoutedExperts", "LowerTiedTable", "PackTokens",
+    "QuantizeCaches", "QuantizeCachesFp8", "QuantizeFp8", "QuantizeMatMuls", "QuantizeTable", "ReshapeRows",
+    "RotateHidden", "ScaleByExcess", "SplitWidth", "Tidy",
 ]

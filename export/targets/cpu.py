@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnx_ir.passes import InPlacePass
 
 from ...model.quantization.calibration_file import CalibrationFile
-from ...model.quantization.recipes import Recipe
+from ...model.quantization.recipes import LADDER, Recipe
 from ..passes import (
     FoldWeightTransposes,
     JoinMatMuls,
@@ -14,6 +14,7 @@ from ..passes import (
     LowerPagedAttention,
     LowerProjects,
     LowerRoutedExperts,
+    LowerTiedTable,
     PackTokens,
     Tidy,
 )
@@ -22,12 +23,17 @@ from .target import Target, precision_passes
 
 
 class CpuTarget(Target):
-    """Tokens of several sequences in one list, caches in blocks, four operators per layer."""
+    """Tokens of several sequences in one list, caches in blocks, four operators per layer; a tied table stored once."""
 
     @property
     def packs_weights(self) -> bool:
         """See ``Target``."""
         return True
+
+    @property
+    def ladder(self) -> tuple[Recipe, ...]:
+        """See ``Target``."""
+        return tuple(map(self.stored, LADDER.values()))
 
     def pipeline(
         self, recipe: Recipe, options: PlanOptions, calibration: CalibrationFile | None = None
@@ -43,7 +49,7 @@ class CpuTarget(Target):
             LowerPagedAttention(recipe.caches),
             *([] if recipe.fp8 else [LowerFullAttention()]),
             LowerRoutedExperts(),
-            *([] if recipe.fp8 else [LowerProjects(recipe, calibration)]),
+            *([] if recipe.fp8 else [LowerTiedTable(recipe), LowerProjects(recipe, calibration)]),
             *precision_passes(recipe, calibration),
             Tidy(),
         ]

@@ -15,7 +15,7 @@ from ...errors import HerdError
 from ...model.config import HerdConfig
 from ...model.llama4.operators import DOMAIN
 from ...model.quantization.calibration_file import CalibrationFile
-from ...model.quantization.recipes import Caches, Recipe
+from ...model.quantization.recipes import RECIPES, Caches, Recipe
 from ..graph.functions import is_collective
 from ..passes import QuantizeFp8, QuantizeMatMuls, QuantizeTable, RotateHidden
 from ..passes.quantize._caches import CachesPass
@@ -72,6 +72,13 @@ class Target(ABC):
     def float_bytes(self) -> int:
         """Bytes of an element of a weight that stays in floating point."""
         return 4
+
+    @property
+    def ladder(self) -> tuple[Recipe, ...]:
+        """Recipes between whose formats a size in bits chooses, the fewest bits first."""
+        few = RECIPES["int4"]
+        everything = tuple(rule for rule in few.rules if rule.part not in ("lm_head", "self_attn"))
+        return self.stored(replace(few, rules=everything)), self.stored(RECIPES["int8"])
 
     def stored(self, recipe: Recipe) -> Recipe:
         """A recipe in the formats that the target has."""

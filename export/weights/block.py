@@ -1,9 +1,10 @@
-"""Eight- and four-bit weights in blocks, made while they are written.
+"""Weights of 8, or 4 to 6, bits in blocks, made while they are written.
 
 Output channel n of a weight [K, N] is cut into blocks b of 32, 64 or 128 inputs, each with a scale of its own:
 
     8 bits  s[n, b] = max_k |w[k, n]| / 127                  q = round(w / s) + 128                 (zero at 128)
     4 bits  s[n, b] = f · (max_k w - min_k w) / 15           q = clip(round(w / s) + z, 0, 15)      z an integer
+                                                             5 and 6 bits with 31 and 63 in the place of 15
   centered  s[n, b] = f · max(max_k w / 7, -min_k w / 8)     q = clip(round(w / s) + 8, 0, 15)      in 4 bits
 
 A scale that clips the ends of a block a little often fits the rest better: f is searched for the least square error.
@@ -36,10 +37,10 @@ Hessian = Callable[[], Tensor | None]
 """Reads the Hessian XᵀX of the inputs X of a weight, [K, K]; None when it was not measured."""
 
 SHRINKS = (1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
-"""Candidates for f: a 4-bit block is fitted to this share of its range."""
+"""Candidates for f: a block of less than 8 bits is fitted to this share of its range."""
 LARGEST = 2.0**60
 """The largest weight that is rounded in blocks: squares of errors, which choose a scale, are finite in float32."""
-GPTQ_ROWS = 4096
+GPTQ_ROWS = 2048
 """Output channels that are rounded together by a Hessian: its steps are many, and each is to have enough to do."""
 _ONE_FACTOR = threading.Lock()
 _TINY = torch.finfo(torch.float32).tiny
@@ -62,7 +63,7 @@ class BlockRounder:
         return self.layout.block
 
     def quantize(self, rows_NK: Array, factor_KK: Tensor | None = None) -> Blocks:
-        """Quantize rows, K a multiple of the block, to codes in 0..255 or 0..15.
+        """Quantize rows, K a multiple of the block, to codes from 0 to the format's largest.
 
         Args:
             rows_NK: float32.
@@ -83,13 +84,15 @@ class BlockRounder:
         if self.layout.bits == 8:
             return _symmetric(blocks, bf16=self.layout.centered)
         shrinks = SHRINKS if self.layout.fitted else (1.0,)
-        return self._searched(blocks, weight, (_centered if self.layout.centered else _ranged)(blocks, shrinks))
+        candidates = (_centered(blocks, shrinks) if self.layout.centered
+                      else _ranged(blocks, shrinks, 2**self.layout.bits - 1))
+        return self._searched(blocks, weight, candidates)
 
     def round(self, blocks: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
         """Nearest codes less zero points as float32, ties to even."""
-        lowest, highest = (1, 255) if self.layout.bits == 8 else (0, 15)
+        lowest, highest = (1, 255) if self.layout.bits == 8 else (0, 2**self.layout.bits - 1)
         zeros = zeros[:, None]
-        return (blocks / scales[:, None]).round_().add_(zeros).clamp_(lowest, highest).sub_(zeros)
+        return (blocks / scales[:, None]).round_().clamp_(lowest - zeros, highest - zeros)
 
     def _searched(
         self, blocks: Tensor, weight: Tensor | None, candidates: Iterator[tuple[Tensor, Tensor]]
@@ -97,9 +100,11 @@ class BlockRounder:
         """The candidate of scales and zero points with the least weighted square error."""
         shape = blocks.shape[0], blocks.shape[2]
         least, scales, zeros = torch.full(shape, torch.inf), torch.ones(shape), torch.zeros(shape)
+        lowest, highest = 0, 2**self.layout.bits - 1
         for scale, zero in candidates:
-            errors = self.round(blocks, scale, zero).mul_(scale[:, None]).sub_(blocks).square_()
-            error = errors.sum(1) if weight is None else (weight[:, None] @ errors)[:, 0]
+            values, zero_1 = blocks / scale[:, None], zero[:, None]
+            errors = values.round().clamp_(lowest - zero_1, highest - zero_1).sub_(values).square_()
+            error = (errors.sum(1) if weight is None else (weight[:, None] @ errors)[:, 0]).mul_(scale.square())
             better = error < least
             scales, zeros = torch.where(better, scale, scales), torch.where(better, zero, zeros)
             least = torch.minimum(least, error)
@@ -209,8 +214,11 @@ def inverse_cholesky_of(weight: ir.TensorProtocol, hessian: Hessian | None, inpu
             return None
         if rest := inputs - len(hessian_KK):
             hessian_KK = functional.pad(hessian_KK, (0, rest, 0, rest))
+        # The only reference is handed over: memory for one matrix less.
+        only = [hessian_KK]
+        del hessian_KK
         try:
-            return inverse_hessian_cholesky(hessian_KK)
+            return inverse_hessian_cholesky(only.pop())
         except RuntimeError as error:  # LinAlgError, which torch does not export
             raise HerdError(f"the Hessian of {origin_of(weight).name} is no sum of squares: write the calibration "
                             "again with `herdgraph calibrate`") from error
@@ -242,12 +250,12 @@ def _centered(blocks: Tensor, shrinks: Sequence[float]) -> Iterator[tuple[Tensor
         yield _usable((whole * shrink).bfloat16().float()), torch.full(whole.shape, 8.0)
 
 
-def _ranged(blocks: Tensor, shrinks: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
-    """4-bit scales that are some shares of the range, and zero points."""
+def _ranged(blocks: Tensor, shrinks: Sequence[float], largest: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Scales that are some shares of the range of codes 0 .. ``largest``, and zero points."""
     low, high = blocks.amin(1).clamp(max=0), blocks.amax(1).clamp(min=0)
     for shrink in shrinks:
-        scale = _usable((high - low) * shrink / 15)
-        yield scale, (-low / scale + 7.5 * (shrink - 1) / shrink).round_().clamp_(0, 15)
+        scale = _usable((high - low) * shrink / largest)
+        yield scale, (-low / scale + largest / 2 * (shrink - 1) / shrink).round_().clamp_(0, largest)
 
 
 def _usable(scale: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ DAMPING = 0.01
 _LAZY = 256
 """Inputs after which the weights far behind take over errors: more at once are a product that the memory keeps up with.
 A multiple of every block."""
+_NEAR = 16
+"""Inputs after which the rest of their block takes over errors: fewer passes over it than after every one."""
 _SMALL = 128
 """Triangular matrices up to twice this size are inverted at once."""
 
@@ -48,10 +50,12 @@ def inverse_hessian_cholesky(hessian_KK: Tensor) -> Tensor:
     U is the inverse of R: one factor instead of two, and no inverse of H.
     """
     h = hessian_KK.flip(0, 1).double()
+    del hessian_KK  # the largest matrices of a build: who hands over the only reference has its memory back
     h.diagonal().add_(DAMPING * h.diagonal().mean().clamp(min=1e-12))
-    lower = torch.linalg.cholesky(h)
-    del h
-    lower = lower.float()
+    in_place = h.mT  # symmetric, and by columns, as LAPACK wants it
+    torch.linalg.cholesky(in_place, out=in_place)
+    lower = in_place.float()
+    del h, in_place
     _invert(lower)
     return lower.flip(0, 1)
 
@@ -103,8 +107,11 @@ def _round_block(
 ) -> tuple[Tensor, Tensor]:
     """Codes of one block, input by input, and the errors that later blocks take over; the block is used up."""
     codes_BN, errors_BN = torch.empty_like(block_BN), torch.empty_like(block_BN)
-    for k, row_N in enumerate(block_BN):
-        codes_BN[k] = rounder.round(row_N[None, None], scale, zero)[0, 0]
-        torch.sub(row_N, codes_BN[k] * scale[0], out=errors_BN[k]).div_(upper_BB[k, k])
-        block_BN[k + 1 :].addr_(upper_BB[k, k + 1 :], errors_BN[k], alpha=-1)
+    for first in range(0, len(block_BN), _NEAR):
+        end = min(first + _NEAR, len(block_BN))
+        for k in range(first, end):
+            codes_BN[k] = rounder.round(block_BN[None, k : k + 1], scale, zero)[0, 0]
+            torch.sub(block_BN[k], codes_BN[k] * scale[0], out=errors_BN[k]).div_(upper_BB[k, k])
+            block_BN[k + 1 : end].addr_(upper_BB[k, k + 1 : end], errors_BN[k], alpha=-1)
+        block_BN[end:].addmm_(upper_BB[first:end, end:].T, errors_BN[first:end], alpha=-1)
     return codes_BN, errors_BN

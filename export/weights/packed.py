@@ -6,7 +6,7 @@ processor reads, in the order in which it reads: loading is mapping.
 
     float32     no rounding
     8 bits      as in ``channel.py``: a scale per output channel, codes + 128
-    4 bits      as in ``block.py``, blocks of 32 inputs; scales become float16 and zero points bytes
+    4 to 6 bits as in ``block.py``, blocks of 64 inputs (4 bits: of 32 too); scales become float16, zero points bytes
     in blocks   8 bits as in ``block.py``, blocks of 64 inputs
 
 Gate and up projections are packed together, 16 channels of the one and 16 of the other in a tile, so that the product
@@ -25,8 +25,8 @@ from torch import Tensor
 
 from ...errors import HerdError
 from ...model.quantization.formats import BlockFormat, ChannelFormat
-from ...model.quantization.packed_sizes import INPUT_BLOCK, TILE, codes_bytes, filled
-from .block import GPTQ_ROWS, BlockRounder, Hessian, inverse_cholesky_of
+from ...model.quantization.packed_sizes import INPUT_BLOCK, SCALE_BLOCK, TILE, codes_bytes, filled
+from .block import GPTQ_ROWS, BlockRounder, Blocks, Hessian, inverse_cholesky_of
 from .channel import ZERO, channel_scales
 from .origin import joined_origin, origin_of, with_origin
 from .stream import all_channels, channels_of, chunk_rows, regrouped, write_all
@@ -35,8 +35,8 @@ Array = np.ndarray[Any, Any]
 Packable = ChannelFormat | BlockFormat | None
 """How a weight can be packed; None for float32."""
 
-INT8_BLOCKS = 3
-"""The number of 8 bits in blocks; see ``format_number``."""
+INT4_SMALL_BLOCKS, INT8_BLOCKS = 2, 3
+"""The numbers of 4 bits in blocks of 32 inputs, and of 8 bits in blocks; see ``format_number``."""
 
 _LARGEST_SCALE = float(np.finfo(np.float16).max)
 
@@ -76,7 +76,9 @@ def format_number(layout: Packable) -> int:
     """The number of a format in an operator's attributes (``Format`` in kernels.h)."""
     if layout is None or isinstance(layout, ChannelFormat):
         return 0 if layout is None else 1
-    return 2 if layout.bits == 4 else INT8_BLOCKS
+    if layout.bits == 8:
+        return INT8_BLOCKS
+    return INT4_SMALL_BLOCKS if layout.block == SCALE_BLOCK else layout.bits
 
 
 class PackedMatrix(ir.LazyTensor):
@@ -85,7 +87,7 @@ class PackedMatrix(ir.LazyTensor):
     Args:
         source: the weight.
         layout: how it is stored.
-        hessian: of its inputs, by which 4-bit codes are rounded; None to round to nearest.
+        hessian: of its inputs, by which codes in blocks are rounded; None to round to nearest.
     """
 
     def __init__(self, source: ir.TensorProtocol, layout: Packable, hessian: Hessian | None = None) -> None:
@@ -124,20 +126,23 @@ class PackedMatrix(ir.LazyTensor):
             elif isinstance(self.layout, ChannelFormat):
                 scales.append(channel_scales(rows_NK))
                 yield pack_int8(np.rint(rows_NK / scales[-1][:, None]) + ZERO)
-            elif self.layout.bits == 4:
-                yield self._pack_int4(rows_NK, factor_KK)
+            elif self.layout.bits < 8:
+                yield self._pack_bits(rows_NK, factor_KK)
             else:
                 found = BlockRounder(self.layout).quantize(rows_NK, factor_KK)
                 yield pack_int8_blocks(found.codes, found.scales)
         self._scales = np.concatenate(scales) if scales else np.zeros(0, np.float32)
 
-    def _pack_int4(self, rows_NK: Array, factor_KK: Tensor | None) -> Array:
+    def _pack_bits(self, rows_NK: Array, factor_KK: Tensor | None) -> Array:
         assert isinstance(self.layout, BlockFormat)
         found = BlockRounder(self.layout).quantize(rows_NK, factor_KK)
         if (largest := float(found.scales.max(initial=0))) > _LARGEST_SCALE:
-            raise HerdError(f"{origin_of(self.source).name} needs a scale of {largest:g} in 4 bits, scales end at "
-                            f"{_LARGEST_SCALE:g}: the checkpoint is damaged, or build it with another recipe")
-        return pack_int4(found.codes, found.scales, found.zeros)
+            raise HerdError(f"{origin_of(self.source).name} needs a scale of {largest:g} in {self.layout.bits} "
+                            f"bits, scales end at {_LARGEST_SCALE:g}: the checkpoint is damaged, or build it with "
+                            "another recipe")
+        if self.layout.block == SCALE_BLOCK:
+            return pack_int4(found.codes, found.scales, found.zeros)
+        return pack_bits(self.layout.bits, found)
 
 
 class PackedExperts(ir.LazyTensor):
@@ -209,6 +214,20 @@ def pack_int4(codes_NbK: Array, scales_Nb: Array, zeros_Nb: Array) -> Array:
     nibbles = fours[:, ::2] | fours[:, 1::2] << 4  # of eight inputs, the first four in the low halves
     return _records(_tiles(nibbles), _tiles(scales_Nb).astype(np.float16), _tiles(zeros_Nb).astype(np.uint8),
                     blocks=pairs)
+
+
+def pack_bits(bits: int, found: Blocks) -> Array:
+    """Codes [N, b, 64] of 4 to 6 bits to records [N/32][K/64] (kernels.h): nibbles, the bits above them, parameters."""
+    channels, blocks, _ = found.codes.shape
+    fours, high = _fours(found.codes.reshape(channels, -1)).view(np.uint32), bits - 4
+    low = fours & 0x0F0F0F0F
+    parts = [low[:, ::2] | low[:, 1::2] << 4]
+    if high:
+        above = (fours >> 4 & 0x03030303).reshape(channels, -1, 8 // high)  # groups of four inputs that share bytes
+        parts.append(np.bitwise_or.reduce(above << np.arange(0, 8, high, dtype=np.uint32), axis=-1))
+    tiles = [_tiles(np.ascontiguousarray(part).view(np.int32)) for part in parts]
+    parameters = _tiles(found.scales).astype(np.float16), _tiles(found.zeros).astype(np.uint8)
+    return _records(*tiles, *parameters, blocks=blocks)
 
 
 def _fours(codes_NK: Array) -> Array:

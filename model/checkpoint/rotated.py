@@ -6,8 +6,9 @@ reaches them resolves the others badly. For any orthogonal R the model may as we
 
     E' = E R        W_in' = W_in diag(g) R        W_out' = R^T W_out        norm(x R) = norm(x) R  once g is folded
 
-where g is the weight of the norm before a product, which becomes one. R mixes all channels, so that each looks like
-a normal variable, at no cost when the model runs.
+where g is the weight of the norm before a product, which becomes one. A head that is tied to the table has weights of
+its own then, or reads its inputs through R^T diag(g) R and keeps the table's. R mixes all channels, so that each looks
+like a normal variable, at no cost when the model runs.
 
 The model computes the same function whatever R is; R is a product of signs, Hadamard matrices and,
 for the odd factor of the width, one small random orthogonal matrix, so that applying it costs little.
@@ -132,6 +133,15 @@ class RotatedCheckpoint:
         tied = role == "lm_head" and self.source.config.text.tie_word_embeddings
         weight = self.source.read("embed_tokens.weight" if tied else name, index)
         return self.rotate(weight, self._gain(name))
+
+    @property
+    def ties_head(self) -> bool:
+        """Whether the head's weights are those of the table, but for the norm's."""
+        return self.source.config.text.tie_word_embeddings
+
+    def tied_head_inputs(self) -> Tensor:
+        """M = R^T diag(g) R, [D, D]: the logits of a tied head are n M E'^T of what the last norm gives, n."""
+        return self.rotate(self.rotate(torch.eye(self.rotate.width)).T, self._gain("lm_head.weight"))
 
     def _experts(self, name: str, index: int | slice | None) -> Tensor:
         """Inputs are the second axis of fused experts: [E, D, 2F], or [D, 2F] of one."""

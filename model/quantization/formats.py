@@ -13,7 +13,7 @@ class BlockFormat:
     """Integer codes in blocks of inputs, each block of an output channel with a scale of its own.
 
     Attributes:
-        bits: 8 or 4.
+        bits: 8, or 4 to 6.
         block: inputs that share a scale, a power of two from 16.
         fitted: search for the scale with the least square error; otherwise the block's range decides.
         centered: zero is the middle code, so that no zero points are stored, and scales are bfloat16: what ONNX

@@ -12,16 +12,16 @@ TILE = 32
 INPUT_BLOCK = 64
 """The inputs of a packed matrix are a multiple of it."""
 SCALE_BLOCK = 32
-"""Inputs that share a scale in 4 bits; in blocks of 8 bits it is 64."""
-RECORD = {4: 1216, 8: 2176}
-"""Bytes of 64 inputs and 32 channels in blocks of some bits: codes, float16 scales and zero points of two blocks of 4
-bits; codes and float32 scales of one block of 8 bits."""
-_BLOCKS = ((4, SCALE_BLOCK), (8, INPUT_BLOCK))
+"""Inputs that share a scale in the first of the two formats of 4 bits; in all other blocks it is 64."""
+RECORD = {(4, SCALE_BLOCK): 1216, (4, INPUT_BLOCK): 1120, (5, INPUT_BLOCK): 1376, (6, INPUT_BLOCK): 1632,
+          (8, INPUT_BLOCK): 2176}
+"""Bytes of 64 inputs and 32 channels by bits and inputs of a block: codes, float16 scales and zero points, float32
+scales alone in 8 bits."""
 
 
 def can_pack(layout: Format | None) -> bool:
     """Whether there is a packed form of a format, None for float32."""
-    in_blocks = isinstance(layout, BlockFormat) and (layout.bits, layout.block) in _BLOCKS
+    in_blocks = isinstance(layout, BlockFormat) and (layout.bits, layout.block) in RECORD
     return layout is None or isinstance(layout, ChannelFormat) or in_blocks
 
 
@@ -51,5 +51,5 @@ def packed_bytes(inputs: int, channels: int, layout: Format | None, *, shares_ti
 def _channel_bytes(inputs: int, layout: Format | None) -> int:
     inputs = filled(inputs, INPUT_BLOCK)
     if isinstance(layout, BlockFormat):
-        return inputs // INPUT_BLOCK * RECORD[layout.bits] // TILE
+        return inputs // INPUT_BLOCK * RECORD[layout.bits, layout.block] // TILE
     return inputs * (1 if isinstance(layout, ChannelFormat) else 4)

@@ -16,8 +16,8 @@ from ..config.names import Shape
 from .formats import BlockFormat, ChannelFormat, Format, Fp8Format
 from .packed_sizes import can_pack, packed_bytes
 
-EMBEDDING = "embed_tokens.weight"
-"""The table of tokens."""
+EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
+"""The table of tokens, and what gives logits."""
 
 Caches = Literal["float", "float16", "int8", "fp8"]
 """How keys and values are stored; ``float`` is the type that the target computes in."""
@@ -88,11 +88,11 @@ class Recipe:
 
     @property
     def uses_hessians(self) -> bool:
-        """Whether any weight has 4 bits, which lose much less with the Hessians of a calibration.
+        """Whether any weight has less than 8 bits, which lose much less with the Hessians of a calibration.
 
         FP8 weights are rounded by them as well, if the calibration that gives their scales has any.
         """
-        return any(isinstance(rule.layout, BlockFormat) and rule.layout.bits == 4 for rule in self.rules)
+        return any(isinstance(rule.layout, BlockFormat) and rule.layout.bits < 8 for rule in self.rules)
 
     @property
     def needs_calibration(self) -> str:
@@ -179,6 +179,10 @@ RECIPES = {
                rotated=True),
     )
 }
+
+LADDER = {bits: Recipe(f"{bits} bits", "", (*_COMMON, Rule("*", BlockFormat(bits, 64))), rotated=True)
+          for bits in (4, 5, 6)} | {8: RECIPES["int8"]}
+"""By bits, everything that is multiplied in the format of so many: between them a size in bits chooses."""
 
 
 def needs_input_scale(name: str) -> bool:

@@ -24,7 +24,7 @@ from pathlib import Path
 SOURCES = Path(__file__).parent / "src"
 FOLDER = Path(__file__).parent / "lib"
 ZIG_REQUIREMENT = "ziglang>=0.17,<0.18"
-INTERFACE = 1
+INTERFACE = 2
 """Raised with every change of an operator's inputs, attributes or formats; the loader asks the library for it."""
 FLAGS = (
     "-O3", "-g0", "-std=c++17", "-fPIC", "-Wall", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti",

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FLOAT32, INT8, INT4, INT8_BLOCKS = FORMATS = (0, 1, 2, 3)
-MIXTURE_FORMATS = FORMATS[:3]
+FLOAT32, INT8, INT4, INT8_BLOCKS, BITS4, BITS5, BITS6 = FORMATS = (0, 1, 2, 3, 4, 5, 6)
+MIXTURE_FORMATS = tuple(number for number in FORMATS if number != INT8_BLOCKS)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def filled(w_KN: np.ndarray) -> np.ndarray:
 
 def pack(number: int, w_KN: np.ndarray) -> Packed:
     """A matrix in one of FORMATS."""
-    return (_float32, _int8, _int4, _int8_blocks)[number](w_KN)
+    return _bits(number, w_KN) if number >= BITS4 else (_float32, _int8, _int4, _int8_blocks)[number](w_KN)
 
 
 def _float32(w_KN: np.ndarray) -> Packed:
@@ -90,6 +90,34 @@ def _int8_blocks(w_KN: np.ndarray) -> Packed:
     tiled = np.ascontiguousarray(scales.reshape(k // 64, n // 32, 32).transpose(1, 0, 2)).view(np.uint8)
     records = (fours.reshape(n // 32, k // 64, -1), tiled.reshape(n // 32, k // 64, -1))
     return Packed(np.concatenate(records, -1).reshape(-1), None, weights)
+
+
+def _bits(bits: int, w_KN: np.ndarray) -> Packed:
+    """Formats 4 to 6: as many bits, in blocks of 64 inputs."""
+    w, largest = filled(w_KN), 2**bits - 1
+    k, n = w.shape
+    blocks = w.reshape(k // 64, 64, n)
+    low, high = np.minimum(blocks.min(1), 0), np.maximum(blocks.max(1), 0)
+    scales = ((high - low) / largest).astype(np.float16).astype(float)
+    scales[scales == 0] = 1
+    zeros = np.clip(np.rint(-low / scales), 0, largest)
+    codes = np.clip(np.rint(blocks / scales[:, None]) + zeros[:, None], 0, largest).astype(np.uint8)
+    weights = ((codes - zeros[:, None]) * scales[:, None]).reshape(k, n)[: w_KN.shape[0], : w_KN.shape[1]]
+    records = np.zeros((n // 32, k // 64, 256 * bits + 96), np.uint8)
+    for j in range(64):
+        i, half, e = j // 8, j // 4 % 2, j % 4
+        code = codes[:, j].reshape(k // 64, n // 32, 32).transpose(1, 0, 2)
+        records[:, :, (i * 32 + np.arange(32)) * 4 + e] |= (code & 15) << (4 * half)
+        if bits > 4:
+            place = (2 * i + half) * (bits - 4)
+            records[:, :, 1024 + (place // 8 * 32 + np.arange(32)) * 4 + e] |= code >> 4 << place % 8
+
+    def tiled(values: np.ndarray, dtype: type) -> np.ndarray:
+        tiles = np.ascontiguousarray(values.reshape(k // 64, n // 32, 32).transpose(1, 0, 2).astype(dtype))
+        return tiles.view(np.uint8).reshape(n // 32, k // 64, -1)
+
+    records[:, :, 256 * bits :] = np.concatenate([tiled(scales, np.float16), tiled(zeros, np.uint8)], -1)
+    return Packed(records.reshape(-1), None, weights)
 
 
 def gate_up(w_D2F: np.ndarray) -> np.ndarray:

@@ -21,16 +21,16 @@ def hessian_of(
     """What reads the Hessian of a weight's input, None for rounding to nearest.
 
     Raises:
-        HerdError: the calibration does not have it, and the weight is stored in 4 bits.
+        HerdError: the calibration does not have it, and the weight is stored in less than 8 bits.
     """
     if calibration is None or isinstance(layout, ChannelFormat):
         return None
     name = origin_of(weight).name
     if calibration.knows_hessian(name):
         return partial(_read, weight, calibration)
-    if layout.bits == 4:
-        raise HerdError(f"{calibration.path} says nothing of {name}, which is stored in 4 bits: write it again with "
-                        "`herdgraph calibrate`")
+    if layout.bits < 8:
+        raise HerdError(f"{calibration.path} says nothing of {name}, which is stored in {layout.bits} bits: write it "
+                        "again with `herdgraph calibrate`")
     return None
 
 

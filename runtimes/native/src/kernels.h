@@ -10,6 +10,12 @@
 //              [b 2][32]            float16 scales
 //              [b 2][32]            uint8 zero points, 0 .. 15
 //   int8 in blocks  [N/32][K/64]    records of 2176 bytes: [16][32][4] uint8 as int8 has them, then [32] float scales
+//   n bits, n = 4, 5, 6  [N/32][K/64]  records of 1120, 1376, 1632 bytes (one block of 64 inputs of 32 channels):
+//              [i 8][32][4]         uint8: the lowest four bits of inputs 8i .. 8i+3 in the low, 8i+4 .. 8i+7 in the high halves
+//              [g][32][4]           uint8: the bits above. Those of input 8i + 4h + e are (n - 4) bits of byte e, from bit
+//                                   p % 8 on, in group g = p / 8, where p = (2i + h)(n - 4)
+//              [32]                 float16 scales
+//              [32]                 uint8 zero points, 0 .. 2^n - 1
 //
 // Products of codes are sums of integers, hence exact; each row of activations is quantised by itself, and floating-point
 // sums run in an order that depends on nothing but the shapes of the weights. So a row's result is the same bits alone
@@ -30,15 +36,17 @@ constexpr int kTile = 32;           // output channels of a tile
 constexpr int kInputBlock = 64;     // K is a multiple of it
 constexpr int kScaleBlock = 32;     // inputs that share a scale in int4
 constexpr size_t kInt4Record = 1216, kInt8Record = 2176;
+constexpr size_t codes_bytes(int bits) { return size_t(bits) * kInputBlock * kTile / 8; }   // of a record
+constexpr size_t record_bytes(int bits) { return codes_bytes(bits) + 3 * kTile; }
 constexpr int kCacheBlock = 64;     // tokens of a cache block
 constexpr int kSplitBlocks = 16;    // cache blocks whose attention is computed as one partial result
 
-enum Format : int { kFloat32 = 0, kInt8 = 1, kInt4 = 2, kInt8Blocks = 3 };
+enum Format : int { kFloat32 = 0, kInt8 = 1, kInt4 = 2, kInt8Blocks = 3, kBits4 = 4, kBits5 = 5, kBits6 = 6 };
 enum Activation : int { kNone = 0, kGelu = 1 };
 enum CacheType : int { kCacheFloat32 = 0, kCacheFloat16 = 1, kCacheInt8 = 2 };
 constexpr float kSmallest = 1e-36f; // rows whose values are all smaller are zero: 127 / kSmallest is still finite
 
-inline bool is_format(int number) { return number >= kFloat32 && number <= kInt8Blocks; }
+inline bool is_format(int number) { return number >= kFloat32 && number <= kBits6; }
 inline bool has_row_scale(int number) { return number != kInt8Blocks; }   // rows have one scale, not one per 64 inputs
 
 inline int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -53,7 +61,8 @@ struct Matrix {
   size_t tile_bytes() const {
     if (format == kFloat32) return size_t(inputs) * kTile * 4;
     if (format == kInt8) return size_t(inputs) * kTile;
-    return size_t(inputs) / kInputBlock * (format == kInt4 ? kInt4Record : kInt8Record);
+    size_t record = format == kInt4 ? kInt4Record : format == kInt8Blocks ? kInt8Record : record_bytes(format);
+    return size_t(inputs) / kInputBlock * record;
   }
   size_t bytes() const { return tile_bytes() * tiles; }
 };

@@ -22,6 +22,20 @@ class Project {
   Activation activation_;
 };
 
+class Lookup {
+ public:
+  static const char* name() { return "Lookup"; }
+  static const ort::Port* inputs(size_t* count);
+  static const ort::Port* outputs(size_t* count);
+  Lookup(ort::Api api, const ort::Info* info);
+  ort::Status* run(ort::Context* context) const;
+
+ private:
+  ort::Api api_;
+  Format format_;
+  int channels_, width_;
+};
+
 class Mixture {
  public:
   static const char* name() { return "Mixture"; }

@@ -3,7 +3,7 @@
 //   float32  y = sum_k x_k w_k
 //   int8     y = s_row s_channel (sum_k q_k c_k - kOffset sum_k q_k)
 //   blocks   y = sum over blocks b of s_row,b s_channel,b (sum_k q_k c_k - kOffset sum_k q_k)
-//   int4     y = s_row sum over blocks b of s_b (sum_k q_k c_k - z_b sum_k q_k)
+//   int4     y = s_row sum over blocks b of s_b (sum_k q_k c_k - z_b sum_k q_k), and so 4, 5 and 6 bits
 //
 // M rows and V vectors of channels at a time, so that sums stay in registers: every weight loaded meets M rows, every
 // activation V vectors. One row takes the whole tile, which reads memory in one stream.
@@ -123,6 +123,61 @@ template <int V, int M> inline void tile_int4(const Matrix& a, const uint8_t* ti
     for (int v = 0; v < V; v++) store(y + m * kTile + (v0 + v) * kLanes, acc[m][v] * x.scales[first + m]);
 }
 
+// Bits 4 and up, where they belong, of one of the 16 groups of four inputs of a record. `planes` are those of all groups.
+template <int kBits> inline B high_bits(const uint8_t* planes, int group) {
+  constexpr int kHigh = kBits - 4;
+  int at = group * kHigh;
+  uint32_t bit = at % 8;
+  U raw = (U)load<B>(planes + at / 8 * kTile * 4);
+  return (B)(bit < 4 ? raw << (4 - bit) : raw >> (bit - 4)) & (((1 << kHigh) - 1) << 4);
+}
+
+// acc += a record's codes of V vectors of channels times M rows
+template <int kBits, int V, int M> inline void multiply_bits(const uint8_t* record, const int8_t* rows, int stride, I (&acc)[M][V]) {
+  constexpr int kEights = products_in_sum4(kBits) / 2;   // of inputs, whose products one sum holds
+  for (int v = 0; v < V; v++, record += kLanes * 4) {
+    for (int first = 0; first < 8; first += kEights) {
+      Sum4 products[M] = {};
+      for (int i = first; i < first + kEights; i++) {
+        B pair = load<B>(record + i * kTile * 4);
+        B low = pair & 15, high = (B)((U)pair >> 4) & 15;
+        if constexpr (kBits > 4) {
+          low |= high_bits<kBits>(record + herd::codes_bytes(4), 2 * i);
+          high |= high_bits<kBits>(record + herd::codes_bytes(4), 2 * i + 1);
+        }
+        for (int m = 0; m < M; m++) {
+          multiply4(products[m], low, splat_bytes(rows + size_t(m) * stride + 8 * i));
+          multiply4(products[m], high, splat_bytes(rows + size_t(m) * stride + 8 * i + 4));
+        }
+      }
+      for (int m = 0; m < M; m++) acc[m][v] += widen4(products[m]);
+    }
+  }
+}
+
+template <int kBits, int V, int M> inline void tile_bits(const Matrix& a, const uint8_t* tile, int v0, const Rows& x, int first, float* y) {
+  constexpr size_t kRecord = herd::record_bytes(kBits), kCodes = herd::codes_bytes(kBits);
+  F total[M][V] = {};
+  int blocks = a.inputs / herd::kInputBlock, row_sums = x.inputs / herd::kScaleBlock;   // rows may be longer
+  const int8_t* rows = x.codes + size_t(first) * x.stride;
+  const int32_t* sums = x.sums + size_t(first) * row_sums;
+  for (int b = 0; b < blocks; b++, tile += kRecord) {
+    if (M == 1) prefetch(tile, kRecord);
+    I acc[M][V] = {};
+    multiply_bits<kBits, V, M>(tile + v0 * kLanes * 4, rows + b * herd::kInputBlock, x.stride, acc);
+    for (int v = 0; v < V; v++) {
+      F scale = half_to_float(tile + kCodes + (v0 + v) * kLanes * 2);
+      F zero = __builtin_convertvector(load<Lane8>(tile + kCodes + 2 * kTile + (v0 + v) * kLanes), F);
+      for (int m = 0; m < M; m++) {
+        const int32_t* sum = sums + size_t(m) * row_sums + 2 * b;
+        total[m][v] = fma(fma(splat(-float(sum[0] + sum[1])), zero, to_float(acc[m][v])), scale, total[m][v]);
+      }
+    }
+  }
+  for (int m = 0; m < M; m++)
+    for (int v = 0; v < V; v++) store(y + m * kTile + (v0 + v) * kLanes, total[m][v] * x.scales[first + m]);
+}
+
 // Rows at a time, and vectors of channels that they meet: as many sums as the registers hold beside what they are made
 // of. Measured (benchmarks in docs/performance.md); one row alone takes the whole tile.
 struct Shape {
@@ -135,6 +190,7 @@ constexpr Shape kShapes[] = {
   {kMany ? (kLanes == 16 ? 8 : 4) : 4, at_most(kMany ? 4 : 2)},              // int8
   {kMany ? (kLanes == 16 ? 4 : 2) : 2, at_most(4)},                          // int4: two sums per row and vector
   {kMany ? (kLanes == 16 ? 8 : 4) : 4, at_most(kMany ? 4 : 2)},              // int8 in blocks
+  {kMany ? 4 : 2, at_most(kMany ? 4 : 2)}, {kMany ? 4 : 2, at_most(kMany ? 4 : 2)}, {kMany ? 4 : 2, at_most(kMany ? 4 : 2)},   // 4 to 6 bits
 };
 
 template <herd::Format kFormat, int M> inline void rows_at(const Matrix& a, const uint8_t* codes, const Rows& x, int first, float* y, const float* scales) {
@@ -143,7 +199,8 @@ template <herd::Format kFormat, int M> inline void rows_at(const Matrix& a, cons
     if constexpr (kFormat == herd::kFloat32) tile_float32<V, M>(a, codes, v, x, first, y);
     else if constexpr (kFormat == herd::kInt8) tile_int8<V, M>(a, codes, v, x, first, y, scales);
     else if constexpr (kFormat == herd::kInt4) tile_int4<V, M>(a, codes, v, x, first, y);
-    else tile_int8_blocks<V, M>(a, codes, v, x, first, y);
+    else if constexpr (kFormat == herd::kInt8Blocks) tile_int8_blocks<V, M>(a, codes, v, x, first, y);
+    else tile_bits<kFormat, V, M>(a, codes, v, x, first, y);
   }
 }
 
@@ -159,7 +216,10 @@ void product(const Matrix& a, int index, const Rows& x, int first, int count, fl
   if (a.format == herd::kFloat32) tile_rows<herd::kFloat32>(a, codes, x, first, count, y, nullptr);
   else if (a.format == herd::kInt8) tile_rows<herd::kInt8>(a, codes, x, first, count, y, a.scales + index * kTile);
   else if (a.format == herd::kInt4) tile_rows<herd::kInt4>(a, codes, x, first, count, y, nullptr);
-  else tile_rows<herd::kInt8Blocks>(a, codes, x, first, count, y, nullptr);
+  else if (a.format == herd::kInt8Blocks) tile_rows<herd::kInt8Blocks>(a, codes, x, first, count, y, nullptr);
+  else if (a.format == herd::kBits4) tile_rows<herd::kBits4>(a, codes, x, first, count, y, nullptr);
+  else if (a.format == herd::kBits5) tile_rows<herd::kBits5>(a, codes, x, first, count, y, nullptr);
+  else tile_rows<herd::kBits6>(a, codes, x, first, count, y, nullptr);
 }
 
 }  // namespace

@@ -156,7 +156,7 @@ inline I multiply8(I acc, Weights8 w, I x) {
 }
 #endif
 
-// ---- products of 4-bit weights 0 .. 15, at most 8 to a sum, then widened to 32 bits -----------------------------------
+// ---- products of weights of 4 to 6 bits, at most 8 of 4 bits to a sum, then widened to 32 bits ------------------------
 
 #if defined(__AVX512VNNI__)
 typedef I Sum4;
@@ -170,6 +170,12 @@ inline I widen4(Sum4 acc) { return (I)_mm256_madd_epi16((__m256i)acc, _mm256_set
 typedef I Sum4;
 inline void multiply4(Sum4& acc, B w, I x) { acc = multiply8(acc, weights8(w ^ 0x80), x); }
 inline I widen4(Sum4 acc) { return acc; }
+#endif
+// Products of weights 0 .. 2^bits - 1 that one sum holds.
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+constexpr int products_in_sum4(int bits) { return 8 >> (bits - 4); }   // 2 * 2 * 63 * 127 = 32004 fits
+#else
+constexpr int products_in_sum4(int) { return 16; }
 #endif
 
 // ---- products of signed bytes with 15-bit numbers: bytes 0 and 2 of a lane, then 1 and 3 -------------------------------

@@ -21,7 +21,8 @@ from herdgraph.model.quantization.formats import BlockFormat, ChannelFormat, Fp8
 from herdgraph.model.quantization.packed_sizes import can_pack, packed_bytes
 
 INT8, INT4, INT8_BLOCKS = ChannelFormat(), BlockFormat(4, 32), BlockFormat(8, 64)
-FORMATS: list[Packable] = [None, INT8, INT4, INT8_BLOCKS]
+BITS = [BlockFormat(bits, 64) for bits in (4, 5, 6)]
+FORMATS: list[Packable] = [None, INT8, INT4, INT8_BLOCKS, *BITS]
 SIZES = [(64, 32), (1, 1), (70, 33), (130, 96), (33, 5)]
 
 
@@ -47,6 +48,16 @@ def _values(codes: np.ndarray, scales: np.ndarray | None, layout: Packable, shap
                 record = codes[(tile * whole // 64 + k // 64) * 2176 :][:2176]
                 code = record[(k % 64 // 4 * 32 + lane) * 4 + k % 4]
                 found[k, n] = (float(code) - 128) * record[2048:].view(np.float32)[lane]
+            elif isinstance(layout, BlockFormat) and layout in BITS:
+                record = codes[(tile * whole // 64 + k // 64) * (size := 256 * layout.bits + 96) :][:size]
+                j, high = k % 64, layout.bits - 4
+                place = j // 4 * high
+                code = int(record[(j // 8 * 32 + lane) * 4 + j % 4]) >> 4 * (j // 4 % 2) & 15
+                if high:
+                    above = int(record[1024 + (place // 8 * 32 + lane) * 4 + j % 4])
+                    code += (above >> place % 8 & (1 << high) - 1) << 4
+                scale = record[-96:-32].view(np.float16)[lane]
+                found[k, n] = (float(code) - float(record[size - 32 + lane])) * np.float32(scale)
             else:
                 record = codes[(tile * whole // 64 + k // 64) * 1216 :][:1216]
                 block, eight, half, place = k % 64 // 32, k % 32 // 8, k % 8 // 4, k % 4
@@ -65,7 +76,7 @@ def _rounded(weight_KN: np.ndarray, layout: Packable) -> np.ndarray:
         scales = np.maximum(np.abs(weight_KN).max(0), 1e-30) / 127
         return np.rint(weight_KN / scales) * scales
     found = BlockRounder(layout).quantize(filled_up(np.ascontiguousarray(weight_KN.T), layout.block))
-    scales = found.scales.astype(np.float16) if layout == INT4 else found.scales
+    scales = found.scales if layout == INT8_BLOCKS else found.scales.astype(np.float16)
     values = (found.codes.astype(np.float32) - found.zeros[..., None]) * scales[..., None]
     return values.reshape(len(values), -1)[:, : len(weight_KN)].T
 
@@ -157,5 +168,5 @@ def test_a_scale_that_float16_cannot_hold_is_refused() -> None:
 
 def test_formats_that_can_be_packed() -> None:
     assert all(can_pack(layout) for layout in FORMATS)
-    assert not any(map(can_pack, [BlockFormat(4, 64), BlockFormat(8, 32), Fp8Format()]))
-    assert [packed.format_number(layout) for layout in FORMATS] == [0, 1, 2, 3]
+    assert not any(map(can_pack, [BlockFormat(5, 32), BlockFormat(8, 32), Fp8Format()]))
+    assert [packed.format_number(layout) for layout in FORMATS] == [0, 1, 2, 3, 4, 5, 6]

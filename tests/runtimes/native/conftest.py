@@ -20,7 +20,7 @@ from herdgraph.runtimes.native import compile as native_compile
 TARGET = native_compile.this_machine()
 UNITS = tuple(TARGET.units) if TARGET else ()
 TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.uint8): TensorProto.UINT8,
-         np.dtype(np.int32): TensorProto.INT32}
+         np.dtype(np.int32): TensorProto.INT32, np.dtype(np.int64): TensorProto.INT64}
 Run = Callable[..., list[np.ndarray]]
 
 

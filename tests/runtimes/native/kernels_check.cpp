@@ -71,6 +71,15 @@ static double weight(const Matrix& a, int tile, int k, int c) {   // the layouts
     return double(record[(size_t(k % 64 / 4) * kTile + c) * 4 + k % 4] - 128) * scale;
   }
   if (a.format == kInt8) return double(from[(size_t(k / 4) * kTile + c) * 4 + k % 4] - 128) * a.scales[tile * kTile + c];
+  if (a.format >= kBits4) {
+    int bits = a.format, j = k % 64, place = j / 4 * (bits - 4);
+    const uint8_t* record = from + size_t(k / 64) * record_bytes(bits);
+    int code = record[(j / 8 * kTile + c) * 4 + j % 4] >> (j / 4 % 2 * 4) & 15;
+    if (bits > 4) code |= (record[1024 + (place / 8 * kTile + c) * 4 + j % 4] >> place % 8 & (bits == 5 ? 1 : 3)) << 4;
+    _Float16 scale;
+    memcpy(&scale, record + bits * 256 + c * 2, 2);
+    return double(float(scale)) * (code - record[bits * 256 + 64 + c]);
+  }
   const uint8_t* record = from + size_t(k / 64) * kInt4Record;
   int b = k % 64 / 32, i = k % 32 / 8, high = k % 8 / 4;
   int code = record[512 * b + 128 * i + c * 4 + k % 4] >> (high ? 4 : 0) & 15;
@@ -102,11 +111,19 @@ static void random_matrix(const Matrix& a, uint8_t* codes) {
       codes[r + 1152 + i] = uint8_t(between(0, 15));
     }
   }
+  if (a.format >= kBits4) for (size_t r = 0; r < a.bytes(); r += record_bytes(a.format)) {
+    if (largest) memset(codes + r, 0xFF, codes_bytes(a.format));
+    for (int i = 0; i < kTile; i++) {
+      _Float16 scale = _Float16(fabsf(normal()) * 0.1f);
+      memcpy(codes + r + codes_bytes(a.format) + 2 * i, &scale, 2);
+      codes[r + codes_bytes(a.format) + 2 * kTile + i] = uint8_t(between(0, (1 << a.format) - 1));
+    }
+  }
 }
 
 static void check_product() {
   Matrix a;
-  a.format = Format(between(0, 3));
+  a.format = Format(between(0, 6));
   a.inputs = 64 * between(1, between(0, 9) ? 4 : 80);
   a.tiles = between(1, 3);
   int total = between(1, 21), first = between(0, total - 1), count = total - first, tile = between(0, a.tiles - 1);

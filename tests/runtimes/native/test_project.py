@@ -166,7 +166,7 @@ def test_leading_dimensions_and_no_rows(node: Node) -> None:
 
 
 @pytest.mark.parametrize(("changed", "number"), [
-    ({"channels": 0}, INT8), ({"channels": -5}, INT8), ({"channels": 65}, INT8), ({"format": 4}, INT8),
+    ({"channels": 0}, INT8), ({"channels": -5}, INT8), ({"channels": 65}, INT8), ({"format": 7}, INT8),
     ({"format": -1}, INT8), ({"format": INT4}, INT8), ({"scales": None}, INT8),
     ({"scales": np.ones(63, np.float32)}, INT8),
     ({"activation": 2}, INT8), ({"shift": np.ones(100, np.float32)}, INT8), ({"bias": np.ones(63, np.float32)}, INT8),
