@@ -2,6 +2,7 @@
 
 from .chat import ChatTemplate
 from .check import check_processor
+from .films import can_read_films
 from .frames import Frame, FrameSampling
 from .generation_defaults import GenerationDefaults
 from .images import ImageProcessor, TiledImage
@@ -12,6 +13,6 @@ from .video import load_video
 
 __all__ = [
     "ChatTemplate", "Frame", "FrameSampling", "GenerationDefaults", "ImageProcessor", "PreparedPrompt", "Prompt",
-    "PromptProcessor", "StreamDecoder", "TiledImage", "Tokenizer", "check_processor", "load_image", "load_tokenizer",
-    "load_video", "whole_numbers",
+    "PromptProcessor", "StreamDecoder", "TiledImage", "Tokenizer", "can_read_films", "check_processor", "load_image",
+    "load_tokenizer", "load_video", "whole_numbers",
 ]

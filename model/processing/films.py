@@ -8,6 +8,7 @@ memory than what a decoder needs, and the chosen frames.
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -75,6 +76,11 @@ class _Packets:
         own = {self.groups[number] for number in numbers}
         early = {group - 1 for number in numbers if self.times[number] < self.heads[group := self.groups[number]]}
         return own | early
+
+
+def can_read_films() -> bool:
+    """Whether the extra that reads them is installed."""
+    return importlib.util.find_spec("av") is not None
 
 
 def read_film(

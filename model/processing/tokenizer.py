@@ -121,13 +121,17 @@ class StreamDecoder:
     ``tokenizers.decoders.DecodeStream`` does the same for ``tokenizer.json`` alone. It is not used, because it gives
     nothing until a character is complete: bytes that never become text stop it for good, what is cut off at the end
     cannot be asked for, and each step decodes again all that waits.
+
+    Args:
+        tokenizer: of the tokens.
+        skip_special: leave control tokens out.
     """
 
     _MOST_WAITING = 8
     """Tokens held back at most. A character has up to four bytes and a token at least one: more will never be text."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+        self._tokenizer, self._skip_special = tokenizer, skip_special
         self._shown: list[int] = []  # decoded with the next ones, as their context
         self._waiting: list[int] = []
 
@@ -148,8 +152,11 @@ class StreamDecoder:
         return text
 
     def _new_text(self) -> str:
-        before = self._tokenizer.decode(self._shown)
-        return self._tokenizer.decode(self._shown + self._waiting)[len(before) :]
+        before = self._decoded(self._shown)
+        return self._decoded(self._shown + self._waiting)[len(before) :]
+
+    def _decoded(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special=self._skip_special)
 
 
 def load_tokenizer(directory: Path, *, eos_ids: Iterable[int] = ()) -> Tokenizer:

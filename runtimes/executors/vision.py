@@ -32,12 +32,17 @@ class VisionRunner:
     Args:
         run: the image tower.
         config: the model.
+
+    Attributes:
+        queried: tiles whose features were asked for.
+        found: of them, those that were computed before.
     """
 
     def __init__(self, run: ImageGraph, config: HerdConfig) -> None:
         assert config.vision is not None, "a bundle with an image graph has an image configuration"
         self._run, self.config, self.width = run, config.vision, config.text.hidden_size
         self._cache: OrderedDict[bytes, Features] = OrderedDict()
+        self.queried = self.found = 0
 
     def features(self, pixel_values: np.ndarray[Any, Any]) -> Features:
         """Tiles [N, 3, H, W], normalised float32, to features [N · tokens per tile, width].
@@ -53,6 +58,8 @@ class VisionRunner:
             return np.zeros((0, self.width), np.float32)
         digests = [tile_digest(tile) for tile in pixel_values]
         new = {key: tile for key, tile in zip(digests, pixel_values, strict=True) if key not in self._cache}
+        self.queried += len(digests)
+        self.found += len(digests) - len(new)
         known = {key: self._cache[key] for key in digests if key not in new} | self._computed(new)
         self._cache_features(known)
         return np.concatenate([known[key] for key in digests])

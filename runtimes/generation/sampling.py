@@ -75,7 +75,7 @@ class Sampling:
         self._require("top_k", Integral, lambda k: k >= 0, "a whole number, 0 or more")
         self._require("top_p", Real, lambda p: 0 < p <= 1, "above 0 and at most 1")
         self._require("min_p", Real, lambda p: 0 <= p <= 1, "within 0 and 1")
-        self._require("repetition_penalty", Real, lambda r: 0 < r <= 1e6, "above 0, at most 1e6")
+        self._require("repetition_penalty", Real, lambda r: 1e-6 <= r <= 1e6, "within 1e-6 and 1e6")
         for name in ("presence_penalty", "frequency_penalty"):
             self._require(name, Real, lambda penalty: -2 <= penalty <= 2, "within -2 and 2")
         if self.seed is not None:

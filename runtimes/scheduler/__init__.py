@@ -2,9 +2,9 @@
 
 from .answer import Answer
 from .draft_model import DraftModel, drafter_of
-from .request import Constraint, Delta, GenerationRequest, OverloadedError, Usage
+from .request import Constraint, Delta, GenerationRequest, OverloadedError, RequestError, Usage
 from .service import Service, ServiceOptions
 from .speculation import PromptLookup
 
 __all__ = ["Answer", "Constraint", "Delta", "DraftModel", "GenerationRequest", "OverloadedError", "PromptLookup",
-           "Service", "ServiceOptions", "Usage", "drafter_of"]
+           "RequestError", "Service", "ServiceOptions", "Usage", "drafter_of"]

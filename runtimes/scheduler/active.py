@@ -81,13 +81,13 @@ class ActiveRequest:
         usage.total_seconds = now
         self.answer.put(delta)
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, *, request_is_wrong: bool = False) -> None:
         """End every answer that has not ended."""
         self._failed = True
         for index in range(self.request.choices):
             choice = self.choices[index] if index < len(self.choices) else None
             if choice is None or choice.finish_reason is None:
-                self.answer.put(Delta(index, finish_reason="error", error=reason))
+                self.answer.put(Delta(index, finish_reason="error", error=reason, request_is_wrong=request_is_wrong))
             if choice is not None:
                 choice.finish_reason = choice.finish_reason or "error"
                 choice.release()

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import HerdError
 from ...model.processing import StreamDecoder, Tokenizer
 from ..executors.runner import Row
 from ..generation.penalties import Penalties
@@ -16,7 +15,7 @@ from ..generation.sampling import Sampler, TokenLogprob
 from ..generation.stop_strings import StopStrings
 from ..kv_cache.prefix_cache import PrefixKeys
 from ..kv_cache.sequence import Sequence
-from .request import Constraint, Delta, FinishReason, GenerationRequest
+from .request import Constraint, Delta, FinishReason, GenerationRequest, RequestError
 
 Array = np.ndarray[Any, Any]
 
@@ -49,7 +48,7 @@ class Choice:
         self.finish_reason: FinishReason | None = None
         self.draft: list[int] = []
         self._tokenizer = tokenizer
-        self._decoder = None if tokenizer is None else StreamDecoder(tokenizer)
+        self._decoder = None if tokenizer is None else StreamDecoder(tokenizer, skip_special=not request.shows_special)
         self._sampler = Sampler(replace(sampling, seed=seed))
         self._penalties = Penalties(sampling, request.prompt.token_ids, request.never)
         self._stop_strings = StopStrings(request.stop.strings, keep=request.stop.keeps_string)
@@ -95,7 +94,8 @@ class Choice:
             row: after the last token; logits are not modified.
 
         Raises:
-            HerdError: the logits are no numbers, or the constraint fails.
+            HerdError: the logits are no numbers.
+            RequestError: no token is left that the request allows.
         """
         if isinstance(row, int):
             self.token_ids.append(row)
@@ -109,6 +109,7 @@ class Choice:
         adjusted = self._penalties.apply(logits_V, forbidden)
         if self._constraint is not None:
             self._constraint.apply(adjusted)
+        if self._constraint is not None or self._sampler.options.allowed_token_ids is not None:
             self._require_a_choice(adjusted)
         token = self._sampler(adjusted)
         self._penalties.count(token)
@@ -117,8 +118,8 @@ class Choice:
 
     def _require_a_choice(self, logits_V: Array) -> None:
         if logits_V.max() == -np.inf:
-            raise HerdError("what the answer's constraint allows next is forbidden by other options (logit_bias, "
-                            "allowed_token_ids, bad_words, min_tokens): change one of them")
+            raise RequestError("no token may come next: what the answer's form or allowed_token_ids allow, others "
+                               "forbid (bad_words, min_tokens): change one of them")
 
     def _logprob(self, logits_V: Array, token: int) -> tuple[TokenLogprob, ...]:
         if self._sampler.options.logprobs is None:

@@ -27,6 +27,10 @@ class OverloadedError(HerdError):
         self.retry_after = retry_after
 
 
+class RequestError(HerdError):
+    """What a request asks for turned out to be impossible while it was answered."""
+
+
 class Constraint(Protocol):
     """What an answer may be: the state of a grammar after the tokens so far."""
 
@@ -62,6 +66,7 @@ class GenerationRequest:
         priority: requests with a smaller number go first.
         salt: requests share cached prefixes only where it is equal.
         never: tokens that are not chosen, since they mean nothing in an answer.
+        shows_special: whether an answer's text has its control tokens, all but the one that ends it.
     """
 
     request_id: str
@@ -74,6 +79,7 @@ class GenerationRequest:
     priority: int = 0
     salt: bytes = b""
     never: tuple[int, ...] = ()
+    shows_special: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,7 @@ class Delta:
         finish_reason: set in an answer's last delta.
         stop_reason: the stop string or the token that ended it; None for the model's own end of turn.
         error: what went wrong where ``finish_reason`` is ``error``.
+        request_is_wrong: whether the request is to blame for that.
     """
 
     choice: int
@@ -97,6 +104,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     error: str = ""
+    request_is_wrong: bool = False
 
 
 @dataclass
@@ -108,6 +116,7 @@ class Usage:
         cached_tokens: of them, taken from the prefix cache.
         completion_tokens: of all answers.
         accepted_tokens: of them, guessed by speculation.
+        preemptions: how often its answers gave their memory away.
         queue_seconds: until the first of its tokens was computed.
         first_token_seconds: until its first token, from the beginning.
         total_seconds: until the last.
@@ -117,6 +126,7 @@ class Usage:
     cached_tokens: int = 0
     completion_tokens: int = 0
     accepted_tokens: int = 0
+    preemptions: int = 0
     queue_seconds: float = 0.0
     first_token_seconds: float = 0.0
     total_seconds: float = 0.0

@@ -22,6 +22,7 @@ from .choice import Choice, rows_of
 from .cost import CallCost, PromptCost
 from .memory import CacheRoom
 from .planning import Planner
+from .request import RequestError
 from .speculation import Drafter, Speculation
 
 
@@ -78,9 +79,9 @@ class Scheduler:
         self._requests[active.choices[0]] = active
         self._waiting.append(active.choices[0])
 
-    def fail(self, active: ActiveRequest, reason: str) -> None:
+    def fail(self, active: ActiveRequest, reason: str, *, request_is_wrong: bool = False) -> None:
         """End a request for a reason that its reader is told."""
-        active.fail(reason)
+        active.fail(reason, request_is_wrong=request_is_wrong)
         self._forget_ended()
 
     # -- one call --------------------------------------------------------------------------------------------------
@@ -210,6 +211,7 @@ class Scheduler:
         self.running.remove(choice)
         self._waiting.append(choice)
         self.preemptions += 1
+        self._requests[choice].answer.usage.preemptions += 1
 
     def _keep_for_others(self, choice: Choice) -> None:
         if self.prefixes is not None and choice.sequence is not None:
@@ -270,7 +272,7 @@ class Scheduler:
             elif not choice.pending:
                 self._choose(active, choice, rows[-1])
         except HerdError as error:
-            self.fail(active, str(error))
+            self.fail(active, str(error), request_is_wrong=isinstance(error, RequestError))
 
     def _verify(self, active: ActiveRequest, choice: Choice, rows: Items[Row]) -> None:
         """Go on while what is chosen is what was guessed; the model forgets the other guesses."""

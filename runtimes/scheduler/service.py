@@ -132,6 +132,7 @@ class Service:
     def gauges(self) -> dict[str, float]:
         """What goes on: requests running and waiting, memory, and what the prefix cache was asked and had."""
         scheduler, prefixes, guesses = self._scheduler, self._scheduler.prefixes, self._scheduler.speculation
+        vision = self.engine.vision
         with self._changed:
             begun = [active.has_begun for active in self._active.values()]
         waiting = len(begun) - sum(begun)
@@ -142,8 +143,10 @@ class Service:
             "kv_cache_usage": scheduler.room.used_share, "preemptions": scheduler.preemptions,
             "prefix_queries": prefixes.queried_tokens if prefixes else 0,
             "prefix_hits": prefixes.found_tokens if prefixes else 0,
+            "mm_queries": vision.queried if vision else 0, "mm_hits": vision.found if vision else 0,
             "spec_drafts": guesses.drafts if guesses else 0, "spec_draft_tokens": guesses.guessed if guesses else 0,
             "spec_accepted_tokens": guesses.held if guesses else 0,
+            **{f"spec_accepted_at_{place}": count for place, count in enumerate(guesses.held_at if guesses else ())},
         }
 
     def cache_config(self) -> dict[str, str]:

@@ -105,12 +105,14 @@ class Speculation:
         drafts: calls that verified guesses, by answers.
         guessed: tokens.
         held: of them, those that became part of an answer.
+        held_at: the same by their place among the guesses of a call.
     """
 
     def __init__(self, drafter: Drafter, cost: CallCost) -> None:
         self._drafter, self._cost = drafter, cost
         self._acceptance: WeakKeyDictionary[Choice, Acceptance] = WeakKeyDictionary()
         self.drafts = self.guessed = self.held = 0
+        self.held_at = [0] * MOST_GUESSES
 
     def draft(self, choices: Items[Choice]) -> None:
         """Give answers that wait for their next token the guesses that the next call verifies."""
@@ -131,3 +133,4 @@ class Speculation:
         self.drafts += guessed > 0
         self.guessed += guessed
         self.held += held
+        self.held_at[:held] = [count + 1 for count in self.held_at[:held]]

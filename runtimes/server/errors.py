@@ -20,15 +20,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import HerdError, TooLongError
+from .addresses import what_is_wrong
 from .replies import JsonReply
+
+M = TypeVar("M", bound=BaseModel)
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +90,18 @@ def wrong(message: str, param: str | None = None, code: str | None = None) -> Ap
     return ApiError(400, message, param=param, code=code)
 
 
+def validated(kind: type[M], given: Mapping[str, Any], param: str) -> M:
+    """A body that another one was made into.
+
+    Raises:
+        ApiError: it says what this kind cannot, in the field ``param`` of the original.
+    """
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        raise wrong(f"{param}: {error.errors()[0]['msg']}"[:_LONGEST], param) from error
+
+
 def of_herd_error(error: HerdError, param: str | None = None) -> ApiError:
     """What the engine's own checks refused."""
     code = "context_length_exceeded" if isinstance(error, TooLongError) else None
@@ -102,13 +118,13 @@ def install(app: FastAPI) -> None:
     """Give every exception of a route its reply."""
 
     def reply(request: Request, error: Exception) -> JsonReply:
-        return error_reply(request.url.path, _api_error(error))
+        return error_reply(request.url.path, _api_error(request, error))
 
     for kind in (ApiError, HerdError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, reply)
 
 
-def _api_error(error: Exception) -> ApiError:
+def _api_error(request: Request, error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, HerdError):
@@ -116,7 +132,7 @@ def _api_error(error: Exception) -> ApiError:
     if isinstance(error, RequestValidationError):
         return _invalid(error.errors())
     assert isinstance(error, HTTPException)
-    return ApiError(error.status_code, str(error.detail), headers=error.headers)
+    return ApiError(error.status_code, what_is_wrong(request, error), headers=error.headers)
 
 
 def _invalid(problems: Sequence[Mapping[str, Any]]) -> ApiError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from .errors import wrong
+from .errors import validated, wrong
 from .protocol.chat import ChatBody
 from .protocol.messages import (
     AnthropicMessage,
@@ -40,8 +40,14 @@ def chat_body(body: CountBody) -> ChatBody:
         given["continue_final_message"] = True  # what Anthropic calls a prefilled answer
     if isinstance(body, MessagesBody):
         given |= {"max_tokens": body.max_tokens, "stop": body.stop_sequences, "stream": body.stream,
-                  "temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
-    return ChatBody.model_validate(given)
+                  "temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k,
+                  "response_format": _form(body)}
+    return validated(ChatBody, given, "messages")
+
+
+def _form(body: MessagesBody) -> dict[str, Any] | None:
+    form = (body.output_config.format if body.output_config else None) or body.output_format
+    return {"type": "json_schema", "json_schema": {"schema": form.schema_}} if form else None
 
 
 def _system(body: CountBody) -> list[dict[str, Any]]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ValidationError
-
-from .errors import wrong
+from .errors import validated, wrong
 from .protocol.chat import ChatBody
 from .protocol.responses import NamedFunction, ResponsesBody, ResponseTool, TextFormat
 
@@ -35,15 +33,7 @@ def chat_body(body: ResponsesBody) -> ChatBody:
         given["tool_choice"] = _named(body.tool_choice) if named else body.tool_choice
     if body.text and body.text.format:
         given["response_format"] = _format(body.text.format)
-    return _validated(given)
-
-
-def _validated(given: dict[str, Any]) -> ChatBody:
-    try:
-        return ChatBody.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise wrong(f"input: {first['msg']}", "input") from error
+    return validated(ChatBody, given, "input")
 
 
 def _refuse_memory(body: ResponsesBody) -> None:

@@ -30,15 +30,17 @@ class Plan:
         request: for ``Serving.submit``.
         toolkit: makes parsers.
         tools: that the model may call.
+        has_form: whether text of an answer is of a form, so that calls come in its place.
     """
 
     request: GenerationRequest
     toolkit: Toolkit
     tools: tuple[Tool, ...] = ()
+    has_form: bool = False
 
     def parser(self) -> Parser | None:
         """A parser for one answer; None where all of it is text."""
-        return self.toolkit.parser(list(self.tools)) if self.tools else None
+        return self.toolkit.parser(list(self.tools), leading=self.has_form) if self.tools else None
 
 
 async def plan_chat(serving: Serving, scope: Scope, body: ChatBody) -> Plan:
@@ -52,13 +54,16 @@ async def plan_chat(serving: Serving, scope: Scope, body: ChatBody) -> Plan:
         raise wrong("top_logprobs needs logprobs: true", "top_logprobs")
     if body.stream and body.prompt_logprobs is not None:
         raise wrong("prompt_logprobs are not streamed: leave out stream", "prompt_logprobs")
-    tools = offered_tools(body)
+    tools, has_form = offered_tools(body), _wanted(body) is not None
+    if tools and has_form and body.skip_special_tokens is False:
+        raise wrong("skip_special_tokens: false cannot go with a format and tools: the form has no control tokens",
+                    "skip_special_tokens")
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     prompt = await chat_prompt(serving, body, tools, kept_tokens(serving, body.truncate_prompt_tokens, limit))
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     constraint = await constraint_of(serving, body, tools)
     request = await request_of(serving, scope, body, prompt, limit, logprobs, constraint=constraint)
-    return Plan(request, serving.toolkit, tuple(tools))
+    return Plan(request, serving.toolkit, tuple(tools), has_form)
 
 
 async def request_of(
@@ -76,12 +81,13 @@ async def request_of(
     record = record_of(scope)
     record.choices, record.most_tokens = body.n or 1, room
     record.temperature, record.top_p = sampling.temperature, sampling.top_p
+    stop = stop_rule_of(body, processor.tokenizer, config.text.vocab_size, room)
     return GenerationRequest(
-        request_id=record.request_id, prompt=prompt, sampling=sampling,
-        stop=stop_rule_of(body, processor.tokenizer, room), choices=body.n or 1, constraint=constraint,
+        request_id=record.request_id, prompt=prompt, sampling=sampling, stop=stop, choices=body.n or 1,
+        constraint=constraint,
         prompt_logprobs=body.prompt_logprobs if prompt_logprobs is None else prompt_logprobs,
         priority=body.priority or 0, salt=_salt(scope, body.cache_salt),
-        never=(config.image_token_id,) if config.vision else ())
+        never=(config.image_token_id,) if config.vision else (), shows_special=body.skip_special_tokens is False)
 
 
 def check_chat(body: RenderBody) -> None:
@@ -117,22 +123,20 @@ async def constraint_of(serving: Serving, body: GenerationBody, tools: list[Tool
     Raises:
         ApiError: two rules at once, or one that cannot be enforced.
     """
-    toolkit = serving.toolkit
-    given = _wanted(body.response_format, body.structured_outputs)
+    given = _wanted(body)
     if given is None and not tools:
         return None
-    free = isinstance(body, ChatBody) and body.tool_choice in (None, "auto")
-    if given is not None and tools and free:
-        raise wrong("a format of the answer and tools that may be called cannot both be enforced: set tool_choice to "
-                    "none or required, or leave one out", "response_format")
 
     def compile_() -> Constraint:
-        if tools and isinstance(body, ChatBody):
-            return toolkit.compile(_tools_spec(serving, body, tools))
-        assert given is not None
-        return toolkit.compile(toolkit.spec(given[0], *given[1:]))
+        toolkit = serving.toolkit
+        form = toolkit.spec(given[0], *given[1:]) if given else None
+        if not tools or not isinstance(body, ChatBody):
+            return toolkit.compile(form)
+        if form is not None and body.tool_choice in (None, "auto"):
+            return toolkit.compile_beside_calls(form, tools, parallel=body.parallel_tool_calls is not False)
+        return toolkit.compile(_tools_spec(serving, body, tools))
 
-    return await on_thread(serving, compile_, "tools" if tools else "response_format")
+    return await on_thread(serving, compile_, "response_format" if given else "tools")
 
 
 def _tools_spec(serving: Serving, body: ChatBody, tools: list[Tool]) -> Spec:
@@ -141,9 +145,9 @@ def _tools_spec(serving: Serving, body: ChatBody, tools: list[Tool]) -> Spec:
                                 formats=serving.toolkit.formats)
 
 
-def _wanted(form: ResponseFormat | None, structured: StructuredOutputs | None) -> tuple[Any, ...] | None:
+def _wanted(body: GenerationBody) -> tuple[Any, ...] | None:
     """The name of a grammar's constructor and its arguments, None for any text."""
-    wanted = [*_of_format(form), *_of_structured(structured)]
+    wanted = [*_of_format(body.response_format), *_of_structured(body.structured_outputs)]
     if len(wanted) > 1:
         raise wrong("the answer has more than one format: keep one", "structured_outputs")
     return wanted[0] if wanted else None

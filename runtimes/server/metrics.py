@@ -16,6 +16,7 @@ _BETWEEN_TOKENS = (.01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1., 2.5, 
 _LATENCY = (.3, .5, .8, 1., 1.5, 2., 2.5, 5., 10., 15., 20., 30., 40., 50., 60., 120., 240., 480., 960., 1920., 7680.)
 _TOKENS = tuple(float(step * 10**power) for power in range(6) for step in (1, 2, 5))
 _COUNTS = (1., 2., 5., 10., 20.)
+_PREEMPTIONS = (1., 2., 3., 4., 5., 10., 20.)
 _STEP_TOKENS = (1., *(float(1 << power) for power in range(3, 15)))
 
 _GAUGES = {
@@ -24,9 +25,12 @@ _GAUGES = {
     "kv_cache_usage": ("vllm:kv_cache_usage_perc", "Share of the cache memory that is in use; 1 is all."),
 }
 _WAITING = {"waiting_capacity": "capacity", "waiting_deferred": "deferred"}
+_ACCEPTED_AT = "spec_accepted_at_"
 _COUNTERS = {
     "prefix_queries": ("vllm:prefix_cache_queries", "Prompt tokens that were looked for in the prefix cache."),
     "prefix_hits": ("vllm:prefix_cache_hits", "Prompt tokens that were found there."),
+    "mm_queries": ("vllm:mm_cache_queries", "Tiles of pictures that were looked at."),
+    "mm_hits": ("vllm:mm_cache_hits", "Tiles whose features were known."),
     "preemptions": ("vllm:num_preemptions", "Answers that gave their memory away and began again."),
     "spec_drafts": ("vllm:spec_decode_num_drafts", "Guesses of several tokens."),
     "spec_draft_tokens": ("vllm:spec_decode_num_draft_tokens", "Tokens that were guessed."),
@@ -55,6 +59,7 @@ class Metrics:
             "cached_tokens": self._counter("prompt_tokens_cached", "Prompt tokens from the prefix cache."),
             "completion_tokens": self._counter("generation_tokens", "Generated tokens."),
         }
+        self._sources = self._counter("prompt_tokens_by_source", "Prompt tokens by where they came from.", "source")
         self._finished = self._counter("request_success", "Answers by how they ended.", "finished_reason")
         self._rejected = self._counter("admission_rejections", "Requests that were not taken.", "reason")
         self._seconds = {name: self._histogram(name, help_, buckets) for name, (help_, buckets) in _SECONDS.items()}
@@ -91,8 +96,13 @@ class Metrics:
             counter.labels(**self._labels).inc(record.total(name))
         for reason, number in record.finished.items():
             self._finished.labels(**self._labels, finished_reason=reason).inc(number)
+        cached, computed = record.total("cached_tokens"), record.total("prompt_tokens") - record.total("cached_tokens")
+        for source, number in (("local_compute", computed), ("local_cache_hit", cached)):
+            self._sources.labels(**self._labels, source=source).inc(number)
         sizes = {"request_prompt_tokens": record.total("prompt_tokens"),
                  "request_generation_tokens": record.total("completion_tokens"),
+                 "request_max_num_generation_tokens": record.longest,
+                 "request_prefill_kv_computed_tokens": computed, "request_num_preemptions": record.total("preemptions"),
                  "request_params_n": record.choices, "request_params_max_tokens": record.most_tokens}
         for name, size in sizes.items():
             self._sizes[name].observe(size)
@@ -132,6 +142,9 @@ _SECONDS = {
 _SIZES = {
     "request_prompt_tokens": ("Tokens of a prompt.", _TOKENS),
     "request_generation_tokens": ("Tokens of its answers.", _TOKENS),
+    "request_max_num_generation_tokens": ("Tokens of its longest answer.", _TOKENS),
+    "request_prefill_kv_computed_tokens": ("Prompt tokens that were computed.", _TOKENS),
+    "request_num_preemptions": ("How often its answers gave their memory away.", _PREEMPTIONS),
     "request_params_n": ("Answers that were asked for.", _COUNTS),
     "request_params_max_tokens": ("Length limit of an answer.", _TOKENS),
 }
@@ -154,6 +167,7 @@ class _ServiceCollector(Collector):
             gauge.add_metric(label_values, values.get(name, 0.0))
             yield gauge
         yield self._waiting(values)
+        yield self._accepted(values)
         yield from self._config()
         for name, (metric, help_) in _COUNTERS.items():
             counter = CounterMetricFamily(metric, help_, labels=list(self._labels))
@@ -167,6 +181,14 @@ class _ServiceCollector(Collector):
         for name, reason in _WAITING.items():
             gauge.add_metric([*self._labels.values(), reason], values.get(name, 0.0))
         return gauge
+
+    def _accepted(self, values: Mapping[str, float]) -> Metric:
+        counter = CounterMetricFamily("vllm:spec_decode_num_accepted_tokens_per_pos", "Tokens that were guessed right "
+                                      "by their place in a guess.", labels=[*self._labels, "position"])
+        for name, value in values.items():
+            if name.startswith(_ACCEPTED_AT):
+                counter.add_metric([*self._labels.values(), name.removeprefix(_ACCEPTED_AT)], value)
+        return counter
 
     def _config(self) -> Iterable[Metric]:
         """The memory of keys and values as labels of a gauge that is 1; as in vLLM without the model's name."""

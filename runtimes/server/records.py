@@ -31,6 +31,7 @@ class Record:
         started: by ``time.perf_counter``.
         first_token: seconds until the first token; None when there was none.
         gaps: seconds between tokens of the same answer.
+        longest: tokens of the longest answer.
     """
 
     request_id: str
@@ -47,6 +48,7 @@ class Record:
     started: float = field(default_factory=time.perf_counter)
     first_token: float | None = None
     gaps: list[float] = field(default_factory=list)
+    longest: int = 0
 
     @property
     def seconds(self) -> float:
@@ -79,10 +81,13 @@ class Clock:
     def __init__(self, record: Record) -> None:
         self._record = record
         self._last: dict[int, float] = {}
+        self._tokens: Counter[int] = Counter()
 
     def see(self, delta: Delta) -> None:
         """Note a delta that has just come."""
         record, now = self._record, time.perf_counter()
+        self._tokens[delta.choice] += len(delta.token_ids)
+        record.longest = max(record.longest, self._tokens[delta.choice])
         if delta.token_ids:
             if record.first_token is None:
                 record.first_token = now - record.started

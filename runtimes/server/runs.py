@@ -10,7 +10,8 @@ from typing import Any, Self
 from starlette.types import Scope
 
 from ..scheduler import Delta, GenerationRequest, Usage
-from .errors import ApiError
+from .errors import ApiError, wrong
+from .keys import Key
 from .records import Clock, record_of
 from .serving import Serving
 
@@ -29,7 +30,9 @@ class Run:
 
     def __init__(self, serving: Serving, scope: Scope, request: GenerationRequest) -> None:
         self._serving, self._record, self.request = serving, record_of(scope), request
+        self.key: Key | None = scope.get("herdgraph.key")
         self.answer = serving.submit(request)
+        serving.running.add(self)
         self._ended = 0
         self._record.usage.append(self.usage)
 
@@ -49,13 +52,15 @@ class Run:
             clock.see(delta)
             self._ended += delta.finish_reason is not None
             if delta.finish_reason == "error":
-                raise self._failed(delta.error)
+                raise self._failed(delta)
             yield delta
 
-    def _failed(self, reason: str) -> ApiError:
+    def _failed(self, delta: Delta) -> ApiError:
+        if delta.request_is_wrong:
+            return wrong(delta.error)
         if self._serving.phase == "draining":
             return ApiError(503, "the server ended before the answer did", retry_after=10)
-        return ApiError(500, reason or "the answer failed")
+        return ApiError(500, delta.error or "the answer failed")
 
     def __enter__(self) -> Self:
         return self
@@ -64,6 +69,17 @@ class Run:
         if left := self.request.choices - self._ended:
             self._record.finished["abort"] += left
         self.answer.cancel()
+        self._serving.running.discard(self)
+
+    def told(self) -> dict[str, Any]:
+        """Its numbers for whoever looks what the server does; no texts."""
+        usage, request = self.usage, self.request
+        return {
+            "request_id": request.request_id, "path": self._record.path, "waiting": not usage.queue_seconds,
+            "seconds": round(self._record.seconds, 3), "prompt_tokens": usage.prompt_tokens,
+            "cached_tokens": usage.cached_tokens, "completion_tokens": usage.completion_tokens,
+            "preemptions": usage.preemptions, "n": request.choices, "max_tokens": request.stop.max_new_tokens,
+            "priority": request.priority}
 
 
 async def merged(runs: Sequence[Run]) -> AsyncIterator[tuple[int, Delta]]:

@@ -48,12 +48,13 @@ def sampling_of(
         raise of_herd_error(error, named if named in options else None) from error
 
 
-def stop_rule_of(body: SamplingBody, tokenizer: Tokenizer, most_tokens: int) -> StopRule:
+def stop_rule_of(body: SamplingBody, tokenizer: Tokenizer, vocabulary: int, most_tokens: int) -> StopRule:
     """When an answer ends.
 
     Raises:
-        ApiError: a stop string is empty or too long, or the least length is above the most.
+        ApiError: a stop string is empty or too long, a token is unknown, or the least length is above the most.
     """
+    require_known(body.stop_token_ids or (), vocabulary, "stop_token_ids")
     strings = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if any(not 0 < len(string) <= _LONGEST_STOP for string in strings):
         raise wrong(f"a stop string is empty or has more than {_LONGEST_STOP} characters", "stop")

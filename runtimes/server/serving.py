@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from ...errors import HerdError
 from ...model.config import HerdConfig
 from ...model.processing import PromptProcessor
 from ..scheduler import Answer, GenerationRequest, OverloadedError
 from .errors import ApiError, of_herd_error
-from .keys import Keys
+from .keys import Key, Keys
 from .metrics import Metrics
 from .options import ServerOptions
 from .toolkit import Toolkit
@@ -55,12 +55,24 @@ class Backend(Protocol):
         """The memory of keys and values, under vLLM's names."""
 
 
+class Running(Protocol):
+    """What is told of a prompt that the service has; ``runs.Run`` says more."""
+
+    key: Key | None
+
+    def told(self) -> dict[str, Any]:
+        """Its numbers."""
+
+
 class Serving:
     """The state of one server.
 
     Args:
         options: of the operator.
         toolkit: tools and grammars.
+
+    Attributes:
+        running: prompts that the service has, waiting or not.
     """
 
     def __init__(self, options: ServerOptions, toolkit: Toolkit) -> None:
@@ -69,6 +81,7 @@ class Serving:
         self.metrics = Metrics(options.names[0], self._gauges, self._cache_config)
         self.phase: Phase = "loading"
         self.preparing = asyncio.Semaphore(PREPARED_AT_ONCE)
+        self.running: set[Running] = set()
         self._service: Backend | None = None
 
     @property

@@ -62,9 +62,10 @@ class Toolkit:
             messages, tools, self._processor.template, self._format)
         return prepared
 
-    def parser(self, tools: list[Tool]) -> Parser:
-        """A parser for one answer."""
-        parser: Parser = _tools().ToolParser(tools, self.formats)
+    def parser(self, tools: list[Tool], *, leading: bool = False) -> Parser:
+        """A parser for one answer; calls are found at its beginning alone where the rest is of a form."""
+        kind = _tools().LeadingCallParser if leading else _tools().ToolParser
+        parser: Parser = kind(tools, self.formats)
         return parser
 
     # -- grammars ------------------------------------------------------------------------------------------------
@@ -83,6 +84,18 @@ class Toolkit:
             grammars = self._grammars
         constraint: Constraint = grammars.compile(spec)
         return constraint
+
+    def compile_beside_calls(self, form: Spec, tools: list[Tool], *, parallel: bool) -> Constraint:
+        """A constraint to a form, or to calls in its place.
+
+        Raises:
+            HerdError: the form or a tool is wrong, or says what cannot be enforced.
+        """
+        no_calls = self.spec("no_calls", tools, self.formats)
+        calls = self.spec("calls", tools, parallel, self.formats)
+        both: Constraint = importlib.import_module(".structured", __package__).FormOrCalls(
+            *map(self.compile, (form, no_calls, calls)))
+        return both
 
     @cached_property
     def _grammars(self) -> Any:

@@ -28,14 +28,16 @@ _GONE = {
     "logits_processors": "a program of a stranger is not run", "audio": "the model says text only",
     "suffix": "the model only continues a text", "truncate_prompt_tokens": "shorten the prompt",
     "logprob_token_ids": "use top_logprobs", "prompt_embeds": "give text or token ids",
-    "kv_transfer_params": "there is one server", "mm_processor_kwargs": "pictures are tiled as the checkpoint says",
+    "web_search_options": "offer a tool that searches", "mcp_servers": "offer their tools, and call them yourself",
+    "container": "nothing is run here", "moderation": "nothing is looked at but what the model reads",
+    "prompt": "give the messages themselves", "kv_transfer_params": "there is one server",
+    "mm_processor_kwargs": "pictures are tiled as the checkpoint says",
 }
 """Fields that would have promised something, and what to do."""
 
 _NEUTRAL: dict[str, Callable[[Any], bool]] = {
     "use_beam_search": lambda value: value is False,
     "length_penalty": lambda value: value == 1,
-    "skip_special_tokens": lambda value: value is True,
     "spaces_between_special_tokens": lambda value: value is True,
     "modalities": lambda value: value == ["text"],
     "logit_processors": lambda value: not value,

@@ -77,7 +77,8 @@ class FakeService:
         running = sum(not answer.ended for answer in self.answers)
         return {"running": running, "waiting": 0, "waiting_capacity": 2, "waiting_deferred": 1,
                 "kv_cache_usage": 0.25, "prefix_queries": 100, "prefix_hits": 40,
-                "preemptions": 1, "spec_drafts": 2, "spec_draft_tokens": 8, "spec_accepted_tokens": 5}
+                "mm_queries": 6, "mm_hits": 4, "preemptions": 1, "spec_drafts": 2, "spec_draft_tokens": 8,
+                "spec_accepted_tokens": 5, "spec_accepted_at_0": 3, "spec_accepted_at_1": 2}
 
     def cache_config(self) -> Mapping[str, str]:
         return {"block_size": "64", "num_gpu_blocks": "100"}

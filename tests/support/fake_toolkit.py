@@ -25,7 +25,7 @@ class FakeToolkit(Toolkit):
                  for message in messages]
         return [{"role": "system", "content": f"tools: {named}"}, *plain], []
 
-    def parser(self, tools: list[Any]) -> FakeParser:
+    def parser(self, tools: list[Any], *, leading: bool = False) -> FakeParser:
         return FakeParser()
 
     def spec(self, kind: str, *arguments: Any, **options: Any) -> Any:
@@ -36,6 +36,10 @@ class FakeToolkit(Toolkit):
             raise HerdError("the regular expression '(' is not closed")
         self.compiled.append(spec)
         return spec
+
+    def compile_beside_calls(self, form: Any, tools: list[Any], *, parallel: bool) -> Any:
+        self.compile(form)
+        return ("beside_calls", (form, tools), {"parallel": parallel})
 
 
 class FakeParser:

@@ -79,6 +79,7 @@ class SamplingBody(ModelBody):
     stop: Stop | None = None
     stop_token_ids: list[int] | None = Field(None, max_length=256)
     include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = Field(None, description="False: texts show control tokens, but the last one.")
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(None, ge=0)
 

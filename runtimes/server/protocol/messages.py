@@ -69,7 +69,7 @@ class AnthropicMessage(Body):
 class AnthropicTool(Body):
     """A tool; those that Anthropic runs itself have another type and no schema, and are refused."""
 
-    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")
+    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
     description: str | None = None
     input_schema: dict[str, Any]
     type: Literal["custom"] | None = None
@@ -81,6 +81,19 @@ class ToolChoice(Body):
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
     disable_parallel_tool_use: bool | None = None
+
+
+class OutputFormat(Body):
+    """What an answer must be."""
+
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] | bool = Field(alias="schema")
+
+
+class OutputConfig(Body):
+    """How an answer is; ``effort`` changes nothing."""
+
+    format: OutputFormat | None = None
 
 
 class CountBody(ModelBody):
@@ -102,3 +115,5 @@ class MessagesBody(CountBody):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = Field(None, ge=0)
+    output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = Field(None, description="As in output_config, where older clients have it.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
@@ -32,6 +32,12 @@ def health_routes(serving: Serving) -> APIRouter:
     @router.get("/metrics", summary="For Prometheus, under the names of vLLM")
     async def metrics() -> Response:
         return Response(serving.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @router.get("/load", summary="How many prompts there are, and numbers of those of the key that asks")
+    async def load(request: Request) -> JsonReply:
+        key, running = request.scope.get("herdgraph.key"), serving.running
+        told = [run.told() for run in running if serving.keys is None or run.key is key]
+        return JsonReply({"server_load": len(running), "requests": sorted(told, key=lambda run: -run["seconds"])})
 
     @router.get("/version", summary="Of herdgraph")
     async def version() -> JsonReply:

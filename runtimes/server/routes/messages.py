@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ..answering import answer, check_body
-from ..choices import Choice
+from ..choices import Call, Choice
 from ..errors import ApiError
 from ..events import event
 from ..from_anthropic import chat_body
@@ -65,8 +65,7 @@ class _Reply:
             self._choice.feed(delta)
         choice = self._choice
         text = [{"type": "text", "text": choice.text}] if choice.text or not choice.calls else []
-        calls = [{"type": "tool_use", "id": call.id, "name": call.name, "input": json.loads(call.arguments or "{}")}
-                 for call in choice.calls]
+        calls = [block for call in choice.calls if (block := _tool_use(call))]
         return self._head | {"content": [*text, *calls], **self._ending(), "usage": anthropic_usage(self._run.usage)}
 
     async def events(self) -> AsyncGenerator[bytes, None]:
@@ -116,6 +115,14 @@ class _Reply:
         if isinstance(choice.stop_reason, str) and reason == "end_turn":
             return {"stop_reason": "stop_sequence", "stop_sequence": choice.stop_reason}
         return {"stop_reason": reason, "stop_sequence": None}
+
+
+def _tool_use(call: Call) -> dict[str, Any] | None:
+    """The block of a call, None of one that was cut off: its input would be no object."""
+    try:
+        return {"type": "tool_use", "id": call.id, "name": call.name, "input": json.loads(call.arguments)}
+    except ValueError:
+        return None
 
 
 def _named(kind: str, **values: Any) -> bytes:

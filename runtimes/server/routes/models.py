@@ -7,9 +7,17 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from ....model.processing import can_read_films
 from ..replies import JsonReply
 from ..serving import Serving
 from .described import ERRORS
+
+
+def _inputs(serving: Serving) -> list[str]:
+    """What messages may hold; video where films are read, animated GIF and WebP need nothing installed."""
+    if not serving.config.vision:
+        return ["text"]
+    return ["text", "image", "video"] if can_read_films() else ["text", "image"]
 
 
 def model_routes(serving: Serving) -> APIRouter:
@@ -18,9 +26,8 @@ def model_routes(serving: Serving) -> APIRouter:
     created = int(time.time())
 
     def told(name: str) -> dict[str, Any]:
-        seen = ["text", "image"] if serving.config.vision else ["text"]
         return {"id": name, "object": "model", "created": created, "owned_by": "herdgraph", "root": serving.model,
-                "parent": None, "max_model_len": serving.context, "input_modalities": seen,
+                "parent": None, "max_model_len": serving.context, "input_modalities": _inputs(serving),
                 "output_modalities": ["text"]}
 
     @router.get("/v1/models", summary="What is served")

@@ -28,10 +28,10 @@ def page_routes() -> APIRouter:
 
 
 def policy(html: str) -> str:
-    """What a page may do: its own scripts and styles, this server, pictures that it was given. No attributes."""
+    """What a page may do: its own scripts and styles, this server, what it was given to show. No attributes."""
     scripts, styles = (_hashes(html, tag) for tag in ("script", "style"))
     return (f"default-src 'none'; script-src {scripts}; style-src {styles}; connect-src 'self'; img-src 'self' data: "
-            "blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+            "blob:; media-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 
 
 def _hashes(html: str, tag: str) -> str:

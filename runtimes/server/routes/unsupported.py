@@ -10,7 +10,8 @@ PATHS = (
     "/v1/embeddings", "/v1/rerank", "/rerank", "/v2/rerank", "/v1/score", "/score", "/v1/moderations", "/pooling",
     "/classify", "/v1/audio/transcriptions", "/v1/audio/translations", "/v1/audio/speech", "/v1/images/generations",
     "/v1/images/edits", "/v1/files", "/v1/batches", "/v1/fine_tuning/jobs", "/v1/assistants", "/v1/threads",
-    "/v1/realtime", "/v1/load_lora_adapter", "/v1/messages/batches",
+    "/v1/realtime", "/v1/load_lora_adapter", "/v1/messages/batches", "/v1/responses/{id}", "/v1/responses/{id}/cancel",
+    "/v1/responses/{id}/input_items",
 )
 
 

@@ -6,7 +6,8 @@ import numpy as np
 from llguidance import LLMatcher
 
 from ....errors import HerdError
-from .masks import Mask, Masks
+from ...scheduler import RequestError
+from .masks import Array, Mask, Masks
 
 
 class TokenConstraint:
@@ -38,20 +39,34 @@ class TokenConstraint:
             logits_V: a row, which may be longer than the tokenizer's vocabulary: the rest is not allowed either.
 
         Raises:
-            HerdError: the grammar became too complex at this place.
+            RequestError: the grammar became too complex at this place.
+        """
+        np.copyto(logits_V, -np.inf, where=~self.allowed(logits_V.shape[0]))
+
+    def allowed(self, size: int) -> Array:
+        """Whether each token may come next, bool [size].
+
+        Raises:
+            RequestError: the grammar became too complex at this place.
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8) if self._mask is None \
             else self._mask().view(np.uint8)
         self._require_sound()
-        allowed = np.unpackbits(bits, bitorder="little")[: logits_V.shape[0]].view(bool)
-        np.copyto(logits_V[: allowed.shape[0]], -np.inf, where=~allowed)
-        logits_V[allowed.shape[0] :] = -np.inf
+        return np.unpackbits(bits, count=size, bitorder="little").view(bool)
+
+    def allows(self, token_id: int) -> bool:
+        """Whether one token may come next; quicker than all of them."""
+        self._settle()
+        if self._matcher.is_stopped():
+            return token_id in self._stop_ids
+        return bool(self._matcher.validate_tokens([token_id]))
 
     def accept(self, token_id: int) -> None:
         """Go on by a token that was chosen.
 
         Raises:
-            HerdError: the grammar does not allow it, or became too complex.
+            HerdError: the grammar does not allow it.
+            RequestError: it became too complex.
         """
         if self._ended:
             return
@@ -82,7 +97,7 @@ class TokenConstraint:
 
     def _require_sound(self) -> None:
         if self._matcher.is_error():
-            raise HerdError(f"the grammar cannot go on: {first_line(self._matcher.get_error())}")
+            raise RequestError(f"the grammar cannot go on: {first_line(self._matcher.get_error())}")
 
 
 def first_line(text: str) -> str:

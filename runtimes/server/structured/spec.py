@@ -13,7 +13,7 @@ from ....errors import HerdError, shown
 from ....model.processing.messages import require_unicode
 from ..schema_checks import MOST_BYTES, checked_schema, require_size
 from ..tools.definitions import checked_tools
-from ..tools.formats import ToolChoice, call_grammar
+from ..tools.formats import ToolChoice, call_grammar, calls_alone_grammar, no_calls_grammar
 from ..tools.openings import Format
 
 MOST_CHOICES = 4096
@@ -98,7 +98,28 @@ class GrammarSpec:
         Raises:
             HerdError: a tool is wrong, or ``choice`` names none of them.
         """
-        grammar = call_grammar(checked_tools(tools), choice, parallel, formats)
+        return cls._of_tools(call_grammar(checked_tools(tools), choice, parallel, formats), formats)
+
+    @classmethod
+    def calls(cls, tools: Sequence[Any], parallel: bool, formats: Sequence[Format]) -> Self:
+        """Calls from the first token on, in any of the formats.
+
+        Raises:
+            HerdError: a tool is wrong.
+        """
+        return cls._of_tools(calls_alone_grammar(checked_tools(tools), parallel, formats), formats)
+
+    @classmethod
+    def no_calls(cls, tools: Sequence[Any], formats: Sequence[Format]) -> Self:
+        """Any text that does not begin with a call.
+
+        Raises:
+            HerdError: a tool is wrong.
+        """
+        return cls._of_tools(no_calls_grammar(checked_tools(tools), formats), formats)
+
+    @classmethod
+    def _of_tools(cls, grammar: str, formats: Sequence[Format]) -> Self:
         require_size(grammar, "the list of tools", len(formats) * MOST_BYTES)
         return cls("tools", grammar)
 

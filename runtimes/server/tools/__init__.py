@@ -3,6 +3,7 @@
 from ..parts import CallArguments, CallStart, Part, TextPart
 from .definitions import Tool, checked_tools
 from .formats import ToolChoice
+from .leading import LeadingCallParser
 from .messages import call_formats, prepare_messages
 from .openings import Format
 from .parser import ToolParser, joined
@@ -11,6 +12,7 @@ __all__ = [
            "CallArguments",
            "CallStart",
            "Format",
+           "LeadingCallParser",
            "Part",
            "TextPart",
            "Tool",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ....errors import HerdError
@@ -56,8 +56,33 @@ def call_grammar(tools: Sequence[Tool], choice: ToolChoice, parallel: bool, form
         raise HerdError(f"tool_choice names {choice!r:.80}, which is not among the tools: {known}")
     tools, most = named or tools, MOST_CALLS if parallel and not named else 1
     formats = formats if choice == "auto" else formats[:1]
-    start = "TEXT? | TEXT? marked | opened" if choice == "auto" else "calls | marked"
-    heads = _heads(tools, formats) if choice == "auto" else ()
+    if choice == "auto":
+        heads = ("TEXT: /(?s:.+)/", *_heads(tools, formats, "(?s:.*)"))
+        return _grammar("TEXT? | TEXT? marked | opened", heads, tools, most, formats)
+    return _grammar("calls | marked", (), tools, most, formats)
+
+
+def calls_alone_grammar(tools: Sequence[Tool], parallel: bool, formats: Sequence[Format]) -> str:
+    """The grammar of calls in any of some formats with no text before them.
+
+    Args:
+        tools: checked ones.
+        parallel: whether there may be several calls.
+        formats: how calls may be written.
+    """
+    heads = _heads(tools, formats, "")
+    return _grammar("opened | marked", heads, tools, MOST_CALLS if parallel else 1, formats)
+
+
+def no_calls_grammar(tools: Sequence[Tool], formats: Sequence[Format]) -> str:
+    """The grammar of every text that does not begin as an answer of ``calls_alone_grammar`` does."""
+    openings = "|".join(_OPENINGS[form](re.escape(tool.name)) for form in formats for tool in tools)
+    return f"start: TEXT\nTEXT: /(?s:.*)/ & ~/(?s:({openings}).*)/"
+
+
+def _grammar(
+    start: str, heads: Iterable[str], tools: Sequence[Tool], most: int, formats: Sequence[Format]
+) -> str:
     rules = [rule for form in formats for rule in _RULES[form](tools, most)]
     calls = " | ".join(f"{form}_calls" for form in formats)
     return "\n".join((f"start: {start}", f"marked: {BEFORE} calls {AFTER}?", f"calls: {calls}", *heads, *rules))
@@ -71,14 +96,13 @@ def with_markers(grammar: str, before: int | None, after: int | None) -> str:
     return grammar.replace(f"marked: {BEFORE} calls {AFTER}?", f"marked: <[{before}]> calls <[{after}]>?", 1)
 
 
-def _heads(tools: Sequence[Tool], formats: Sequence[Format]) -> Iterator[str]:
-    """Text up to where a call begins; what follows is then the rest of this call."""
-    yield "TEXT: /(?s:.+)/"
+def _heads(tools: Sequence[Tool], formats: Sequence[Format], before: str) -> Iterator[str]:
+    """Text that ``before`` matches up to where a call begins; what follows is then the rest of this call."""
     yield "opened: " + " | ".join(f"{form}_head{index} {form}_rest{index} {form}_more"
                                   for form in formats for index in range(len(tools)))
     for form in formats:
         for index, tool in enumerate(tools):
-            yield f"{form}_head{index}[lazy]: /(?s:.*){_OPENINGS[form](re.escape(tool.name))}/"
+            yield f"{form}_head{index}[lazy]: /{before}{_OPENINGS[form](re.escape(tool.name))}/"
 
 
 def _pythonic(tools: Sequence[Tool], most: int) -> Iterator[str]:

@@ -78,6 +78,13 @@ def test_streaming_equals_decoding(text: str, llama4: Tokenizer, tiny: Tokenizer
         assert "".join(pieces) + decoder.flush() == text
 
 
+def test_streaming_shows_control_tokens_where_it_is_asked_to(tiny: Tokenizer) -> None:
+    ids = tiny.encode("a<|eot|>b", allow_special=True)
+    for skip_special, text in ((True, "ab"), (False, "a<|eot|>b")):
+        decoder = StreamDecoder(tiny, skip_special=skip_special)
+        assert "".join(map(decoder.feed, ids)) + decoder.flush() == text
+
+
 def test_streaming_invalid_bytes(tiny: Tokenizer) -> None:
     """Bytes that never become text do not stop the stream."""
     emoji, broken = tiny.encode("🦙"), tiny.encode("é")[:1]

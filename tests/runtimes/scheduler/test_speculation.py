@@ -68,6 +68,9 @@ def test_answers_are_the_same_with_and_without(
     gauges = service.gauges()
     assert gauges["spec_accepted_tokens"] == sum(answer.usage.accepted_tokens for answer in answers)
     assert gauges["spec_accepted_tokens"] <= gauges["spec_draft_tokens"]
+    by_place = [gauges[f"spec_accepted_at_{place}"] for place in range(8)]
+    assert sum(by_place) == gauges["spec_accepted_tokens"]
+    assert by_place == sorted(by_place, reverse=True), "a guess holds where those before it did"
     if drafter == "half right" or (drafter == "model" and not sampling):
         assert gauges["spec_accepted_tokens"] > 20
     # What was guessed wrongly is in nobody's prefix.

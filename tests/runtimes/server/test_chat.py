@@ -176,7 +176,7 @@ def test_defaults(client: TestClient, service: FakeService) -> None:
     ({"tool_choice": "required"}, "tool_choice", "no tools"),
     ({"tools": [TOOL, TOOL]}, "tools", "the same name"),
     ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice", "not among"),
-    ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "response_format", "both be enforced"),
+    ({"tools": [TOOL], "structured_outputs": {"regex": "("}}, "response_format", "not closed"),
 ])
 def test_wrong_values_are_told(client: TestClient, fields: dict[str, Any], param: str | None, part: str) -> None:
     error = refused(client, **fields)
@@ -265,6 +265,16 @@ def test_tools_are_streamed_as_the_specification_says(client: TestClient, servic
     assert "".join(call["function"]["arguments"] for call in calls) == '{"city": "Ulm"}'
 
 
+def test_a_format_beside_tools(client: TestClient, service: FakeService) -> None:
+    service.script = lambda request, choice: '<weather {"city": "Ulm"}>' if request.sampling.seed else '{"a": 1}'
+    asked = {"tools": [TOOL], "parallel_tool_calls": False, "response_format": {"type": "json_object"}}
+    assert ask(client, seed=0, **asked)["choices"][0]["message"]["content"] == '{"a": 1}'
+    assert ask(client, seed=1, **asked)["choices"][0]["finish_reason"] == "tool_calls"
+    kind, (form, tools), options = service.requests[0].constraint
+    assert (kind, form, options) == ("beside_calls", ("json_object", (), {}), {"parallel": False})
+    assert tools[0]["function"]["name"] == "weather"
+
+
 def test_choice_of_tools(client: TestClient, service: FakeService) -> None:
     named = {"type": "function", "function": {"name": "weather"}}
     ask(client, tools=[TOOL], tool_choice=named, parallel_tool_calls=False, response_format={"type": "json_object"})
@@ -321,6 +331,14 @@ def test_full_queue(client: TestClient, service: FakeService) -> None:
         assert reply.json()["error"]["code"] == "overloaded"
 
 
+def test_control_tokens_are_shown_where_they_are_asked_for(client: TestClient, service: FakeService) -> None:
+    ask(client, skip_special_tokens=False)
+    ask(client, skip_special_tokens=True)
+    assert [request.shows_special for request in service.requests] == [True, False]
+    both = {"tools": [TOOL], "response_format": {"type": "json_object"}}
+    assert refused(client, skip_special_tokens=False, **both)["param"] == "skip_special_tokens"
+
+
 def test_unknown_fields(client_of: Callable[..., TestClient], client: TestClient) -> None:
     assert refused(client, max_token=3)["message"].endswith("did you mean max_tokens?")
     assert refused(client, maxTokens=3)["param"] == "maxTokens"
@@ -328,6 +346,7 @@ def test_unknown_fields(client_of: Callable[..., TestClient], client: TestClient
     assert "tools" in refused(client, functions=[])["message"]
     assert refused(client, best_of=2)["code"] == "unsupported_parameter"
     assert refused(client, use_beam_search=True)["param"] == "use_beam_search"
+    assert "offer a tool" in refused(client, web_search_options={})["message"]
     assert refused(client, chat_template="{{ messages }}")["param"] == "chat_template"
     ask(client, best_of=2, n=2)
     ask(client, use_beam_search=False, skip_special_tokens=True, user=None)

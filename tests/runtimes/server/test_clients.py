@@ -110,6 +110,7 @@ def test_completions(client: openai.OpenAI) -> None:
     assert "".join(chunk.choices[0].text for chunk in streamed) == "Hello"
     assert [model.id for model in client.models.list()] == ["calf"]
     assert client.models.retrieve("calf").model_extra["max_model_len"] == 4096
+    assert client.models.retrieve("calf").model_extra["input_modalities"] == ["text", "image", "video"]
 
 
 def test_errors_are_those_of_the_sdk(client: openai.OpenAI, service: FakeService) -> None:
@@ -223,6 +224,23 @@ def test_message_with_tools(claude: anthropic.Anthropic, service: FakeService) -
                            tool_choice={"type": "any", "disable_parallel_tool_use": True})
     assert service.requests[-1].constraint[1][1] == "required"
     assert service.requests[-1].constraint[2]["parallel"] is False
+
+
+def test_a_message_of_a_form(claude: anthropic.Anthropic, service: FakeService) -> None:
+    schema: Any = {"type": "object", "properties": {}}
+    claude.messages.create(model="calf", max_tokens=9, messages=CHAT, output_config={
+        "effort": "low", "format": {"type": "json_schema", "schema": schema}})
+    claude.messages.create(model="calf", max_tokens=9, messages=CHAT, extra_body={
+        "output_format": {"type": "json_schema", "schema": schema}})
+    assert [request.constraint for request in service.requests] == [("json_schema", (schema,), {})] * 2
+
+
+def test_a_call_that_is_cut_off_is_left_out(claude: anthropic.Anthropic, service: FakeService) -> None:
+    service.script = lambda request, choice: 'Look: <weather {"city: "Ul}><weather {"city": "Bonn"}>'
+    message = claude.messages.create(model="calf", max_tokens=99, messages=CHAT,
+                                     tools=[{"name": "weather", "input_schema": PARAMETERS}])
+    assert [block.type for block in message.content] == ["text", "tool_use"]
+    assert message.content[1].input == {"city": "Bonn"}  # type: ignore[union-attr]
 
 
 def test_errors_of_messages(claude: anthropic.Anthropic, service: FakeService) -> None:

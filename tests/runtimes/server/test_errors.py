@@ -29,9 +29,12 @@ def error_of(reply: Any, status: int, code: str | None) -> dict[str, Any]:
 
 def test_addresses(client: TestClient) -> None:
     error_of(client.get("/nowhere"), 404, "not_found")
-    error_of(client.get(PATH), 405, "method_not_allowed")
+    assert "use POST" in error_of(client.get(PATH), 405, "method_not_allowed")["message"]
+    for path in ("/chat/completions", "/v1/chat/completions/", "/v1/v1/chat/completions"):
+        error = error_of(client.post(path, json=CHAT), 404, "not_found")
+        assert error["message"].endswith("did you mean /v1/chat/completions?")
     error_of(client.delete("/v1/models"), 405, "method_not_allowed")
-    for path in ("/v1/embeddings", "/rerank", "/v1/audio/speech"):
+    for path in ("/v1/embeddings", "/rerank", "/v1/audio/speech", "/v1/responses/resp_1/cancel"):
         error_of(client.post(path, json={}), 404, "unsupported")
     error_of(client.post(PATH, json=CHAT | {"model": "gpt-9"}), 404, "model_not_found")
 

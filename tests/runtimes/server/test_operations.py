@@ -102,6 +102,11 @@ def test_metrics_have_the_names_of_vllm(client: TestClient, service: FakeService
         f"vllm:kv_cache_usage_perc{{{label}}} 0.25", f"vllm:prefix_cache_queries_total{{{label}}} 100.0",
         f"vllm:prefix_cache_hits_total{{{label}}} 40.0", f"vllm:num_preemptions_total{{{label}}} 1.0",
         f"vllm:spec_decode_num_accepted_tokens_total{{{label}}} 5.0", f"vllm:generation_tokens_total{{{label}}} 15.0",
+        f'vllm:spec_decode_num_accepted_tokens_per_pos_total{{{label},position="1"}} 2.0',
+        f"vllm:mm_cache_queries_total{{{label}}} 6.0", f"vllm:mm_cache_hits_total{{{label}}} 4.0",
+        f'vllm:prompt_tokens_by_source_total{{{label},source="local_cache_hit"}} 1.0',
+        f"vllm:request_max_num_generation_tokens_sum{{{label}}} 9.0",
+        f"vllm:request_num_preemptions_sum{{{label}}} 0.0",
         f"vllm:time_to_first_token_seconds_count{{{label}}} 1.0",
         f"vllm:inter_token_latency_seconds_count{{{label}}} 13.0",
         f"vllm:e2e_request_latency_seconds_count{{{label}}} 1.0",
@@ -120,6 +125,27 @@ def _sorted(line: str) -> str:
     name, brace, rest = line.partition("{")
     labels, _, value = rest.partition("}")
     return name + brace + ",".join(sorted(labels.split(","))) + value
+
+
+def test_load_is_told_of_the_own_key_only(
+    client_of: Callable[..., TestClient], keys_file: Path, service: FakeService
+) -> None:
+    """While an answer is generated; afterwards there is none."""
+    client, seen = client_of(api_keys=keys_file), list[Any]()
+
+    def script(request: Any, choice: int) -> str:
+        seen.extend(client.get("/load", headers=bearer(key)).json() for key in ("sk-one", "sk-two"))
+        return "Hello"
+
+    service.script = script
+    client.post(PATH, json=CHAT | {"max_tokens": 9, "priority": 2}, headers=bearer("sk-one") | {"x-request-id": "r-1"})
+    own, others = seen
+    assert own["server_load"] == others["server_load"] == 1
+    assert others["requests"] == []
+    run = own["requests"][0]
+    assert (run["request_id"], run["max_tokens"], run["priority"], run["waiting"]) == ("r-1", 9, 2, False)
+    assert client.get("/load", headers=bearer("sk-one")).json() == {"server_load": 0, "requests": []}
+    assert client.get("/load").status_code == 401
 
 
 def test_log_has_numbers_and_no_texts(client_of: Callable[..., TestClient], keys_file: Path) -> None:

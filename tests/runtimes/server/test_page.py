@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support import clips
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
@@ -69,6 +71,39 @@ def test_a_picture_goes_with_a_question(page: Any) -> None:
     page.get_by_text("Try again").wait_for()
     assert page.locator(".turn.user img").count() == 1
     assert page.locator(".failed").count() == 0
+
+
+@pytest.mark.parametrize(("name", "kind", "shown"), [
+    ("a.mp4", "video/mp4", "video"), ("a.webm", "video/webm", "video"), ("a.gif", "image/gif", "img"),
+    ("a.webp", "image/webp", "img")])
+def test_a_clip_goes_with_a_question(name: str, kind: str, shown: str, page: Any) -> None:
+    pictures = clips.frames(side=64)
+    data = clips.film(pictures, kind=name[2:]) if shown == "video" else clips.animation(pictures, kind=name[2:])
+    with page.expect_request("**/v1/chat/completions") as asked:
+        page.set_input_files("#file", {"name": name, "mimeType": kind, "buffer": data})
+        page.locator(f"#pictures {shown}").wait_for()
+        assert page.locator("#pictures button").get_attribute("aria-label") == "Remove clip 1"
+        _ask(page, "What happens?")
+    page.get_by_text("Try again").wait_for()
+    first, second = asked.value.post_data_json["messages"][0]["content"]
+    assert first["video_url"]["url"].startswith(f"data:{kind};base64,")
+    assert second["type"] == "text"
+    assert page.locator(f".turn.user {shown}").count() == 1
+    assert page.locator(".failed").count() == 0
+
+
+def test_dropped_files_of_all_kinds(page: Any) -> None:
+    """A still WebP stays a picture, and what is neither is left alone."""
+    still, moving = clips.animation(clips.frames(("red",))), clips.animation(clips.frames())
+    files = [("a.webp", "image/webp", still), ("b.webp", "image/webp", moving), ("c.txt", "text/plain", b"text")]
+    page.evaluate("""files => {
+      const transfer = new DataTransfer();
+      for (const [name, type, bytes] of files) transfer.items.add(new File([new Uint8Array(bytes)], name, { type }));
+      document.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer }));
+    }""", [[name, kind, list(data)] for name, kind, data in files])
+    page.locator("#pictures img").nth(1).wait_for()
+    labels = page.locator("#pictures button").evaluate_all("buttons => buttons.map(button => button.ariaLabel)")
+    assert labels == ["Remove picture 1", "Remove clip 2"]
 
 
 def test_an_answer_is_stopped_by_escape(page: Any) -> None:

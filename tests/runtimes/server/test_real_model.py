@@ -138,6 +138,43 @@ def test_structured_output_and_tool_calls_hold_in_company(client: openai.OpenAI)
         assert all(arguments in ([{"word": "cat"}], [{"word": "dog"}]) for arguments in calls)
 
 
+def test_a_format_beside_tools_that_may_be_called(client: openai.OpenAI) -> None:
+    """Streamed and not, by draws: the answer is JSON of the schema or calls, and the same both ways."""
+    asked: Any = {
+        "model": "calf", "tools": TOOLS, "parallel_tool_calls": False, "max_tokens": 200, "temperature": 1,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}}
+    kinds = set()
+    for seed in range(6):
+        asked |= {"seed": seed, "messages": [{"role": "user", "content": f"cat {seed}"}],
+                  "logit_bias": {"91": 10} if seed % 2 else {}}  # a bracket, which begins calls
+        choice = client.chat.completions.create(**asked).choices[0]
+        deltas = [chunk.choices[0].delta for chunk in client.chat.completions.create(stream=True, **asked)]
+        calls = [call.function for delta in deltas for call in delta.tool_calls or ()]
+        assert "".join(delta.content or "" for delta in deltas) == (choice.message.content or "")
+        assert "".join(call.arguments or "" for call in calls if call) == "".join(
+            call.function.arguments for call in choice.message.tool_calls or ())  # type: ignore[union-attr]
+        kinds.add(choice.finish_reason)
+        if choice.finish_reason == "stop":
+            assert set(json.loads(choice.message.content or "")) == {"city", "people"}
+        else:
+            assert choice.finish_reason == "tool_calls"
+            assert choice.message.content is None
+    assert kinds == {"stop", "tool_calls"}
+
+
+@pytest.mark.parametrize(("options", "reason"), [
+    ({"allowed_token_ids": [508], "min_tokens": 4}, "no token may come next"),
+    ({"stop_token_ids": [99999], "min_tokens": 4}, "stop_token_ids has token id 99999, the vocabulary has 512"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids has token id -1"),
+    ({"repetition_penalty": 1e-30}, "within 1e-6 and 1e6"),
+])
+def test_rules_that_leave_nothing_to_say_harm_nobody(options: Any, reason: str, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match=reason):
+        client.chat.completions.create(model="calf", messages=[{"role": "user", "content": "x"}], max_tokens=9,
+                                       extra_body=options)
+    assert client.completions.create(model="calf", prompt="x", max_tokens=1).usage
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_who_hangs_up_is_not_computed_for(stream: bool, real_url: str, real_service: Service) -> None:
     body = {"model": "calf", "prompt": "a b c", "max_tokens": 1500, "ignore_eos": True, "stream": stream}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from starlette.testclient import TestClient
 
 from herdgraph.runtimes.server.routes.page import policy
@@ -51,11 +52,18 @@ def test_models(client: TestClient) -> None:
     listed = client.get("/v1/models").json()
     assert [model["id"] for model in listed["data"]] == ["calf", "gpt-4o"]
     assert listed["data"][0]["max_model_len"] == 4096
-    assert listed["data"][0]["input_modalities"] == ["text", "image"]
     assert client.get("/v1/models/gpt-4o").json()["root"] == "calf"
     reply = client.get("/v1/models/gpt-5")
     assert reply.status_code == 404
     assert reply.json()["error"]["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize(("films", "expected"), [(True, ["text", "image", "video"]), (False, ["text", "image"])])
+def test_films_are_told_where_they_are_read(
+    films: bool, expected: list[str], client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("herdgraph.runtimes.server.routes.models.can_read_films", lambda: films)
+    assert client.get("/v1/models/calf").json()["input_modalities"] == expected
 
 
 def test_page_runs_its_own_scripts_only(client: TestClient) -> None:
