@@ -25,7 +25,7 @@ from herdgraph.model.training.runs import CodistilOptions, PretrainOptions, codi
 from herdgraph.model.training.runs.run import OnStep
 from herdgraph.model.training.train_options import TrainOptions
 
-from .distillation import cached_targets, parser_of, student_files
+from .distillation import cached_targets, pages_of, parser_of, student_files
 from .short_vocabulary import shorten
 
 Run = Callable[[OnStep], object]
@@ -43,7 +43,7 @@ def ways(count: int, args: argparse.Namespace) -> Mapping[str, Run]:
     files = student_files(args)
     student = files / "config.json"  # random weights
     shared: dict[str, Any] = {
-        "data": tuple(args.data), "output": args.work / "steps", "rows": args.rows, "seq_len": args.length,
+        "data": (pages_of(args),), "output": args.work / "steps", "rows": args.rows, "seq_len": args.length,
         "held_out": 0.05, "held_out_batches": 0, "train": TrainOptions(steps=args.steps)}
 
     def together(teacher: Path, **options: Any) -> Run:
@@ -71,8 +71,9 @@ def main() -> None:
     for count in args.students:
         for name, run in ways(count, args).items():
             shutil.rmtree(args.work / "steps", ignore_errors=True)
-            stderr.print(f"{count}, {name}")
-            table.add_row(str(count), name, f"{seconds_per_step(run):.2f}")
+            seconds = seconds_per_step(run)
+            stderr.print(f"{count}, {name}: {seconds:.2f} s")
+            table.add_row(str(count), name, f"{seconds:.2f}")
     stdout.print(table)
 
 

@@ -34,6 +34,7 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 from herdgraph.console import stderr, stdout
+from herdgraph.files import atomic_file
 from herdgraph.model.checkpoint.base import PROCESSOR_FILES
 from herdgraph.model.config import HerdConfig, read_config, to_hf
 from herdgraph.model.data import JsonLines
@@ -57,7 +58,7 @@ from herdgraph.model.training.runs.run import RunOptions, loaders
 from herdgraph.model.training.runs.start import open_model
 from herdgraph.model.training.train_options import TrainOptions
 
-from .figures import bars
+from .figures import curves
 from .short_vocabulary import shorten
 from .training import config_of
 
@@ -76,14 +77,16 @@ def student_files(args: argparse.Namespace) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     for name in PROCESSOR_FILES:
         if (args.teacher / name).is_file():
-            shutil.copyfile(args.teacher / name, directory / name)
+            with atomic_file(directory / name) as path:
+                shutil.copyfile(args.teacher / name, path)
     teacher, rope = read_config(args.teacher).text, tuple((layer + 1) % 4 != 0 for layer in range(args.layers))
     text = replace(
         config_of(args.experts).text, vocab_size=teacher.vocab_size, bos_token_id=teacher.bos_token_id,
         eos_token_ids=teacher.eos_token_ids, pad_token_id=teacher.pad_token_id, tie_word_embeddings=True,
         hidden_size=args.width, num_layers=args.layers, num_heads=args.width // 32, num_kv_heads=args.width // 96,
         expert_size=args.width, moe_layers=tuple(range(args.layers)), rope_layers=rope, chunked_layers=rope)
-    (directory / "config.json").write_text(json.dumps(to_hf(HerdConfig(text=text))), encoding="utf-8")
+    with atomic_file(directory / "config.json") as path:  # others may read it now
+        path.write_text(json.dumps(to_hf(HerdConfig(text=text))), encoding="utf-8")
     return directory
 
 
@@ -186,6 +189,11 @@ def report(rows: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> T
     return table
 
 
+def mean_curve(found: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    """Held-out loss by step."""
+    return [(int(step), statistics.mean(one["by_step"][step] for one in found)) for step in found[0]["by_step"]]
+
+
 def _spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
 
@@ -215,8 +223,8 @@ def main() -> None:
     seconds = (args.work / f"targets-{args.length}-1" / "complete").read_text(encoding="utf-8")
     stdout.print(report(rows, args), f"the teacher's targets took {seconds} s")
     if args.plot:
-        bars(args.plot, f"held-out loss after {args.steps} steps", "nats per token",
-             {name: statistics.mean(one["held_out"] for one in found) for name, found in rows.items()})
+        curves(args.plot, f"students {args.width} wide, mean over {len(args.seeds)} seed(s)", "step",
+               "held-out loss, nats per token", {name: mean_curve(found) for name, found in rows.items()})
 
 
 if __name__ == "__main__":
