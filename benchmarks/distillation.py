@@ -65,8 +65,8 @@ from .training import config_of
 LABELS = "labels"
 WEIGHTINGS: Mapping[str, Mapping[str, Any]] = {
     LABELS: {},
-    **{f"fixed {soft}": {"weighting": "fixed", "soft": soft} for soft in (0.5, 0.7, 0.9, 1.0)},
-    "schedule": {"weighting": "schedule", "soft": 0.9}, "dynamic": {"weighting": "dynamic"},
+    **{f"fixed {soft}": {"weighting": "fixed", "soft": soft} for soft in (0.3, 0.5, 0.7, 0.9, 1.0)},
+    "schedule": {"weighting": "schedule", "soft": 0.9}, "dynamic": {"weighting": "dynamic", "soft": 0.5},
     "fixed 0.9, temperature 2": {"weighting": "fixed", "soft": 0.9, "temperature": 2.0},
 }
 

@@ -22,7 +22,7 @@ from ..data.packing import IGNORED
 from .chunks import by_chunks, collect, rows_for
 from .divergence import forward_kl
 from .targets import DenseTargets, Targets, TeacherStats
-from .weightings import Responsibility, Signals, Weighting
+from .weightings import Fixed, Signals, Weighting
 
 _HEAD_ROWS = 128
 """Fewest rows in a product with the head: enough to be bound by arithmetic, not by reading weights."""
@@ -45,7 +45,7 @@ class DistillationLoss:
         ignored: label of tokens that do not count.
     """
 
-    weighting: Weighting = field(default_factory=Responsibility)
+    weighting: Weighting = field(default_factory=Fixed)
     temperature: float = 1.0
     ignored: int = IGNORED
 

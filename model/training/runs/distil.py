@@ -45,8 +45,8 @@ class TeacherOptions(RunOptions):
     """
 
     teacher: Path | None = None
-    weighting: Literal["dynamic", "schedule", "fixed"] = "dynamic"
-    soft: float = 0.5
+    weighting: Literal["dynamic", "schedule", "fixed"] = "fixed"
+    soft: float = 0.7
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
