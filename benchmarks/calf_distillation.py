@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +35,12 @@ from herdgraph.model.training.distill import (
     CachedTeacher,
     CacheSpec,
     CacheWriter,
-    Combined,
     DistillationLoss,
     Fixed,
-    ForwardKL,
-    LossRatioBalance,
     ModuleTeacher,
-    Schedule,
+    Responsibility,
     TargetCache,
-    TeacherCertainty,
-    TeacherConfidence,
-    WeightedSoftLabels,
     Weighting,
-    dynamic,
     tokenizer_hash,
 )
 from herdgraph.model.training.exact_match import exact_matches
@@ -57,21 +50,11 @@ from herdgraph.model.training.optim import OptimizerOptions
 from herdgraph.model.training.runs import PretrainOptions, pretrain
 from herdgraph.model.training.runs.run import RunOptions, train_model
 from herdgraph.model.training.runs.start import new_model, open_model
-from herdgraph.model.training.trainer import TrainOptions
+from herdgraph.model.training.train_options import TrainOptions
 
 from .figures import bars
 
-WEIGHTINGS: Mapping[str, Callable[[int], Weighting] | None] = {
-    "scratch": None,
-    "fixed 0.5": lambda _: Fixed(0.5),
-    "schedule": lambda steps: Schedule(0.9, 0.0, steps),
-    "confidence": lambda _: TeacherConfidence(),
-    "certainty": lambda _: TeacherCertainty(),
-    "soft labels": lambda _: WeightedSoftLabels(),
-    "balance": lambda _: LossRatioBalance(),
-    "dynamic": lambda steps: dynamic(steps=steps),
-    "fading certainty": lambda steps: Combined((TeacherCertainty(), Schedule(0.9, 0.0, steps))),
-}
+WEIGHTINGS: Mapping[str, Weighting | None] = {"scratch": None, "fixed 0.5": Fixed(0.5), "dynamic": Responsibility()}
 CATEGORIES = ("food and drink",)
 EVALUATED = {"other_vendor": "other drawing", "seen": "as drawn"}
 
@@ -154,11 +137,9 @@ def run(calf: Path, name: str, options: RunOptions) -> dict[str, float]:
     files, weighting, objective = calf / "student", WEIGHTINGS[name], None
     if weighting is not None:
         cache = TargetCache(cached_targets(calf, options), tokenizer=tokenizer_hash(files))
-        loss = DistillationLoss(ForwardKL(), weighting(options.train.steps))
-        objective = Distil(CachedTeacher(cache, read_config(files)), loss)
+        objective = Distil(CachedTeacher(cache, read_config(files)), DistillationLoss(weighting))
     student = graft(new_model(files, options.train.seed), open_model(calf / "tower" / "model"))
-    progress = train_model(student, options, files,
-                           objective=objective and (lambda _ranks: objective))
+    progress = train_model(student, options, files, objective=objective)
     return {"held_out": progress.held_out[progress.step], **accuracies(calf, options.output / "model")}
 
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import PercentFormatter
 from herdgraph.plotting import label, new_axes, save
 
 WIDTH, DPI = 7.5, 160
-_COLORS = ("#3b6ea8", "#d1793a", "#5a9b5a", "#8a6bb1", "#999999")
+_COLORS = ("#3b6ea8", "#d1793a", "#5a9b5a", "#8a6bb1", "#999999", "#b5485a", "#4aa3a2", "#c9a227")
 
 
 def bars(path: Path, title: str, unit: str, rows: Mapping[str, float]) -> None:

@@ -28,7 +28,7 @@ from herdgraph.model.config import HerdConfig, to_hf
 from herdgraph.model.training.fp8.linear import Fp8Options
 from herdgraph.model.training.optim import OptimizerOptions
 from herdgraph.model.training.runs import PretrainOptions, pretrain
-from herdgraph.model.training.trainer import TrainOptions
+from herdgraph.model.training.train_options import TrainOptions
 
 from .figures import curves
 

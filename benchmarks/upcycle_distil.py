@@ -9,6 +9,8 @@ out. Before and after, on held-out pages in float32:
 * KL(dense || mixture), nats per token;
 * the same with every token's expert exchanged for the next one: no difference while experts are copies, the more the
   more they have become different;
+* what an expert tells of its token's class (begins a word, goes on in one, number, blank, sign): mutual information, as
+  a share of the entropy of the class;
 * load: share of a layer's tokens that its experts get.
 """
 
@@ -18,6 +20,7 @@ import argparse
 import json
 import random
 import re
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,12 +34,14 @@ from herdgraph.console import stderr, stdout
 from herdgraph.model.llama4.decoder import Experts
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.processing import PromptProcessor
+from herdgraph.model.training.data import IGNORED, Batch
 from herdgraph.model.training.moe.experts import ExpertOptions
 from herdgraph.model.training.optim import OptimizerOptions
 from herdgraph.model.training.runs import UpcycleOptions, upcycle_then_distil
 from herdgraph.model.training.runs.start import open_model
-from herdgraph.model.training.trainer import TrainOptions
+from herdgraph.model.training.train_options import TrainOptions
 
+from .experts import counts_by_class, exchange, mutual_information, token_classes, with_hooks
 from .figures import before_and_after
 
 PAGE = 1200
@@ -49,11 +54,13 @@ class Evaluation:
     Attributes:
         kl: to the dense model.
         exchanged_kl: with each token's expert exchanged for the next.
+        information: what experts tell of classes, mean over layers.
         load_LE: share of tokens by layer and expert.
     """
 
     kl: float
     exchanged_kl: float
+    information: float
     load_LE: Tensor
 
 
@@ -74,36 +81,20 @@ def logits_of(model: Llama4, ids_T: list[int]) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(dense: Llama4, mixture: Llama4, encoded: list[list[int]]) -> Evaluation:
+def evaluate(dense: Llama4, mixture: Llama4, encoded: list[list[int]], classes_V: Tensor) -> Evaluation:
     """Compare a mixture with the dense model."""
     layers = [module for module in mixture.modules() if isinstance(module, Experts)]
-    load_LE = torch.zeros(len(layers), layers[0].gate_up_proj.shape[0])
-
-    def count(index: int):
-        def hook(_module, inputs) -> None:
-            load_LE[index] += torch.bincount(inputs[1].argmax(-1), minlength=load_LE.shape[1])
-        return hook
-
-    totals, tokens = [0.0, 0.0], 0
+    own, exchanged = 0.0, 0.0
     for ids_T in encoded:
         reference_TV = logits_of(dense, ids_T)
-        tokens += len(ids_T)
-        hooks = [layer.register_forward_pre_hook(count(index)) for index, layer in enumerate(layers)]
-        found_TV = logits_of(mixture, ids_T)
-        for hook in hooks:
-            hook.remove()
-        totals[0] += kl(reference_TV, found_TV)
-        hooks = [layer.register_forward_pre_hook(exchange) for layer in layers]
-        totals[1] += kl(reference_TV, logits_of(mixture, ids_T))
-        for hook in hooks:
-            hook.remove()
-    return Evaluation(totals[0] / tokens, totals[1] / tokens, load_LE / load_LE.sum(1, keepdim=True))
-
-
-def exchange(_module, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The next expert in place of each, with the same score."""
-    x_TD, logits_TE = inputs
-    return x_TD, logits_TE.roll(1, dims=-1)
+        own += kl(reference_TV, logits_of(mixture, ids_T))
+        exchanged += kl(reference_TV, with_hooks(layers, exchange, lambda ids_T=ids_T: logits_of(mixture, ids_T)))
+    rows = [torch.tensor([ids_T]) for ids_T in encoded]
+    batches = [Batch(row, torch.full_like(row, IGNORED), torch.zeros_like(row)) for row in rows]
+    counts_LCE = counts_by_class(layers, classes_V, batches, lambda batch: mixture(batch.input_ids_BT, None, None))
+    load_LE, tokens = counts_LCE.sum(1), sum(map(len, encoded))
+    return Evaluation(own / tokens, exchanged / tokens, statistics.mean(map(mutual_information, counts_LCE)),
+                      load_LE / load_LE.sum(1, keepdim=True))
 
 
 def kl(reference_TV: Tensor, found_TV: Tensor) -> float:
@@ -148,13 +139,15 @@ def main() -> None:
     processor = PromptProcessor(args.output / "dense", open_model(args.output / "dense").config)
     encoded = [processor.tokenizer.encode(page)[:256] for page in held_out[: args.pages]]
     dense = open_model(args.output / "dense")
-    found = {name: evaluate(dense, open_model(args.output / part), encoded)
+    classes_V = token_classes(args.output / "dense")
+    found = {name: evaluate(dense, open_model(args.output / part), encoded, classes_V)
              for name, part in (("before", "upcycled"), ("after", "model"))}
     table = Table(title=f"{args.steps} steps of 512 tokens, held out {sum(map(len, encoded))} tokens")
-    for column in ("", "KL to dense", "KL, experts exchanged", "largest load", "smallest load"):
+    for column in ("", "KL to dense", "KL, experts exchanged", "class known by expert", "largest load",
+                   "smallest load"):
         table.add_column(column)
     for name, each in found.items():
-        table.add_row(name, f"{each.kl:.2e}", f"{each.exchanged_kl:.2e}",
+        table.add_row(name, f"{each.kl:.2e}", f"{each.exchanged_kl:.2e}", f"{each.information:.0%}",
                       f"{float(each.load_LE.amax(1).mean()):.3f}", f"{float(each.load_LE.amin(1).mean()):.3f}")
     stdout.print(table)
     if args.plot:

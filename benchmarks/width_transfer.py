@@ -26,7 +26,7 @@ from herdgraph.errors import HerdError
 from herdgraph.model.config import HerdConfig, to_hf
 from herdgraph.model.training.optim import OptimizerOptions
 from herdgraph.model.training.runs import PretrainOptions, pretrain
-from herdgraph.model.training.trainer import TrainOptions
+from herdgraph.model.training.train_options import TrainOptions
 
 from .figures import sweeps
 from .screen import show_tables

@@ -18,6 +18,7 @@ RUNS = {
     "align": "Teach an image tower to see, before early fusion.",
     "pretrain": "Learn the next tokens of text and pictures.",
     "distil": "Learn from a teacher and from the text at once.",
+    "codistil": "Several students learn from one teacher in one run.",
     "upcycle-then-distil": "Make experts of a dense model, and distil it.",
     "long-context": "Raise the context of a model.",
 }
@@ -126,7 +127,7 @@ def _train(run: Any, options: Any, *, as_json: bool) -> None:
 
 def _report(found: Any, made: int, options: Any, *, as_json: bool) -> None:
     """Say what came out, or that there was nothing left to do."""
-    model, held_out = options.output / "model", found.held_out.get(found.step)
+    model, held_out = options.model, found.held_out.get(found.step)
     if as_json:
         emit_json({"steps": found.step, "steps_now": made, "tokens": found.tokens, "held_out": held_out,
                    "loss": found.losses[-1] if found.losses else None, "model": str(model)})

@@ -40,7 +40,7 @@ from herdgraph.model.training.runs import (
 from herdgraph.model.training.runs.run import save_model
 from herdgraph.model.training.runs.start import open_model
 from herdgraph.model.training.state import TrainProgress
-from herdgraph.model.training.trainer import TrainOptions
+from herdgraph.model.training.train_options import TrainOptions
 
 from . import CALF
 from .config import graft, student_config, teacher_config

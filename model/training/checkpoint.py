@@ -139,7 +139,6 @@ class CheckpointStore:
         state.progress.losses = run["progress"]["losses"]
         state.progress.held_out = {int(step): loss for step, loss in run["progress"]["held_out"].items()}
         state.loader.load_state_dict(run["loaders"])
-        state.objective.load_state_dict(run["objective"])
         torch.set_rng_state(torch.tensor(run["random"], dtype=torch.uint8))
         return found
 
@@ -214,8 +213,8 @@ def complete(directory: Path) -> list[Path]:
 def _run(state: TrainState) -> dict[str, Any]:
     """What else the next step depends on, as JSON; every rank has to call it."""
     return {
-        "progress": asdict(state.progress), "objective": state.objective.state_dict(),
-        "loaders": state.ranks.gather(state.loader.state_dict()), "random": torch.get_rng_state().tolist(),
+        "progress": asdict(state.progress), "loaders": state.ranks.gather(state.loader.state_dict()),
+        "random": torch.get_rng_state().tolist(),
     }
 
 

@@ -14,8 +14,6 @@ Shapes: n pairs, P tiles of a document, D decoder width, L tokens of a name.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -30,7 +28,7 @@ TEMPERATURE = 0.05
 
 
 class ContrastiveLoss:
-    """An objective: each document of a batch that has one tile and a text is a pair. It learns nothing itself."""
+    """An objective: each document of a batch that has one tile and a text is a pair."""
 
     def __call__(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
         """See ``Objective``: the mean over pairs, times the labelled tokens that the trainer divides by."""
@@ -49,13 +47,6 @@ class ContrastiveLoss:
         cosines_nn = _directions(features_nD.float()) @ _directions(words_nD.float()).T
         loss, found = contrastive_loss(cosines_nn / TEMPERATURE, like_nn.to(cosines_nn.device))
         return loss * labelled(batch), {"pairs": float(len(pairs)), "found": found}
-
-    def state_dict(self) -> dict[str, Any]:
-        """See ``Objective``."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See ``Objective``."""
 
 
 def contrastive_loss(logits_nn: Tensor, like_nn: Tensor) -> tuple[Tensor, float]:

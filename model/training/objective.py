@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .data import IGNORED, Batch
-from .distill import DistillationLoss, Teacher
+from .distill import DenseTargets, DistillationLoss, RecentTargets, Teacher
 
 
 class Objective(Protocol):
@@ -17,12 +17,6 @@ class Objective(Protocol):
 
     def __call__(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
         """The sum over a batch's labelled tokens of what is minimised, and parts to be logged."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What it has learned, as plain numbers."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` gave."""
 
 
 def logits_of(model: nn.Module, batch: Batch) -> Tensor:
@@ -37,20 +31,34 @@ def labelled(batch: Batch) -> int:
 
 
 class NextToken:
-    """Cross-entropy of the next token; it learns nothing itself."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """See ``Objective``."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See ``Objective``."""
+    """Cross-entropy of the next token."""
 
     def __call__(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
         """See ``Objective``."""
-        logits_NV = logits_of(model, batch).flatten(0, 1).float()
-        loss = functional.cross_entropy(logits_NV, batch.labels_BT.flatten(), ignore_index=IGNORED, reduction="sum")
-        return loss, {}
+        return next_token_loss(logits_of(model, batch), batch), {}
+
+
+class Teach:
+    """Next tokens, learned by a teacher whose students take the logits of this very forward pass as their targets.
+
+    Args:
+        recent: where the targets are kept for the students.
+    """
+
+    def __init__(self, recent: RecentTargets) -> None:
+        self._recent = recent
+
+    def __call__(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+        """See ``Objective``."""
+        logits_BTV = logits_of(model, batch)
+        self._recent.keep(batch, DenseTargets(logits_BTV.detach().flatten(0, 1)))
+        return next_token_loss(logits_BTV, batch), {}
+
+
+def next_token_loss(logits_BTV: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy summed over the labelled tokens, nats."""
+    logits_NV = logits_BTV.flatten(0, 1).float()
+    return functional.cross_entropy(logits_NV, batch.labels_BT.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 @torch.no_grad()
@@ -78,11 +86,3 @@ class Distil:
         """See ``Objective``."""
         targets = self.teacher.targets(batch)
         return self.loss(logits_of(model, batch), targets, batch.labels_BT, step=step, reduction="sum")
-
-    def state_dict(self) -> dict[str, Any]:
-        """See ``Objective``."""
-        return self.loss.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See ``Objective``."""
-        self.loss.load_state_dict(state)

@@ -9,19 +9,17 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
 
 import torch
-from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import HerdError
 from ..llama4.model import Llama4
+from .broken import bad_gradient, first_broken_output
 from .checkpoint import CheckpointStore
 from .data import Batch, Loader
 from .fp8.autocast import recompute_contexts
@@ -39,43 +37,9 @@ from .optim import (
 from .parallel.ranks import Ranks
 from .state import TrainProgress, TrainState
 from .stopping import StopRequest
+from .train_options import TrainOptions
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """The loop.
-
-    Attributes:
-        steps: optimizer steps of the run.
-        accumulate: batches per step and rank.
-        precision: of matrix products: fp32, bf16 by autocast, or fp8 in attention and feed-forwards and bf16 elsewhere.
-        recompute: compute each layer again in the backward pass instead of keeping its activations.
-        log_every: steps between log lines and records.
-        evaluate_every: steps between held-out losses, 0 for the end only.
-        save_every: steps between checkpoints, 0 for none by steps.
-        save_minutes: minutes between checkpoints, which a killed run loses at most; 0 for none by time. There is always
-            one at the end.
-        seed: of new weights and of the order of samples.
-    """
-
-    steps: int = 1000
-    accumulate: int = 1
-    precision: Literal["fp32", "bf16", "fp8"] = "fp32"
-    recompute: bool = False
-    log_every: int = 10
-    evaluate_every: int = 0
-    save_every: int = 0
-    save_minutes: float = 10.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        bounds = {"steps": 0, "accumulate": 1, "log_every": 1, "evaluate_every": 0, "save_every": 0, "save_minutes": 0,
-                  "seed": 0}
-        for name, least in bounds.items():
-            if not (value := getattr(self, name)) >= least:
-                raise HerdError(f"train.{name} is {value}, it must be at least {least}")
 
 
 class Trainer:
@@ -117,15 +81,20 @@ class Trainer:
         Raises:
             HerdError: the loss is not a number; names the step and the first layer that gave none.
         """
+        fit_together([self])
+        return self.state.progress
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Where steps may be made: from the newest checkpoint, with open records, and a last checkpoint at the end."""
         if self.store is not None and (found := self.store.restore(self.state)):
             self._tell_resumed(found)
         self._saved = time.monotonic()
-        with RunLog(self.directory) as log, self.store or nullcontext():
-            if self.state.progress.step < self.options.steps:
-                self._steps(log)
-            if self.store is not None:
-                self.store.finish(self.state)
-        return self.state.progress
+        with RunLog(self.directory) as self._log, self.store or nullcontext():
+            self._batches = iter(self.state.loader)
+            self.state.model.train()
+            yield
+            self.finish()
 
     def _tell_resumed(self, found: Path) -> None:
         step, steps = self.state.progress.step, self.options.steps
@@ -134,37 +103,34 @@ class Trainer:
             logger.info("resuming from step %d of %d, saved %s: weights, optimizer and place in the data are those of "
                         "%s", step, steps, saved, found)
 
-    def _steps(self, log: RunLog) -> None:
-        peak = measured_peak(torch.float32 if self.options.precision == "fp32" else torch.bfloat16)
-        batches = iter(self.state.loader)
-        self.state.model.train()
-        with StopRequest() if self.store else nullcontext() as stop:
-            while self.state.progress.step < self.options.steps:
-                self._recorded_step([next(batches) for _ in range(self.options.accumulate)], log, peak)
-                if stop is not None:
-                    self._between_steps(stop)
+    @property
+    def left(self) -> int:
+        """Steps to make."""
+        return max(0, self.options.steps - self.state.progress.step)
 
-    def _between_steps(self, stop: StopRequest) -> None:
-        """Save when it is time, end when a rank was asked to or a save has failed; all ranks decide alike."""
-        assert self.store is not None, "there is nothing to end for without it"
+    @property
+    def is_late(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return 0 < self.options.save_minutes * 60 <= time.monotonic() - self._saved
+
+    def save(self, *, late: bool) -> None:
+        """Begin a checkpoint, if it is time or this step has one."""
         options, step = self.options, self.state.progress.step
-        late = 0 < options.save_minutes * 60 <= time.monotonic() - self._saved
-        own = torch.tensor([stop.number, int(late), int(self.store.has_failed)])
-        asked, late, failed = self.state.ranks.maximum(own).tolist()
-        if failed:  # going on would be for nothing
-            self.store.wait()
-        if asked:
-            self.store.finish(self.state)
-            stop.act(asked, f"step {step} of {options.steps} is saved in {self.store.directory}, the same command goes "
-                            "on from there")
-        if step < options.steps and (late or (options.save_every and step % options.save_every == 0)):
+        if self.store is not None and self.left and (late or (options.save_every and step % options.save_every == 0)):
             logger.info("saving step %d of %d in %s", step, options.steps, self.store.directory)
             self.store.save(self.state)
             self._saved = time.monotonic()
 
-    def _recorded_step(self, batches: list[Batch], log: RunLog, peak: float) -> None:
-        started, options, state = time.perf_counter(), self.options, self.state
-        progress, ranks = state.progress, state.ranks
+    def finish(self) -> None:
+        """Write a checkpoint of this step, unless it is there, and wait for it."""
+        if self.store is not None:
+            self.store.finish(self.state)
+
+    def step(self) -> None:
+        """One step, recorded."""
+        options, state = self.options, self.state
+        batches = [next(self._batches) for _ in range(options.accumulate)]
+        started, progress, ranks = time.perf_counter(), state.progress, state.ranks
         loss, record = self._step(batches)
         seconds = time.perf_counter() - started
         progress.losses.append(loss)
@@ -172,13 +138,13 @@ class Trainer:
         shape = batches[0].input_ids_BT.shape
         rate = len(batches) * shape.numel() / seconds
         record |= {"loss": loss, "tokens_per_second": rate * ranks.data_ranks,
-                   "mfu": rate * flops_per_token(state.model.config, shape[1]) / (peak * ranks.parallel.tensor)}
+                   "mfu": rate * flops_per_token(state.model.config, shape[1]) / (self._peak * ranks.parallel.tensor)}
         last = step == options.steps
         if self.held_out and (last or (options.evaluate_every and step % options.evaluate_every == 0)):
             record["held_out"] = progress.held_out[step] = held_out_loss(state.model, self.held_out)
         if step % options.log_every == 0 or last:
             record |= {f"samples/{kind}": ranks.sum(state.loader.counts[kind]) for kind in ("cut", "skipped")}
-            log.write(step, record)
+            self._log.write(step, record)
         self.on_step(progress, record)
 
     def _step(self, batches: list[Batch]) -> tuple[float, dict[str, float]]:
@@ -218,6 +184,10 @@ class Trainer:
         progress.tokens += tokens
         return ranks.sum(total) / tokens, {**record, **balance, "gradient_norm": norm, "learning_rate": rate}
 
+    @cached_property
+    def _peak(self) -> float:
+        return measured_peak(torch.float32 if self.options.precision == "fp32" else torch.bfloat16)
+
     def _precision(self) -> AbstractContextManager[object]:
         if self.options.precision == "fp32":
             return nullcontext()
@@ -227,6 +197,12 @@ class Trainer:
         if self.options.precision == "fp8":
             stack.enter_context(self.autocast())
         return stack
+
+    def _blame(self, batch: Batch) -> str:
+        """The first layer that gave no numbers, found by running the batch once more."""
+        with torch.no_grad(), self._precision(), first_broken_output(self.state.model) as name:
+            self.state.objective(self.state.model, batch, self.state.progress.step)
+        return f"{name[0]} is the first to give values that are not finite" if name else "no single layer is to blame"
 
     def _balance(self) -> dict[str, float]:
         """Shift the routers' biases by the load of this step; how even it was, largest share of the mean, and which
@@ -238,28 +214,47 @@ class Trainer:
             found[f"moved/{name}"] = moved
         return found
 
-    def _blame(self, batch: Batch) -> str:
-        """The first module whose output is not finite, found by running the batch once more."""
-        bad: list[str] = []
-        hooks = [
-            module.register_forward_hook(lambda _m, _i, out, name=name: bad.append(name) if _broken(out) else None)
-            for name, module in self.state.model.named_modules() if not list(module.children())
-        ]
-        with torch.no_grad(), self._precision():
-            self.state.objective(self.state.model, batch, self.state.progress.step)
-        for hook in hooks:
-            hook.remove()
-        return f"{bad[0]} is the first to give values that are not finite" if bad else "no single layer is to blame"
+
+def fit_together(trainers: Sequence[Trainer]) -> None:
+    """Train models side by side, a step of each in turn: what one computes for a batch, those behind it may use.
+
+    Each goes on from its own newest checkpoint. Those that are behind the others catch up first.
+
+    Args:
+        trainers: with as many steps, all with a directory or none.
+
+    Raises:
+        HerdError: a loss is not a number; names the step and the first layer that gave none.
+    """
+    with ExitStack() as stack:
+        for trainer in trainers:
+            stack.enter_context(trainer.running())
+        stop = stack.enter_context(StopRequest()) if trainers[0].store else None
+        while most := max(trainer.left for trainer in trainers):
+            for trainer in trainers:
+                if trainer.left == most:
+                    trainer.step()
+            if stop is not None:
+                _between_steps(trainers, stop)
 
 
-def _broken(output: object) -> bool:
-    return isinstance(output, Tensor) and output.is_floating_point() and not bool(torch.isfinite(output).all())
-
-
-def bad_gradient(model: nn.Module) -> str:
-    """The first parameter whose gradient is not finite."""
-    return next((name for name, parameter in model.named_parameters()
-                 if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())), "no parameter")
+def _between_steps(trainers: Sequence[Trainer], stop: StopRequest) -> None:
+    """Save when it is time, end when a rank was asked to or a save has failed; all ranks decide alike."""
+    stores = [trainer.store for trainer in trainers if trainer.store]
+    late = any(trainer.is_late for trainer in trainers)
+    own = torch.tensor([stop.number, int(late), int(any(store.has_failed for store in stores))])
+    asked, late, failed = trainers[0].state.ranks.maximum(own).tolist()
+    if failed:  # going on would be for nothing
+        for store in stores:
+            store.wait()
+    if asked:
+        for trainer in trainers:
+            trainer.finish()
+        first = trainers[0]
+        stop.act(asked, f"step {first.state.progress.step} of {first.options.steps} is saved in "
+                        f"{stores[0].directory}, the same command goes on from there")
+    for trainer in trainers:
+        trainer.save(late=bool(late))
 
 
 def recompute_layers(model: Llama4) -> None:

@@ -59,6 +59,7 @@ def upcycle(
     moe_every: int = 1,
     seed: int = 0,
     sharpness: float = SHARPNESS,
+    drop: float = 0.0,
     dtype: str = "bfloat16",
     overwrite: bool = False,
     on_tensor: Callable[[int, int], None] = lambda _done, _total: None,
@@ -75,6 +76,7 @@ def upcycle(
         moe_every: every n-th layer is a mixture, counted from layer n - 1; the others stay dense.
         seed: of new weights.
         sharpness: how decided the routers of split mode are, see ``experts.py``.
+        drop: share of the neurons of the routed experts of split mode that are drawn anew, see ``experts.py``.
         dtype: ``bfloat16`` or ``float32``.
         overwrite: replace an existing checkpoint.
         on_tensor: called after each tensor with the number done and the total, for progress.
@@ -95,7 +97,8 @@ def upcycle(
     require_room(output, size.total * _DTYPES[dtype].itemsize, "the checkpoint")
     if sharpness <= 0:
         raise HerdError(f"sharpness is {sharpness}, it must be above 0")
-    tensors = upcycled_tensors(dense, config, mode=mode, seed=seed, sharpness=sharpness, dtype=_DTYPES[dtype])
+    tensors = upcycled_tensors(dense, config, mode=mode, seed=seed, sharpness=sharpness, drop=drop,
+                               dtype=_DTYPES[dtype])
     total = len(expected_tensors(config))
     save_checkpoint(
         output, config, _counted(tensors, lambda done: on_tensor(done, total)), processor_files=dense.processor_files,
@@ -148,7 +151,8 @@ def target_config(dense: DenseModel, *, experts: int, mode: str, moe_every: int 
 
 
 def upcycled_tensors(
-    dense: DenseModel, config: HerdConfig, *, mode: str, seed: int, sharpness: float, dtype: torch.dtype
+    dense: DenseModel, config: HerdConfig, *, mode: str, seed: int, sharpness: float, dtype: torch.dtype,
+    drop: float = 0.0,
 ) -> Iterator[tuple[str, Tensor]]:
     """Canonical name and value of every tensor of the Llama 4 model, read and converted as they are asked for."""
     generator = torch.Generator().manual_seed(seed)
@@ -164,7 +168,7 @@ def upcycled_tensors(
         gate, up, down = (dense.read(f"{prefix}.mlp.{name}.weight") for name in _MLP)
         ffn = DenseFeedForward(gate, up, down, norm=dense.read(f"{prefix}.post_attention_layernorm.weight"))
         made = mixture_tensors(ffn, mode=mode, experts=text.num_experts, dtype=dtype, generator=generator,
-                               sharpness=sharpness)
+                               sharpness=sharpness, drop=drop)
         for name, tensor in made:
             yield f"{prefix}.feed_forward.{name}", tensor
     yield "norm.weight", dense.read("norm.weight").to(dtype)

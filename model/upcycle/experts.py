@@ -84,7 +84,7 @@ def expert_size(mode: str, experts: int, ffn_size: int) -> int:
 
 def mixture_tensors(
     ffn: DenseFeedForward, *, mode: str, experts: int, dtype: torch.dtype, generator: torch.Generator,
-    sharpness: float = SHARPNESS,
+    sharpness: float = SHARPNESS, drop: float = 0.0,
 ) -> Iterator[tuple[str, Tensor]]:
     """Name below ``feed_forward.`` and value, in ``dtype``, of every tensor of one mixture layer.
 
@@ -95,6 +95,7 @@ def mixture_tensors(
         dtype: of the tensors.
         generator: source of every random weight.
         sharpness: standard deviation of a router logit in split mode.
+        drop: share of the neurons of every routed expert that are drawn anew in split mode.
     """
     width = expert_size(mode, experts, ffn.gate.shape[0])
     yield "shared_expert.gate_proj.weight", ffn.gate[:width].to(dtype)
@@ -103,7 +104,8 @@ def mixture_tensors(
     if mode == "shared":
         yield from _silent(ffn, experts, dtype, generator)
     else:
-        yield from _decided(ffn, _paired_router(ffn.norm, experts, sharpness, generator), dtype)
+        yield "router.weight", _paired_router(ffn.norm, experts, sharpness, generator).to(dtype)
+        yield from _copies(ffn, experts, drop, dtype, generator)
 
 
 def _silent(
@@ -121,13 +123,30 @@ def _silent(
     yield "experts.down_proj", torch.zeros(experts, neurons, width, dtype=dtype)
 
 
-def _decided(ffn: DenseFeedForward, router_ED: Tensor, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Router and routed experts of split mode."""
-    half, experts = ffn.gate.shape[0] // 2, len(router_ED)
-    yield "router.weight", router_ED.to(dtype)
-    gate_up_D2F = torch.cat((ffn.gate[half:], ffn.up[half:])).T.to(dtype)
-    yield "experts.gate_up_proj", gate_up_D2F.repeat(experts, 1, 1)
-    yield "experts.down_proj", ffn.down[:, half:].T.to(dtype).repeat(experts, 1, 1)
+def _copies(
+    ffn: DenseFeedForward, experts: int, drop: float, dtype: torch.dtype, generator: torch.Generator
+) -> Iterator[tuple[str, Tensor]]:
+    """Routed experts of split mode."""
+    half = ffn.gate.shape[0] // 2
+    neurons = (ffn.gate[half:], ffn.up[half:], ffn.down[:, half:].T)
+    made = [_partly_redrawn(neurons, drop, generator) for _ in range(experts)]
+    yield "experts.gate_up_proj", torch.stack([torch.cat((gate, up)).T.to(dtype) for gate, up, _ in made])
+    yield "experts.down_proj", torch.stack([down.to(dtype) for _, _, down in made])
+
+
+def _partly_redrawn(
+    neurons: tuple[Tensor, Tensor, Tensor], share: float, generator: torch.Generator
+) -> tuple[Tensor, ...]:
+    """Weights [F, D] of an expert, those of some neurons drawn with the mean and deviation that all of them have."""
+    count = len(neurons[0])
+    chosen = torch.randperm(count, generator=generator)[: round(share * count)]
+    found = []
+    for weights_FD in neurons:
+        own_FD = weights_FD.clone()
+        fresh = torch.randn(len(chosen), weights_FD.shape[1], generator=generator)
+        own_FD[chosen] = weights_FD.mean() + weights_FD.std() * fresh
+        found.append(own_FD)
+    return tuple(found)
 
 
 def _paired_router(norm_D: Tensor, experts: int, sharpness: float, generator: torch.Generator) -> Tensor:

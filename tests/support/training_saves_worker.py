@@ -15,7 +15,8 @@ from herdgraph.model.training import checkpoint
 from herdgraph.model.training.parallel.ranks import Ranks
 from herdgraph.model.training.parallel.sharding import shard
 from herdgraph.model.training.state import TrainProgress
-from herdgraph.model.training.trainer import Trainer, TrainOptions
+from herdgraph.model.training.train_options import TrainOptions
+from herdgraph.model.training.trainer import Trainer
 from support.small_runs import OPTIMIZER, Fixture, model
 
 ROOM = 100_000

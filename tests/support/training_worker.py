@@ -25,7 +25,8 @@ from herdgraph.model.training.fp8.linear import Fp8Options, fp8_autocast, prepar
 from herdgraph.model.training.moe.experts import ExpertOptions, mixtures, plain_state_dict, prepare_for_training
 from herdgraph.model.training.parallel.ranks import ParallelOptions, Ranks
 from herdgraph.model.training.parallel.sharding import shard
-from herdgraph.model.training.trainer import Trainer, TrainOptions
+from herdgraph.model.training.train_options import TrainOptions
+from herdgraph.model.training.trainer import Trainer
 from support.small_runs import OPTIMIZER, Fixture
 
 BATCHES = 4

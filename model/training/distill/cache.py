@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ....errors import HerdError
 from ....files import sha256_of
-from .cache_format import INDEX, KINDS, Place, open_shard, places_of, read_index, stored_name
+from .cache_format import INDEX, Place, open_shard, places_of, read_index, stored_name
 from .documents import Document
 from .identity import require_tokenizer
-from .targets import SparseTargets
+from .targets import TopKTargets
 
 
 class TargetCache:
@@ -53,7 +53,7 @@ class TargetCache:
         """On disk, with keys and headers."""
         return sum(entry.bytes for entry in self._entries) / max(1, self.tokens)
 
-    def read(self, document: Document) -> SparseTargets:
+    def read(self, document: Document) -> TopKTargets:
         """Targets of a document's labelled tokens, in order.
 
         Raises:
@@ -70,21 +70,18 @@ class TargetCache:
             raise HerdError(f"{what} had another loss mask when {self.directory} was made: make the cache again")
         self._verify(place.shard)
         tensors = self._shards[place.shard]
-        return self._targets(lambda name: tensors[name].read(slice(place.begin, place.end)), set(tensors))
+        return self._targets(lambda name: tensors[name].read(slice(place.begin, place.end)))
 
-    def nothing(self) -> SparseTargets:
+    def nothing(self) -> TopKTargets:
         """Targets of no token."""
         k = self.spec.k
         empty = {"ids": torch.zeros(0, k, dtype=torch.int32), "logprobs": torch.zeros(0, k, dtype=torch.bfloat16)}
-        return self._targets(lambda name: empty.get(name, torch.zeros(0)), set())
+        return self._targets(lambda name: empty.get(name, torch.zeros(0)))
 
-    def _targets(self, read: Callable[[str], Tensor], names: set[str]) -> SparseTargets:
-        kind = KINDS[self.spec.kind]
-        wanted = [field.name for field in fields(kind) if field.name not in ("size", "temperature", "log_proposal_NK")]
-        found: dict[str, Any] = {name: read(stored_name(name)) for name in wanted}
-        if "log_proposal" in names:
-            found["log_proposal_NK"] = read("log_proposal")
-        return kind(**found, size=self.spec.vocabulary, temperature=self.spec.temperature)
+    def _targets(self, read: Callable[[str], Tensor]) -> TopKTargets:
+        names = [field.name for field in fields(TopKTargets) if field.name not in ("size", "temperature")]
+        found: dict[str, Any] = {name: read(stored_name(name)) for name in names}
+        return TopKTargets(**found, size=self.spec.vocabulary, temperature=self.spec.temperature)
 
     def _verify(self, shard: int) -> None:
         """Compare a shard with its hash, once, when it is first needed."""

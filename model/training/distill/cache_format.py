@@ -12,15 +12,13 @@ tensor           type, shape  content
 ``ids``          i32 [M, K]   kept ids
 ``logprobs``     bf16 [M, K]  log p at the cache's temperature, exact where p is large: bf16 is relative
 ``logsumexp``    f32 [M]      with the log-probabilities it gives the logits back
-``tail``         f32 [M]      top-k: mass of all other ids
-``top``          i32 [M]      sampled: the teacher's best id
-``log_proposal`` bf16 [M, K]  sampled from another proposal than the teacher: its log-probability
+``tail``         f32 [M]      mass of all other ids
 ``label_logprob``  f32 [M]    log p(y) at temperature 1, for weightings
 ``entropy``      f32 [M]      at temperature 1, for weightings
 ================ ============ ==============================================================================
 
-W documents, M labelled tokens, K ids. K = 64 takes 400 bytes a token, so this is for fine-tuning and for sampled ids; a
-pretraining of 10^12 tokens keeps its teacher online.
+W documents, M labelled tokens, K ids, the best of the teacher. K = 64 takes 400 bytes a token, so this is for
+fine-tuning and small students; a pretraining of 10^12 tokens keeps its teacher online.
 """
 
 from __future__ import annotations
@@ -35,14 +33,11 @@ from ....errors import HerdError
 from ....reading import read_json
 from ...checkpoint.tensors.header import read_header
 from ...checkpoint.tensors.lazy import FileTensor
-from .sparsify import Sample, Sparsifier, TopK
-from .targets import SampledTargets, SparseTargets, TopKTargets
+from .sparsify import TopK
 
 INDEX = "index.json"
-FORMAT = 1
+FORMAT = 2
 KEYS = ("key", "labels_key", "tiles_key")
-
-KINDS: dict[str, type[SparseTargets]] = {"top-k": TopKTargets, "sampled": SampledTargets}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,37 +47,28 @@ class CacheSpec:
     Attributes:
         tokenizer: hash of the teacher's (``identity.tokenizer_hash``).
         vocabulary: V.
-        kind: ``top-k`` or ``sampled``.
         k: ids per token.
         temperature: of the distillation.
-        power: of the proposal, 1 for the teacher itself (sampled).
     """
 
     tokenizer: str
     vocabulary: int
-    kind: str = "top-k"
     k: int = 64
     temperature: float = 1.0
-    power: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise HerdError(f"a cache cannot hold {self.kind!r} targets, it holds {' or '.join(KINDS)}")
-        if self.kind == "top-k" and self.k > self.vocabulary:
+        if self.k > self.vocabulary:
             raise HerdError(f"{self.k} best ids cannot be kept of a vocabulary of {self.vocabulary}: keep fewer")
 
     @property
-    def sparsifier(self) -> Sparsifier:
+    def sparsifier(self) -> TopK:
         """Makes such targets of logits."""
-        if self.kind == "top-k":
-            return TopK(k=self.k, temperature=self.temperature)
-        return Sample(k=self.k, temperature=self.temperature, power=self.power)
+        return TopK(k=self.k, temperature=self.temperature)
 
     @property
     def bytes_per_token(self) -> int:
         """Of a labelled token, without keys: ids, log-probabilities, four numbers."""
-        weighted = self.kind == "sampled" and self.power != 1
-        return self.k * (4 + 2 + 2 * weighted) + 4 * 4
+        return self.k * (4 + 2) + 4 * 4
 
 
 @dataclass(frozen=True)

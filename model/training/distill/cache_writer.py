@@ -27,7 +27,7 @@ from .cache_format import (
     stored_name,
 )
 from .documents import Document, documents
-from .targets import DenseTargets, SparseTargets, Targets, join
+from .targets import DenseTargets, Targets, TopKTargets, join
 
 
 class CacheWriter:
@@ -52,7 +52,7 @@ class CacheWriter:
         self._known: set[bytes] = set()
         for entry in self._entries:
             self._known |= set(places_of(open_shard(directory, entry), 0))
-        self._pending: list[tuple[Document, SparseTargets]] = []
+        self._pending: list[tuple[Document, TopKTargets]] = []
 
     def missing(self, batch: Batch) -> list[Document]:
         """Documents of a batch that are not kept yet."""
@@ -153,7 +153,7 @@ def keep_targets(writer: CacheWriter, targets_of: Callable[[Batch], Targets], ba
             writer.add(batch, targets_of(batch))
 
 
-def _tensors(waiting: list[tuple[Document, SparseTargets]]) -> dict[str, Tensor]:
+def _tensors(waiting: list[tuple[Document, TopKTargets]]) -> dict[str, Tensor]:
     joined = join([kept for _, kept in waiting])
     found = {stored_name(name): value.bfloat16() if value.ndim == 2 and value.is_floating_point() else value
              for name, value in joined.tensors().items()}

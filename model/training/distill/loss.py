@@ -1,17 +1,17 @@
 """The distillation loss: a teacher's distribution and the label, weighted token by token.
 
-    L = mean over labelled tokens of   a_t · T² · D(p_t || q_t) + (1 - a_t) · CE(y_t, q_t)
+    L = mean over labelled tokens of   a_t · T² · KL(p_t || q_t) + (1 - a_t) · CE(y_t, q_t)
 
 Shapes: B batch, T tokens of a row, N = B · T, M labelled tokens, V vocabulary, D hidden width.
 
-Two passes over the vocabulary: the first gives D and CE of every token, on which the weights depend; the backward pass
+Two passes over the vocabulary: the first gives KL and CE of every token, on which the weights depend; the backward pass
 computes them again, a chunk at a time (``chunks.py``), with the weights held constant.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch.nn import functional
 from ....errors import HerdError
 from ..data.packing import IGNORED
 from .chunks import by_chunks, collect, rows_for
-from .divergences import Divergence, ForwardKL
+from .divergence import forward_kl
 from .targets import DenseTargets, Targets, TeacherStats
 from .weightings import Fixed, Signals, Weighting
 
@@ -40,13 +40,11 @@ class DistillationLoss:
     """See this module's first lines.
 
     Attributes:
-        divergence: D.
-        weighting: gives a_t; learns while gradients are on.
-        temperature: T, of both distributions in D. Cross-entropy is always at 1.
+        weighting: gives a_t.
+        temperature: T, of both distributions in KL. Cross-entropy is always at 1.
         ignored: label of tokens that do not count.
     """
 
-    divergence: Divergence = field(default_factory=ForwardKL)
     weighting: Weighting = field(default_factory=Fixed)
     temperature: float = 1.0
     ignored: int = IGNORED
@@ -66,11 +64,11 @@ class DistillationLoss:
             teacher: targets of all B · T tokens, or logits [B, T, V].
             labels_BT: the next token of every token.
             mask_BT: further tokens to leave out (False).
-            step: optimiser steps done, for schedules.
+            step: optimizer steps done.
             reduction: over the labelled tokens; ``sum`` for those who divide by the tokens of several batches.
 
         Returns:
-            A float32 scalar, 0 without labelled tokens, and its parts, means over labelled tokens: ``soft`` (T² D),
+            A float32 scalar, 0 without labelled tokens, and its parts, means over labelled tokens: ``soft`` (T² KL),
             ``hard`` (CE), ``soft_weight`` (a), ``teacher_entropy`` in nats, and ``agreement``, the share of tokens
             where both give the same best id.
 
@@ -82,9 +80,8 @@ class DistillationLoss:
         targets, labels_N = targets.map(torch.detach), labels_BT.flatten()
         divergence_M, hard_M, top_M = self._compare(student, targets, labels_N, index_M)
         known = knowledge_of(targets, labels_N, index_M)
-        signals = Signals(known.label_logprob_N, -hard_M.detach(), known.entropy_N, divergence_M.detach(),
-                          self.temperature, targets.vocabulary, step)
-        weight_M, soft_M = self._weigh(signals), self.temperature**2 * divergence_M
+        weight_M = self.weighting(Signals(known.label_logprob_N, -hard_M.detach(), step)).detach()
+        soft_M = self.temperature**2 * divergence_M
         loss = (weight_M * soft_M + (1 - weight_M) * hard_M).sum()
         parts = {"soft": soft_M, "hard": hard_M, "soft_weight": weight_M, "teacher_entropy": known.entropy_N,
                  "agreement": known.top_N == top_M}
@@ -106,7 +103,7 @@ class DistillationLoss:
             logits_mV = (functional.linear(x_mX, *head_VD) if head_VD else x_mX).float()
             chosen = targets.rows(piece_m)
             hard_m = functional.cross_entropy(logits_mV, labels_N[piece_m], reduction="none")
-            return self.divergence(logits_mV, chosen, self.temperature), hard_m, logits_mV.detach().argmax(-1)
+            return forward_kl(logits_mV, chosen, self.temperature), hard_m, logits_mV.detach().argmax(-1)
 
         x_BTX, *head_VD = student if isinstance(student, Projection) else (student,)
         rows = rows_for(targets.vocabulary)
@@ -114,19 +111,6 @@ class DistillationLoss:
             rows = max(rows, _HEAD_ROWS)
         divergence_M, hard_M, top_M = by_chunks(compare, x_BTX.flatten(0, -2), index_M, *head_VD, rows=rows)
         return divergence_M, hard_M, top_M
-
-    def _weigh(self, signals: Signals) -> Tensor:
-        if torch.is_grad_enabled():
-            self.weighting.observe(signals)
-        return self.weighting(signals).detach()
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the weighting has learned."""
-        return self.weighting.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` gave."""
-        self.weighting.load_state_dict(state)
 
 
 def knowledge_of(targets: Targets, labels_N: Tensor, index_M: Tensor) -> TeacherStats:

@@ -1,6 +1,6 @@
-"""What a teacher says about every token: all its logits, its best ids and the rest, or ids drawn from it.
+"""What a teacher says about every token: all its logits, or its best ids and the rest.
 
-Shapes: N tokens, V vocabulary, K kept ids of a token, S ids that a divergence sums over (V, K + 1 or K).
+Shapes: N tokens, V vocabulary, K kept ids of a token, S ids that a divergence sums over (V or K + 1).
 
 p is the teacher's distribution and q the student's, both at temperature T: softmax(z / T). What weightings ask about
 the teacher (``TeacherStats``) is always at T = 1.
@@ -10,11 +10,10 @@ class              keeps of a token                             a divergence on 
 ================== ============================================ =====================================================
 ``DenseTargets``   V logits                                     exact
 ``TopKTargets``    K best ids and the mass of all others        exact on K + 1 outcomes, hence never above the exact one
-``SampledTargets`` K ids drawn from the teacher                 an unbiased estimate (RS-KD, arXiv 2503.16870)
 ================== ============================================ =====================================================
 
 Top-k alone, without an outcome for the rest, would teach the student that the tail does not exist (Anshumann et al.,
-2503.16870, on Random Sampling TeacherStats Distillation).
+arXiv 2503.16870).
 """
 
 from __future__ import annotations
@@ -40,12 +39,10 @@ class Pair(NamedTuple):
     Attributes:
         logp_NS: the teacher.
         logq_NS: the student, with its gradient.
-        measure_NS: how often each id counts in the sum, None for once.
     """
 
     logp_NS: Tensor
     logq_NS: Tensor
-    measure_NS: Tensor | None = None
 
 
 class TeacherStats(NamedTuple):
@@ -104,7 +101,7 @@ class Targets(ABC):
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
-def join(parts: Sequence[Targets]) -> Targets:
+def join(parts: Sequence[TopKTargets]) -> TopKTargets:
     """Targets of one kind, one after the other."""
     names = list(parts[0].tensors())
     joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
@@ -135,12 +132,13 @@ class DenseTargets(Targets):
 
 
 @dataclass(frozen=True)
-class SparseTargets(Targets):
-    """What is common to the two kinds that keep K ids.
+class TopKTargets(Targets):
+    """The K best ids, best first, and the mass of all others, which become one outcome.
 
     Attributes:
         ids_NK: int32.
         logprobs_NK: log p of the ids, at ``temperature``.
+        tail_N: mass of all other ids.
         logsumexp_N: of the logits over T; a logit is T (log p + logsumexp).
         label_logprob_N: log p of the label at temperature 1.
         entropy_N: at temperature 1, of the whole distribution.
@@ -150,6 +148,7 @@ class SparseTargets(Targets):
 
     ids_NK: Tensor
     logprobs_NK: Tensor
+    tail_N: Tensor
     logsumexp_N: Tensor
     label_logprob_N: Tensor
     entropy_N: Tensor
@@ -161,27 +160,12 @@ class SparseTargets(Targets):
         """V."""
         return self.size
 
-    def require(self, logits_NV: Tensor, temperature: float) -> None:
-        """Refuse what the ids cannot answer.
-
-        Raises:
-            HerdError: another vocabulary or temperature.
-        """
+    def pair(self, logits_NV: Tensor, temperature: float) -> Pair:
+        """See ``Targets``."""
         self.require_vocabulary(logits_NV.shape[-1])
         if temperature != self.temperature:
             raise HerdError(f"the teacher's targets were kept at temperature {self.temperature}, the loss uses "
                             f"{temperature}: use the same, or make the targets again")
-
-
-@dataclass(frozen=True)
-class TopKTargets(SparseTargets):
-    """The K best ids, best first, and ``tail_N``: the mass of all others, which become one outcome."""
-
-    tail_N: Tensor
-
-    def pair(self, logits_NV: Tensor, temperature: float) -> Pair:
-        """See ``Targets``."""
-        self.require(logits_NV, temperature)
         index_NK, logits_NV = self.ids_NK.long(), logits_NV / temperature
         total_N1 = logits_NV.logsumexp(-1, keepdim=True)
         logq_NK = logits_NV.gather(-1, index_NK) - total_N1
@@ -197,35 +181,6 @@ class TopKTargets(SparseTargets):
     def knowledge(self, labels_N: Tensor) -> TeacherStats:
         """See ``Targets``."""
         return TeacherStats(self.label_logprob_N, self.entropy_N, self.ids_NK[:, 0].long())
-
-
-@dataclass(frozen=True)
-class SampledTargets(SparseTargets):
-    """K ids drawn with replacement from a proposal, by default the teacher itself.
-
-    A sum over the vocabulary is estimated by the mean over the draws of  term / proposal,  which is unbiased in value
-    and in gradient. Estimates of a single token may be negative.
-
-    Attributes:
-        top_N: the teacher's best id.
-        log_proposal_NK: log-probability of each draw, None when the proposal was p.
-    """
-
-    top_N: Tensor
-    log_proposal_NK: Tensor | None = None
-
-    def pair(self, logits_NV: Tensor, temperature: float) -> Pair:
-        """See ``Targets``."""
-        self.require(logits_NV, temperature)
-        logits_NV = logits_NV / temperature
-        logq_NK = logits_NV.gather(-1, self.ids_NK.long()) - logits_NV.logsumexp(-1, keepdim=True)
-        logp_NK = self.logprobs_NK.float()
-        proposal_NK = logp_NK if self.log_proposal_NK is None else self.log_proposal_NK.float()
-        return Pair(logp_NK, logq_NK.clamp(min=FLOOR), torch.exp(-proposal_NK) / logp_NK.shape[1])
-
-    def knowledge(self, labels_N: Tensor) -> TeacherStats:
-        """See ``Targets``."""
-        return TeacherStats(self.label_logprob_N, self.entropy_N, self.top_N.long())
 
 
 def log_softmax(logits_NV: Tensor, temperature: float = 1.0) -> Tensor:

@@ -30,20 +30,23 @@ class Teacher(Protocol):
 
 
 class ModuleTeacher:
-    """A torch module in this process, frozen and in evaluation mode.
+    """A torch module in this process, in evaluation mode while it answers. It may be in training meanwhile.
 
     Args:
-        module: the teacher; its parameters stop asking for gradients.
+        module: the teacher.
         logits_of: gives the module's logits [B, T, V] of a batch (``objective.logits_of``).
     """
 
     def __init__(self, module: nn.Module, logits_of: Callable[[nn.Module, Batch], Tensor]) -> None:
-        self._module, self._logits_of = module.eval().requires_grad_(False), logits_of
+        self._module, self._logits_of = module, logits_of
 
     @torch.no_grad()
     def targets(self, batch: Batch) -> Targets:
         """See ``Teacher``."""
-        return DenseTargets(self._logits_of(self._module.eval(), batch).flatten(0, 1))
+        was_training = self._module.training
+        targets = DenseTargets(self._logits_of(self._module.eval(), batch).flatten(0, 1))
+        self._module.train(was_training)
+        return targets
 
 
 class Engine(Protocol):

@@ -39,4 +39,4 @@ def align(options: AlignOptions, on_step: OnStep | None = None) -> TrainProgress
         raise HerdError(f"{start.files} is a model without an image tower: there is nothing to align")
     if Ranks.from_environment().count > 1:
         raise HerdError("alignment runs in one process, several were started: start it without torchrun")
-    return train_model(model, options, start.files, objective=lambda _: ContrastiveLoss(), on_step=on_step)
+    return train_model(model, options, start.files, objective=ContrastiveLoss(), on_step=on_step)

@@ -5,87 +5,83 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
-
-from torch import Tensor
 
 from ....errors import HerdError
 from ...checkpoint import checkpoint_directory
 from ...config import read_config
 from ..distill import (
-    DIVERGENCES,
     CachedTeacher,
     DistillationLoss,
     Fixed,
-    LossRatioBalance,
     ModuleTeacher,
+    Responsibility,
     Schedule,
     TargetCache,
     Teacher,
-    TeacherCertainty,
-    TeacherConfidence,
-    WeightedSoftLabels,
     Weighting,
-    dynamic,
     require_tokenizer,
     tokenizer_hash,
 )
 from ..moe.experts import prepare_for_training
 from ..objective import Distil, logits_of
+from ..optim import learning_rate_factor
 from ..state import TrainProgress
 from .run import OnStep, RunOptions, train_model
 from .start import open_model, start_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistilOptions(RunOptions):
+class TeacherOptions(RunOptions):
+    """A teacher and how much is learned from it.
+
+    Attributes:
+        teacher: directory of the teacher, or of a cache of its targets, or calf. It has to be given.
+        weighting: of soft and hard targets: dynamic, by token; schedule, in phase with the learning rate; or fixed.
+        soft: weight of the soft targets; of schedule at the highest rate, of dynamic before it looks at the label.
+        temperature: divides the logits of both.
+    """
+
+    teacher: Path | None = None
+    weighting: Literal["dynamic", "schedule", "fixed"] = "fixed"
+    soft: float = 0.7
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.soft <= 1 or (self.weighting == "dynamic" and self.soft in (0, 1)):
+            bounds = "between" if self.weighting == "dynamic" else "within"
+            raise HerdError(f"soft is {self.soft}, {self.weighting} weights need it {bounds} 0 and 1")
+        if not 0 < self.temperature < math.inf:
+            raise HerdError(f"temperature is {self.temperature}, it must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilOptions(TeacherOptions):
     """Distillation.
 
     Attributes:
         checkpoint: the student: a directory with configuration, tokenizer, image processor and, unless fresh, weights;
             or calf; or, for random weights, a config.json or one of tiny, tiny-text, scout, maverick.
-        teacher: directory of the teacher, or of a cache of its targets, or calf. It has to be given.
         fresh: begin with random weights instead of the checkpoint's.
-        divergence: between the teacher's distribution and the student's.
-        weighting: of soft and hard targets; schedule did best on the calf (docs/training.md).
-        soft: largest weight of the soft targets.
-        temperature: divides the logits of both.
     """
 
     checkpoint: Path
-    teacher: Path | None = None
     fresh: bool = False
-    divergence: Literal["forward", "reverse", "js", "skew"] = "forward"
-    weighting: Literal["dynamic", "fixed", "schedule", "confidence", "certainty", "soft_labels", "balance"] = "schedule"
-    soft: float = 0.9
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.soft <= 1:
-            raise HerdError(f"soft is {self.soft}, it must be within 0 and 1")
-        if not 0 < self.temperature < math.inf:
-            raise HerdError(f"temperature is {self.temperature}, it must be above 0")
 
 
-def weighting_of(options: DistilOptions, total: Callable[[Tensor], Tensor]) -> Weighting:
-    """The weighting by its name; ``total`` sums a tensor over ranks, so that all of them weigh alike."""
-    soft, steps = options.soft, options.train.steps
-    known: dict[str, Weighting] = {
-        "dynamic": dynamic(steps=steps), "fixed": Fixed(soft), "schedule": Schedule(soft, 0.0, steps),
-        "confidence": TeacherConfidence(soft), "certainty": TeacherCertainty(soft),
-        "soft_labels": WeightedSoftLabels(soft), "balance": LossRatioBalance(reduce=total),
-    }
-    return known[options.weighting]
+def loss_of(options: TeacherOptions) -> DistillationLoss:
+    """The distillation loss that options describe."""
+    rate = partial(learning_rate_factor, steps=options.train.steps, options=options.optimizer)
+    known: dict[str, Callable[[], Weighting]] = {
+        "dynamic": lambda: Responsibility(options.soft), "schedule": lambda: Schedule(options.soft, rate),
+        "fixed": lambda: Fixed(options.soft)}
+    return DistillationLoss(known[options.weighting](), options.temperature)
 
 
-def loss_of(options: DistilOptions, total: Callable[[Tensor], Tensor]) -> DistillationLoss:
-    """The distillation loss that options describe; ``total`` as in ``weighting_of``."""
-    return DistillationLoss(DIVERGENCES[options.divergence](), weighting_of(options, total), options.temperature)
-
-
-def teacher_of(options: DistilOptions, files: Path) -> Teacher:
+def teacher_of(options: TeacherOptions, files: Path) -> Teacher:
     """The teacher that options name.
 
     Args:
@@ -122,4 +118,4 @@ def distil(options: DistilOptions, on_step: OnStep | None = None, *, teacher: Te
     start = start_of(options.checkpoint, options.output, fresh=options.fresh)
     chosen = teacher or teacher_of(options, start.files)
     return train_model(start.model(options.train.seed), options, start.files, on_step=on_step,
-                       objective=lambda ranks: Distil(chosen, loss_of(options, ranks.sum_tensor)))
+                       objective=Distil(chosen, loss_of(options)))

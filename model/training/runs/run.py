@@ -26,7 +26,8 @@ from ..optim import OptimizerOptions
 from ..parallel.ranks import ParallelOptions, Ranks
 from ..parallel.sharding import shard
 from ..state import TrainProgress
-from ..trainer import Trainer, TrainOptions
+from ..train_options import TrainOptions
+from ..trainer import Trainer
 from .summary import DataSummary, summarize
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,11 @@ class RunOptions:
             if (value := getattr(self, name)) < least:
                 raise HerdError(f"{name} is {value}, it must be at least {least}")
 
+    @property
+    def model(self) -> Path:
+        """Where the trained model is written."""
+        return self.output / "model"
+
 
 def loaders(options: RunOptions, config: HerdConfig, files: Path, ranks: Ranks) -> tuple[Loader, list[Batch]]:
     """The batches that a rank trains on, and those that it is evaluated on; logs what data there is.
@@ -113,7 +119,7 @@ def _announce(options: RunOptions, data: DataSummary, ranks: Ranks) -> None:
     logger.info("steps: %d of %d rows of %d tokens%s, in %s", train.steps, rows, options.seq_len, epochs,
                 train.precision)
     logger.info("checkpoints: %s, in %s; the model at the end: %s", " and ".join([*saves, "at the end"]),
-                options.output / "checkpoints", options.output / "model")
+                options.output / "checkpoints", options.model)
     if options.fp8 != Fp8Options() and train.precision != "fp8":
         logger.warning("--fp8.name counts for --train.precision fp8 only, this run computes in %s", train.precision)
     if train.evaluate_every and not data.held_out:
@@ -121,7 +127,7 @@ def _announce(options: RunOptions, data: DataSummary, ranks: Ranks) -> None:
 
 
 def train_model(
-    model: Llama4, options: RunOptions, files: Path, *, objective: Callable[[Ranks], Objective] | None = None,
+    model: Llama4, options: RunOptions, files: Path, *, objective: Objective | None = None,
     on_step: OnStep | None = None,
 ) -> TrainProgress:
     """Train a model and write it.
@@ -130,40 +136,67 @@ def train_model(
         model: in float32, whole.
         options: of the run.
         files: directory with tokenizer and image processor, which are copied.
-        objective: gives what is minimised, for a process among others; next tokens when None.
+        objective: what is minimised; next tokens when None.
         on_step: called after each step.
 
     Raises:
         HerdError: unusable data, a loss that is no number, or an output that cannot be written.
     """
-    torch.manual_seed(options.train.seed)
     ranks = Ranks.from_environment(options.parallel)
+    trainer = trainer_of(model, options, files, ranks, objective=objective, on_step=on_step)
+    progress = trainer.fit()
+    write_model(trainer, options, files)
+    ranks.close()
+    return progress
+
+
+def trainer_of(
+    model: Llama4, options: RunOptions, files: Path, ranks: Ranks, *, objective: Objective | None = None,
+    on_step: OnStep | None = None,
+) -> Trainer:
+    """What trains a model; arguments as of ``train_model``.
+
+    Raises:
+        HerdError: unusable data.
+    """
+    torch.manual_seed(options.train.seed)
     prepare_for_training(model, options.experts)
     if options.train.precision == "fp8":
         prepare_for_fp8(model)
     loader, held_out = loaders(options, model.config, files, ranks)
     if ranks.mesh is not None:
         shard(model, ranks)
-    trainer = Trainer(
-        model, loader, options.train, options.optimizer, objective=objective and objective(ranks), held_out=held_out,
+    return Trainer(
+        model, loader, options.train, options.optimizer, objective=objective, held_out=held_out,
         directory=options.output, ranks=ranks, autocast=lambda: fp8_autocast(options.fp8),
         on_step=on_step or (lambda _p, _r: None),
     )
-    progress = trainer.fit()
+
+
+def write_model(trainer: Trainer, options: RunOptions, files: Path) -> None:
+    """Write what was trained; every rank has to call it.
+
+    Args:
+        trainer: at its last step.
+        options: of the run.
+        files: directory with tokenizer and image processor, which are copied.
+
+    Raises:
+        HerdError: it cannot be written.
+    """
+    model, ranks, average = trainer.state.model, trainer.state.ranks, trainer.state.average
     if ranks.first:
-        logger.info("writing %s", options.output / "model")
+        logger.info("writing %s", options.model)
     weights = plain_state_dict(model)
-    if trainer.state.average is not None:
-        weights |= {canonical_name(name): value for name, value in trainer.state.average.items()}
+    if average is not None:
+        weights |= {canonical_name(name): value for name, value in average.items()}
     weights = {name: full_tensor(value) for name, value in weights.items()}
     amaxes = trained_amaxes(model, ranks.maximum)
     if ranks.first:
-        save_model(options.output / "model", model.config, weights, files)
+        save_model(options.model, model.config, weights, files)
         if options.train.precision == "fp8":
-            with open_checkpoint(options.output / "model") as checkpoint:
+            with open_checkpoint(options.model) as checkpoint:
                 save_amaxes(amaxes, options.output / "calibration", checkpoint, overwrite=True)
-    ranks.close()
-    return progress
 
 
 def save_model(directory: Path, config: HerdConfig, weights: dict[str, torch.Tensor], files: Path) -> None:

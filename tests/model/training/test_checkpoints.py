@@ -18,7 +18,8 @@ import torch
 from herdgraph.errors import HerdError
 from herdgraph.model.training import checkpoint as checkpoint_module
 from herdgraph.model.training.parallel.ranks import Ranks
-from herdgraph.model.training.trainer import Trainer, TrainOptions
+from herdgraph.model.training.train_options import TrainOptions
+from herdgraph.model.training.trainer import Trainer
 from support import training_saves_worker
 from support.forked_ranks import run_ranks
 from support.small_runs import OPTIMIZER, Fixture, model

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from herdgraph.errors import HerdError
-from herdgraph.model.training.trainer import Trainer, TrainOptions
+from herdgraph.model.training.train_options import TrainOptions
+from herdgraph.model.training.trainer import Trainer
 from support.small_runs import OPTIMIZER, Fixture, model
 
 

@@ -20,7 +20,7 @@ from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.llama4.model import Llama4
 from herdgraph.model.training.data import IGNORED, PADDING, Batch
-from herdgraph.model.training.distill import DistillationLoss, Fixed, LossRatioBalance, ModuleTeacher, dynamic
+from herdgraph.model.training.distill import DistillationLoss, Fixed, ModuleTeacher
 from herdgraph.model.training.metrics import flops_per_token
 from herdgraph.model.training.moe.experts import mixtures
 from herdgraph.model.training.objective import Distil, logits_of
@@ -40,7 +40,8 @@ from herdgraph.model.training.runs import (
     pretrain,
 )
 from herdgraph.model.training.runs.start import open_model
-from herdgraph.model.training.trainer import Trainer, TrainOptions
+from herdgraph.model.training.train_options import TrainOptions
+from herdgraph.model.training.trainer import Trainer
 from herdgraph.runtimes import Engine
 from support import herds
 from support.small_runs import OPTIMIZER, Fixture, model
@@ -184,12 +185,11 @@ class Nothing(Fixture):
 
 
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("objective", ["tokens", "distil", "balance"])
+@pytest.mark.parametrize("objective", ["tokens", "distil"])
 def test_batches_with_nothing_to_learn_do_no_harm(padded: bool, objective: str, tmp_path: Path) -> None:
     data = Nothing()
     data.padded = padded
-    weighting = LossRatioBalance() if objective == "balance" else dynamic(8)
-    distilled = Distil(ModuleTeacher(model(7), logits_of), DistillationLoss(weighting=weighting))
+    distilled = Distil(ModuleTeacher(model(7), logits_of), DistillationLoss())
     run = Trainer(model(), data, TrainOptions(steps=3, log_every=1), OPTIMIZER, held_out=[next(iter(data))],
                   objective=None if objective == "tokens" else distilled, directory=tmp_path)
     progress = run.fit()
@@ -329,8 +329,7 @@ def test_averaged_weights_are_what_is_written(files: tuple[Path, Path], tmp_path
     assert not torch.equal(last, average)
 
 
-@pytest.mark.parametrize("weighting", [
-    "dynamic", "fixed", "schedule", "confidence", "certainty", "soft_labels", "balance"])
+@pytest.mark.parametrize("weighting", ["dynamic", "schedule", "fixed"])
 def test_every_weighting_distils_from_a_checkpoint(files: tuple[Path, Path], tmp_path: Path, weighting: str) -> None:
     options = DistilOptions(**common(files, tmp_path / "run"), teacher=files[0], fresh=True, weighting=weighting)  # type: ignore[arg-type]
     assert distil(options).step == 4

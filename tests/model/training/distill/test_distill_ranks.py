@@ -1,4 +1,4 @@
-"""Distillation over two real processes (gloo): ranks see different tokens and weigh them alike."""
+"""Codistillation over two real processes (gloo), started by torchrun: models spread over ranks, each in its turn."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import TINY
 from support import herds
 from support.processes import worker_environment
 
-WORKER = Path(__file__).parents[3] / "support" / "distil_ranks_worker.py"
+WORKER = Path(__file__).parents[3] / "support" / "codistil_ranks_worker.py"
 
 
-def test_both_ranks_balance_by_the_gradients_of_all(tmp_path: Path) -> None:
+def test_a_teacher_that_learns_teaches_on_every_rank(tmp_path: Path) -> None:
     herds.save(HerdConfig(text=TINY.text), tmp_path / "checkpoint")
     herds.write_processor(tmp_path / "checkpoint")
     rows = [{"text": f"The herd of {number} grazes on the green hill. "} for number in range(40)]
@@ -28,8 +26,8 @@ def test_both_ranks_balance_by_the_gradients_of_all(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False, env=worker_environment(), timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
     assert len(first) == 3
-    for (weight, hard), (other_weight, other_hard) in zip(first, second, strict=True):
-        assert weight == pytest.approx(other_weight, rel=1e-6), "a mean over tokens in float32 of one number"
-        assert hard != other_hard
-        assert 0 < weight < 1
+    assert first[-1] < first[0]
+    for name in ("teacher", "student-1"):
+        assert (tmp_path / "run" / name / "model" / "config.json").is_file()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -14,19 +13,11 @@ from herdgraph.errors import HerdError
 from herdgraph.model.training.distill import (
     DistillationLoss,
     Fixed,
-    ForwardKL,
-    JensenShannon,
-    LossRatioBalance,
     Projection,
-    ReverseKL,
-    Sample,
-    SkewKL,
-    TeacherConfidence,
+    Responsibility,
     TopK,
-    WeightedSoftLabels,
     Weighting,
     chunks,
-    dynamic,
 )
 from herdgraph.model.training.distill import loss as loss_module
 from herdgraph.model.training.distill.weightings import Signals
@@ -82,8 +73,7 @@ def test_weight_one_is_t_squared_times_the_divergence(temperature: float) -> Non
     assert parts["soft"] == pytest.approx(expected.item())
 
 
-@pytest.mark.parametrize("weighting", [Fixed(0.3), TeacherConfidence(), WeightedSoftLabels(), dynamic(10)],
-                         ids=lambda weighting: type(weighting).__name__)
+@pytest.mark.parametrize("weighting", [Fixed(0.3), Responsibility(0.7)], ids=repr)
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_gradients_hold_the_weights_constant(weighting: Weighting, temperature: float) -> None:
     z, t, labels = _case()
@@ -110,7 +100,7 @@ def test_weights_with_a_gradient_are_detached() -> None:
         parameter = torch.tensor(0.5, requires_grad=True)
 
         def __call__(self, signals: Signals) -> Tensor:
-            return self.parameter.expand_as(signals.divergence_N)
+            return self.parameter.expand_as(signals.student_label_N)
 
     weighting = Learned()
     loss, _ = DistillationLoss(weighting=weighting)(z, t, labels)
@@ -128,14 +118,13 @@ def test_the_teacher_gets_no_gradient() -> None:
 # -- forms of student and teacher ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("divergence", [ForwardKL(), ReverseKL(), JensenShannon(), SkewKL()], ids=lambda d: d.name)
 @pytest.mark.parametrize("elements", [V, 4 * V, 1 << 20])
-def test_chunks_change_nothing(divergence: Any, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_change_nothing(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     z, t, labels = _case()
-    expected, parts = DistillationLoss(divergence, dynamic(5), 2.0)(z, t, labels)
+    expected, parts = DistillationLoss(temperature=2.0)(z, t, labels)
     gradient = torch.autograd.grad(expected, z)[0]
     monkeypatch.setattr(chunks, "_ELEMENTS", elements)
-    found, same = DistillationLoss(divergence, dynamic(5), 2.0)(z, t, labels)
+    found, same = DistillationLoss(temperature=2.0)(z, t, labels)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad(found, z)[0], gradient)
     assert same == pytest.approx(parts)
@@ -167,7 +156,7 @@ def test_autocast_of_the_forward_pass_holds_in_the_backward_pass() -> None:
 
 def test_bfloat16_logits_give_bfloat16_gradients_of_a_float32_loss() -> None:
     z, t, labels = _case(dtype=torch.bfloat16)
-    loss, _ = DistillationLoss(temperature=2.0)(z, t.bfloat16(), labels)
+    loss, _ = DistillationLoss(Fixed(0.5), 2.0)(z, t.bfloat16(), labels)
     gradient = torch.autograd.grad(loss, z)[0]
     assert (loss.dtype, gradient.dtype) == (torch.float32, torch.bfloat16)
     exact = _direct(z, t.bfloat16(), labels, torch.tensor(0.5).double(), 2.0)
@@ -177,24 +166,10 @@ def test_bfloat16_logits_give_bfloat16_gradients_of_a_float32_loss() -> None:
 def test_a_sparse_teacher_of_everything_gives_the_same() -> None:
     z, t, labels = _case()
     kept = TopK(k=V, temperature=2.0)(t.flatten(0, 1), labels.flatten().clamp(min=0))
-    expected, parts = DistillationLoss(weighting=dynamic(5), temperature=2.0)(z, t, labels)
-    found, same = DistillationLoss(weighting=dynamic(5), temperature=2.0)(z, kept, labels)
+    expected, parts = DistillationLoss(temperature=2.0)(z, t, labels)
+    found, same = DistillationLoss(temperature=2.0)(z, kept, labels)
     torch.testing.assert_close(found, expected)
     assert same == pytest.approx(parts, abs=1e-5)
-
-
-def test_drawn_ids_give_the_same_on_average() -> None:
-    z, t, labels = _case()
-    exact, _ = DistillationLoss(weighting=Fixed(1.0))(z, t, labels)
-    expected = torch.autograd.grad(exact, z)[0]
-    generator = torch.Generator().manual_seed(0)
-    found = []
-    for _ in range(300):
-        kept = Sample(k=20, generator=generator)(t.flatten(0, 1), labels.flatten().clamp(min=0))
-        found.append(torch.autograd.grad(DistillationLoss(weighting=Fixed(1.0))(z, kept, labels)[0], z)[0])
-    p = t.softmax(-1)  # an id's share of 20 draws has variance p (1 - p) / 20
-    error = (p * (1 - p) / 20 / 300).sqrt() / int((labels != -100).sum())
-    assert ((torch.stack(found).mean(0) - expected).abs() <= 5 * error + 1e-6).all()
 
 
 # -- what counts, and what is reported -------------------------------------------------------------------------------
@@ -220,11 +195,10 @@ def test_sum_is_mean_times_labelled_tokens() -> None:
 
 def test_nothing_to_learn_is_zero_with_a_zero_gradient() -> None:
     z, t, labels = _case()
-    for weighting in (dynamic(5), LossRatioBalance()):
-        loss, parts = DistillationLoss(weighting=weighting)(z, t, torch.full_like(labels, -100))
-        assert loss.item() == 0
-        assert not torch.autograd.grad(loss, z)[0].any()
-        assert set(parts.values()) == {0.0}
+    loss, parts = DistillationLoss()(z, t, torch.full_like(labels, -100))
+    assert loss.item() == 0
+    assert not torch.autograd.grad(loss, z)[0].any()
+    assert set(parts.values()) == {0.0}
 
 
 def test_another_ignored_label() -> None:
@@ -246,19 +220,6 @@ def test_parts_are_means_over_labelled_tokens() -> None:
     assert parts["agreement"] == pytest.approx(float((z[keep].argmax(-1) == t[keep].argmax(-1)).float().mean()))
 
 
-def test_a_weighting_learns_only_from_what_is_trained_on() -> None:
-    z, t, labels = _case()
-    loss = DistillationLoss(weighting=LossRatioBalance())
-    with torch.no_grad():
-        loss(z, t, labels)
-    assert loss.state_dict()["batches"] == 0
-    loss(z, t, labels)
-    assert loss.state_dict()["batches"] == 1
-    other = DistillationLoss(weighting=LossRatioBalance())
-    other.load_state_dict(loss.state_dict())
-    assert other.state_dict() == loss.state_dict()
-
-
 def test_a_student_learns_its_teacher() -> None:
     torch.manual_seed(0)
     z, t, labels = _case()
@@ -276,11 +237,10 @@ def test_finite_at_huge_logits_and_one_hot_teachers() -> None:
     z, t, labels = _case()
     huge = (1e4 * z.detach().sign()).requires_grad_()
     hot = torch.full_like(t, -torch.inf).scatter(-1, labels.clamp(min=0)[..., None], 0.0)
-    for divergence in (ForwardKL(), ReverseKL(), JensenShannon(), SkewKL()):
-        for teacher in (hot, 1e4 * t.sign()):
-            loss, parts = DistillationLoss(divergence, dynamic(5))(huge, teacher, labels)
-            assert torch.autograd.grad(loss, huge)[0].isfinite().all()
-            assert all(map(math.isfinite, parts.values()))
+    for teacher in (hot, 1e4 * t.sign()):
+        loss, parts = DistillationLoss()(huge, teacher, labels)
+        assert torch.autograd.grad(loss, huge)[0].isfinite().all()
+        assert all(map(math.isfinite, parts.values()))
 
 
 def test_what_does_not_fit_is_refused() -> None:
