@@ -39,6 +39,7 @@ EXCUSED = {
     "herdgraph inspect BUNDLE --products": "of TensorRT plans: tests/cli",
     "herdgraph serve": "tests/cli starts and ends servers",
     "herdgraph train distil": "tests/model/training/distill trains students",
+    "herdgraph train codistil": "tests/model/training/distill trains students",
 }
 """Commands that are only parsed, by how they begin, and why."""
 

@@ -190,6 +190,17 @@ def test_split_mode_keeps_the_function_nearly(tmp_path: Path) -> None:
     assert kl_per_token(logits_of(dense), logits_of(model)) > 0.1, "the routed experts carried nothing"
 
 
+def test_dropped_neurons_are_others_in_each_expert_and_the_rest_stays() -> None:
+    ffn = DenseFeedForward(torch.randn(FFN, WIDTH), torch.randn(FFN, WIDTH), torch.randn(WIDTH, FFN), torch.ones(WIDTH))
+    found = [dict(mixture_tensors(ffn, mode="split", experts=4, dtype=torch.float32, drop=drop,
+                                  generator=torch.Generator().manual_seed(0)))["experts.down_proj"]
+             for drop in (0.0, 0.25)]
+    changed_EF = (found[0] != found[1]).any(-1)
+    assert changed_EF.sum(1).tolist() == [round(0.25 * (FFN // 2))] * 4
+    assert len(changed_EF.unique(dim=0)) > 1
+    assert float(found[1][changed_EF].std()) == pytest.approx(float(ffn.down.std()), rel=0.2)
+
+
 def test_split_mode_is_exact_where_the_router_is_decided() -> None:
     ffn = DenseFeedForward(torch.randn(FFN, WIDTH), torch.randn(FFN, WIDTH), torch.randn(WIDTH, FFN),
                            torch.rand(WIDTH) + 0.5)
