@@ -53,7 +53,6 @@ LONG = (
     "tests/export/graph/test_capture.py::test_experts_do_not_grow_the_graph",
     "tests/export/targets/test_tensorrt_builder.py::test_the_same_model_gives_the_same_plan",
     "tests/export/test_sharded_build.py::test_tied_and_rotated",
-    "tests/model/training/distill/test_distill_ranks.py::test_both_ranks_balance_by_the_gradients_of_all",
     "tests/model/training/test_fp8.py::test_fp8_learns_as_bfloat16_does",
     "tests/packaging/test_native_wheel.py::test_a_target_asked_for_by_name_is_not_left_out",
     "tests/packaging/test_native_wheel.py::test_editable_install_compiles_only_what_is_outdated",
