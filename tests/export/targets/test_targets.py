@@ -26,7 +26,8 @@ def test_pipeline_of_the_cpu() -> None:
     """FP8 products are emulated with standard operators, which leaves nothing of ours but attention."""
     begin = ["PackTokens", "FoldWeightTransposes"]
     attention, experts = "LowerPagedAttention", "LowerRoutedExperts"
-    lowering = [*begin, "LowerMixtures", "JoinMatMuls", attention, "LowerFullAttention", experts, "LowerProjects"]
+    lowering = [*begin, "LowerMixtures", "JoinMatMuls", attention, "LowerFullAttention", experts, "LowerTiedTable",
+                "LowerProjects"]
     assert names("cpu", "fp32") == [*lowering, "Tidy"]
     assert names("cpu", "int4") == [*lowering, "RotateHidden", "QuantizeMatMuls", "QuantizeTable", "Tidy"]
     assert names("cpu", "fp8") == [*begin, "JoinMatMuls", attention, experts, "QuantizeMatMuls", "QuantizeFp8", "Tidy"]
@@ -44,10 +45,10 @@ def test_pipeline_of_the_cpu_without_our_operators() -> None:
 
 
 def test_pipeline_of_cuda() -> None:
-    """Types come last: what stands before the last two passes runs on a CPU, too."""
+    """Types come last: what stands before the last three passes runs on a CPU, too."""
     begin = ["PackTokens", "ReshapeRows", "FoldWeightTransposes", "LowerExpertsContrib", "JoinMatMuls",
              "LowerPagedAttention", "JoinResidualNorms"]
-    end = ["AddBestToken", "Tidy", "LowerPagedContrib", "ComputeIn"]
+    end = ["AddBestToken", "Tidy", "LowerPagedContrib", "ComputeIn", "ScaleByExcess"]
     assert names("cuda", "bf16") == [*begin, *end]
     assert names("cuda", "int4") == names("cuda", "int8") == [*begin, "QuantizeMatMuls", *end]
 

@@ -153,7 +153,7 @@ def test_integers_stay_near(layout: Format, bound: float) -> None:
     assert 0 < np.sqrt((error**2).mean()) < bound * wanted.std()
 
 
-@pytest.mark.parametrize("layout", [BlockFormat(8, 32), BlockFormat(4, 64)])
+@pytest.mark.parametrize("layout", [BlockFormat(8, 32), BlockFormat(4, 128)])
 def test_formats_that_it_has_not_are_declined(layout: Format) -> None:
     model = _model(BODIES["plain"], 64, 32)
     assert not LowerProjects(_recipe(layout))(model).modified
