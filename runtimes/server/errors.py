@@ -19,6 +19,7 @@ status  code                     when
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -45,6 +46,7 @@ _ANTHROPIC_TYPES = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
     429: "rate_limit_error", 500: "api_error", 503: "overloaded_error",
 }
+_KIND = re.compile(r"str|.*\[.*|[A-Z].*", re.DOTALL)
 _LONGEST = 1000
 _MOST_PROBLEMS = 3
 
@@ -137,21 +139,26 @@ def _api_error(request: Request, error: Exception) -> ApiError:
 
 def _invalid(problems: Sequence[Mapping[str, Any]]) -> ApiError:
     """What is wrong with the fields of a request; their values are not repeated."""
-    told = [_told(problem) for problem in problems[:_MOST_PROBLEMS]]
-    more = len(problems) - len(told)
-    message = "; ".join(told) + (f"; and {more} more" if more else "")
-    return wrong(message, _place(problems[0]) or None)
+    places: dict[str, list[str]] = {}
+    for problem in problems:
+        places.setdefault(_place(problem), []).append(_told(problem))
+    told = [f"{place or 'body'}: {' or '.join(dict.fromkeys(reasons))}"[:300] for place, reasons in places.items()]
+    more = len(told) - _MOST_PROBLEMS
+    message = "; ".join(told[:_MOST_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
+    return wrong(message, next(iter(places)) or None)
 
 
 def _told(problem: Mapping[str, Any]) -> str:
     detail = problem.get("ctx", {}).get("error", "") if problem["type"] == "json_invalid" else ""
-    return f"{_place(problem) or 'body'}: {problem['msg']}{f' ({detail})' if detail else ''}"[:300]
+    return f"{problem['msg']}{f' ({detail})' if detail else ''}"
 
 
 def _place(problem: Mapping[str, Any]) -> str:
+    """The field, without the names that pydantic gives to the kinds of value that it may have."""
     if problem["type"] == "json_invalid":
         return ""
-    return ".".join(str(step) for step in problem["loc"] if step != "body")[:100]
+    steps = [str(step) for step in problem["loc"] if step != "body"]
+    return ".".join(step for step in steps if not _KIND.fullmatch(step))[:100]
 
 
 class Recover:

@@ -9,7 +9,7 @@ place, in float32: a hundredth of the table that need not be stored a second tim
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, common
@@ -68,7 +68,8 @@ class LowerTiedTable(InPlacePass):
         x, gain, epsilon = (norm.x, norm.gain, norm.epsilon) if norm else (tied.head.inputs[0], None, 0.0)
         build, (rows, width) = Builder(str(tied.head.name)), tied.table.shape.numpy()
         stored = self.packer.matrix(build, "weight", tied.table.transposed(), self.layout)  # type: ignore[arg-type]
-        form = {"domain": DOMAIN, "format": format_number(self.layout), "channels": rows}  # type: ignore[arg-type]
+        form: dict[str, Any] = {"domain": DOMAIN, "format": format_number(self.layout),  # type: ignore[arg-type]
+                                "channels": rows}
         if tied.rotated is not None:
             inputs = with_origin(_HeadInputs(tied.rotated), Origin(("norm.weight",)))
             x = build("Project", x, *self.packer.matrix(build, "inputs", inputs, None), gain, None, domain=DOMAIN,
@@ -95,12 +96,12 @@ class _HeadInputs(ir.LazyTensor):
 def _tied(graph: ir.Graph) -> Tied | None:
     """The tied table of a graph, if it has one: a rank of several may hold only an end of the model, or some rows."""
     lookups = [node for node in graph if node.op_type == "Gather" and _stored(node.inputs[0]) == EMBEDDING]
-    heads = [node for node in graph if (weight := weight_of(node)) and _stored(weight) in (HEAD, EMBEDDING)]
+    heads = [node for node in graph if _stored(weight_of(node)) in (HEAD, EMBEDDING)]
     if len(lookups) != 1 or len(heads) != 1:
         return None
-    table, weight = (value.const_value for value in (lookups[0].inputs[0], heads[0].inputs[1]) if value is not None)
-    assert isinstance(table, Weight)
-    assert isinstance(weight, Weight)
+    table, weight = (_weight(node.inputs[index]) for node, index in ((lookups[0], 0), (heads[0], 1)))
+    assert table is not None
+    assert weight is not None
     rotated = table.source if weight.stored == HEAD and isinstance(table.source, RotatedCheckpoint) else None
     is_tied = weight.stored == EMBEDDING or (rotated is not None and rotated.ties_head)
     text = table.source.config.text
@@ -110,5 +111,10 @@ def _tied(graph: ir.Graph) -> Tied | None:
 
 def _stored(value: ir.Value | None) -> str:
     """The checkpoint's name of a stored table; empty where it is none."""
+    weight = _weight(value)
+    return weight.stored if weight is not None else ""
+
+
+def _weight(value: ir.Value | None) -> Weight | None:
     tensor = value.const_value if value is not None else None
-    return tensor.stored if isinstance(tensor, Weight) else ""
+    return tensor if isinstance(tensor, Weight) else None

@@ -46,6 +46,19 @@ def test_malformed_bodies(client: TestClient, body: bytes) -> None:
     error_of(client.post(PATH, content=body, headers={"content-type": "application/json"}), 400, None)
 
 
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"tool_choice": 5}, "tool_choice: Input should be 'none', 'auto' or 'required' or Input should be a valid dict"),
+    ({"stop": 5}, "stop: Input should be a valid string or Input should be a valid list"),
+    ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content: Input should be a valid string or Input"),
+])
+def test_what_a_field_may_be_is_told_without_names_of_ours(
+    fields: dict[str, Any], message: str, client: TestClient
+) -> None:
+    error = error_of(client.post(PATH, json=CHAT | fields), 400, None)
+    assert error["message"].startswith(message)
+    assert error["param"] == message.partition(":")[0]
+
+
 def test_half_a_character(client: TestClient) -> None:
     for body in (rb'{"messages": [{"role": "user", "content": "\ud800"}]}',
                  rb'{"messages": [{"role": "user", "content": "x"}], "model": "\ud800"}',
