@@ -126,10 +126,11 @@ template <int V, int M> inline void tile_int4(const Matrix& a, const uint8_t* ti
 // Bits 4 and up, where they belong, of one of the 16 groups of four inputs of a record. `planes` are those of all groups.
 template <int kBits> inline B high_bits(const uint8_t* planes, int group) {
   constexpr int kHigh = kBits - 4;
+  constexpr uint8_t kMask = ((1 << kHigh) - 1) << 4;
   int at = group * kHigh;
   uint32_t bit = at % 8;
   U raw = (U)load<B>(planes + at / 8 * kTile * 4);
-  return (B)(bit < 4 ? raw << (4 - bit) : raw >> (bit - 4)) & (((1 << kHigh) - 1) << 4);
+  return (B)(bit < 4 ? raw << (4 - bit) : raw >> (bit - 4)) & kMask;
 }
 
 // acc += a record's codes of V vectors of channels times M rows
