@@ -66,7 +66,7 @@ def test_recorded_graph_knows_its_steps(tmp_path: Path) -> None:
         print(rt.cudaGraphLaunch(host, stream))
     """)
     assert codes == [0, 0, 0, 0]
-    assert events[-1] == {"event": "replay", "steps": 2}
+    assert events[-1] == {"event": "replay", "steps": 2, "exchanges": 0}
 
 
 def test_copies_are_told_by_address(tmp_path: Path) -> None:
