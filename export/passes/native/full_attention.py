@@ -72,6 +72,7 @@ def _replace(graph: ir.Graph, name: str, layer: Found) -> None:
     biases = [heads.bias for heads in layer.qkv]
     bias = build("Concat", *biases, axis=0)
     bias.shape = ir.Shape([sum(int(each.shape.numpy()[0]) for each in biases if each.shape is not None)])
+    bias.type = ir.TensorType(ir.DataType.FLOAT)
     y = build("FullAttention", build("Add", layer.joined, bias), *layer.qkv[0].rotation, domain=DOMAIN,
               num_heads=layer.num_heads)
     y.shape, y.type = layer.end.outputs[0].shape, layer.end.outputs[0].type
