@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import click
 
-from ..console import stderr
+from ..console import NoteHandler, stderr
 from ..foreign_text import printable
 
 PATIENCE = 10.0
@@ -77,8 +77,8 @@ def told(*, quiet: bool) -> Iterator[None]:
         quiet: print warnings only, as on the ranks that do not speak.
     """
     logger, handler = logging.getLogger("herdgraph"), _Told()
-    # Handlers of the root would say the same again; subclasses are not for people.
-    others = [other for other in logging.getLogger().handlers if type(other) is logging.StreamHandler]
+    # Handlers of the root that people read would say the same again; other subclasses (files, pytest) keep the record.
+    others = [other for other in logging.getLogger().handlers if type(other) in (logging.StreamHandler, NoteHandler)]
     before = logger.level
     if before <= logging.WARNING:  # else `herdgraph -q` wants errors only
         logger.setLevel(logging.WARNING if quiet else logging.INFO)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 
 import click
 import pytest
@@ -89,3 +91,19 @@ def test_an_unknown_option_is_told_what_may_be_meant(name: str, meant: str) -> N
 
 def test_help_is_not_cut() -> None:
     assert "..." not in run("--help").stdout.partition("Commands:")[2]
+
+
+def test_a_run_says_every_line_once() -> None:
+    program = """
+import logging
+from herdgraph.cli.train_progress import told
+from herdgraph.console import run_cli
+
+def run():
+    with told(quiet=False):
+        logging.getLogger("herdgraph.model").info("writing, tensor: 1 of 2")
+
+run_cli(run)
+"""
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stderr
+    assert printed == "writing, tensor: 1 of 2\n"
