@@ -4,7 +4,7 @@
 
 Without a checkpoint it writes a layer of Scout at its real widths with a small vocabulary: with two of its experts
 0.5 B parameters, with all 16 of them 2.3 B. ``gptq`` is int4 by the Hessians of a calibration on random tokens, which
-is measured first.
+is measured first; ``fp8`` goes by its scales and Hessians, too.
 
 Every build runs in a process of its own. "processor" adds up the seconds of all cores, which on a busy machine says
 more than those on the clock. "above imports" is the peak resident memory less that with the libraries imported. "copy"
@@ -37,7 +37,9 @@ from herdgraph.model.config.parameter_counts import model_size
 from .memory import peak_megabytes
 from .models import MODELS, tensors
 
-RECIPES = {"cpu": ("fp32", "int8", "int4", "gptq"), "cuda": ("bf16", "int8", "int4", "gptq")}
+RECIPES = {"cpu": ("fp32", "int8", "int4", "gptq", "fp8"), "cuda": ("bf16", "int8", "int4", "gptq")}
+CALIBRATED = {"gptq": "int4", "fp8": "fp8"}
+"""Recipes of builds that read the calibration, by what they are called here."""
 _PIECE = 8 << 20
 
 
@@ -105,7 +107,8 @@ def measured(
     """A row of the table."""
     with open_checkpoint(checkpoint) as source:
         billions = model_size(source.config).total / 1e9
-    name, path = ("int4", calibration) if recipe == "gptq" else (recipe, "-")
+    path = calibration if recipe in CALIBRATED else "-"
+    name = CALIBRATED.get(recipe, recipe)
     found = in_a_process(threads, "--build", checkpoint, work / "bundle", target, name, path)
     size = int(found["bundle_bytes"])
     copy = copy_seconds(checkpoint, size, work / "copy")
@@ -149,7 +152,7 @@ def _measure_all(checkpoint: Path | None, target: str, recipes: Sequence[str], e
             checkpoint, config = work / "checkpoint", part_of_scout(experts)
             stderr.print("[dim]writing a random checkpoint[/dim]")
             save_checkpoint(checkpoint, config, tensors(config))
-        if "gptq" in recipes:
+        if not CALIBRATED.keys().isdisjoint(recipes):
             found = in_a_process(threads, "--calibrate", checkpoint, work / "calibration")
             table("calibrating", {name: f"{value:.0f}" for name, value in found.items()})
         for recipe in recipes:
