@@ -30,10 +30,10 @@ from torch import Tensor
 
 from ...model.quantization.e4m3 import channel_scales, power_of_two, rounded_up, to_e4m3
 from ...model.quantization.packed_sizes import filled
-from .block import filled_up, inverse_cholesky_of
+from .block import GPTQ_ROWS, filled_up, inverse_cholesky_of
 from .gptq import gptq_quantize
 from .origin import origin_of
-from .stream import channels_of, expert_of, write_channels
+from .stream import channels_of, chunk_rows, expert_of, regrouped, write_channels
 
 Array = np.ndarray[Any, Any]
 HessianOf = Callable[[int | None], Tensor | None]
@@ -102,7 +102,7 @@ class Fp8Codes(ir.LazyTensor):
         inputs = int(matrix.shape.numpy()[0])
         hessian = partial(self._hessian_of, origin_of(matrix).expert)
         factor_KK = inverse_cholesky_of(matrix, hessian, filled(inputs, _BLOCK))
-        for rows_NK in channels_of(matrix):
+        for rows_NK in regrouped(channels_of(matrix), chunk_rows(inputs) if factor_KK is None else GPTQ_ROWS):
             rows = torch.from_numpy(rows_NK)
             scales = channel_scales(rows) if factor_KK is None else _best_scales(rows, factor_KK)
             found.append(scales.numpy())
