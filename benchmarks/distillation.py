@@ -188,8 +188,17 @@ def measured(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def share_of_tokens(found: dict[str, Any], goal: float, steps: int) -> float:
-    """Share of the steps after which a held-out loss was first no higher than a goal; infinite if it never was."""
-    return min((int(step) / steps for step, loss in found["by_step"].items() if loss <= goal), default=float("inf"))
+    """Share of the steps at which a held-out loss was first no higher than a goal; infinite if it never was.
+
+    Between two evaluations the loss falls evenly.
+    """
+    before, higher = 0.0, float("inf")
+    for step, loss in found["by_step"].items():
+        if loss <= goal:
+            left = (goal - loss) / (higher - loss) * (int(step) - before)  # 0 at the first evaluation
+            return (int(step) - left) / steps
+        before, higher = int(step), loss
+    return float("inf")
 
 
 def report(rows: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> Table:
