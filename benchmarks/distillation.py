@@ -25,6 +25,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ WEIGHTINGS: Mapping[str, Mapping[str, Any]] = {
     LABELS: {},
     **{f"fixed {soft}": {"weighting": "fixed", "soft": soft} for soft in (0.3, 0.5, 0.7, 0.9, 1.0)},
     "schedule": {"weighting": "schedule", "soft": 0.9}, "dynamic": {"weighting": "dynamic", "soft": 0.5},
-    "fixed 0.9, temperature 2": {"weighting": "fixed", "soft": 0.9, "temperature": 2.0},
+    **{f"fixed 0.7, temperature {temperature:g}": {"weighting": "fixed", "soft": 0.7, "temperature": temperature}
+       for temperature in (0.7, 1.5, 2.0)},
 }
 
 
@@ -102,26 +104,42 @@ def pages_of(args: argparse.Namespace) -> Path:
     return path
 
 
-def cached_targets(files: Path, args: argparse.Namespace, temperature: float = 1.0) -> Path:
-    """The teacher's targets for every sample, computed when they are missing; ``complete`` has the seconds it took."""
-    directory, config = args.work / f"targets-{args.length}-{temperature:g}", read_config(files)
-    if (directory / "complete").exists():
-        return directory
-    started = time.process_time()
+def cached_targets(files: Path, args: argparse.Namespace) -> dict[float, Path]:
+    """The teacher's targets for every sample by temperature, computed where missing; ``complete`` has the seconds."""
+    wanted = {temperature_of(name): args.work / f"targets-{args.length}-{temperature_of(name):g}"
+              for name in (LABELS, *args.only)}
+    missing = {key: directory for key, directory in wanted.items() if not (directory / "complete").exists()}
+    if missing:
+        started = time.process_time()
+        compute_targets(files, missing, args)
+        for directory in missing.values():
+            (directory / "complete").write_text(f"{time.process_time() - started:.0f}", encoding="utf-8")
+    return wanted
+
+
+def temperature_of(name: str) -> float:
+    """The temperature of a weighting."""
+    return float(WEIGHTINGS[name].get("temperature", 1.0))
+
+
+def compute_targets(files: Path, directories: Mapping[float, Path], args: argparse.Namespace) -> None:
+    """Let the teacher read every sample once, and keep its targets at several temperatures."""
+    config, tokens, started = read_config(files), 0, time.process_time()
     encoder = Encoder(files, config, max_tokens=args.length, too_long="cut")
-    samples = JsonLines(pages_of(args))
-    loader = Loader(samples, encoder, rows=args.rows, seq_len=args.length, epochs=1,
+    loader = Loader(JsonLines(pages_of(args)), encoder, rows=args.rows, seq_len=args.length, epochs=1,
                     pad_id=config.text.pad_token_id or 0, shuffle=False)
-    teacher, tokens = ModuleTeacher(prepare_for_training(open_model(args.teacher)), logits_of), 0
-    with CacheWriter(directory, CacheSpec(tokenizer=tokenizer_hash(files), vocabulary=config.text.vocab_size,
-                                          temperature=temperature), config) as writer:
+    teacher = ModuleTeacher(prepare_for_training(open_model(args.teacher)), logits_of)
+    with ExitStack() as stack:
+        writers = [stack.enter_context(CacheWriter(directory, CacheSpec(
+            tokenizer=tokenizer_hash(files), vocabulary=config.text.vocab_size, temperature=temperature), config))
+            for temperature, directory in directories.items()]
         for batch in loader:
-            if writer.missing(batch):
-                writer.add(batch, teacher.targets(batch))
+            if any(writer.missing(batch) for writer in writers):
+                targets = teacher.targets(batch)
+                for writer in writers:
+                    writer.add(batch, targets)
             tokens += labelled(batch)
             stderr.print(f"targets of {tokens} tokens, {time.process_time() - started:.0f} s")
-    (directory / "complete").write_text(f"{time.process_time() - started:.0f}", encoding="utf-8")
-    return directory
 
 
 def options_of(output: Path, seed: int, args: argparse.Namespace) -> RunOptions:
@@ -136,14 +154,14 @@ def run(name: str, output: Path, seed: int, args: argparse.Namespace) -> dict[st
     """Train one student and evaluate it."""
     files, shared = student_files(args), vars(options_of(output, seed, args))
     targets, changes = cached_targets(files, args), WEIGHTINGS[name]
-    taught = cached_targets(files, args, changes["temperature"]) if "temperature" in changes else targets
     started = time.process_time()
     if name == LABELS:
         progress = pretrain(PretrainOptions(**shared, checkpoint=files, fresh=True))
     else:
-        progress = distil(DistilOptions(**shared, checkpoint=files, fresh=True, teacher=taught, **changes))
+        progress = distil(DistilOptions(**shared, checkpoint=files, fresh=True, teacher=targets[temperature_of(name)],
+                                        **changes))
     return {"held_out": progress.held_out[progress.step], "by_step": progress.held_out,
-            "kl": kl_to_teacher(output / "model", targets, RunOptions(**shared)),
+            "kl": kl_to_teacher(output / "model", targets[1.0], RunOptions(**shared)),
             "seconds": time.process_time() - started}
 
 
@@ -170,8 +188,17 @@ def measured(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def share_of_tokens(found: dict[str, Any], goal: float, steps: int) -> float:
-    """Share of the steps after which a held-out loss was first no higher than a goal; infinite if it never was."""
-    return min((int(step) / steps for step, loss in found["by_step"].items() if loss <= goal), default=float("inf"))
+    """Share of the steps at which a held-out loss was first no higher than a goal; infinite if it never was.
+
+    Between two evaluations the loss falls evenly.
+    """
+    before, higher = 0.0, float("inf")
+    for step, loss in found["by_step"].items():
+        if loss <= goal:
+            left = (goal - loss) / (higher - loss) * (int(step) - before)  # 0 at the first evaluation
+            return (int(step) - left) / steps
+        before, higher = int(step), loss
+    return float("inf")
 
 
 def report(rows: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> Table:

@@ -1,7 +1,7 @@
 """Loss curves in float32, bfloat16 and FP8 over a real run: same weights, same batches, several seeds; and their speed.
 
     python -m benchmarks.fp8_training WORK --data FILE ... [--checkpoint DIR] [--steps 300] [--seeds 0 1 2]
-        [--recipes tensorwise rowwise] [--plot FILE]
+        [--precisions fp32 tensorwise rowwise] [--plot FILE]
 
 Without a checkpoint a text model begins with random weights: the calf's decoder (4 layers, width 192, 4 experts in
 each, its vocabulary). The calf itself: ``--checkpoint CALF/tower/model --data CALF/data/train.jsonl
@@ -77,9 +77,10 @@ def run(options: PretrainOptions) -> Run:
     return Run(progress.losses, progress.held_out[progress.step], speed)
 
 
-def precisions(recipes: list[str]) -> dict[str, tuple[str, Fp8Options]]:
-    """Names, precisions and scaling."""
-    plain = {name: (name, Fp8Options()) for name in ("bf16", "fp32")}
+def precisions(names: list[str]) -> dict[str, tuple[str, Fp8Options]]:
+    """bfloat16 and what is compared with it: precisions and scaling."""
+    plain = {name: (name, Fp8Options()) for name in ("bf16", "fp32") if name == "bf16" or name in names}
+    recipes = [name for name in names if name not in plain]
     return plain | {f"fp8 {name}": ("fp8", Fp8Options(name=name)) for name in recipes}  # type: ignore[arg-type]
 
 
@@ -124,7 +125,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--recipes", nargs="+", default=["tensorwise", "rowwise"])
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "tensorwise", "rowwise"])
     for name, default in (("steps", 300), ("rows", 4), ("length", 128), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--native-bfloat16", action="store_true", help="torch's own bfloat16 products")
@@ -133,14 +134,16 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     kernels = None if args.native_bfloat16 else multiply_bfloat16_in_float32()
     base, found = base_options(args), {}
-    for name, (precision, recipe) in precisions(args.recipes).items():
+    for name, (precision, recipe) in precisions(args.precisions).items():
         found[name] = [run(replace(
             base, output=args.work / f"{name.replace(' ', '-')}-{seed}", fp8=recipe,
             train=replace(base.train, precision=precision, seed=seed))) for seed in args.seeds]
     stdout.print(report(found, args), "" if kernels is None else "bfloat16 products were computed in float32")
     if args.plot:
-        curves(args.plot, "one run in bfloat16 and in FP8", "step", "loss per token",
-               {name: windows(runs[0].losses) for name, runs in found.items()})
+        means = {name: [statistics.mean(losses) for losses in zip(*(one.losses for one in runs), strict=True)]
+                 for name, runs in found.items()}
+        curves(args.plot, f"in bfloat16 and in FP8, mean over {len(args.seeds)} seed(s)", "step", "loss per token",
+               {name: windows(losses) for name, losses in means.items()})
 
 
 if __name__ == "__main__":

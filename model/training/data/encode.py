@@ -15,20 +15,12 @@ from typing import Any, Literal
 import numpy as np
 
 from ....errors import HerdError
-from ....reading import open_file
 from ...config import HerdConfig
 from ...data.records import IMAGE, Part, Picture, Record
 from ...processing import PromptProcessor
 from ...processing.messages import checked_messages
 
 Array = np.ndarray[Any, Any]
-
-_MEASURED = 1 << 16
-"""Bytes of a text by which its tokens are estimated."""
-_FILLED = 0.95
-"""How full a row may get by a page: what is longer than the row is cut."""
-_SHORTEST, _LONGEST = 64, 64
-"""Bytes of a page at least, and by token at most."""
 
 
 @dataclass(frozen=True)
@@ -104,15 +96,14 @@ class Encoder:
         except HerdError as error:
             raise HerdError(f"{record.origin}: {error}") from error
 
-    def page_bytes(self, path: Path) -> int:
-        """Bytes of a plain text that fit into a sample also where it has many tokens, measured at its beginning."""
-        with open_file(path) as file:
-            start = file.read(_MEASURED)
-        step = 2 * self.max_tokens
-        pieces = [start[at : at + step] for at in range(0, max(1, len(start) - step // 2), step)]
-        encode = self.processor.tokenizer.encode
-        densest = max(len(encode(piece.decode(errors="ignore"))) / max(1, len(piece)) for piece in pieces)
-        return max(_SHORTEST, int(_FILLED * self.max_tokens / max(densest, 1 / _LONGEST)))
+    @property
+    def page_tokens(self) -> int:
+        """Tokens of a plain text that fit into a sample, between those that begin and end it."""
+        return self.max_tokens - sum(map(len, self._document([])))
+
+    def tokens_of(self, text: str) -> int:
+        """How many tokens a plain text has."""
+        return len(self.processor.tokenizer.encode(text))
 
     def _document(self, parts: Sequence[Part]) -> Iterator[_Piece]:
         tokenizer = self.processor.tokenizer

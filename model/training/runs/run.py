@@ -94,7 +94,7 @@ def loaders(options: RunOptions, config: HerdConfig, files: Path, ranks: Ranks) 
     if not options.data:
         raise HerdError("no data was given: name files or directories (--data)")
     encoder = Encoder(files, config, max_tokens=options.seq_len, too_long="cut")
-    samples = open_samples(options.data, lambda path: TextPages(path, encoder.page_bytes(path)))
+    samples = open_samples(options.data, lambda path: TextPages(path, encoder.tokens_of, encoder.page_tokens))
     train, held_out = hold_out(samples, options.held_out)
     pad = config.text.pad_token_id or 0
     loader = Loader(train, encoder, rows=options.rows, seq_len=options.seq_len, pad_id=pad, seed=options.train.seed,

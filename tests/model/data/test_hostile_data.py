@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -117,29 +118,44 @@ def test_a_large_member(tmp_path: Path) -> None:
 
 # --- pages of a text
 
+def pages_of(path: Path, room: int) -> TextPages:
+    """Pages where each byte is a token."""
+    return TextPages(path, lambda text: len(text.encode()), room)
+
+
 @pytest.mark.parametrize("text", [
-    "The herd grazes.\n" * 200, "no end " * 100, "ä" * 500, "x" * 999, "a", "🐄" * 70 + " moo",
+    "The herd grazes.\n" * 200, "no end " * 100, "ä" * 500, "x" * 999, "a", "🐄" * 70 + " moo", "\n" * 99,
 ])
-def test_pages_are_the_whole_text(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("room", [4, 70])
+def test_pages_are_the_whole_text(text: str, room: int, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
-    pages = TextPages(tmp_path / "a.txt", 70)
+    pages = pages_of(tmp_path / "a.txt", room)
     parts = [pages[index].document[0] for index in range(len(pages))]
     assert "".join(map(str, parts)) == text
-    assert all(len(str(part).encode()) <= 70 for part in parts)
-    assert len(parts) <= 2 + 2 * len(text.encode()) / 70
+    assert all(len(str(part).encode()) <= room for part in parts)
+    assert len(parts) <= 2 + 2 * len(text.encode()) / room
     assert pages[0].key == pages.key(0)
 
 
 def test_pages_end_with_a_line_or_a_word(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one two\nthree four five six seven")
-    pages = TextPages(tmp_path / "a.txt", 12)
+    pages = pages_of(tmp_path / "a.txt", 12)
     assert [pages[index].document for index in range(len(pages))] == [("one two\n",), ("three four ",), ("five six ",),
                                                                       ("seven",)]
 
 
+def test_a_page_has_as_many_lines_as_its_tokens_allow(tmp_path: Path) -> None:
+    """Lines of four words, then numbers, which are a token for each digit."""
+    words, numbers = "a herd of cattle\n", "0123456789\n"
+    (tmp_path / "a.txt").write_text(words * 20 + numbers * 20)
+    pages = TextPages(tmp_path / "a.txt", lambda text: len(re.findall(r"\d|[a-z]+", text)), 40)
+    found = [str(pages[index].document[0]) for index in range(len(pages))]
+    assert found == [words * 10] * 2 + [numbers * 4] * 5
+
+
 def test_a_page_that_is_not_utf_8_says_where(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"good text " * 10 + b"\xff")
-    pages = TextPages(tmp_path / "a.txt", 70)
+    pages = pages_of(tmp_path / "a.txt", 70)
     with pytest.raises(HerdError, match=r"a\.txt cannot be read as UTF-8 text \(byte 100\)"):
         pages[len(pages) - 1]
 
