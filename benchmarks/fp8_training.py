@@ -18,6 +18,7 @@ import json
 import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.table import Table
@@ -32,6 +33,7 @@ from herdgraph.model.training.train_options import TrainOptions
 
 from .figures import curves
 
+Precision = Literal["bf16", "fp32", "fp8"]
 WINDOW = 50
 
 
@@ -77,11 +79,15 @@ def run(options: PretrainOptions) -> Run:
     return Run(progress.losses, progress.held_out[progress.step], speed)
 
 
-def precisions(names: list[str]) -> dict[str, tuple[str, Fp8Options]]:
+def precisions(names: list[str]) -> dict[str, tuple[Precision, Fp8Options]]:
     """bfloat16 and what is compared with it: precisions and scaling."""
-    plain = {name: (name, Fp8Options()) for name in ("bf16", "fp32") if name == "bf16" or name in names}
-    recipes = [name for name in names if name not in plain]
-    return plain | {f"fp8 {name}": ("fp8", Fp8Options(name=name)) for name in recipes}  # type: ignore[arg-type]
+    found: dict[str, tuple[Precision, Fp8Options]] = {"bf16": ("bf16", Fp8Options())}
+    for name in names:
+        if name == "fp32":
+            found[name] = ("fp32", Fp8Options())
+        else:
+            found[f"fp8 {name}"] = ("fp8", Fp8Options(name=name))  # type: ignore[arg-type]
+    return found
 
 
 def base_options(args: argparse.Namespace) -> PretrainOptions:
