@@ -9,8 +9,9 @@
    only adapter and projector learn on: what it sees in drawings of a hand that was never trained stays as it was.
 
 The calf that the repository carries was made before this recipe, by that of commit 99d61f0: this one has seen too few
-steps to speak as well (docs/training.md). A step whose result exists is not repeated, one that was cut off goes on from its last checkpoint. ``--install`` puts
-the result into the package, where ``herdgraph build calf`` and ``make demo`` find it.
+steps to speak as well (docs/training.md). A step whose result exists is not repeated, one that was cut off goes on from
+its last checkpoint. ``--install`` puts the result into the package, where ``herdgraph build calf`` and ``make demo``
+find it.
 """
 
 from __future__ import annotations
