@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from benchmarks import dithered
 from benchmarks.retrieval import document, measure
 from benchmarks.tasks import Answers, accuracy_table, results
 from herdgraph.runtimes import Engine
@@ -35,3 +37,18 @@ def test_long_documents_are_read_alike_with_a_shared_past_and_alone(engine: Engi
     assert (found.questions, found.tokens) == (32, pytest.approx(700, abs=100))
     assert 0 <= found.found <= 1
     assert found.alone < 1e-3, "attention chunks of 128 tokens end at several places of these prompts"
+
+
+@pytest.mark.parametrize("shape", [(8, 64), (2, 64, 8)], ids=["matrix", "experts"])
+def test_dithered_weights_stay_within_their_rounding_intervals(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randint(0, dithered.VALUES, shape, generator=generator) * 0.25 - 1.5
+    moved = dithered.dithered(weight, generator)
+    assert torch.equal((moved / 0.25).round() * 0.25, weight)
+    assert 0.3 < float((moved - weight).abs().max() / 0.25) <= 0.5
+    assert len(moved.unique()) > 500
+
+
+def test_weights_on_no_grid_are_not_dithered() -> None:
+    weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(dithered.dithered(weight, torch.Generator()), weight)
