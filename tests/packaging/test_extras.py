@@ -168,12 +168,12 @@ def test_table_has_every_verb() -> None:
 @pytest.mark.parametrize(("versions", "environments"), [("newest", ENVIRONMENTS), ("lowest", ("cpu,build", "train"))],
                          ids=["newest", "lowest"])
 def test_verbs_in_fresh_environments(
-    versions: str, environments: tuple[str, ...], wheel: Path, inputs: Inputs, tmp_path: Path,
+    versions: str, environments: tuple[str, ...], native_wheel: Path, inputs: Inputs, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     found: dict[str, list[str]] = {line: [] for line in TABLE}
     for environment in environments:
-        python = installed(wheel, environment, tmp_path / environment, versions)
+        python = installed(native_wheel, environment, tmp_path / environment, versions)
         for number, line in enumerate(TABLE):
             out = tmp_path / f"out {environment} {number}"
             found[line].append(cell(*run(python, inputs.arguments(line, out), tmp_path)))
