@@ -32,7 +32,6 @@ import torch
 from rich.progress import track
 from rich.table import Table
 
-from examples.calf import CALF
 from herdgraph.console import stderr
 from herdgraph.model.config import read_config
 from herdgraph.model.data.records import frame_parts, record_of
@@ -148,16 +147,17 @@ def main() -> None:
     """Parse the command line, ask everybody everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, nargs="?", default=Path(".cache/calf"))
-    parser.add_argument("--checkpoint", type=Path, default=CALF)
+    parser.add_argument("--checkpoint", type=Path, help="default: the calf that was made in WORK")
     parser.add_argument("--every", type=int, default=10, help="ask bundles every n-th question only; 0: no bundles")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    checkpoint = args.checkpoint or args.work / "calf" / "model"
     torch.set_num_threads(args.threads)
     data, sets = args.work / "data", question_sets(args.work / "data")
-    answers = torch_answers(args.checkpoint, data)
+    answers = torch_answers(checkpoint, data)
     columns = {"most common answer": {title: f"{100 * most_common(rows):.1f} %" for title, rows in sets.items()},
                "torch, float32": {title: share(answers(rows)) for title, rows in sets.items()}}
-    for speaker, say in bundles(args.checkpoint, args.work, args.threads) if args.every else ():
+    for speaker, say in bundles(checkpoint, args.work, args.threads) if args.every else ():
         columns[speaker] = {title: share(say(rows[:: args.every])) for title, rows in sets.items()}
     table = Table(title="right answers of the calf")
     for column in ("", *columns):

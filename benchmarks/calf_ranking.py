@@ -29,7 +29,6 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
-from examples.calf import CALF
 from examples.calf.captions import Row, conversation
 from examples.calf.config import IMAGE_SIZE
 from examples.calf.emoji import chance
@@ -220,17 +219,18 @@ def main() -> None:
     """Parse the command line, rank, show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, nargs="?", default=Path(".cache/calf"))
-    parser.add_argument("--checkpoint", type=Path, default=CALF)
+    parser.add_argument("--checkpoint", type=Path, help="default: the calf that was made in WORK")
     parser.add_argument("--every", type=int, default=4, help="ask the decoder about every n-th picture only")
     parser.add_argument("--stamps", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    checkpoint = args.checkpoint or args.work / "calf" / "model"
     torch.set_num_threads(args.threads)
-    model = open_model(args.checkpoint)
-    baselines, decoder = Baselines(args.work), Decoder(args.checkpoint, model)
+    model = open_model(checkpoint)
+    baselines, decoder = Baselines(args.work), Decoder(checkpoint, model)
     # The decoder's embeddings have learned on: the tower is asked as it was when its own training ended.
     aligned = open_model(args.work / "tower" / "model")
-    tower = Tower(aligned, args.work, args.checkpoint, baselines)
+    tower = Tower(aligned, args.work, checkpoint, baselines)
     methods = {"pixels": baselines.pixels, "lite0": baselines.lite0, "tower, names": tower.names,
                "tower, meanings": tower.meanings}
     tables = [emoji_table(args.work, args.every, methods, decoder)]

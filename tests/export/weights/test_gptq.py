@@ -115,7 +115,8 @@ def calibration(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def inputs_of(source: TensorReader, ids: list[int]) -> dict[str, torch.Tensor]:
     """What the products of a model read, by hooks on the torch model; an expert's rows scaled by its token's score."""
-    decoder, seen = Llama4.from_checkpoint(source).eval().decoder, {}
+    # In float64: the errors of another float32 pass would count, and they depend on the processor.
+    decoder, seen = Llama4.from_checkpoint(source).eval().decoder.double(), {}
 
     def note(name: str, x_TD: torch.Tensor) -> None:
         seen[f"{name}.weight"] = x_TD.reshape(-1, x_TD.shape[-1])
@@ -151,9 +152,9 @@ def test_hessians_are_those_of_the_inputs_in_either_basis(checkpoint: Path, tmp_
                 found = file.hessian(name)
                 assert found is not None
                 if name in seen:
-                    assert_near(found, seen[name].T @ seen[name])
+                    assert_near(found, squares(seen[name]))
                 elif name.endswith("gate_up_proj"):
-                    sums = torch.stack([seen[f"{name} {expert}"].T @ seen[f"{name} {expert}"] for expert in range(4)])
+                    sums = torch.stack([squares(seen[f"{name} {expert}"]) for expert in range(4)])
                     assert_near(found, sums + SHARED_HESSIAN_WEIGHT * sums.sum(0))
                     assert_near(file.hessian(name, 2), found[2])
     stored = load_file(tmp_path / "hessians" / "layers.1.safetensors")
@@ -178,9 +179,14 @@ class WithOddNorms:
         return found
 
 
+def squares(x_TK: torch.Tensor) -> torch.Tensor:
+    """The Hessian of some inputs."""
+    return x_TK.T @ x_TK
+
+
 def assert_near(found: torch.Tensor | None, wanted: torch.Tensor) -> None:
     assert found is not None
-    assert float((found - wanted).norm() / wanted.norm()) < 5e-6
+    assert float((found - wanted).norm() / wanted.norm()) < 2e-6
 
 
 def test_a_bundle_rounded_by_data_is_closer_on_it(checkpoint: Path, calibration: Path, tmp_path: Path) -> None:
