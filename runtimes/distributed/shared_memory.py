@@ -246,6 +246,7 @@ class SharedMemory(Collectives):
         self._raise(stalled([rank], self.timeout, f" (process {self.pid(rank)})"))
 
     def _raise_ended(self, rank: int) -> NoReturn:
+        self._check_told()  # it may have told why, and ended, since the last look
         self._raise(f"rank {rank} (process {self.pid(rank)}) has ended")
 
     def _raise(self, message: str) -> NoReturn:

@@ -125,6 +125,22 @@ def _told(links: tuple[SharedMemory, SharedMemory], message: Message) -> Message
     return heard
 
 
+def test_a_rank_that_told_why_before_it_ended_is_quoted(
+    links: tuple[SharedMemory, SharedMemory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It tells and ends between two looks at it: first whether it told anything, then whether it lives."""
+    first, second = links
+
+    def tells_and_ends(rank: int) -> bool:
+        if rank == 1:
+            second.fail("rank 1: out of memory")
+        return rank != 1
+
+    monkeypatch.setattr(first, "_lives", tells_and_ends)
+    with pytest.raises(RankError, match="^rank 1: out of memory$"):
+        first.check()
+
+
 def test_commands_of_any_size(links: tuple[SharedMemory, SharedMemory]) -> None:
     random = np.random.default_rng(0)
     for count, tokens, rows, images in [(1, 1, 0, 0), (1, 512, 1, 5), (64, 1, 0, 0), (1, 12, 12, 0)]:
