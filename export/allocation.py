@@ -6,7 +6,7 @@ A part is what an operator stores alike. What a format does to it is found by ro
 Products in a row add their relative errors up, and what the logits lose grows with the sum: SENSITIVITY nats, were
 every product of the model all error. Attention and feed-forwards count alike: three products in a row, where q and k,
 which only weigh values, count half. What the head does wrong is in the logits as it is: half its variance over the
-tokens that are likely, a third of its mean square.
+tokens that are likely, a third of its mean square. A head that is the table of tokens, too, adds what they begin with.
 
 So everything starts with the fewest bits, and whatever the size leaves goes, step by step, where a byte takes most of
 the loss away.
@@ -25,7 +25,7 @@ from ..model.config.parameter_counts import model_size
 from ..model.config.shard_plan import ShardPlan
 from ..model.quantization.calibration_file import CalibrationFile
 from ..model.quantization.formats import BlockFormat
-from ..model.quantization.recipes import Recipe, Rule
+from ..model.quantization.recipes import HEAD, Recipe, Rule
 from .memory_plan import bytes_of_ranks
 from .rounding_sample import RoundingSampler
 from .targets.target import Target
@@ -34,6 +34,8 @@ SENSITIVITY = 20.0
 """Measured on SmolLM2 in FP8, whose products all have the same relative error: KL 2.8e-2 for errors of 1.4e-3."""
 LOGIT_LOSS = 0.33
 """Nats by mean square of what is added to the logits: measured on SmolLM2 in 4 bits."""
+TABLE_LOSS = 0.8
+"""Nats, were what every token begins with all error: measured on SmolLM2's table in 4, 5 and 6 bits."""
 _WEIGHTS = {"q_proj": 0.5, "k_proj": 0.5, "gate_up_proj": 2.0}
 """How much the error of a matrix counts, 1 for all others; gate and up of experts are one matrix."""
 _PER_LAYER = 9.0
@@ -148,7 +150,7 @@ def bits_of(recipe: Recipe, parts: Sequence[Part]) -> dict[str, int]:
 
 def choices(
     parts: Sequence[Part], ladder: Sequence[Recipe], calibration: CalibrationFile,
-    stored_bytes: Mapping[str, tuple[float, ...]],
+    stored_bytes: Mapping[str, tuple[float, ...]], *, looks_up_head: bool = False,
 ) -> Iterator[Choice]:
     """What every part loses and takes in each of its formats.
 
@@ -157,6 +159,7 @@ def choices(
         ladder: recipes with the formats, the fewest bits first.
         calibration: Hessians in the basis of the build.
         stored_bytes: of every weight by the recipes, by name.
+        looks_up_head: the head is the table of tokens, too.
     """
     assert calibration.source is not None, "calibration_for gives every build its source"
     layer = SENSITIVITY / (_PER_LAYER * calibration.source.config.text.num_layers)
@@ -165,12 +168,23 @@ def choices(
                                   rotated=ladder[0].rotated)
         losses, sizes = [0.0] * len(ladder), [0.0] * len(ladder)
         for name, shape in part.tensors.items():
-            role = name.removesuffix(".weight").rsplit(".", 1)[-1]
-            for which, error in enumerate(sampler.errors(name, shape)):
-                losses[which] += (LOGIT_LOSS * error.mean_square if role == "lm_head"
-                                  else layer * _WEIGHTS.get(role, 1.0) * error.relative_error)
+            for which, loss in enumerate(_losses(sampler, name, shape, layer, looks_up_head=looks_up_head)):
+                losses[which] += loss
                 sizes[which] += stored_bytes[name][which]
         yield Choice(part, tuple(losses), tuple(sizes))
+
+
+def _losses(
+    sampler: RoundingSampler, name: str, shape: Shape, layer: float, *, looks_up_head: bool
+) -> list[float]:
+    """Nats that a weight loses in each format; ``layer`` of them, were a matrix of a layer all error."""
+    if name != HEAD:
+        role = name.removesuffix(".weight").rsplit(".", 1)[-1]
+        return [layer * _WEIGHTS.get(role, 1.0) * error.relative_error for error in sampler.errors(name, shape)]
+    if looks_up_head:
+        return [LOGIT_LOSS * error.mean_square + TABLE_LOSS * error.relative_error
+                for error in sampler.errors_of_tied_head(shape)]
+    return [LOGIT_LOSS * error.mean_square for error in sampler.errors(name, shape)]
 
 
 def allocated(
@@ -195,15 +209,14 @@ def allocated(
         raise HerdError("--bits chooses by what rounding does to data: pass --calibration DIRECTORY, written by "
                         "`herdgraph calibrate`")
     width, packed = target.float_bytes, target.packs_weights
-    # Where a head is also the table that is looked up, it keeps the recipe's format: rows have no Hessian.
-    fixed = "lm_head" if packed and config.text.tie_word_embeddings else None
-    ladder, parts = target.ladder, [part for part in parts_of(calibration.source.config) if part.name != fixed]
+    ladder, parts = target.ladder, parts_of(calibration.source.config)
     smallest = with_bits(recipe, parts, [ladder[0]] * len(parts))
     least = sum(bytes_of_ranks(config, smallest, ShardPlan(), float_bytes=width, packed=packed))
     room = _room(bits, least, model_size(config).total)
     sizes = {name: tuple(each.stored_bytes(name, shape, width, packed=packed) for each in ladder)
              for part in parts for name, shape in part.tensors.items()}
-    chosen = allocate(list(choices(parts, ladder, calibration, sizes)), room)
+    looks_up_head = packed and config.text.tie_word_embeddings  # passes/native/tied_table.py
+    chosen = allocate(list(choices(parts, ladder, calibration, sizes, looks_up_head=looks_up_head)), room)
     found = with_bits(recipe, parts, [ladder[which] for which in chosen])
     return found, bits_of(found, parts)
 

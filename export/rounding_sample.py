@@ -8,6 +8,7 @@ With GPTQ, H is also what the codes are chosen by.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -20,9 +21,10 @@ from ..model.config.names import Shape
 from ..model.quantization.calibration_file import CalibrationFile
 from ..model.quantization.formats import BlockFormat, ChannelFormat, Format
 from ..model.quantization.packed_sizes import INPUT_BLOCK, filled
-from .passes.quantize._hessians import hessian_of
+from ..model.quantization.recipes import EMBEDDING, HEAD
+from .passes.quantize._hessians import hessian_of, hessian_of_tied_head
 from .passes.quantize.rotate_hidden import LARGEST_BLOCK, SMALLEST_BLOCK, BlockRotated
-from .weights.block import BlockRounder, filled_up, inverse_cholesky_of
+from .weights.block import BlockRounder, Hessian, filled_up, inverse_cholesky_of
 from .weights.channel import ChannelCodes
 from .weights.stream import Weight, channels_of
 
@@ -69,24 +71,51 @@ class RoundingSampler:
         found = np.mean([self._of(self._as_built(weight)) for weight in weights], axis=0)
         return [RoundingError(*each) for each in found.tolist()]
 
+    def errors_of_tied_head(self, shape: Shape) -> list[RoundingError]:
+        """Of a head that is the table too, by format; relative is the error of the table's rows as they are."""
+        source = self.calibration.source
+        assert source is not None, "calibration_for gives every build its source"
+        table = Weight(source, EMBEDDING, shape).transposed()
+        hessian_DD = _read(hessian_of_tied_head(self._first, self.calibration))
+        rows_ND, differences = self._differences(table, hessian_DD)
+        per_token = _per_token(_read(partial(self.calibration.hessian, HEAD)))
+        return [RoundingError(float(np.square(each).sum() / np.square(rows_ND).sum()),
+                              _energy(each, hessian_DD) / len(rows_ND) * per_token) for each in differences]
+
     def _as_built(self, weight: Weight) -> ir.TensorProtocol:
         block = power_of_two_in(int(weight.shape.numpy()[0]), LARGEST_BLOCK)
         spread = self.rotated and "down_proj" in weight.stored and block >= SMALLEST_BLOCK
         return BlockRotated(weight, block) if spread else weight
 
     def _of(self, weight: ir.TensorProtocol) -> list[RoundingError]:
+        hessian_KK = _read(hessian_of(weight, self._first, self.calibration))
+        rows_NK, differences = self._differences(weight, hessian_KK)
+        energy, per_token = _energy(rows_NK, hessian_KK), _per_token(hessian_KK)
+        return [RoundingError(error / energy, error / len(rows_NK) * per_token)
+                for error in (_energy(each, hessian_KK) for each in differences)]
+
+    @property
+    def _first(self) -> BlockFormat:
         first = self.layouts[0]
         assert isinstance(first, BlockFormat)
-        hessian = hessian_of(weight, first, self.calibration)
-        hessian_KK = hessian() if hessian is not None else None
-        assert hessian_KK is not None, "hessian_of refuses a calibration without it"
+        return first
+
+    def _differences(self, weight: ir.TensorProtocol, hessian_KK: Tensor) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Some output channels of a weight [n, K], and what every format changes in them."""
         rows_NK = _sample(weight)
         factor_KK = inverse_cholesky_of(weight, lambda: hessian_KK, filled(len(hessian_KK), INPUT_BLOCK))
-        errors = [_energy(_rounded(rows_NK, layout, factor_KK) - rows_NK, hessian_KK) for layout in self.layouts]
-        # Behind a norm the squares of a token's inputs have mean 1: the trace of H counts tokens times inputs.
-        per_token = len(hessian_KK) / max(float(hessian_KK.trace()), 1e-30)
-        energy = _energy(rows_NK, hessian_KK)
-        return [RoundingError(error / energy, error / len(rows_NK) * per_token) for error in errors]
+        return rows_NK, [_rounded(rows_NK, layout, factor_KK) - rows_NK for layout in self.layouts]
+
+
+def _read(hessian: Hessian | None) -> Tensor:
+    found = hessian() if hessian is not None else None
+    assert found is not None, "a calibration without it was refused"
+    return found
+
+
+def _per_token(hessian_KK: Tensor) -> float:
+    """1 / tokens, where a token's inputs have a mean square of 1, as behind a norm: the trace counts tokens times K."""
+    return len(hessian_KK) / max(float(hessian_KK.trace()), 1e-30)
 
 
 def _sample(weight: ir.TensorProtocol) -> np.ndarray:

@@ -49,7 +49,7 @@ class CpuTarget(Target):
             LowerPagedAttention(recipe.caches),
             *([] if recipe.fp8 else [LowerFullAttention()]),
             LowerRoutedExperts(),
-            *([] if recipe.fp8 else [LowerTiedTable(recipe), LowerProjects(recipe, calibration)]),
+            *([] if recipe.fp8 else [LowerTiedTable(recipe, calibration), LowerProjects(recipe, calibration)]),
             *precision_passes(recipe, calibration),
             Tidy(),
         ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.parameter_counts import model_size
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.data import Record
+from herdgraph.runtimes import Engine
 from herdgraph.runtimes.bundle.manifest import Bundle
 from support import herds
 
@@ -115,3 +118,31 @@ def test_what_bits_need(measured: tuple[Path, Path], tmp_path: Path) -> None:
                                              ("int4", None, "pass --calibration")):
             with pytest.raises(HerdError, match=message):
                 plan_build(source, tmp_path / "bundle", recipe=recipe, calibration=calibration, bits=6)
+
+
+def test_a_tied_head_gets_bits_as_well(tmp_path: Path) -> None:
+    """It is the largest part of a small model; the size is kept, and the logits are the model's."""
+    tied = replace(TINY, text=replace(TINY.text, tie_word_embeddings=True))
+    checkpoint, calibration = tmp_path / "checkpoint", tmp_path / "calibration"
+    herds.save(tied, checkpoint)
+    herds.write_processor(checkpoint)
+    with open_checkpoint(checkpoint) as source:
+        data = data_of(source, [Record("text", "text", document=(TEXT,))], most_tokens=1000, held_out=0)
+        calibrate(source, calibration, data)
+        request: dict[str, Any] = {"recipe": "int4", "calibration": calibration}
+        with pytest.raises(HerdError) as refused:
+            plan_build(source, tmp_path / "bundle", bits=1, **request)
+        least = float(str(refused.value).split("this model has ")[1].split()[0])
+        assert plan_build(source, tmp_path / "bundle", bits=least, **request).job.bits["lm_head"] == 4
+        planned = plan_build(source, tmp_path / "bundle", bits=least + 1.5, **request)
+        build_bundle(source, tmp_path / "bundle", bits=least + 1.5, **request)
+        assert planned.job.bits["lm_head"] in (5, 6, 8)
+        assert planned.memory.bundle_bytes * 8 / model_size(source.config).total <= least + 1.5
+        build_bundle(source, tmp_path / "exact", recipe="fp32")
+    found, exact = (_logits(tmp_path / name) for name in ("bundle", "exact"))
+    assert np.corrcoef(found, exact)[0, 1] > 0.97
+
+
+def _logits(bundle: Path) -> np.ndarray:
+    with Engine.load(bundle, threads=1) as engine:
+        return engine.prefill(engine.new_sequence(), herds.tokens(30, seed=5))

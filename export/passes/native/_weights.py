@@ -48,22 +48,23 @@ class Packer:
 
     def matrix(self, build: Builder, name: str, source: ir.TensorProtocol, layout: Packable) -> list[ir.Value | None]:
         """Codes and scales of a matrix [K, N]; there are no scales but those of 8-bit channels."""
-        return self._stored(build, name, self._packed(source, layout), layout)
+        return self.stored(build, name, self._packed(source, layout), layout)
 
     def experts(
         self, build: Builder, name: str, sources: Sequence[ir.TensorProtocol], layout: Packable
     ) -> list[ir.Value | None]:
         """Codes and scales of one matrix of every expert."""
-        return self._stored(build, name, PackedExperts([self._packed(source, layout) for source in sources]), layout)
+        return self.stored(build, name, PackedExperts([self._packed(source, layout) for source in sources]), layout)
 
     def _packed(self, source: ir.TensorProtocol, layout: Packable) -> PackedMatrix:
         hessian = None if layout is None else hessian_of(source, layout, self.calibration)
         return PackedMatrix(source, layout, hessian)
 
     @staticmethod
-    def _stored(
+    def stored(
         build: Builder, name: str, codes: PackedMatrix | PackedExperts, layout: Packable
     ) -> list[ir.Value | None]:
+        """Codes as initializers, and scales where they have some of their own."""
         stored: list[ir.Value | None] = [build.weight(f"{name}.codes", codes), None]
         if isinstance(layout, ChannelFormat):
             stored[1] = build.weight(f"{name}.scales", PackedScales(codes))

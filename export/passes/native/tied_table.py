@@ -5,6 +5,10 @@
 
 Rotated, head and table differ by the weight g of the last norm (``model/checkpoint/rotated.py``). M [D, D] takes its
 place, in float32: a hundredth of the table that need not be stored a second time.
+
+Below 8 bits the table is rounded so that the logits suffer least, by GPTQ with the Hessian of what it is multiplied
+with. Its rows are then 1.4 times as far off as those of nearest codes, which is little beside what logits gain: SmolLM2
+in 6 bits loses 8e-4 nats instead of 6e-3 by it.
 """
 
 from __future__ import annotations
@@ -15,12 +19,14 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, common
 
 from ....model.checkpoint.rotated import RotatedCheckpoint
+from ....model.quantization.calibration_file import CalibrationFile
 from ....model.quantization.packed_sizes import can_pack
 from ....model.quantization.recipes import EMBEDDING, HEAD, Recipe
 from ...graph.builder import Builder
 from ...weights.origin import Origin, with_origin
-from ...weights.packed import format_number
+from ...weights.packed import PackedMatrix, format_number
 from ...weights.stream import Weight
+from ..quantize._hessians import hessian_of_tied_head
 from ..report import report
 from ._matching import norm_of, weight_of
 from ._weights import DOMAIN, Packer, take_place
@@ -46,12 +52,13 @@ class LowerTiedTable(InPlacePass):
     """Replace lookup and head of a tied table that a graph has both of, whole.
 
     Args:
-        recipe: says how the head is stored; the table is stored so as well, rounded to nearest.
+        recipe: says how the head is stored; the table is stored so as well.
+        calibration: Hessians of inputs; below 8 bits the table is rounded by that of the head.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, calibration: CalibrationFile | None = None) -> None:
         super().__init__()
-        self.layout, self.packer = recipe.layout_of(HEAD), Packer(recipe, None)
+        self.layout, self.calibration = recipe.layout_of(HEAD), calibration
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite the main graph."""
@@ -67,13 +74,14 @@ class LowerTiedTable(InPlacePass):
         norm = norm_of(tied.head.inputs[0])
         x, gain, epsilon = (norm.x, norm.gain, norm.epsilon) if norm else (tied.head.inputs[0], None, 0.0)
         build, (rows, width) = Builder(str(tied.head.name)), tied.table.shape.numpy()
-        stored = self.packer.matrix(build, "weight", tied.table.transposed(), self.layout)  # type: ignore[arg-type]
+        stored = self._stored(build, tied.table.transposed())
         form: dict[str, Any] = {"domain": DOMAIN, "format": format_number(self.layout),  # type: ignore[arg-type]
                                 "channels": rows}
         if tied.rotated is not None:
             inputs = with_origin(_HeadInputs(tied.rotated), Origin(("norm.weight",)))
-            x = build("Project", x, *self.packer.matrix(build, "inputs", inputs, None), gain, None, domain=DOMAIN,
-                      format=format_number(None), channels=width, epsilon=epsilon)
+            mixing = Packer.stored(build, "inputs", PackedMatrix(inputs, None), None)
+            x = build("Project", x, *mixing, gain, None, domain=DOMAIN, format=format_number(None), channels=width,
+                      epsilon=epsilon)
             gain, epsilon = None, 0.0
         y = build("Project", x, *stored, gain, None, epsilon=epsilon, **form)
         y.shape, y.type = tied.head.outputs[0].shape, tied.head.outputs[0].type
@@ -82,6 +90,11 @@ class LowerTiedTable(InPlacePass):
         found = look_up("Lookup", tied.lookup.inputs[1], *stored, width=width, **form)
         found.shape, found.type = tied.lookup.outputs[0].shape, tied.lookup.outputs[0].type
         take_place(graph, tied.lookup, look_up, found)
+
+    def _stored(self, build: Builder, table_DV: Weight) -> list[ir.Value | None]:
+        layout = self.layout
+        hessian = None if layout is None else hessian_of_tied_head(layout, self.calibration)  # type: ignore[arg-type]
+        return Packer.stored(build, "weight", PackedMatrix(table_DV, layout, hessian), layout)  # type: ignore[arg-type]
 
 
 class _HeadInputs(ir.LazyTensor):

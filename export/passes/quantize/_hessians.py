@@ -8,8 +8,10 @@ import onnx_ir as ir
 from torch import Tensor
 
 from ....errors import HerdError
+from ....model.checkpoint.rotated import RotatedCheckpoint
 from ....model.quantization.calibration_file import CalibrationFile
 from ....model.quantization.formats import BlockFormat, ChannelFormat
+from ....model.quantization.recipes import HEAD
 from ...weights.block import Hessian
 from ...weights.origin import origin_of
 from .rotate_hidden import BlockRotated
@@ -25,13 +27,25 @@ def hessian_of(
     """
     if calibration is None or isinstance(layout, ChannelFormat):
         return None
-    name = origin_of(weight).name
+    return partial(_read, weight, calibration) if _known(origin_of(weight).name, layout, calibration) else None
+
+
+def hessian_of_tied_head(
+    layout: BlockFormat | ChannelFormat, calibration: CalibrationFile | None
+) -> Hessian | None:
+    """As ``hessian_of``, for a table that is the head too: of what is multiplied with it (``native/tied_table.py``)."""
+    if calibration is None or isinstance(layout, ChannelFormat):
+        return None
+    return partial(_read_tied, calibration) if _known(HEAD, layout, calibration) else None
+
+
+def _known(name: str, layout: BlockFormat, calibration: CalibrationFile) -> bool:
     if calibration.knows_hessian(name):
-        return partial(_read, weight, calibration)
+        return True
     if layout.bits < 8:
         raise HerdError(f"{calibration.path} says nothing of {name}, which is stored in {layout.bits} bits: write it "
                         "again with `herdgraph calibrate`")
-    return None
+    return False
 
 
 def _read(weight: ir.TensorProtocol, calibration: CalibrationFile) -> Tensor:
@@ -39,3 +53,13 @@ def _read(weight: ir.TensorProtocol, calibration: CalibrationFile) -> Tensor:
     hessian_KK = calibration.hessian(origin.name, origin.expert)
     assert hessian_KK is not None, "asked for only where the calibration knows it"
     return weight.rotated_hessian(hessian_KK) if isinstance(weight, BlockRotated) else hessian_KK
+
+
+def _read_tied(calibration: CalibrationFile) -> Tensor:
+    """M N M^T, where the logits are those of M n, and N is of n."""
+    hessian_DD = calibration.hessian(HEAD)
+    assert hessian_DD is not None, "asked for only where the calibration knows it"
+    if not isinstance(calibration.source, RotatedCheckpoint):
+        return hessian_DD
+    mixing_DD = calibration.source.tied_head_inputs()
+    return mixing_DD @ hessian_DD @ mixing_DD.T

@@ -137,7 +137,7 @@ def test_a_rank_that_told_why_before_it_ended_is_quoted(
         return rank != 1
 
     monkeypatch.setattr(first, "_lives", tells_and_ends)
-    with pytest.raises(RankError, match="^rank 1: out of memory$"):
+    with pytest.raises(RankError, match=r"^rank 1: out of memory$"):
         first.check()
 
 

@@ -9,13 +9,17 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from herdgraph.errors import HerdError
 from herdgraph.export.memory_plan import bytes_of_ranks
 from herdgraph.export.passes import LowerTiedTable
+from herdgraph.export.passes.quantize._hessians import hessian_of_tied_head
+from herdgraph.export.weights.block import BlockRounder, filled_up, inverse_cholesky_of
 from herdgraph.export.weights.stream import Weight
 from herdgraph.model.checkpoint.rotated import RotatedCheckpoint
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.config.shard_plan import ShardPlan
-from herdgraph.model.quantization.recipes import EMBEDDING, HEAD, RECIPES
+from herdgraph.model.quantization.formats import BlockFormat
+from herdgraph.model.quantization.recipes import EMBEDDING, HEAD, RECIPES, Recipe, Rule
 from support import graphs
 
 ROWS, WIDTH = 70, 24
@@ -71,6 +75,54 @@ def test_rows_and_logits(recipe: str, rotated: bool, tolerance: float) -> None:
     assert sum(name.endswith(".codes") for name in model.graph.initializers) == 1 + rotated
     wanted = source.logits()
     assert np.abs(graphs.run(model, ids=IDS)[0] - wanted).max() < tolerance * np.abs(wanted).max()
+
+
+class Measured:
+    """A calibration that saw the norm's results of all tokens of the table."""
+
+    path = "calibration"
+
+    def __init__(self, source: RotatedCheckpoint | None) -> None:
+        self.source = source
+
+    def knows_hessian(self, name: str) -> bool:
+        return name == HEAD and self.source is not None
+
+    def hessian(self, name: str, expert: int | None = None) -> torch.Tensor:
+        assert (name, expert, bool(self.source)) == (HEAD, None, True)
+        n_VD = torch.nn.functional.rms_norm(self.source.read(EMBEDDING), (WIDTH,))  # type: ignore[union-attr]
+        return n_VD.T @ n_VD
+
+
+def _in_bits(bits: int) -> Recipe:
+    return replace(RECIPES["int4"], rules=(Rule("lm_head", BlockFormat(bits, 64)), *RECIPES["int4"].rules))
+
+
+@pytest.mark.parametrize("bits", [4, 6])
+def test_below_8_bits_logits_are_what_suffers_least(bits: int) -> None:
+    """A third less than by nearest codes, in exact arithmetic behind the rounding; rows are what the head has."""
+    source, errors, rows = Source(), [], []
+    source.table[:, :] @= torch.diag(torch.linspace(0.1, 3, WIDTH))  # inputs that are not all alike
+    rotated = RotatedCheckpoint(source)  # type: ignore[arg-type]
+    mixing, table = rotated.tied_head_inputs(), rotated.read(EMBEDDING)
+    n_VD = torch.nn.functional.rms_norm(table, (WIDTH,))
+    for hessian in (None, hessian_of_tied_head(BlockFormat(bits, 64), Measured(rotated))):  # type: ignore[arg-type]
+        codes = BlockRounder(BlockFormat(bits, 64)).quantize(
+            filled_up(table.numpy(), 64), inverse_cholesky_of(ir.Tensor(table.numpy()), hessian, 64))
+        found = torch.from_numpy(codes.values().reshape(ROWS, -1)[:, :WIDTH])
+        errors.append(float((n_VD @ mixing @ (found - table).T).square().mean()))
+        rows.append(found)
+    assert errors[1] < 0.75 * errors[0]
+    model = _model(source, rotated=True)
+    assert LowerTiedTable(_in_bits(bits), Measured(rotated))(model).modified  # type: ignore[arg-type]
+    looked_up = next(node for node in model.graph if node.op_type == "Lookup").outputs[0]
+    model.graph.outputs.append(looked_up)
+    np.testing.assert_allclose(graphs.run(model, ids=IDS)[1], rows[1][IDS], rtol=2e-3, atol=1e-4)
+
+
+def test_below_8_bits_a_calibration_is_needed_that_knows_the_head() -> None:
+    with pytest.raises(HerdError, match=r"calibration says nothing of lm_head\.weight, which is stored in 5 bits"):
+        LowerTiedTable(_in_bits(5), Measured(None))(_model(Source(), rotated=True))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("untied", [_model(Source(tied=False), rotated=True), _model(Source(), rotated=True, rows=35)],
