@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from rich.table import Table
 
-from examples.calf.config import student_config
+from examples.calf.config import calf_config
 from herdgraph.console import stderr, stdout
 from herdgraph.model.config import HerdConfig, to_hf
 from herdgraph.model.training.fp8.linear import Fp8Options
@@ -95,7 +95,7 @@ def base_options(args: argparse.Namespace) -> PretrainOptions:
     checkpoint = args.checkpoint or args.work / "config.json"
     if args.checkpoint is None:
         args.work.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_text(json.dumps(to_hf(HerdConfig(text=student_config().text))), encoding="utf-8")
+        checkpoint.write_text(json.dumps(to_hf(HerdConfig(text=calf_config().text))), encoding="utf-8")
     return PretrainOptions(
         checkpoint=checkpoint, data=tuple(args.data), output=args.work, rows=args.rows, seq_len=args.length,
         held_out=0.02, held_out_batches=16, train=TrainOptions(steps=args.steps, log_every=1),
