@@ -1,7 +1,7 @@
-"""The calf: a Llama 4 model of 3.6 million parameters that sees emoji and names them, trained on one CPU.
+"""The calf: a Llama 4 model of 4.3 million parameters that sees emoji and names them, trained on one CPU.
 
-It learned from Google's drawings (Noto Emoji, Apache-2.0). Its checkpoint lies in the repository, not in the wheel:
-the demo and the tests use it. ``make_data`` and ``train`` make it again.
+It learned from drawings of six hands (``LICENCES``). Its checkpoint lies in the repository, not in the wheel: the demo
+and the tests use it. ``train`` makes it again.
 """
 
 from __future__ import annotations

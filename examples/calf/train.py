@@ -8,8 +8,7 @@
 3. ``fuse``: the decoder learns captions, answers and prose, text and pictures fused from the first layer. Of the tower
    only adapter and projector learn on: what it sees in drawings of a hand that was never trained stays as it was.
 
-The calf that the repository carries was made before this recipe, by that of commit 99d61f0: this one has seen too few
-steps to speak as well (docs/training.md). A step whose result exists is not repeated, one that was cut off goes on from
+The calf that the repository carries was made so (docs/training.md). A step whose result exists is not repeated, one that was cut off goes on from
 its last checkpoint. ``--install`` puts the result into the package, where ``herdgraph build calf`` and ``make demo``
 find it.
 """
@@ -135,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(".cache/calf"))
     parser.add_argument("--views", type=int, default=2, help="pictures of every trained drawing")
-    parser.add_argument("--steps", type=int, nargs=2, metavar=("TOWER", "FUSION"), default=(9000, 10000))
+    parser.add_argument("--steps", type=int, nargs=2, metavar=("TOWER", "FUSION"), default=(9000, 16000))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--install", action="store_true", help="put the calf into the package")
     run_cli(lambda: make(parser.parse_args()))

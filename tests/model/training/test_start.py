@@ -52,5 +52,5 @@ def test_what_is_none_of_them_is_refused(tmp_path: Path) -> None:
 
 def test_a_model_that_is_larger_than_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(start.os, "sysconf", lambda _: 100)
-    with pytest.raises(HerdError, match=r"parameters, in float32 14\.\d MB, and this machine 10\.0 kB of memory"):
+    with pytest.raises(HerdError, match=r"parameters, in float32 17\.\d MB, and this machine 10\.0 kB of memory"):
         open_model(Path("calf"))
