@@ -65,7 +65,8 @@ def transformers(config: HerdConfig, ids_BT: Tensor, *, grouped: bool = False) -
     from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 
     raw = {key: value for key, value in to_hf(config).items() if key not in ("architectures", "model_type")}
-    model = Llama4ForCausalLM(Llama4TextConfig(**raw, attn_implementation="sdpa")).float().train()
+    model: Any = Llama4ForCausalLM(Llama4TextConfig(**raw))  # ``sdpa``, as is their default
+    model = model.float().train()
     for part in model.modules():
         if grouped and isinstance(part, Llama4TextMoe):
             _group(part)
@@ -139,7 +140,7 @@ def _titan_mixture(text: TextConfig, bfloat16: bool) -> nn.Module:
         mixture.routed_experts.inner_experts.__class__ = Float32Experts
     for parameter in mixture.parameters():
         nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
-    return mixture  # type: ignore[no-any-return]
+    return mixture
 
 
 OURS = "herdgraph"
