@@ -1,10 +1,11 @@
-"""Speed and memory of a training step beside transformers' Llama 4, which computes every expert on every token.
+"""Speed and memory of a training step, beside transformers' Llama 4 and torchtitan's mixture of experts.
 
-    python -m benchmarks.training [--experts 16 128] [--threads 2] [--rows 4] [--length 256] [--rounds 5]
+    python -m benchmarks.training [--experts 16 128] [--threads 2] [--rows 4] [--length 256] [--rounds 3]
+        [--only NAME ...]
 
 A random text model (6 layers, width 256, experts of 256 in every layer), float32, forward, backward and AdamW, the same
-tokens. Each contestant runs in a fresh process, round by round in turn; the share of the GEMM peak counts active
-parameters only, for both.
+tokens; ``training_contestants.py`` says who takes part. Each contestant runs in a fresh process, round by round in
+turn; the share of the GEMM peak counts active parameters only, for all.
 """
 
 from __future__ import annotations
@@ -16,24 +17,21 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 
 import torch
 from rich.table import Table
 
-from herdgraph.model.config import HerdConfig, to_hf
+from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import TINY
-from herdgraph.model.llama4.model import Llama4
-from herdgraph.model.training.data import Batch
 from herdgraph.model.training.metrics import flops_per_token, measured_peak
-from herdgraph.model.training.moe.experts import prepare_for_training
-from herdgraph.model.training.objective import NextToken
-from herdgraph.model.training.optim import OptimizerOptions, optimizer_for
 
 from .memory import peak_megabytes
-from .peers import let_torchvision_import
 from .screen import show_tables
+from .training_contestants import CONTESTANTS, OURS
 
-CONTESTANTS = ("herdgraph", "transformers")
+Rounds = dict[str, list[dict[str, float]]]
+"""What was measured, by contestant, round by round."""
 
 
 def config_of(experts: int) -> HerdConfig:
@@ -47,82 +45,65 @@ def config_of(experts: int) -> HerdConfig:
     ))
 
 
-def step_of(name: str, config: HerdConfig, ids_BT: torch.Tensor):
-    """A function that makes one training step and returns its loss."""
-    labels_BT = torch.cat([ids_BT[:, 1:], torch.full((len(ids_BT), 1), -100)], 1)
-    if name == "herdgraph":
-        model = prepare_for_training(Llama4(config)).train()
-        batch, objective = Batch(ids_BT, labels_BT, torch.zeros_like(ids_BT), None), NextToken()
-        optimizer = optimizer_for(model, OptimizerOptions())
-
-        def loss_of() -> torch.Tensor:
-            return objective(model, batch, 0)[0] / (labels_BT != -100).sum()
-    else:
-        let_torchvision_import()
-        from transformers import Llama4ForCausalLM, Llama4TextConfig
-
-        raw = {key: value for key, value in to_hf(config).items() if key not in ("architectures", "model_type")}
-        model = Llama4ForCausalLM(Llama4TextConfig(**raw)).float().train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, fused=True)
-
-        def loss_of() -> torch.Tensor:
-            return model(ids_BT, labels=ids_BT, use_cache=False).loss
-
-    def step() -> float:
-        loss = loss_of()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return float(loss)
-
-    return step
-
-
 def work(name: str, experts: int, args: argparse.Namespace) -> dict[str, float]:
-    """Measure one contestant in this process."""
+    """Measure one contestant in this process: a median over steps, after those that warm up."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     config = config_of(experts)
     ids_BT = torch.randint(3, 4096, (args.rows, args.length))
-    step = step_of(name, config, ids_BT)
-    step()
+    loss_of, optimizer = CONTESTANTS[name](config, ids_BT)
     times = []
-    for _ in range(args.steps):
+    for _ in range(args.warmup + args.steps):
         started = time.perf_counter()
-        step()
+        loss_of().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         times.append(time.perf_counter() - started)
-    rate = ids_BT.numel() / statistics.median(times)
+    rate = ids_BT.numel() / statistics.median(times[args.warmup:])
     return {"rate": rate, "share": rate * flops_per_token(config, args.length) / measured_peak(),
-            "peak": peak_megabytes()}
+            "peak": peak_megabytes(), "first": times[0]}
+
+
+def measured(experts: int, args: argparse.Namespace) -> Rounds:
+    """All contestants in turn, each round in a fresh process."""
+    sizes = [f"--{name}={getattr(args, name)}" for name in ("threads", "rows", "length", "warmup", "steps")]
+    rounds: Rounds = {name: [] for name in args.only}
+    for _ in range(args.rounds):
+        for name, found in rounds.items():
+            command = [sys.executable, "-m", "benchmarks.training", "--worker", name, str(experts), *sizes]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            found.append(json.loads(done.stdout.splitlines()[-1]))
+    return rounds
+
+
+def add_rows(table: Table, experts: int, rounds: Rounds) -> None:
+    """A row for every contestant: medians over rounds, and how much faster than it ours was in the same round."""
+    for name, found in rounds.items():
+        median = {key: statistics.median(row[key] for row in found) for key in found[0]}
+        ratios = [ours["rate"] / theirs["rate"] for ours, theirs in zip(rounds.get(OURS, found), found, strict=True)]
+        table.add_row(str(experts), name, f"{median['rate']:.0f}", f"{median['share']:.2f}",
+                      f"{median['peak'] / 1e3:.2f} GB", f"{median['first']:.1f} s",
+                      f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
 def main() -> None:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experts", type=int, nargs="+", default=[16, 128])
-    for name, default in (("threads", 2), ("rows", 4), ("length", 256), ("rounds", 3), ("steps", 5)):
+    for name, default in (("threads", 2), ("rows", 4), ("length", 256), ("rounds", 3), ("warmup", 2), ("steps", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=[
+        name for name in CONTESTANTS if "torchtitan" not in name or find_spec("torchtitan")])
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         print(json.dumps(work(args.worker[0], int(args.worker[1]), args)))
         return
     table = Table(title=f"training step, {args.threads} thread(s), {args.rows} x {args.length} tokens")
-    for column in ("experts", "", "tokens/s", "of GEMM peak", "peak memory", "herdgraph / transformers"):
+    for column in ("experts", "", "tokens/s", "of GEMM peak", "peak memory", "first step", "herdgraph / this"):
         table.add_column(column)
-    sizes = [f"--{name}={getattr(args, name)}" for name in ("threads", "rows", "length", "steps")]
     for experts in args.experts:
-        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
-        for _ in range(args.rounds):
-            for name in CONTESTANTS:
-                command = [sys.executable, "-m", "benchmarks.training", "--worker", name, str(experts), *sizes]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                rounds[name].append(json.loads(done.stdout.splitlines()[-1]))
-        ratio = statistics.median(ours["rate"] / theirs["rate"] for ours, theirs in zip(*rounds.values(), strict=True))
-        for name, found in rounds.items():
-            median = {key: statistics.median(row[key] for row in found) for key in found[0]}
-            table.add_row(str(experts), name, f"{median['rate']:.0f}", f"{median['share']:.2f}",
-                          f"{median['peak'] / 1e3:.2f} GB", f"{ratio:.1f}" if name == "herdgraph" else "")
+        add_rows(table, experts, measured(experts, args))
     show_tables(table)
 
 

@@ -14,7 +14,7 @@ from its own start, and no token sees another document.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,12 +24,12 @@ from torch.nn import functional
 from ..config import HerdConfig, TextConfig
 from .operators import (
     cached_attention,
+    document_lengths,
     document_positions,
     full_sequence_attention,
     rms_norm,
     rotary_embedding,
     routed_experts,
-    visible_in_documents,
 )
 from .rope import DecoderRotary
 
@@ -48,8 +48,8 @@ class Positions(NamedTuple):
     sin_BTh: Tensor
     temperature_BT1: Tensor
     past_lengths_B: Tensor
-    visible: Mapping[int, Tensor] | None = None
-    """Masks of packed rows by the chunk of a layer; None when every row is one document."""
+    documents: Sequence[int] | None = None
+    """Lengths of the documents of packed rows; None when every row is one document."""
 
 
 class RMSNorm(nn.Module):
@@ -104,7 +104,7 @@ class Attention(nn.Module):
         if cache is None:
             y_BTN = full_sequence_attention(
                 q_BTN, k_BTM, v_BTM, num_heads=self.num_heads, kv_heads=self.kv_heads, chunk=self.chunk,
-                visible=positions.visible[self.chunk] if positions.visible else None,
+                documents=positions.documents,
             )
             return self.o_proj(y_BTN), None
         y_BTN, k, v = cached_attention(
@@ -265,21 +265,19 @@ class Decoder(nn.Module):
     def positions(self, tokens: int, past_lengths_B: Tensor, document_BT: Tensor | None = None) -> Positions:
         """Positions as rotations, and as the temperature 1 + a · ln(1 + floor((p + 1) / f)) of layers without RoPE.
 
-        They count from the start of a row, or of each document with the masks that keep documents apart.
+        They count from the start of a row, or of each document with the lengths that keep documents apart.
         """
         text = self.config.text
         positions_BT = past_lengths_B[:, None] + torch.arange(tokens, device=past_lengths_B.device)
-        visible = None
+        documents = None
         if document_BT is not None:
-            positions_BT = document_positions(document_BT)
-            chunks = {text.chunk_of(layer) for layer in range(text.num_layers)}
-            visible = {chunk: visible_in_documents(positions_BT, chunk) for chunk in chunks}
+            positions_BT, documents = document_positions(document_BT), document_lengths(document_BT)
         # p is absolute; the temperature is 1 up to p = f - 2, so that short texts do not show an error in it
         # (llama-models ``model.py``, ``Attention``).
         blocks = torch.floor((positions_BT[..., None].float() + 1.0) / text.floor_scale)
         temperature_BT1 = 1.0 + text.attn_scale * torch.log(1.0 + blocks)
         cos_BTh, sin_BTh = self.rotary(positions_BT)
-        return Positions(cos_BTh, sin_BTh, temperature_BT1, past_lengths_B, visible)
+        return Positions(cos_BTh, sin_BTh, temperature_BT1, past_lengths_B, documents)
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Final norm and head."""

@@ -10,7 +10,8 @@ otherwise (``RoutedExperts``, ``CachedAttention``), whose reference bodies stand
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -165,19 +166,40 @@ def full_sequence_attention(
     num_heads: int,
     kv_heads: int,
     chunk: int,
-    visible: Tensor | None = None,
+    documents: Sequence[int] | None = None,
 ) -> Tensor:
     """Attention over whole sequences that start at position 0, without a cache: what training uses.
 
-    Causal, and inside the block of ``chunk`` tokens when ``chunk`` is not 0; or what ``visible`` says, a mask
-    [T, T] or [B, 1, T, T] of queries by keys, for rows of several documents. Shapes as in ``cached_attention``.
+    A token sees itself and the tokens before it in its document, in its block of ``chunk`` tokens when ``chunk`` is not
+    0. Both make segments, and attention is causal within each: so each is attended to by itself, and no mask is built
+    that would say of every pair of tokens of a row whether they see each other. Segments of one length that lie beside
+    each other, as the blocks of a long document do, are computed together. Shapes as in ``cached_attention``.
+
+    Args:
+        q_BTN: queries.
+        k_BTM: keys.
+        v_BTM: values.
+        num_heads: H.
+        kv_heads: G.
+        chunk: attention chunk of the layer in tokens, 0 for a layer that sees its whole past.
+        documents: lengths of the documents of all rows, one row after the other; None when every row is one document.
     """
-    if visible is None:
-        position_T = torch.arange(q_BTN.shape[1], device=q_BTN.device)
-        visible = position_T[:, None] >= position_T
-        if chunk:
-            visible &= position_T[:, None] // chunk == position_T // chunk
-    return _attend(_heads(q_BTN, num_heads), _heads(k_BTM, kv_heads), _heads(v_BTM, kv_heads), visible)
+    batch, tokens = q_BTN.shape[:2]
+    lengths = causal_segments([tokens] * batch if documents is None else documents, chunk)
+    runs = [(length, len(list(same))) for length, same in groupby(lengths)]
+    parts = [x.flatten(0, 1).split([length * count for length, count in runs]) for x in (q_BTN, k_BTM, v_BTM)]
+    found = []
+    for (length, count), q_RN, k_RM, v_RM in zip(runs, *parts, strict=True):
+        q, k, v = (_heads(x.unflatten(0, (count, length)), heads)
+                   for x, heads in ((q_RN, num_heads), (k_RM, kv_heads), (v_RM, kv_heads)))
+        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        found.append(_joined(y).flatten(0, 1))
+    return torch.cat(found).unflatten(0, (batch, tokens))
+
+
+def causal_segments(documents: Sequence[int], chunk: int) -> list[int]:
+    """Lengths of the parts of documents in which attention is causal: their blocks of ``chunk`` tokens, or all."""
+    return [min(chunk or length, length - start) for length in documents for start in range(0, length, chunk or length)]
 
 
 def document_positions(document_BT: Tensor) -> Tensor:
@@ -191,19 +213,12 @@ def document_positions(document_BT: Tensor) -> Tensor:
     return row_T - torch.where(begins_BT, row_T, 0).cummax(dim=1).values
 
 
-def visible_in_documents(position_BT: Tensor, chunk: int) -> Tensor:
-    """Mask of packed rows, bool [B, 1, T, T]: a query sees earlier tokens of its document, in its position's chunk.
-
-    A token at position p of its document sees itself and the p % chunk tokens before it in the row (p when ``chunk``
-    is 0): a range that cannot leave the document.
-
-    Args:
-        position_BT: position of every token in its document, as ``document_positions`` gives it.
-        chunk: attention chunk of the layer in tokens, 0 for a layer that sees its whole past.
-    """
-    row_T = torch.arange(position_BT.shape[1], device=position_BT.device)
-    first_BT = row_T - (position_BT % chunk if chunk else position_BT)
-    return ((row_T <= row_T[:, None]) & (row_T >= first_BT[..., None]))[:, None]
+def document_lengths(document_BT: Tensor) -> list[int]:
+    """Lengths of the documents of all rows, one row after the other; waits for the device."""
+    ends_BT = document_BT != document_BT.roll(-1, dims=1)
+    ends_BT[:, -1] = True
+    ends = ends_BT.flatten().nonzero().flatten().tolist()
+    return [end - before for before, end in pairwise([-1, *ends])]
 
 
 def _heads(x_BTN: Tensor, heads: int) -> Tensor:
@@ -211,5 +226,8 @@ def _heads(x_BTN: Tensor, heads: int) -> Tensor:
 
 
 def _attend(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, visible: Tensor) -> Tensor:
-    y = functional.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, attn_mask=visible, enable_gqa=True)
-    return y.transpose(1, 2).flatten(2)
+    return _joined(functional.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, attn_mask=visible, enable_gqa=True))
+
+
+def _joined(y_BHTK: Tensor) -> Tensor:
+    return y_BHTK.transpose(1, 2).flatten(2)

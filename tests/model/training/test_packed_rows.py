@@ -8,9 +8,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from herdgraph.model.config.presets import TINY
-from herdgraph.model.llama4.operators import document_positions, visible_in_documents
+from herdgraph.model.llama4.operators import (
+    causal_segments,
+    document_lengths,
+    document_positions,
+    full_sequence_attention,
+)
 from support import herds
 from support.twins import twins
 
@@ -64,18 +70,38 @@ def test_one_document_per_row_changes_nothing() -> None:
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=24), st.integers(0, 5))
-def test_masks_by_their_definition(row: list[int], chunk: int) -> None:
+def test_segments_by_their_definition(row: list[int], chunk: int) -> None:
     """An id that comes back is another document."""
-    place_BT = document_positions(torch.tensor([row]))
-    visible_TT = visible_in_documents(place_BT, chunk)[0, 0]
-    starts = [0]
+    document_BT = torch.tensor([row, row[::-1]])
+    lengths, places = document_lengths(document_BT), document_positions(document_BT).flatten().tolist()
+    starts = [t for t, place in enumerate(places) if place == 0]
+    assert lengths == [end - start for start, end in itertools.pairwise([*starts, 2 * len(row)])]
+    assert places == [place for length in lengths for place in range(length)]
     for t in range(1, len(row)):
-        starts.append(starts[-1] if row[t] == row[t - 1] else t)
-    assert place_BT[0].tolist() == [t - start for t, start in enumerate(starts)]
-    for t in range(len(row)):
-        for s in range(len(row)):
-            same_chunk = not chunk or (t - starts[t]) // chunk == (s - starts[s]) // chunk
-            assert bool(visible_TT[t, s]) == (s <= t and starts[s] == starts[t] and same_chunk)
+        assert (places[t] == 0) == (row[t] != row[t - 1])
+    assert causal_segments(lengths, chunk) == [
+        len(list(same)) for _, same in itertools.groupby(
+            (document, place // (chunk or 99)) for document, length in enumerate(lengths) for place in range(length))]
+
+
+@pytest.mark.parametrize("chunk", [0, 3, 8])
+def test_attention_by_segments_is_attention_behind_a_mask(chunk: int) -> None:
+    """Outputs and gradients in float64, against the mask of every pair of tokens."""
+    heads, groups, width = 4, 2, 8
+    document_BT, places_BT = documents_of(ROWS), document_positions(documents_of(ROWS))
+    q, k, v = (torch.randn(2, 57, n * width, dtype=torch.float64, requires_grad=True) for n in (heads, groups, groups))
+    same_BTT = document_BT[:, :, None] == document_BT[:, None]
+    block_BT = places_BT // (chunk or 99)
+    visible_BTT = same_BTT & (block_BT[:, :, None] == block_BT[:, None]) & torch.ones(57, 57).tril().bool()
+    masked = functional.scaled_dot_product_attention(
+        *(x.unflatten(-1, (-1, width)).transpose(1, 2) for x in (q, k, v)), attn_mask=visible_BTT[:, None],
+        enable_gqa=True).transpose(1, 2).flatten(2)
+    found = full_sequence_attention(q, k, v, num_heads=heads, kv_heads=groups, chunk=chunk,
+                                    documents=document_lengths(document_BT))
+    torch.testing.assert_close(found, masked)
+    dy = torch.randn_like(found)
+    for ours, theirs in zip(*(torch.autograd.grad(y, (q, k, v), dy) for y in (found, masked)), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_gradients_stay_inside_of_a_document() -> None:
