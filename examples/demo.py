@@ -148,8 +148,8 @@ def main() -> None:
     stderr.print("[bold]5. ask it[/bold]")
     figures = answer(QUESTION)
     stderr.print("[bold]6. show pictures to the calf, the small model that herdgraph carries[/bold]")
-    stderr.print("[dim]It was trained on none of them. Of drawings by another hand it names one in eight, these among "
-                 "them; of the carrot it has never seen any picture.[/dim]")
+    stderr.print("[dim]By a hand of whose drawings it was shown none, chosen by lot. It names three in ten of such; of "
+                 "two of these it has never seen any drawing.[/dim]")
     look()
     table("summary", {
         "model": f"{CHECKPOINT} ({size(sum(f.stat().st_size for f in CHECKPOINT.glob('*.safetensors')))})",
