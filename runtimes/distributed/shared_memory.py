@@ -215,16 +215,20 @@ class SharedMemory(Collectives):
         self.words[mine] += 1
 
     def blame(self) -> str:
-        """See ``Collectives``: the rank at the end of the chain of those that wait for each other.
+        """See ``Collectives``: ranks whose processes are stopped, else the end of the chain of those that wait.
 
-        Where all have begun the same step, as in a recorded call, ranks whose processes are stopped.
+        Marks alone do not tell: a rank that is stopped in a step which all of its stage have begun looks like them.
         """
+        stopped = [rank for rank in range(self.world) if is_stopped(self.pid(rank))]
+        named = stopped or self._end_of_chain()
+        return stalled(named, self.timeout) if named else ""
+
+    def _end_of_chain(self) -> list[int]:
+        """The rank that this one waits for in the end, if it waits for any."""
         seen = [self.rank]
         while (further := self._keeps_waiting(seen[-1])) is not None and further not in seen:
             seen.append(further)
-        stopped = [rank for rank in range(self.world) if is_stopped(self.pid(rank))]
-        named = seen[-1:] if len(seen) > 1 else stopped
-        return stalled(named, self.timeout) if named else ""
+        return seen[1:][-1:]
 
     def _keeps_waiting(self, rank: int) -> int | None:
         """The rank with which another takes its step, or one of its stage that is behind."""

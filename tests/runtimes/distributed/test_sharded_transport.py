@@ -109,6 +109,26 @@ def test_a_chain_of_waiting_ranks_is_followed_to_its_end() -> None:
         links[1].broadcast(np.zeros(1))  # told, though it would wait without limit
 
 
+@pytest.mark.parametrize("steps", [(1, 1), (2, 1)], ids=["in the same step", "one step behind"])
+def test_a_stopped_rank_of_the_next_stage_is_named_wherever_it_was(steps: tuple[int, int]) -> None:
+    """Rank 3 is only its neighbor in the stage: the chain of those that wait ends there if both have begun a step."""
+    descriptor = create(4)
+    ranks = [SharedMemory(os.dup(descriptor), rank, 4, range(rank // 2 * 2, rank // 2 * 2 + 2)) for rank in range(4)]
+    os.close(descriptor)
+    ranks[0].mark(2)
+    ranks[1].mark(3)
+    for rank, count in zip(ranks[3:1:-1], steps, strict=True):
+        for _ in range(count):
+            rank.mark()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        ranks[0].expect(2, process.pid)
+        said = {rank.blame().split(" has kept")[0] for rank in (ranks[0], ranks[1], ranks[3])}
+        process.kill()
+    assert said == {"rank 2"}
+
+
 @pytest.fixture
 def links() -> tuple[SharedMemory, SharedMemory]:
     descriptor = create(2)
