@@ -1,0 +1,93 @@
+"""What is asked of a clip: which of two came first, what is to be seen at some second, how many scenes there are.
+
+A question alone teaches little: that the answer is one of six frames, and not which. Asked what is to be seen second by
+second, all frames are told by name behind their times, and asked when something begins, its time is told by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from random import Random
+
+from .emoji import Emoji
+
+NUMBERS = ("One.", "Two.", "Three.")
+LIST = "What is to be seen, second by second?"
+LONGEST_LIST = 4
+"""Seconds: more of them would not fit into one attention chunk, behind their frames."""
+
+Question = tuple[str, str]
+"""With its answer."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What can be joined: an emoji, and pictures of it by one hand."""
+
+    emoji: Emoji
+    pictures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Scenes one after the other, and how many seconds each of them lasts."""
+
+    scenes: Sequence[Scene]
+    lengths: Sequence[int]
+
+    @property
+    def at_second(self) -> list[Scene]:
+        """What is to be seen."""
+        return list(chain.from_iterable([scene] * length
+                                        for scene, length in zip(self.scenes, self.lengths, strict=True)))
+
+
+def one_question(random: Random, clip: Clip) -> dict[str, Question]:
+    """A question by its kind, to evaluate on."""
+    kind = random.choice(("first", "when", "count")) if len(clip.scenes) > 1 else random.choice(("when", "count"))
+    return {kind: _ASKED[kind](random, clip)}
+
+
+def several_questions(random: Random, clip: Clip) -> dict[str, Question]:
+    """Questions by their kinds, to train on: so many that they fit into one attention chunk, behind the frames."""
+    seconds = len(clip.at_second)
+    kinds = ["when", "count"]
+    if len(clip.scenes) > 1:
+        kinds += ["first", "begins"]
+    if seconds <= LONGEST_LIST:
+        kinds.append("list")
+    chosen = random.sample(kinds, min(len(kinds), max(1, (7 - seconds) // 2)))
+    return {kind: _ASKED[kind](random, clip) for kind in chosen}
+
+
+def _first(random: Random, clip: Clip) -> Question:
+    a, b = random.sample(range(len(clip.scenes)), 2)
+    shown = [scene.emoji for scene in clip.scenes]
+    return f"Which came first, {shown[a].phrase} or {shown[b].phrase}?", _sentence(shown[min(a, b)])
+
+
+def _when(random: Random, clip: Clip) -> Question:
+    second = random.randrange(len(clip.at_second))
+    return f"What is at second {second}?", _sentence(clip.at_second[second].emoji)
+
+
+def _count(_: Random, clip: Clip) -> Question:
+    return "How many clips are joined?", NUMBERS[len(clip.scenes) - 1]
+
+
+def _begins(random: Random, clip: Clip) -> Question:
+    number = random.randrange(len(clip.scenes))
+    return f"When does {clip.scenes[number].emoji.phrase} begin?", f"At second {sum(clip.lengths[:number])}."
+
+
+def _list(_: Random, clip: Clip) -> Question:
+    return LIST, " ".join(f"Second {second}: {scene.emoji.phrase}." for second, scene in enumerate(clip.at_second))
+
+
+def _sentence(emoji: Emoji) -> str:
+    return f"{emoji.phrase[:1].upper()}{emoji.phrase[1:]}."
+
+
+_ASKED = {"first": _first, "when": _when, "count": _count, "begins": _begins, "list": _list}
