@@ -29,6 +29,8 @@ FRAMES = (0, 8, 16)
 """Which frames of an animation are used; they play at some 24 in a second. Six of ten files hold one frame only."""
 OTHER_FRAMES = (4, 12)
 """Which frames new clips of trained animations are made of."""
+ANIMATORS = "fluent"
+"""Hands whose drawings look like the animations."""
 MOST = 3
 """Scenes in one clip."""
 DRAWN = 0.5
@@ -73,7 +75,7 @@ def write_clips(
     unseen, trained = moving[:count], moving[count:]
     never, learned, new = ([_animation(one, frames, package, directory) for one in several] for several, frames in (
         (unseen, FRAMES), (trained, FRAMES), (trained, OTHER_FRAMES)))
-    drawings = _drawings(directory, {one.code: one for one in emoji if one not in unseen})
+    drawings = _drawings(directory, {one.code: one for one in emoji}, {one.code for one in unseen})
 
     def training(random: Random, count: int) -> list[Scene]:
         if random.random() < DRAWN:
@@ -101,13 +103,13 @@ def _rows(
                **conversation({"video": video, "fps": 1}, asked.values())}
 
 
-def _drawings(directory: Path, emoji: dict[str, Emoji]) -> list[list[Scene]]:
-    """By emoji what each hand drew, in several views."""
+def _drawings(directory: Path, emoji: dict[str, Emoji], unseen: set[str]) -> list[list[Scene]]:
+    """By emoji what each hand drew, in several views; of emoji to evaluate on, hands other than the animations'."""
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for line in (directory / "pairs.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         code, view, _ = row["key"].rsplit("-", 2)
-        if code in emoji:
+        if code in emoji and not (code in unseen and view.startswith(ANIMATORS)):
             found[code][view.rstrip("0123456789")].append(row["content"][0]["image"])
     return [[Scene(emoji[code], tuple(views)) for views in hands.values()] for code, hands in found.items()]
 
