@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from itertools import chain
 from random import Random
 
-from .emoji import Emoji
-
 NUMBERS = ("One.", "Two.", "Three.")
 LIST = "What is to be seen, second by second?"
 LONGEST_LIST = 4
@@ -24,9 +22,9 @@ Question = tuple[str, str]
 
 @dataclass(frozen=True)
 class Scene:
-    """What can be joined: an emoji, and pictures of it by one hand."""
+    """What can be joined: a thing, with its article, and pictures of it."""
 
-    emoji: Emoji
+    phrase: str
     pictures: tuple[str, ...]
 
 
@@ -64,13 +62,13 @@ def several_questions(random: Random, clip: Clip) -> dict[str, Question]:
 
 def _first(random: Random, clip: Clip) -> Question:
     a, b = random.sample(range(len(clip.scenes)), 2)
-    shown = [scene.emoji for scene in clip.scenes]
-    return f"Which came first, {shown[a].phrase} or {shown[b].phrase}?", _sentence(shown[min(a, b)])
+    shown = [scene.phrase for scene in clip.scenes]
+    return f"Which came first, {shown[a]} or {shown[b]}?", _sentence(shown[min(a, b)])
 
 
 def _when(random: Random, clip: Clip) -> Question:
     second = random.randrange(len(clip.at_second))
-    return f"What is at second {second}?", _sentence(clip.at_second[second].emoji)
+    return f"What is at second {second}?", _sentence(clip.at_second[second].phrase)
 
 
 def _count(_: Random, clip: Clip) -> Question:
@@ -79,15 +77,15 @@ def _count(_: Random, clip: Clip) -> Question:
 
 def _begins(random: Random, clip: Clip) -> Question:
     number = random.randrange(len(clip.scenes))
-    return f"When does {clip.scenes[number].emoji.phrase} begin?", f"At second {sum(clip.lengths[:number])}."
+    return f"When does {clip.scenes[number].phrase} begin?", f"At second {sum(clip.lengths[:number])}."
 
 
 def _list(_: Random, clip: Clip) -> Question:
-    return LIST, " ".join(f"Second {second}: {scene.emoji.phrase}." for second, scene in enumerate(clip.at_second))
+    return LIST, " ".join(f"Second {second}: {scene.phrase}." for second, scene in enumerate(clip.at_second))
 
 
-def _sentence(emoji: Emoji) -> str:
-    return f"{emoji.phrase[:1].upper()}{emoji.phrase[1:]}."
+def _sentence(phrase: str) -> str:
+    return f"{phrase[:1].upper()}{phrase[1:]}."
 
 
 _ASKED = {"first": _first, "when": _when, "count": _count, "begins": _begins, "list": _list}

@@ -5,7 +5,7 @@ thing and not the motion, so that a question about one of them alone could be an
 have an order and times, which ``clip_questions.py`` asks for.
 
 To bind what is seen to its time is learned from more things than there are animations: drawings of all trained emoji
-are joined as well, a view a second.
+are joined as well, a view a second, and shapes, whose names are learned soon.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ ANIMATORS = "fluent"
 """Hands whose drawings look like the animations."""
 MOST = 3
 """Scenes in one clip."""
-DRAWN = 0.5
-"""Share of the clips to train on that are made of drawings."""
+SHARES = (0.5, 0.25, 0.25)
+"""Of clips of animations, of drawings and of shapes, to train on."""
 
 Draw = Callable[[Random, int], list[Scene]]
 """So many scenes by lot."""
@@ -60,7 +60,8 @@ def write_clips(
     ``clips_test.jsonl`` joins animations of emoji that are in no trained clip.
 
     Args:
-        directory: of the data; frames go to ``pictures/``, ``pairs.jsonl`` tells what else is there.
+        directory: of the data; frames go to ``pictures/``, ``pairs.jsonl`` and
+            ``shape_names.jsonl`` tell what else there is.
         emoji: whose drawings are trained on.
         animated: those of them that are looked for in the package.
         package: of ``fetch_animations``.
@@ -75,12 +76,13 @@ def write_clips(
     unseen, trained = moving[:count], moving[count:]
     never, learned, new = ([_animation(one, frames, package, directory) for one in several] for several, frames in (
         (unseen, FRAMES), (trained, FRAMES), (trained, OTHER_FRAMES)))
-    drawings = _drawings(directory, {one.code: one for one in emoji}, {one.code for one in unseen})
+    drawings, shapes = _drawings(directory, emoji, {one.code for one in unseen}), _shapes(directory)
 
     def training(random: Random, count: int) -> list[Scene]:
-        if random.random() < DRAWN:
+        kind = random.choices(("animations", "drawings", "shapes"), SHARES)[0]
+        if kind == "drawings":
             return [random.choice(hands) for hands in random.sample(drawings, count)]
-        return random.sample(learned, count)
+        return random.sample(learned if kind == "animations" else shapes, count)
 
     made: dict[str, Iterator[Row]] = {
         "clips": _rows("clips", training, several_questions, clips, seed),
@@ -103,15 +105,29 @@ def _rows(
                **conversation({"video": video, "fps": 1}, asked.values())}
 
 
-def _drawings(directory: Path, emoji: dict[str, Emoji], unseen: set[str]) -> list[list[Scene]]:
+def _drawings(directory: Path, emoji: Sequence[Emoji], unseen: set[str]) -> list[list[Scene]]:
     """By emoji what each hand drew, in several views; of emoji to evaluate on, hands other than the animations'."""
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for line in (directory / "pairs.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        code, view, _ = row["key"].rsplit("-", 2)
-        if code in emoji and not (code in unseen and view.startswith(ANIMATORS)):
-            found[code][view.rstrip("0123456789")].append(row["content"][0]["image"])
-    return [[Scene(emoji[code], tuple(views)) for views in hands.values()] for code, hands in found.items()]
+    for key, picture, _ in _named(directory / "pairs.jsonl"):
+        code, view, _ = key.rsplit("-", 2)
+        if not (code in unseen and view.startswith(ANIMATORS)):
+            found[code][view.rstrip("0123456789")].append(picture)
+    return [[Scene(one.phrase, tuple(views)) for views in found[one.code].values()]
+            for one in emoji if one.code in found]
+
+
+def _shapes(directory: Path) -> list[Scene]:
+    """Shapes of each kind and color, somewhere else every second."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for _, picture, name in _named(directory / "shape_names.jsonl"):
+        found[name].append(picture)
+    return [Scene(f"a {name}", tuple(pictures)) for name, pictures in sorted(found.items())]
+
+
+def _named(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Key, picture and name of rows with one picture."""
+    for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        yield row["key"], row["content"][0]["image"], row["content"][1]
 
 
 def _animation(emoji: Emoji, wanted: Sequence[int], package: Path, directory: Path) -> Scene:
@@ -127,7 +143,7 @@ def _animation(emoji: Emoji, wanted: Sequence[int], package: Path, directory: Pa
                 ground.convert("RGB").save(directory / names[number], compress_level=1)
             if number == max(wanted):
                 break
-    return Scene(emoji, tuple(name for number, name in names.items() if number in wanted) or (names[0],))
+    return Scene(emoji.phrase, tuple(name for number, name in names.items() if number in wanted) or (names[0],))
 
 
 def _path(package: Path, emoji: Emoji) -> Path:
