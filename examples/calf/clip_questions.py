@@ -1,7 +1,7 @@
 """What is asked of a clip: which of two came first, what is to be seen at some second, how many scenes there are.
 
-A question alone teaches little: that the answer is one of six frames, and not which. Asked what is to be seen second by
-second, all frames are told by name behind their times, and asked when something begins, its time is told by its name.
+A question alone teaches little: for long a calf learned to name any of the frames, and nothing of their times. Asked
+what is at each second, it is told the name of every frame right behind its number, and binds them soon.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from itertools import chain
 from random import Random
 
 NUMBERS = ("One.", "Two.", "Three.")
-LIST = "What is to be seen, second by second?"
-LONGEST_LIST = 4
-"""Seconds: more of them would not fit into one attention chunk, behind their frames."""
+FEW = 3
+"""Seconds behind which there is room in an attention chunk for a question and the list."""
 
 Question = tuple[str, str]
 """With its answer."""
@@ -49,14 +48,16 @@ def one_question(random: Random, clip: Clip) -> dict[str, Question]:
 
 
 def several_questions(random: Random, clip: Clip) -> dict[str, Question]:
-    """Questions by their kinds, to train on: so many that they fit into one attention chunk, behind the frames."""
-    seconds = len(clip.at_second)
+    """Questions by their kinds, to train on: one, what is at each second, or both where there is room.
+
+    The list comes last: no answer is to be read in it.
+    """
     kinds = ["when", "count"]
     if len(clip.scenes) > 1:
         kinds += ["first", "begins"]
-    if seconds <= LONGEST_LIST:
-        kinds.append("list")
-    chosen = random.sample(kinds, min(len(kinds), max(1, (7 - seconds) // 2)))
+    chosen = [random.choice(kinds), "list"]
+    if len(clip.at_second) > FEW:
+        chosen = [random.choice(chosen)]
     return {kind: _ASKED[kind](random, clip) for kind in chosen}
 
 
@@ -81,7 +82,8 @@ def _begins(random: Random, clip: Clip) -> Question:
 
 
 def _list(_: Random, clip: Clip) -> Question:
-    return LIST, " ".join(f"Second {second}: {scene.phrase}." for second, scene in enumerate(clip.at_second))
+    listed = (f"{second}: {scene.phrase}." for second, scene in enumerate(clip.at_second))
+    return "What is at each second?", " ".join(listed)
 
 
 def _sentence(phrase: str) -> str:

@@ -33,7 +33,7 @@ ANIMATORS = "fluent"
 """Hands whose drawings look like the animations."""
 MOST = 3
 """Scenes in one clip."""
-SHARES = (0.5, 0.25, 0.25)
+SHARES = (0.4, 0.3, 0.3)
 """Of clips of animations, of drawings and of shapes, to train on."""
 
 Draw = Callable[[Random, int], list[Scene]]

@@ -151,7 +151,7 @@ def _check(row: dict[str, Any], known: dict[str, str]) -> None:
             thing = text.removeprefix("When does a ").removesuffix(" begin?")
             assert said == f"at second {names.index(thing)}."
         else:
-            assert said == " ".join(f"second {second}: a {name}." for second, name in enumerate(names))
+            assert said == " ".join(f"{second}: a {name}." for second, name in enumerate(names))
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
