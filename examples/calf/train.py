@@ -6,8 +6,7 @@
 1. ``make_data``: six vendors' drawings, questions about shapes, clips, prose, a tokenizer;
 2. ``tower``: the image tower learns to see, from EfficientNet-lite0 and from names (``tower.py``);
 3. ``fuse``: the decoder learns captions, answers and prose, text and pictures fused from the first layer. Of the tower
-   only adapter and projector learn on: what it sees in drawings of a hand that was never trained stays as it was. At
-   the start it is made as long as words are.
+   only adapter and projector learn on: what it sees in drawings of a hand that was never trained stays as it was.
 
 The calf that the repository carries was made so (docs/training.md). A step whose result exists is not repeated, one
 that was cut off goes on from its last checkpoint. ``--install`` puts the result into the package, where ``herdgraph
@@ -39,7 +38,7 @@ from . import CALF, PICTURES
 from .config import calf_config
 from .emoji import chance
 from .make_data import LEARNED, make_data
-from .pictures_data import load_named, read_named
+from .pictures_data import load_named
 from .tower import TowerOptions, TowerRun, train_tower
 
 EXPERTS = ExpertOptions(bias_rate=0, balance_loss=0.01)
@@ -94,7 +93,6 @@ def fuse(work: Path, checkpoint: Path, steps: int) -> Path:
     if _is_done("fusion", options.output):
         return options.model
     model = open_model(checkpoint)
-    as_long_as_words(model, read_named(work / "data")[0][::64])
     for name, parameter in model.named_parameters():
         parameter.requires_grad = not name.startswith("vision.") or any(part in name for part in LEARNS_ON)
     with progress() as bar:
@@ -105,23 +103,6 @@ def fuse(work: Path, checkpoint: Path, steps: int) -> Path:
 
         train_model(model, options, checkpoint, on_step=on_step)
     return options.model
-
-
-@torch.no_grad()
-def as_long_as_words(model: Llama4, pictures_nHWC: torch.Tensor) -> None:
-    """Scale the projector so that what is seen is as long as token embeddings are, on average.
-
-    The tower was trained by cosines, which leave lengths alone: what it gave was six times as long as a word. What a
-    layer adds, such as the time of a frame, is of the same length everywhere, and drowns in that.
-
-    Args:
-        model: with a tower.
-        pictures_nHWC: uint8, to measure by.
-    """
-    assert model.vision is not None, "the calf sees"
-    seen = model.vision(pictures_nHWC.permute(0, 3, 1, 2).float() / 127.5 - 1)
-    words = model.decoder.embed_tokens.weight
-    model.vision.multi_modal_projector.linear_1.weight *= words.norm(dim=-1).mean() / seen.norm(dim=-1).mean()
 
 
 def _is_done(title: str, output: Path) -> bool:

@@ -14,7 +14,6 @@ from examples.calf.meanings import WIDTH
 from examples.calf.pictures_data import NamedPictures
 from examples.calf.tokenizer import save_processor, train_tokenizer
 from examples.calf.tower import TowerOptions, TowerRun, train_tower
-from examples.calf.train import as_long_as_words
 from herdgraph.model.llama4.initialization import initialize
 from herdgraph.model.llama4.model import Llama4
 
@@ -78,16 +77,3 @@ def test_lite0_has_the_shapes_of_its_package() -> None:
         grid, pooled = Lite0().eval()(torch.rand(1, 3, 64, 64))
     assert (grid.shape, pooled.shape) == ((1, GRID, 4, 4), (1, POOLED))
     assert sum(parameter.numel() for parameter in Lite0().parameters()) == 4_652_008
-
-
-def test_what_is_seen_becomes_as_long_as_words() -> None:
-    torch.manual_seed(0)
-    model = initialize(Llama4(calf_config(VOCABULARY)))
-    pictures = torch.randint(256, (8, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=torch.uint8)
-    pixels = pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
-    before = model.vision(pixels)
-    as_long_as_words(model, pictures)
-    after = model.vision(pixels)
-    words = model.decoder.embed_tokens.weight.norm(dim=-1).mean()
-    torch.testing.assert_close(after.norm(dim=-1).mean(), words)
-    torch.testing.assert_close(torch.cosine_similarity(before, after), torch.ones(len(before)))
