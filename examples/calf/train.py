@@ -5,8 +5,9 @@
 
 1. ``make_data``: six vendors' drawings, questions about shapes, clips, prose, a tokenizer;
 2. ``tower``: the image tower learns to see, from EfficientNet-lite0 and from names (``tower.py``);
-3. ``fuse``: the decoder learns captions, answers and prose, text and pictures fused from the first layer. Of the tower
-   only adapter and projector learn on: what it sees in drawings of a hand that was never trained stays as it was.
+3. ``fuse``: the decoder learns captions, answers and prose, text and pictures fused from the first layer; then clips
+   as well. Of the tower only adapter and projector learn on: what it sees in drawings of a hand that was never trained
+   stays as it was.
 
 The calf that the repository carries was made so (docs/training.md). A step whose result exists is not repeated, one
 that was cut off goes on from its last checkpoint. ``--install`` puts the result into the package, where ``herdgraph
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -43,6 +45,25 @@ from .tower import TowerOptions, TowerRun, train_tower
 
 EXPERTS = ExpertOptions(bias_rate=0, balance_loss=0.01)
 """An even load by a loss: with four experts a bias would choose otherwise than the served router does."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of early fusion.
+
+    Attributes:
+        name: of its directory.
+        learned: names of the files that it is trained on.
+        learning_rate: the highest.
+    """
+
+    name: str
+    learned: tuple[str, ...]
+    learning_rate: float
+
+
+STAGES = (Stage("pictures", tuple(name for name in LEARNED if name != "clips"), 2.5e-3), Stage("calf", LEARNED, 8e-4))
+"""Names first: what stands at which second is learned by who can tell it."""
 LEARNS_ON = ("vision_adapter", "multi_modal_projector")
 """Parts of the image tower that early fusion trains."""
 
@@ -82,24 +103,24 @@ def tower(work: Path, options: TowerOptions) -> Path:
     return output / "model"
 
 
-def fuse(work: Path, checkpoint: Path, steps: int) -> Path:
-    """The calf: its decoder learns what the tower sees and what is said of it."""
+def fuse(work: Path, checkpoint: Path, stage: Stage, steps: int) -> Path:
+    """A stage of the calf: its decoder learns what the tower sees and what is said of it."""
     options = RunOptions(
-        data=tuple(work / "data" / f"{name}.jsonl" for name in LEARNED), output=work / "calf", rows=4, seq_len=256,
-        held_out=0.005, experts=EXPERTS,
+        data=tuple(work / "data" / f"{name}.jsonl" for name in stage.learned), output=work / stage.name, rows=4,
+        seq_len=256, held_out=0.005, experts=EXPERTS,
         train=TrainOptions(steps=steps, log_every=20, save_minutes=5),
-        optimizer=OptimizerOptions(learning_rate=2.5e-3, warmup=60, final=0.02),
+        optimizer=OptimizerOptions(learning_rate=stage.learning_rate, warmup=60, final=0.02),
     )
-    if _is_done("fusion", options.output):
+    if _is_done(stage.name, options.output):
         return options.model
     model = open_model(checkpoint)
     for name, parameter in model.named_parameters():
         parameter.requires_grad = not name.startswith("vision.") or any(part in name for part in LEARNS_ON)
     with progress() as bar:
-        task = bar.add_task("fusion", total=steps)
+        task = bar.add_task(stage.name, total=steps)
 
         def on_step(done: TrainProgress, record: dict[str, float]) -> None:
-            bar.update(task, completed=done.step, description=f"fusion: loss {record['loss']:.3f}")
+            bar.update(task, completed=done.step, description=f"{stage.name}: loss {record['loss']:.3f}")
 
         train_model(model, options, checkpoint, on_step=on_step)
     return options.model
@@ -134,7 +155,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(".cache/calf"))
     parser.add_argument("--views", type=int, default=2, help="pictures of every trained drawing")
-    parser.add_argument("--steps", type=int, nargs=2, metavar=("TOWER", "FUSION"), default=(9000, 16000))
+    parser.add_argument("--steps", type=int, nargs=3, metavar=("TOWER", "PICTURES", "CLIPS"),
+                        default=(9000, 16000, 9000))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--install", action="store_true", help="put the calf into the package")
     run_cli(lambda: make(parser.parse_args()))
@@ -149,7 +171,9 @@ def make(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     make_data(options.work, options.views)
     seeing = tower(options.work, TowerOptions(steps=options.steps[0]))
-    checkpoint = fuse(options.work, seeing, options.steps[1])
+    checkpoint = seeing
+    for stage, steps in zip(STAGES, options.steps[1:], strict=True):
+        checkpoint = fuse(options.work, checkpoint, stage, steps)
     if options.install:
         install(checkpoint, options.work / "data")
     table("the calf", {"checkpoint": str(checkpoint), "installed": str(CALF) if options.install else "no",
