@@ -51,7 +51,7 @@ def fetch_animations(cache: Path) -> Path:
 
 
 def write_clips(
-    directory: Path, emoji: Sequence[Emoji], animated: Sequence[Emoji], package: Path, *, clips: int = 12000,
+    directory: Path, emoji: Sequence[Emoji], animated: Sequence[Emoji], package: Path, *, clips: int = 16000,
     asked: int = 600, held_out: float = 0.2, seed: int = 0,
 ) -> dict[str, int]:
     """Write ``clips.jsonl`` to train on, and two files to evaluate on, one question a row.
