@@ -53,17 +53,22 @@ class Stage:
 
     Attributes:
         name: of its directory.
+        title: what it adds.
         learned: names of the files that it is trained on.
         learning_rate: the highest.
     """
 
     name: str
+    title: str
     learned: tuple[str, ...]
     learning_rate: float
 
 
-STAGES = (Stage("pictures", tuple(name for name in LEARNED if name != "clips"), 2.5e-3), Stage("calf", LEARNED, 8e-4))
-"""Names first: what stands at which second is learned by who can tell it."""
+STAGES = (
+    Stage("pictures", "pictures", tuple(name for name in LEARNED if name != "clips"), 2.5e-3),
+    Stage("calf", "clips as well", LEARNED, 8e-4),
+)
+"""Names first: what is at which second is learned by who can tell what it is."""
 LEARNS_ON = ("vision_adapter", "multi_modal_projector")
 """Parts of the image tower that early fusion trains."""
 
@@ -111,16 +116,16 @@ def fuse(work: Path, checkpoint: Path, stage: Stage, steps: int) -> Path:
         train=TrainOptions(steps=steps, log_every=20, save_minutes=5),
         optimizer=OptimizerOptions(learning_rate=stage.learning_rate, warmup=60, final=0.02),
     )
-    if _is_done(stage.name, options.output):
+    if _is_done(f"fusion, {stage.title}", options.output):
         return options.model
     model = open_model(checkpoint)
     for name, parameter in model.named_parameters():
         parameter.requires_grad = not name.startswith("vision.") or any(part in name for part in LEARNS_ON)
     with progress() as bar:
-        task = bar.add_task(stage.name, total=steps)
+        task = bar.add_task("fusion", total=steps)
 
         def on_step(done: TrainProgress, record: dict[str, float]) -> None:
-            bar.update(task, completed=done.step, description=f"{stage.name}: loss {record['loss']:.3f}")
+            bar.update(task, completed=done.step, description=f"fusion, {stage.title}: loss {record['loss']:.3f}")
 
         train_model(model, options, checkpoint, on_step=on_step)
     return options.model
