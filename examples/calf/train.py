@@ -66,7 +66,7 @@ class Stage:
 
 STAGES = (
     Stage("pictures", "pictures", tuple(name for name in LEARNED if name != "clips"), 2.5e-3),
-    Stage("calf", "clips as well", LEARNED, 8e-4),
+    Stage("calf", "clips as well", LEARNED, 3e-4),
 )
 """Names first: what is at which second is learned by who can tell what it is."""
 LEARNS_ON = ("vision_adapter", "multi_modal_projector")
