@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".cache/calf"))
     parser.add_argument("--views", type=int, default=2, help="pictures of every trained drawing")
     parser.add_argument("--steps", type=int, nargs=3, metavar=("TOWER", "PICTURES", "CLIPS"),
-                        default=(9000, 16000, 9000))
+                        default=(9000, 16000, 9500))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--install", action="store_true", help="put the calf into the package")
     run_cli(lambda: make(parser.parse_args()))
