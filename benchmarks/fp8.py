@@ -22,7 +22,7 @@ from torch import Tensor
 
 from herdgraph.calibration.calibrate import backend_factory
 from herdgraph.calibration.evaluate import evaluate
-from herdgraph.calibration.matmul_backends import Exact, Quantized
+from herdgraph.calibration.matmul_backends import Quantized
 from herdgraph.calibration.measure import measure
 from herdgraph.calibration.samples import read_samples
 from herdgraph.calibration.search import parts_of
@@ -33,6 +33,7 @@ from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.processing import PromptProcessor
 from herdgraph.model.quantization.calibration_file import CalibrationFile
 from herdgraph.model.quantization.observers import OBSERVERS
+from herdgraph.model.quantization.outliers import outlier_channels
 from herdgraph.model.quantization.recipes import RECIPES
 
 from .quality import TEXTS, WINDOW
@@ -69,8 +70,12 @@ class ByHessians(Quantized):
     def _rounded_weight(self, name: str, weight_KN: Tensor) -> Tensor:
         source, found = self._weights.get(name, (None, None))
         if source is None or found is None or source.data_ptr() != weight_KN.data_ptr():
-            codes = Fp8Codes(ir.Tensor(weight_KN.numpy()), None, lambda _: self.hessians.hessian(name, self.expert))
+            outliers_J = self._outliers(name)
+            codes = Fp8Codes(ir.Tensor(weight_KN.numpy()), lambda _: self.hessians.hessian(name, self.expert),
+                             outliers_J)
             found = torch.from_numpy(codes.numpy().astype(np.float32) * codes.scales())
+            if outliers_J is not None:
+                found[outliers_J] = weight_KN[outliers_J]
             self._weights[name] = weight_KN, found
         return found
 
@@ -83,17 +88,19 @@ def variants(amaxes: dict[str, Tensor], checkpoint: Checkpoint, hessians: Calibr
     def amax(name: str) -> Tensor:
         return amaxes[f"mse/{name}"]
 
-    def shift(name: str) -> Tensor | None:
-        return amaxes.get(f"input_shift/{name}")
+    def outliers(name: str) -> Tensor | None:
+        return outlier_channels(amaxes.get(f"input_energy/{name}"))
 
     rows: dict[str, Quantized] = {f"observer {name}": backend_factory(amaxes, name)(FP8) for name in OBSERVERS}
     for name in ("mse", "max"):
-        rows[f"{name}, by Hessians"] = ByHessians(FP8, lambda weight, name=name: amaxes[f"{name}/{weight}"], shift)
-        rows[f"{name}, by Hessians"].hessians = hessians  # type: ignore[attr-defined]
+        for title, chosen in (("", outliers), (", no outlier channels", lambda _: None)):
+            row = ByHessians(FP8, lambda weight, name=name: amaxes[f"{name}/{weight}"], chosen)
+            row.hessians = hessians
+            rows[f"{name}, by Hessians{title}"] = row
     rows["mse, one scale for all experts of a layer"] = backend_factory(shared, "mse")(FP8)
-    rows["max, not shifted"] = Quantized(FP8, lambda name: amaxes[f"unshifted/{name}"], lambda _: None)
-    rows["mse, only weights in FP8"] = WeightsOnly(FP8, amax, shift)
-    rows["mse, only inputs in FP8"] = InputsOnly(FP8, amax, shift)
+    rows["max, no outlier channels"] = Quantized(FP8, lambda name: amaxes[f"max/{name}"], lambda _: None)
+    rows["mse, only weights in FP8"] = WeightsOnly(FP8, amax, outliers)
+    rows["mse, only inputs in FP8"] = InputsOnly(FP8, amax, outliers)
     for name, rules in parts_of(checkpoint.config).items():
         rows[f"mse, {name} in high precision"] = make_backend(FP8.with_high_precision(rules))
     rows["mse, routed experts only in FP8 (Meta's choice)"] = make_backend(
@@ -110,32 +117,9 @@ def held_out(checkpoint: Checkpoint, count: int) -> list[Window]:
 
 
 def measured(checkpoint: Checkpoint, work: Path) -> dict[str, Tensor]:
-    """Magnitudes by every observer, from the built-in text; those by ``unshifted`` are of inputs as they are.
-
-    Hessians are left in a directory.
-    """
+    """Magnitudes by every observer and energies, from the built-in text; Hessians are left in a directory."""
     data = data_of(checkpoint, read_samples([], images=False), most_tokens=16384)
-    amaxes = measure(checkpoint, data, work, key="").amaxes
-    plain = Magnitudes()
-    evaluate(checkpoint, {"": plain}, data.measured[:-1])  # type: ignore[dict-item]
-    found = {name.removeprefix("max/"): amax for name, amax in amaxes.items() if name.startswith("max/")}
-    return amaxes | {f"unshifted/{name}": plain.amaxes.get(name, amax) for name, amax in found.items()}
-
-
-class Magnitudes(Exact):
-    """Exact products that keep the largest magnitude of each input, experts excepted."""
-
-    def __init__(self) -> None:
-        self.amaxes: dict[str, Tensor] = {}
-
-    def __call__(self, name: str, x: Tensor, weight_KN: Tensor, expert: int | None = None) -> Tensor:
-        """Record and multiply."""
-        if expert is None:
-            self.amaxes[name] = torch.maximum(self.amaxes.get(name, torch.tensor(0.0)), x.abs().max())
-        return x @ weight_KN
-
-    def forget(self) -> None:
-        """Nothing is held."""
+    return measure(checkpoint, data, work, key="").amaxes
 
 
 def main() -> None:

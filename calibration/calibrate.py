@@ -25,8 +25,17 @@ from ..model.checkpoint import Checkpoint
 from ..model.checkpoint.reader import TensorReader
 from ..model.checkpoint.tensors.write import write_tensors
 from ..model.quantization.calibration_check import hessian_bytes
-from ..model.quantization.calibration_file import DESCRIPTION, FORMAT, HESSIANS, INPUT_SHIFT, KV_AMAX, SCALES, identity
+from ..model.quantization.calibration_file import (
+    DESCRIPTION,
+    FORMAT,
+    HESSIANS,
+    INPUT_ENERGY,
+    KV_AMAX,
+    SCALES,
+    identity,
+)
 from ..model.quantization.observers import OBSERVERS
+from ..model.quantization.outliers import outlier_channels
 from ..model.quantization.recipes import RECIPES, Caches, Recipe
 from .evaluate import Evaluation, Quality, evaluate
 from .matmul_backends import Quantized
@@ -153,21 +162,21 @@ def backend_factory(amaxes: dict[str, Tensor], observer: str) -> Callable[[Recip
     """What makes the FP8 backend of a recipe.
 
     Args:
-        amaxes: magnitudes and shifts, named as ``model/quantization/calibration_file.py`` says.
+        amaxes: magnitudes and energies, named as ``model/quantization/calibration_file.py`` says.
         observer: whose magnitudes are used.
     """
 
     def input_amax(name: str) -> Tensor:
         return amaxes[f"{observer}/{name}"]
 
-    def input_shift(name: str) -> Tensor | None:
-        return amaxes.get(f"{INPUT_SHIFT}/{name}")
+    def outliers(name: str) -> Tensor | None:
+        return outlier_channels(amaxes.get(f"{INPUT_ENERGY}/{name}"))
 
     def kv_amax(name: str) -> tuple[float, float]:
         key, value = amaxes[f"{observer}/{name}.{KV_AMAX}"].tolist()
         return key, value
 
-    return lambda recipe: Quantized(recipe, input_amax, input_shift, kv_amax)
+    return lambda recipe: Quantized(recipe, input_amax, outliers, kv_amax)
 
 
 def _check_options(options: Options, data: Data) -> None:

@@ -102,7 +102,10 @@ def test_one_run_measures_for_all_recipes(calibrated: tuple[Path, dict[str, Any]
             assert (amax > 0).all()
             assert (amax <= scales[f"max/{name}"]).all()
         assert torch.equal(file.input_amax(name), scales[f"mse/{name}"])
-        assert (file.input_shift(name) is None) == (".experts." in name)
+        energy, outliers = scales[f"input_energy/{name}"], file.outliers(name)
+        assert outliers is not None
+        assert len(outliers) == min(16, len(energy) // 8)
+        assert energy[outliers].min() >= energy.kthvalue(len(energy) - len(outliers)).values
     assert not any("router" in name or "lm_head" in name or "embed_tokens" in name for name in scales)
     assert all(file.kv_amax(layer) for layer in range(4))
     assert set(description["inputs"]) == {*names, *(f"layers.{layer}.self_attn.cache" for layer in range(4))}
@@ -128,7 +131,7 @@ def test_the_report_holds_everything(
     assert "&lt;b&gt;me &amp; you&lt;/b&gt;" in text
 
 
-def test_shifts_and_magnitudes_are_those_of_the_model(
+def test_energies_and_magnitudes_are_those_of_the_model(
     calibrated: tuple[Path, dict[str, Any]], checkpoint: Checkpoint, data: Data
 ) -> None:
     """An independent look: hooks on the torch model."""
@@ -140,10 +143,10 @@ def test_shifts_and_magnitudes_are_those_of_the_model(
             pixels = None if window.pixels is None else torch.from_numpy(window.pixels)
             model(torch.tensor([window.token_ids]), pixels)
     x_ND = torch.cat([x[0] for x in seen])
-    shift = scales["input_shift/layers.2.feed_forward.down_proj.weight"]
-    torch.testing.assert_close(shift, x_ND.median(0).values, atol=1e-5, rtol=1e-5)
+    found = scales["input_energy/layers.2.feed_forward.down_proj.weight"]
+    torch.testing.assert_close(found, x_ND.square().mean(0), atol=1e-6, rtol=1e-4)
     found = scales["max/layers.2.feed_forward.down_proj.weight"]
-    torch.testing.assert_close(found, (x_ND - shift).abs().max(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, x_ND.abs().max(), atol=1e-5, rtol=1e-5)
 
 
 def test_the_same_data_gives_the_same_bytes(
@@ -379,7 +382,7 @@ def test_another_checkpoints_calibration_is_refused(calibrated: tuple[Path, dict
     with pytest.raises(HerdError, match=r"has no calibration\.json, it is not a calibration"):
         CalibrationFile.open(tmp_path, "0" * 64)
     (tmp_path / "calibration.json").write_text('{"format": 99}')
-    with pytest.raises(HerdError, match="is 99, this herdgraph reads 3"):
+    with pytest.raises(HerdError, match="is 99, this herdgraph reads 4"):
         CalibrationFile.open(tmp_path, "0" * 64)
 
 
