@@ -25,7 +25,6 @@ from herdgraph.calibration.evaluate import evaluate
 from herdgraph.calibration.matmul_backends import Quantized
 from herdgraph.calibration.measure import measure
 from herdgraph.calibration.samples import read_samples
-from herdgraph.calibration.search import parts_of
 from herdgraph.calibration.windows import Window, data_of
 from herdgraph.console import fail
 from herdgraph.export.weights.fp8 import Fp8Codes
@@ -34,6 +33,7 @@ from herdgraph.model.processing import PromptProcessor
 from herdgraph.model.quantization.calibration_file import CalibrationFile
 from herdgraph.model.quantization.observers import OBSERVERS
 from herdgraph.model.quantization.outliers import outlier_channels
+from herdgraph.model.quantization.parts import parts_of
 from herdgraph.model.quantization.recipes import RECIPES
 
 from .quality import TEXTS, WINDOW

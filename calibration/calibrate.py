@@ -36,12 +36,13 @@ from ..model.quantization.calibration_file import (
 )
 from ..model.quantization.observers import OBSERVERS
 from ..model.quantization.outliers import outlier_channels
+from ..model.quantization.parts import parts_of
 from ..model.quantization.recipes import RECIPES, Caches, Recipe
 from .evaluate import Evaluation, Quality, evaluate
 from .matmul_backends import Quantized
 from .measure import Measured, kept_for_later, measure, parts_to_measure
 from .report import write_report
-from .search import parts_of, search
+from .search import search
 from .windows import Data, Window
 
 logger = logging.getLogger(__name__)
@@ -59,8 +60,9 @@ class Options:
         min_tokens_shown: tokens that every expert is shown (``coverage.py``).
         min_tokens: tokens that every expert must get from the router itself.
         under_covered: what happens when one gets fewer.
-        max_kl: bound on the mean KL per token: the fewest parts that hold it stay in high precision; None for no
-            search.
+        high_precision: parts (``model/quantization/parts.py``) that stay in high precision.
+        max_kl: bound on the mean KL per token: the fewest further parts that hold it stay in high precision; None for
+            no search.
         kv: how the evaluation stores keys and values.
         hessians: measure Hessians too, which 4-bit weights are rounded by.
     """
@@ -69,6 +71,7 @@ class Options:
     min_tokens_shown: int = 64
     min_tokens: int = 1
     under_covered: Literal["warn", "fail"] = "warn"
+    high_precision: tuple[str, ...] = ()
     max_kl: float | None = None
     kv: Caches = "float"
     hessians: bool = True
@@ -111,6 +114,7 @@ def calibrate(
     check_output(output, overwrite=overwrite, mark=DESCRIPTION, inputs=[checkpoint.directory])
     options, progress = options or Options(), progress or CalibrationProgress()
     _check_options(options, data)
+    kept = _kept(checkpoint, data, options)
     # 1. Measure. Unfinished work lies beside the output, for the next run of the same key.
     work = output.absolute().with_name(f".{output.name}.calibrating")
     if options.hessians:
@@ -121,7 +125,7 @@ def calibrate(
                        with_hessians=options.hessians, on_part=lambda _: progress.part())
     _check_coverage(measured, options)
     # 2. Choose the parts in high precision and evaluate the result on what was held out.
-    found = _SearchResult(high_precision_parts=_unseen(checkpoint, data))
+    found = _SearchResult(high_precision_parts=kept)
     if data.held_out:
         make_backend = backend_factory(measured.amaxes, options.observer)
         _search_and_evaluate(checkpoint, options, make_backend, data.held_out, found, progress)
@@ -201,13 +205,21 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _unseen(source: TensorReader, data: Data) -> tuple[str, ...]:
-    """Parts that no data reached: the image tower of a model that was shown no picture stays in high precision."""
-    seen = any(window.pixels is not None for window in data.measured)
-    if source.config.vision is None or seen:
-        return ()
-    logger.warning("the model sees, and the data has no pictures: the image tower will stay in high precision in fp8")
-    return tuple(parts_of(source.config)["images"])
+def _kept(source: TensorReader, data: Data, options: Options) -> tuple[str, ...]:
+    """What stays in high precision whatever is found: what was asked for, and the image tower if it saw no picture.
+
+    Raises:
+        HerdError: the model has no such part.
+    """
+    parts, names = parts_of(source.config), list(options.high_precision)
+    absent = next((name for name in names if name not in parts), None)
+    if absent is not None:
+        raise HerdError(f"this model has no {absent} to keep in high precision: choose among {', '.join(parts)}")
+    if "images" in parts and "images" not in names and all(window.pixels is None for window in data.measured):
+        logger.warning("the model sees, and the data has no pictures: the image tower will stay in high precision in "
+                       "fp8")
+        names.append("images")
+    return tuple(rule for name in names for rule in parts[name])
 
 
 def _check_coverage(measured: Measured, options: Options) -> None:

@@ -29,6 +29,7 @@ from herdgraph.console import quantity
 from herdgraph.errors import HerdError
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.checkpoint.tensors import write
+from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.data import Picture, Record
 from herdgraph.model.llama4.model import Llama4
@@ -420,6 +421,27 @@ def test_pictures_are_needed_for_scales_of_the_image_tower(
     fc1 = "vision_model.model.layers.0.mlp.fc1.weight"
     assert file.applied_to(FP8).layout_of(fc1) is None
     assert file.applied_to(RECIPES["int8"]) == RECIPES["int8"], "8-bit integers need no scales of inputs"
+
+
+def test_parts_stay_in_high_precision_as_asked(checkpoint: Checkpoint, data: Data, tmp_path: Path) -> None:
+    """Routed experts only, as Meta ships; a search goes on from there."""
+    kept = ("attention", "shared experts", "dense feed-forwards", "images")
+    options = replace(OPTIONS, high_precision=kept, hessians=False)
+    found = calibrate(checkpoint, tmp_path / "out", data, options)
+    file = CalibrationFile.open(tmp_path / "out", checkpoint.fingerprint())
+    in_fp8 = stored_in_fp8(file.applied_to(FP8), checkpoint)
+    assert sorted(in_fp8) == [f"layers.{layer}.feed_forward.experts.{part}_proj"
+                              for layer in TINY.text.moe_layers for part in ("down", "gate_up")]
+    best = found["quality"]["mean_kl"]
+    more = calibrate(checkpoint, tmp_path / "more", data, replace(options, max_kl=0.5 * best))
+    assert set(more["high_precision_parts"]) == {*found["high_precision_parts"], "feed_forward.experts"}
+
+
+def test_parts_that_a_model_has_not(tmp_path: Path) -> None:
+    herds.save(HerdConfig(text=TINY.text), tmp_path / "text")
+    with open_checkpoint(tmp_path / "text") as text, pytest.raises(
+            HerdError, match="this model has no images to keep in high precision: choose among attention, routed exp"):
+        calibrate(text, tmp_path / "out", Data([], []), replace(OPTIONS, high_precision=("images",)))
 
 
 def search_with(bound: float, checkpoint: Checkpoint, data: Data, output: Path, **options: Any) -> dict[str, Any]:
