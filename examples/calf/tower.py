@@ -12,8 +12,8 @@ step draws new views of the pictures: turned, scaled, moved and tinted. The name
 told from all others at every step, and not only from those of its batch (CLIP, Radford et al. 2021).
 
 A second round, with a cosine of its own, asks for meanings elsewhere: cos(R h, m), h the mean of h_p and R a small
-network. f is drawn to the words of trained names, and a matrix finds little else in it; what places give is more
-general, and with a hidden layer it tells more of things that were never shown.
+network. f is drawn to the words of trained names, and a matrix finds little else in it: with a hidden layer, what
+places give tells more of things that were never shown.
 """
 
 from __future__ import annotations
