@@ -75,7 +75,7 @@ def tower(work: Path, options: TowerOptions) -> Path:
     model = new_model(start, options.seed)
     run = TowerRun(model, load_named(work / "data", work / "lite0.pt"), start, options)
     with progress() as bar:
-        task = bar.add_task("tower", total=options.steps)
+        task = bar.add_task("tower", total=sum(options.steps))
         train_tower(run, output, lambda step, loss: bar.update(task, completed=step,
                                                                description=f"tower: loss {loss:.3f}"))
     save_model(output / "model", model.config, dict_of(model), start)
@@ -134,7 +134,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(".cache/calf"))
     parser.add_argument("--views", type=int, default=2, help="pictures of every trained drawing")
-    parser.add_argument("--steps", type=int, nargs=2, metavar=("TOWER", "FUSION"), default=(9000, 16000))
+    parser.add_argument("--steps", type=int, nargs=3, metavar=("TOWER", "AGAIN", "FUSION"), default=(9000, 3500, 16000),
+                        help="of the tower's two rounds and of the fusion")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--install", action="store_true", help="put the calf into the package")
     run_cli(lambda: make(parser.parse_args()))
@@ -148,8 +149,8 @@ def make(options: argparse.Namespace) -> None:
     """
     torch.set_num_threads(options.threads)
     make_data(options.work, options.views)
-    seeing = tower(options.work, TowerOptions(steps=options.steps[0]))
-    checkpoint = fuse(options.work, seeing, options.steps[1])
+    first, again, fusion = options.steps
+    checkpoint = fuse(options.work, tower(options.work, TowerOptions(steps=(first, again))), fusion)
     if options.install:
         install(checkpoint, options.work / "data")
     table("the calf", {"checkpoint": str(checkpoint), "installed": str(CALF) if options.install else "no",
