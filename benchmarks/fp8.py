@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +35,13 @@ from herdgraph.model.quantization.calibration_file import CalibrationFile
 from herdgraph.model.quantization.observers import OBSERVERS
 from herdgraph.model.quantization.outliers import outlier_channels
 from herdgraph.model.quantization.parts import parts_of
-from herdgraph.model.quantization.recipes import RECIPES
+from herdgraph.model.quantization.recipes import RECIPES, Recipe
 
 from .quality import TEXTS, WINDOW
 
 FP8 = RECIPES["fp8"]
+Outliers = Callable[[str], Tensor | None]
+"""The outlier channels of a weight's input, by the weight's name."""
 
 
 class WeightsOnly(Quantized):
@@ -83,7 +86,8 @@ class ByHessians(Quantized):
 def variants(amaxes: dict[str, Tensor], checkpoint: Checkpoint, hessians: CalibrationFile) -> dict[str, Quantized]:
     """Rows of the table."""
     make_backend = backend_factory(amaxes, "mse")
-    shared = {name: amax.max().expand(amax.shape) if ".experts." in name else amax for name, amax in amaxes.items()}
+    shared = {name: found.max().expand(found.shape) if ".experts." in name and "energy" not in name else found
+              for name, found in amaxes.items()}
 
     def amax(name: str) -> Tensor:
         return amaxes[f"mse/{name}"]
@@ -92,20 +96,24 @@ def variants(amaxes: dict[str, Tensor], checkpoint: Checkpoint, hessians: Calibr
         return outlier_channels(amaxes.get(f"input_energy/{name}"))
 
     rows: dict[str, Quantized] = {f"observer {name}": backend_factory(amaxes, name)(FP8) for name in OBSERVERS}
+
+    def by_hessians(name: str, recipe: Recipe, chosen: Outliers) -> Quantized:
+        row = ByHessians(recipe, lambda weight: amaxes[f"{name}/{weight}"], chosen)
+        row.hessians = hessians
+        return row
+
     for name in ("mse", "max"):
-        for title, chosen in (("", outliers), (", no outlier channels", lambda _: None)):
-            row = ByHessians(FP8, lambda weight, name=name: amaxes[f"{name}/{weight}"], chosen)
-            row.hessians = hessians
-            rows[f"{name}, by Hessians{title}"] = row
+        rows[f"{name}, by Hessians"] = by_hessians(name, FP8, outliers)
+        rows[f"{name}, by Hessians, no outlier channels"] = by_hessians(name, FP8, lambda _: None)
+    others = [rule for name, rules in parts_of(checkpoint.config).items() if name != "routed experts" for rule in rules]
+    rows["mse, by Hessians, routed experts only (Meta's choice)"] = by_hessians(
+        "mse", FP8.with_high_precision(others), outliers)
     rows["mse, one scale for all experts of a layer"] = backend_factory(shared, "mse")(FP8)
     rows["max, no outlier channels"] = Quantized(FP8, lambda name: amaxes[f"max/{name}"], lambda _: None)
     rows["mse, only weights in FP8"] = WeightsOnly(FP8, amax, outliers)
     rows["mse, only inputs in FP8"] = InputsOnly(FP8, amax, outliers)
     for name, rules in parts_of(checkpoint.config).items():
         rows[f"mse, {name} in high precision"] = make_backend(FP8.with_high_precision(rules))
-    rows["mse, routed experts only in FP8 (Meta's choice)"] = make_backend(
-        FP8.with_high_precision([rule for name, rules in parts_of(checkpoint.config).items() if name != "routed experts"
-                     for rule in rules]))
     return rows
 
 
