@@ -9,8 +9,9 @@ last letter:
 * ``other vendor``: trained emoji as Twitter draws them, who was never trained: the honest hard set;
 * ``never shown``: emoji of which no vendor's picture was trained, though their names occur in the text;
 * ``shapes``: the official test questions of easy-vqa, beside the share of its most common answer;
-* ``clips``: joined animations, none of which is in a trained clip: which came first (of two), what is to be seen at a
-  second, how many were joined.
+* ``new clips``: animations of trained clips joined anew, by other frames where they have others: which came first (of
+  two), what is to be seen at a second, how many were joined;
+* ``clips``: the same of joined animations that are in no trained clip, which is harder.
 
 The torch model is asked everything. Bundles, each of which generates its own text, are asked every n-th question; the
 FP8 twin is calibrated on training captions.
@@ -45,6 +46,7 @@ from .screen import show_tables
 
 NAMED = {"seen": "as drawn", "other_vendor": "other vendor", "held_out": "never shown, as drawn",
          "other_held_out": "never shown, other vendor"}
+CLIPS = {"clips_new": "new clips", "clips_test": "clips"}
 KIND = "What kind of thing is this?"
 LONGEST = 24
 """Tokens of an answer."""
@@ -62,9 +64,10 @@ def question_sets(data: Path) -> dict[str, list[Row]]:
         found[title] = rows
         found[f"{title}: kind"] = [asked_for_kind(row) for row in rows]
     found["shapes"] = read_rows(data / "shapes_test.jsonl")
-    clips = read_rows(data / "clips_test.jsonl")
-    for kind in ("first", "when", "count"):
-        found[f"clips: {kind}"] = [row for row in clips if row["kind"] == kind]
+    for name, title in CLIPS.items():
+        clips = read_rows(data / f"{name}.jsonl")
+        for kind in ("first", "when", "count"):
+            found[f"{title}: {kind}"] = [row for row in clips if row["kind"] == kind]
     return found
 
 

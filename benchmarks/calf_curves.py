@@ -2,8 +2,8 @@
 
     python -m benchmarks.calf_curves [WORK] --plot FILE.png
 
-WORK is where ``examples/calf/train.py`` works. The fusion's steps follow the tower's. Points are means of some records,
-each of which is of one step.
+WORK is where ``examples/calf/train.py`` works. The steps of the fusion's stages follow the tower's. Points are means of
+some records, each of which is of one step.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from statistics import fmean
 
+from examples.calf.train import STAGES
 from herdgraph.console import run_cli
 
 from .figures import curves
@@ -41,7 +42,9 @@ def main() -> None:
     args = parser.parse_args()
     drawn = {title: curve(args.work / "tower" / "metrics.jsonl", key) for key, title in TOWER.items()}
     last = drawn[TOWER["names"]][-1][0]
-    drawn["fusion: next token"] = curve(args.work / "calf" / "metrics.jsonl", "loss", last)
+    for stage in STAGES:
+        found = curve(args.work / stage.name / "metrics.jsonl", "loss", last)
+        drawn[f"fusion, {stage.title}: next token"], last = found, found[-1][0]
     curves(args.plot, "How the calf learned", "step", "loss", drawn)
 
 

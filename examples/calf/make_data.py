@@ -77,8 +77,9 @@ def make_data(work: Path, views: int) -> None:
     drawn = {"google": google, **{vendor: drawn_by(vendor, google, cache) for vendor in LICENCES}}
     stderr.print(", ".join(f"{len(emoji)} emoji by {vendor}" for vendor, emoji in drawn.items()))
     counts = write_calf_data(data, drawn, twitter, prose=prose([DEFAULT_TEXT]), views=views, overwrite=True)
-    trained = [emoji for emoji in drawn["fluent-emoji"] if not emoji.is_held_out(HELD_OUT)]
-    counts |= write_shapes(data) | write_clips(data, trained, fetch_animations(cache))
+    trained, shaded = ([emoji for emoji in several if not emoji.is_held_out(HELD_OUT)]
+                       for several in (google, drawn["fluent-emoji"]))
+    counts |= write_shapes(data) | write_clips(data, trained, shaded, fetch_animations(cache))
     learned = (text for name in LEARNED for text in texts(data / f"{name}.jsonl"))
     save_processor(work / "tokenizer", train_tokenizer(learned, VOCABULARY), image_size=IMAGE_SIZE, overwrite=True)
     table("the calf's data", {

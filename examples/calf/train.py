@@ -5,8 +5,9 @@
 
 1. ``make_data``: six vendors' drawings, questions about shapes, clips, prose, a tokenizer;
 2. ``tower``: the image tower learns to see, from EfficientNet-lite0 and from names (``tower.py``);
-3. ``fuse``: the decoder learns captions, answers and prose, text and pictures fused from the first layer. Of the tower
-   only adapter and projector learn on: what it sees in drawings of a hand that was never trained stays as it was.
+3. ``fuse``: the decoder learns captions, answers and prose, text and pictures fused from the first layer; then clips
+   as well. Of the tower only adapter and projector learn on: what it sees in drawings of a hand that was never trained
+   stays as it was.
 
 The calf that the repository carries was made so (docs/training.md). A step whose result exists is not repeated, one
 that was cut off goes on from its last checkpoint. ``--install`` puts the result into the package, where ``herdgraph
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -43,6 +45,30 @@ from .tower import TowerOptions, TowerRun, train_tower
 
 EXPERTS = ExpertOptions(bias_rate=0, balance_loss=0.01)
 """An even load by a loss: with four experts a bias would choose otherwise than the served router does."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of early fusion.
+
+    Attributes:
+        name: of its directory.
+        title: what it adds.
+        learned: names of the files that it is trained on.
+        learning_rate: the highest.
+    """
+
+    name: str
+    title: str
+    learned: tuple[str, ...]
+    learning_rate: float
+
+
+STAGES = (
+    Stage("pictures", "pictures", tuple(name for name in LEARNED if name != "clips"), 2.5e-3),
+    Stage("calf", "clips as well", LEARNED, 3e-4),
+)
+"""Names first: what is at which second is learned by who can tell what it is."""
 LEARNS_ON = ("vision_adapter", "multi_modal_projector")
 """Parts of the image tower that early fusion trains."""
 
@@ -82,15 +108,15 @@ def tower(work: Path, options: TowerOptions) -> Path:
     return output / "model"
 
 
-def fuse(work: Path, checkpoint: Path, steps: int) -> Path:
-    """The calf: its decoder learns what the tower sees and what is said of it."""
+def fuse(work: Path, checkpoint: Path, stage: Stage, steps: int) -> Path:
+    """A stage of the calf: its decoder learns what the tower sees and what is said of it."""
     options = RunOptions(
-        data=tuple(work / "data" / f"{name}.jsonl" for name in LEARNED), output=work / "calf", rows=4, seq_len=256,
-        held_out=0.005, experts=EXPERTS,
+        data=tuple(work / "data" / f"{name}.jsonl" for name in stage.learned), output=work / stage.name, rows=4,
+        seq_len=256, held_out=0.005, experts=EXPERTS,
         train=TrainOptions(steps=steps, log_every=20, save_minutes=5),
-        optimizer=OptimizerOptions(learning_rate=2.5e-3, warmup=60, final=0.02),
+        optimizer=OptimizerOptions(learning_rate=stage.learning_rate, warmup=60, final=0.02),
     )
-    if _is_done("fusion", options.output):
+    if _is_done(f"fusion, {stage.title}", options.output):
         return options.model
     model = open_model(checkpoint)
     for name, parameter in model.named_parameters():
@@ -99,7 +125,7 @@ def fuse(work: Path, checkpoint: Path, steps: int) -> Path:
         task = bar.add_task("fusion", total=steps)
 
         def on_step(done: TrainProgress, record: dict[str, float]) -> None:
-            bar.update(task, completed=done.step, description=f"fusion: loss {record['loss']:.3f}")
+            bar.update(task, completed=done.step, description=f"fusion, {stage.title}: loss {record['loss']:.3f}")
 
         train_model(model, options, checkpoint, on_step=on_step)
     return options.model
@@ -134,8 +160,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(".cache/calf"))
     parser.add_argument("--views", type=int, default=2, help="pictures of every trained drawing")
-    parser.add_argument("--steps", type=int, nargs=3, metavar=("TOWER", "AGAIN", "FUSION"), default=(9000, 3500, 16000),
-                        help="of the tower's two rounds and of the fusion")
+    parser.add_argument("--steps", type=int, nargs=4, metavar=("TOWER", "AGAIN", "PICTURES", "CLIPS"),
+                        default=(9000, 3500, 16000, 8000), help="of the tower's two rounds and the fusion's two stages")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--install", action="store_true", help="put the calf into the package")
     run_cli(lambda: make(parser.parse_args()))
@@ -149,8 +175,10 @@ def make(options: argparse.Namespace) -> None:
     """
     torch.set_num_threads(options.threads)
     make_data(options.work, options.views)
-    first, again, fusion = options.steps
-    checkpoint = fuse(options.work, tower(options.work, TowerOptions(steps=(first, again))), fusion)
+    first, again, *fusion = options.steps
+    checkpoint = tower(options.work, TowerOptions(steps=(first, again)))
+    for stage, steps in zip(STAGES, fusion, strict=True):
+        checkpoint = fuse(options.work, checkpoint, stage, steps)
     if options.install:
         install(checkpoint, options.work / "data")
     table("the calf", {"checkpoint": str(checkpoint), "installed": str(CALF) if options.install else "no",

@@ -60,45 +60,99 @@ def test_shapes_keep_their_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert row["messages"][1]["content"] == answer
 
 
-def test_clips_say_what_they_show(tmp_path: Path) -> None:
-    known = {f"1f60{number}": color for number, color in enumerate(
-        ("red", "lime", "blue", "white", "black", "yellow", "gray", "teal", "navy", "pink"))}
-    (tmp_path / "package" / "assets").mkdir(parents=True)
-    (tmp_path / "pictures").mkdir()
-    for code, color in known.items():
-        frames = [Image.new("RGB", (8, 8), color) for _ in range(FRAMES[-1] + 2)]
+COLORS = ("red", "lime", "blue", "white", "black", "yellow", "gray", "teal", "navy", "pink")
+SHAPES = ("teal circle", "red circle", "teal triangle", "red triangle")
+HANDS = ("google", "noto_v1", "fluent_emoji")
+KNOWN = {f"1f60{number}": color for number, color in enumerate(COLORS)}
+
+
+def animated(directory: Path) -> Path:
+    """A package in which every second emoji moves, and the others are a single frame."""
+    package = directory / "package"
+    (package / "assets").mkdir(parents=True)
+    for index, (code, color) in enumerate(KNOWN.items()):
+        frames = [Image.new("RGB", (8, 8), color) for _ in range(FRAMES[-1] + 2 if index % 2 else 1)]
         for number, frame in enumerate(frames):
             frame.putpixel((0, 0), (number, 0, 0))  # equal frames would be joined
-        frames[0].save(tmp_path / "package" / "assets" / f"{code}.webp", save_all=True, append_images=frames[1:],
-                       lossless=True)
-    counts = write_clips(tmp_path, [emoji(code, color) for code, color in known.items()], tmp_path / "package",
-                         clips=60, asked=30, held_out=0.4)
-    assert counts == {"clips": 60, "clips_test": 30}
-    shown = {}
-    for name in counts:
-        found = rows(tmp_path / f"{name}.jsonl")
-        shown[name] = {Path(frame).name.split("-")[0] for row in found
-                       for frame in row["messages"][0]["content"][0]["video"]}
-        for row in found:
-            _check(row, known)
-        assert {row["kind"] for row in found} == {"first", "when", "count"}
-    assert not shown["clips"] & shown["clips_test"]
-    samples = open_samples([tmp_path / "clips.jsonl"])
-    assert len(samples[0].pictures) == len(rows(tmp_path / "clips.jsonl")[0]["messages"][0]["content"][0]["video"])
+        frames[0].save(package / "assets" / f"{code}.webp", save_all=True, append_images=frames[1:], lossless=True)
+    return package
+
+
+def clips(directory: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of clips of these animations, and of drawings of them and of another emoji."""
+    known = [*(emoji(code, color) for code, color in KNOWN.items()), emoji("1f700", "brown")]
+    (directory / "pictures").mkdir()
+    pairs = [(f"{one.code}-{hand}{view}", one.name) for one in known for hand in HANDS for view in "01"]
+    (directory / "pairs.jsonl").write_text("".join(
+        json.dumps({"key": f"{key}-name", "content": [{"image": f"pictures/{key}.png"}, name]}) + "\n"
+        for key, name in pairs))
+    (directory / "shape_names.jsonl").write_text("".join(
+        json.dumps({"key": f"shape-{number}-name", "content": [{"image": f"{number}.png"}, SHAPES[number % 4]]}) + "\n"
+        for number in range(12)))
+    counts = write_clips(directory, known, known[:-1], animated(directory), clips=90, asked=30, held_out=0.4)
+    assert counts == {"clips": 90, "clips_new": 30, "clips_test": 30}
+    return {name: rows(directory / f"{name}.jsonl") for name in counts}
+
+
+def video(row: dict[str, Any]) -> list[str]:
+    found: list[str] = row["messages"][0]["content"][0]["video"]
+    return [Path(frame).stem for frame in found]
+
+
+def test_clips_say_what_they_show(tmp_path: Path) -> None:
+    made = clips(tmp_path)
+    for row in (*made["clips"], *made["clips_new"], *made["clips_test"]):
+        _check(row, KNOWN | {"1f700": "brown"} | {str(number): SHAPES[number % 4] for number in range(12)})
+    kinds = {kind for row in made["clips"] for kind in row["kind"].split()}
+    assert kinds == {"first", "when", "count", "begins", "list"}
+    for name in ("clips_new", "clips_test"):
+        assert {row["kind"] for row in made[name]} == {"first", "when", "count"}
+    samples = open_samples([tmp_path / "clips_test.jsonl"])
+    shown = [len(samples[index].pictures) for index in range(len(samples))]
+    assert shown == [len(video(row)) for row in made["clips_test"]]
+
+
+def test_clips_to_evaluate_on_were_not_trained(tmp_path: Path) -> None:
+    made = clips(tmp_path)
+    frames = {name: {frame for row in several for frame in video(row)} for name, several in made.items()}
+    shown = {name: {frame.split("-")[0] for frame in several} for name, several in frames.items()}
+    never = {frame for frame in frames["clips"] if frame.split("-")[0] in shown["clips_test"]}
+    assert {frame.split("-")[1][:-1] for frame in never} == {"google", "noto_v1"}, "drawn by other hands only"
+    assert shown["clips_new"] < shown["clips"]
+    assert frames["clips_new"] & frames["clips"] == {frame for frame in frames["clips_new"] if frame.endswith("frame0")}
+    moves = {frame.split("-")[0] for frame in frames["clips_new"] if frame.endswith(("frame4", "frame12"))}
+    assert moves
+    assert moves == {code for code in shown["clips_new"] if list(KNOWN).index(code) % 2}
+
+
+def test_training_joins_shapes_and_drawings_of_one_hand(tmp_path: Path) -> None:
+    trained = [video(row) for row in clips(tmp_path)["clips"]]
+    drawn = [frames for frames in trained if "-" in frames[0] and "-frame" not in frames[0]]
+    assert len(drawn) > 10
+    assert sum(frames[0].isdigit() for frames in trained) > 10
+    for frames in drawn:
+        hands = {frame.split("-")[0]: frame.split("-")[1][:-1] for frame in frames}
+        assert all(hands[frame.split("-")[0]] == frame.split("-")[1][:-1] for frame in frames)
 
 
 def _check(row: dict[str, Any], known: dict[str, str]) -> None:
-    """The answer follows from the frames."""
-    question, answer = row["messages"]
-    names = [known[Path(frame).name.split("-")[0]] for frame in question["content"][0]["video"]]
-    text = question["content"][1]["text"]
-    if row["kind"] == "count":
-        assert answer["content"] == ("One.", "Two.", "Three.")[len(set(names)) - 1]
-    elif row["kind"] == "when":
-        assert names[int(text.split()[-1][:-1])] in answer["content"].lower()
-    else:
-        first = next(name for name in names if name in text)
-        assert first in answer["content"].lower()
+    """The answers follow from the frames."""
+    names = [known[frame.split("-")[0]] for frame in video(row)]
+    asked, answers = row["messages"][::2], row["messages"][1::2]
+    assert len(asked) == len(row["kind"].split())
+    for kind, question, answer in zip(row["kind"].split(), asked, answers, strict=True):
+        text, said = question["content"][-1]["text"], answer["content"].lower()
+        if kind == "count":
+            assert said == ("one.", "two.", "three.")[len(set(names)) - 1]
+        elif kind == "when":
+            assert names[int(text.split()[-1][:-1])] in said
+        elif kind == "first":
+            assert next(name for name in names if name in text) in said
+        elif kind == "begins":
+            thing = text.removeprefix("When does a ").removesuffix(" begin?")
+            assert said == f"at second {names.index(thing)}."
+        else:
+            assert said == " ".join(f"{second}: a {name}." for second, name in enumerate(names))
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
