@@ -7,8 +7,8 @@ emoji among all trained names, and of emoji of which no vendor's picture was tra
 
 * ``pixels``: the name of the nearest trained view, pixel by pixel;
 * ``lite0``: frozen EfficientNet-lite0 and a ridge regression onto the names' MiniLM vectors;
-* ``tower, names`` and ``tower, meanings``: the cosines of ``examples/calf/tower.py``, the latter with a matrix that
-  training leaves behind and no checkpoint has;
+* ``tower, names`` and ``tower, meanings``: the cosines of ``examples/calf/tower.py``, the latter with a reader
+  that training leaves behind and no checkpoint has;
 * ``calf``: whose name becomes likelier by the picture: log p(name | picture) - log p(name | white), of never shown
   emoji, every n-th picture.
 
@@ -116,22 +116,24 @@ class Tower:
         self.model, self.files, self.centre = model, files, baselines.centre
         self.heads = Heads(model.config.text.hidden_size, model.config.vision.hidden_size)
         self.heads.load_state_dict(torch.load(work / "tower" / "state.pt", weights_only=True)["heads"])
+        self.heads.eval()
         self.named = embedded_names(model, token_ids(baselines.known.names, files)).mean(0)
-        self.seen = self._seen(baselines.known.pixels_nHWC[::16]).mean(0)
+        self.seen = self._seen(baselines.known.pixels_nHWC[::16])[1].mean(0)
 
-    def _seen(self, pictures: Tensor) -> Tensor:
+    def _seen(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """By place, and the mean of features."""
         parts = (part.permute(0, 3, 1, 2).float() / 127.5 - 1 for part in pictures.split(BATCH))
-        return torch.cat([see(self.model, part)[1] for part in parts])
+        places, means = zip(*(see(self.model, part) for part in parts), strict=True)
+        return torch.cat(places), torch.cat(means)
 
     def names(self, pictures: Tensor, names: Sequence[str]) -> Tensor:
         """Cosines with the names' token embeddings."""
         spoken = embedded_names(self.model, token_ids(names, self.files))
-        return directions(self._seen(pictures), self.seen) @ directions(spoken, self.named).T
+        return directions(self._seen(pictures)[1], self.seen) @ directions(spoken, self.named).T
 
     def meanings(self, pictures: Tensor, names: Sequence[str]) -> Tensor:
         """Cosines with the names' MiniLM vectors."""
-        meant = functional.normalize(self.heads.meaning(self._seen(pictures)), dim=-1)
-        return meant @ directions(meanings(names), self.centre).T
+        return self.heads.meant(self._seen(pictures)[0]) @ directions(meanings(names), self.centre).T
 
 
 class Decoder:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,9 @@ from torch import Tensor
 
 from herdgraph.calibration.calibrate import backend_factory
 from herdgraph.calibration.evaluate import evaluate
-from herdgraph.calibration.matmul_backends import Exact, Quantized
+from herdgraph.calibration.matmul_backends import Quantized
 from herdgraph.calibration.measure import measure
 from herdgraph.calibration.samples import read_samples
-from herdgraph.calibration.search import parts_of
 from herdgraph.calibration.windows import Window, data_of
 from herdgraph.console import fail
 from herdgraph.export.weights.fp8 import Fp8Codes
@@ -33,11 +33,15 @@ from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.processing import PromptProcessor
 from herdgraph.model.quantization.calibration_file import CalibrationFile
 from herdgraph.model.quantization.observers import OBSERVERS
-from herdgraph.model.quantization.recipes import RECIPES
+from herdgraph.model.quantization.outliers import outlier_channels
+from herdgraph.model.quantization.parts import parts_of
+from herdgraph.model.quantization.recipes import RECIPES, Recipe
 
 from .quality import TEXTS, WINDOW
 
 FP8 = RECIPES["fp8"]
+Outliers = Callable[[str], Tensor | None]
+"""The outlier channels of a weight's input, by the weight's name."""
 
 
 class WeightsOnly(Quantized):
@@ -69,8 +73,12 @@ class ByHessians(Quantized):
     def _rounded_weight(self, name: str, weight_KN: Tensor) -> Tensor:
         source, found = self._weights.get(name, (None, None))
         if source is None or found is None or source.data_ptr() != weight_KN.data_ptr():
-            codes = Fp8Codes(ir.Tensor(weight_KN.numpy()), None, lambda _: self.hessians.hessian(name, self.expert))
+            outliers_J = self._outliers(name)
+            codes = Fp8Codes(ir.Tensor(weight_KN.numpy()), lambda _: self.hessians.hessian(name, self.expert),
+                             outliers_J)
             found = torch.from_numpy(codes.numpy().astype(np.float32) * codes.scales())
+            if outliers_J is not None:
+                found[outliers_J] = weight_KN[outliers_J]
             self._weights[name] = weight_KN, found
         return found
 
@@ -78,27 +86,34 @@ class ByHessians(Quantized):
 def variants(amaxes: dict[str, Tensor], checkpoint: Checkpoint, hessians: CalibrationFile) -> dict[str, Quantized]:
     """Rows of the table."""
     make_backend = backend_factory(amaxes, "mse")
-    shared = {name: amax.max().expand(amax.shape) if ".experts." in name else amax for name, amax in amaxes.items()}
+    shared = {name: found.max().expand(found.shape) if ".experts." in name and "energy" not in name else found
+              for name, found in amaxes.items()}
 
     def amax(name: str) -> Tensor:
         return amaxes[f"mse/{name}"]
 
-    def shift(name: str) -> Tensor | None:
-        return amaxes.get(f"input_shift/{name}")
+    def outliers(name: str) -> Tensor | None:
+        return outlier_channels(amaxes.get(f"input_energy/{name}"))
 
     rows: dict[str, Quantized] = {f"observer {name}": backend_factory(amaxes, name)(FP8) for name in OBSERVERS}
+
+    def by_hessians(name: str, recipe: Recipe, chosen: Outliers) -> Quantized:
+        row = ByHessians(recipe, lambda weight: amaxes[f"{name}/{weight}"], chosen)
+        row.hessians = hessians
+        return row
+
     for name in ("mse", "max"):
-        rows[f"{name}, by Hessians"] = ByHessians(FP8, lambda weight, name=name: amaxes[f"{name}/{weight}"], shift)
-        rows[f"{name}, by Hessians"].hessians = hessians  # type: ignore[attr-defined]
+        rows[f"{name}, by Hessians"] = by_hessians(name, FP8, outliers)
+        rows[f"{name}, by Hessians, no outlier channels"] = by_hessians(name, FP8, lambda _: None)
+    others = [rule for name, rules in parts_of(checkpoint.config).items() if name != "routed experts" for rule in rules]
+    rows["mse, by Hessians, routed experts only (Meta's choice)"] = by_hessians(
+        "mse", FP8.with_high_precision(others), outliers)
     rows["mse, one scale for all experts of a layer"] = backend_factory(shared, "mse")(FP8)
-    rows["max, not shifted"] = Quantized(FP8, lambda name: amaxes[f"unshifted/{name}"], lambda _: None)
-    rows["mse, only weights in FP8"] = WeightsOnly(FP8, amax, shift)
-    rows["mse, only inputs in FP8"] = InputsOnly(FP8, amax, shift)
+    rows["max, no outlier channels"] = Quantized(FP8, lambda name: amaxes[f"max/{name}"], lambda _: None)
+    rows["mse, only weights in FP8"] = WeightsOnly(FP8, amax, outliers)
+    rows["mse, only inputs in FP8"] = InputsOnly(FP8, amax, outliers)
     for name, rules in parts_of(checkpoint.config).items():
         rows[f"mse, {name} in high precision"] = make_backend(FP8.with_high_precision(rules))
-    rows["mse, routed experts only in FP8 (Meta's choice)"] = make_backend(
-        FP8.with_high_precision([rule for name, rules in parts_of(checkpoint.config).items() if name != "routed experts"
-                     for rule in rules]))
     return rows
 
 
@@ -110,32 +125,9 @@ def held_out(checkpoint: Checkpoint, count: int) -> list[Window]:
 
 
 def measured(checkpoint: Checkpoint, work: Path) -> dict[str, Tensor]:
-    """Magnitudes by every observer, from the built-in text; those by ``unshifted`` are of inputs as they are.
-
-    Hessians are left in a directory.
-    """
+    """Magnitudes by every observer and energies, from the built-in text; Hessians are left in a directory."""
     data = data_of(checkpoint, read_samples([], images=False), most_tokens=16384)
-    amaxes = measure(checkpoint, data, work, key="").amaxes
-    plain = Magnitudes()
-    evaluate(checkpoint, {"": plain}, data.measured[:-1])  # type: ignore[dict-item]
-    found = {name.removeprefix("max/"): amax for name, amax in amaxes.items() if name.startswith("max/")}
-    return amaxes | {f"unshifted/{name}": plain.amaxes.get(name, amax) for name, amax in found.items()}
-
-
-class Magnitudes(Exact):
-    """Exact products that keep the largest magnitude of each input, experts excepted."""
-
-    def __init__(self) -> None:
-        self.amaxes: dict[str, Tensor] = {}
-
-    def __call__(self, name: str, x: Tensor, weight_KN: Tensor, expert: int | None = None) -> Tensor:
-        """Record and multiply."""
-        if expert is None:
-            self.amaxes[name] = torch.maximum(self.amaxes.get(name, torch.tensor(0.0)), x.abs().max())
-        return x @ weight_KN
-
-    def forget(self) -> None:
-        """Nothing is held."""
+    return measure(checkpoint, data, work, key="").amaxes
 
 
 def main() -> None:

@@ -1,4 +1,7 @@
-"""Those whose training step is measured (``training.py``): the same function, computed in different ways.
+"""Those whose training step is measured (``training.py``): the same function and weights, computed in different ways.
+
+The weights are ours for all. Those that transformers begins with send most tokens of a step to a few of 128 experts,
+and products with the rest cost nothing.
 
 * ``herdgraph``, and ``herdgraph, compiled``: its layers by ``torch.compile``, but for experts.
 * ``transformers``: its Llama 4, which computes every expert on every token. Attention is ``sdpa``, as with all.
@@ -22,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from herdgraph.model.checkpoint.names import stored_name
 from herdgraph.model.config import HerdConfig, TextConfig, to_hf
 from herdgraph.model.llama4.initialization import initialize
 from herdgraph.model.llama4.model import Llama4
@@ -37,9 +41,14 @@ Contestant = Callable[[HerdConfig, Tensor], tuple[Loss, torch.optim.Optimizer]]
 """Configuration and token ids to the loss of a step and what makes it."""
 
 
+def ours(config: HerdConfig) -> Llama4:
+    """The model, initialized."""
+    return prepare_for_training(initialize(Llama4(config))).train()
+
+
 def herdgraph(config: HerdConfig, ids_BT: Tensor, change: Callable[[Llama4], None] = lambda model: None) -> Any:
     """Ours, changed or as it is."""
-    model = prepare_for_training(initialize(Llama4(config))).train()
+    model = ours(config)
     change(model)
     labels_BT = torch.cat([ids_BT[:, 1:], torch.full((len(ids_BT), 1), IGNORED)], 1)
     batch, objective = Batch(ids_BT, labels_BT, torch.zeros_like(ids_BT), None), NextToken()
@@ -66,6 +75,8 @@ def transformers(config: HerdConfig, ids_BT: Tensor, *, grouped: bool = False) -
 
     raw = {key: value for key, value in to_hf(config).items() if key not in ("architectures", "model_type")}
     model: Any = Llama4ForCausalLM(Llama4TextConfig(**raw))  # ``sdpa``, as is their default
+    model.load_state_dict({stored_name(name.removeprefix("decoder."), config): value
+                           for name, value in ours(config).named_parameters()})
     model = model.float().train()
     for part in model.modules():
         if grouped and isinstance(part, Llama4TextMoe):
@@ -100,12 +111,12 @@ def torchtitan(config: HerdConfig, ids_BT: Tensor, *, bfloat16: bool = False) ->
 
     def change(model: Llama4) -> None:
         for layer in model.decoder.layers:
-            layer.feed_forward = _titan_mixture(config.text, bfloat16)
+            layer.feed_forward = _titan_mixture(config.text, layer.feed_forward, bfloat16)
 
     return herdgraph(config, ids_BT, change)
 
 
-def _titan_mixture(text: TextConfig, bfloat16: bool) -> nn.Module:
+def _titan_mixture(text: TextConfig, mixture_of_ours: Any, bfloat16: bool) -> nn.Module:
     from torchtitan.models.common import feed_forward, moe
     from torchtitan.models.common.linear import Linear
     from torchtitan.models.common.token_dispatcher import LocalTokenDispatcher
@@ -138,9 +149,23 @@ def _titan_mixture(text: TextConfig, bfloat16: bool) -> nn.Module:
     ).build()
     if not bfloat16:
         mixture.routed_experts.inner_experts.__class__ = Float32Experts
-    for parameter in mixture.parameters():
-        nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    _give_weights(mixture, mixture_of_ours)
     return mixture
+
+
+@torch.no_grad()
+def _give_weights(mixture: Any, of_ours: Any) -> None:
+    """Copy the weights of one of our mixtures into one of torchtitan's."""
+    experts, shared = mixture.routed_experts.inner_experts, mixture.shared_experts
+    gate_EDF, up_EDF = of_ours.experts.gate_up_proj.chunk(2, dim=-1)
+    for target, weight in (
+        (mixture.router.gate.weight, of_ours.router.weight),
+        (experts.w1_EFD, gate_EDF.mT), (experts.w3_EFD, up_EDF.mT), (experts.w2_EDF, of_ours.experts.down_proj.mT),
+        (shared.w1.weight, of_ours.shared_expert.gate_proj.weight),
+        (shared.w3.weight, of_ours.shared_expert.up_proj.weight),
+        (shared.w2.weight, of_ours.shared_expert.down_proj.weight),
+    ):
+        target.copy_(weight)
 
 
 OURS = "herdgraph"

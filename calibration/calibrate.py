@@ -25,14 +25,24 @@ from ..model.checkpoint import Checkpoint
 from ..model.checkpoint.reader import TensorReader
 from ..model.checkpoint.tensors.write import write_tensors
 from ..model.quantization.calibration_check import hessian_bytes
-from ..model.quantization.calibration_file import DESCRIPTION, FORMAT, HESSIANS, INPUT_SHIFT, KV_AMAX, SCALES, identity
+from ..model.quantization.calibration_file import (
+    DESCRIPTION,
+    FORMAT,
+    HESSIANS,
+    INPUT_ENERGY,
+    KV_AMAX,
+    SCALES,
+    identity,
+)
 from ..model.quantization.observers import OBSERVERS
+from ..model.quantization.outliers import outlier_channels
+from ..model.quantization.parts import parts_of
 from ..model.quantization.recipes import RECIPES, Caches, Recipe
 from .evaluate import Evaluation, Quality, evaluate
 from .matmul_backends import Quantized
 from .measure import Measured, kept_for_later, measure, parts_to_measure
 from .report import write_report
-from .search import parts_of, search
+from .search import search
 from .windows import Data, Window
 
 logger = logging.getLogger(__name__)
@@ -50,8 +60,9 @@ class Options:
         min_tokens_shown: tokens that every expert is shown (``coverage.py``).
         min_tokens: tokens that every expert must get from the router itself.
         under_covered: what happens when one gets fewer.
-        max_kl: bound on the mean KL per token: the fewest parts that hold it stay in high precision; None for no
-            search.
+        high_precision: parts (``model/quantization/parts.py``) that stay in high precision.
+        max_kl: bound on the mean KL per token: the fewest further parts that hold it stay in high precision; None for
+            no search.
         kv: how the evaluation stores keys and values.
         hessians: measure Hessians too, which 4-bit weights are rounded by.
     """
@@ -60,6 +71,7 @@ class Options:
     min_tokens_shown: int = 64
     min_tokens: int = 1
     under_covered: Literal["warn", "fail"] = "warn"
+    high_precision: tuple[str, ...] = ()
     max_kl: float | None = None
     kv: Caches = "float"
     hessians: bool = True
@@ -102,6 +114,7 @@ def calibrate(
     check_output(output, overwrite=overwrite, mark=DESCRIPTION, inputs=[checkpoint.directory])
     options, progress = options or Options(), progress or CalibrationProgress()
     _check_options(options, data)
+    kept = _kept(checkpoint, data, options)
     # 1. Measure. Unfinished work lies beside the output, for the next run of the same key.
     work = output.absolute().with_name(f".{output.name}.calibrating")
     if options.hessians:
@@ -112,7 +125,7 @@ def calibrate(
                        with_hessians=options.hessians, on_part=lambda _: progress.part())
     _check_coverage(measured, options)
     # 2. Choose the parts in high precision and evaluate the result on what was held out.
-    found = _SearchResult(high_precision_parts=_unseen(checkpoint, data))
+    found = _SearchResult(high_precision_parts=kept)
     if data.held_out:
         make_backend = backend_factory(measured.amaxes, options.observer)
         _search_and_evaluate(checkpoint, options, make_backend, data.held_out, found, progress)
@@ -153,21 +166,21 @@ def backend_factory(amaxes: dict[str, Tensor], observer: str) -> Callable[[Recip
     """What makes the FP8 backend of a recipe.
 
     Args:
-        amaxes: magnitudes and shifts, named as ``model/quantization/calibration_file.py`` says.
+        amaxes: magnitudes and energies, named as ``model/quantization/calibration_file.py`` says.
         observer: whose magnitudes are used.
     """
 
     def input_amax(name: str) -> Tensor:
         return amaxes[f"{observer}/{name}"]
 
-    def input_shift(name: str) -> Tensor | None:
-        return amaxes.get(f"{INPUT_SHIFT}/{name}")
+    def outliers(name: str) -> Tensor | None:
+        return outlier_channels(amaxes.get(f"{INPUT_ENERGY}/{name}"))
 
     def kv_amax(name: str) -> tuple[float, float]:
         key, value = amaxes[f"{observer}/{name}.{KV_AMAX}"].tolist()
         return key, value
 
-    return lambda recipe: Quantized(recipe, input_amax, input_shift, kv_amax)
+    return lambda recipe: Quantized(recipe, input_amax, outliers, kv_amax)
 
 
 def _check_options(options: Options, data: Data) -> None:
@@ -192,13 +205,21 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _unseen(source: TensorReader, data: Data) -> tuple[str, ...]:
-    """Parts that no data reached: the image tower of a model that was shown no picture stays in high precision."""
-    seen = any(window.pixels is not None for window in data.measured)
-    if source.config.vision is None or seen:
-        return ()
-    logger.warning("the model sees, and the data has no pictures: the image tower will stay in high precision in fp8")
-    return tuple(parts_of(source.config)["images"])
+def _kept(source: TensorReader, data: Data, options: Options) -> tuple[str, ...]:
+    """What stays in high precision whatever is found: what was asked for, and the image tower if it saw no picture.
+
+    Raises:
+        HerdError: the model has no such part.
+    """
+    parts, names = parts_of(source.config), list(options.high_precision)
+    absent = next((name for name in names if name not in parts), None)
+    if absent is not None:
+        raise HerdError(f"this model has no {absent} to keep in high precision: choose among {', '.join(parts)}")
+    if "images" in parts and "images" not in names and all(window.pixels is None for window in data.measured):
+        logger.warning("the model sees, and the data has no pictures: the image tower will stay in high precision in "
+                       "fp8")
+        names.append("images")
+    return tuple(rule for name in names for rule in parts[name])
 
 
 def _check_coverage(measured: Measured, options: Options) -> None:

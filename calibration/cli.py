@@ -10,6 +10,7 @@ from rich.progress import Progress as Bar
 
 from ..console import HerdCommand, emit_json, print_warning, progress, succeed, table
 from ..model.quantization.observers import OBSERVERS
+from ..model.quantization.parts import PARTS
 
 
 @click.command(cls=HerdCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,14 +31,16 @@ from ..model.quantization.observers import OBSERVERS
               help="Tokens that the router itself must send to every expert.")
 @click.option("--under-covered", type=click.Choice(["warn", "fail"]), default="warn", show_default=True,
               help="What to do when an expert gets fewer than --min-tokens.")
+@click.option("--high-precision", type=click.Choice([name.replace(" ", "-") for name in PARTS]), multiple=True,
+              help="A part that fp8 leaves in 16 bits; may be repeated. Meta's choice: all but routed-experts.")
 @click.option("--max-kl", type=click.FloatRange(min=0, min_open=True),
-              help="Leave the fewest parts in high precision with which the mean KL per token stays below this.")
+              help="Leave as few more parts in high precision as keep the mean KL per token below this.")
 @click.option("--import-scales", is_flag=True, help="Take the scales that an FP8 checkpoint carries; reads no data.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing calibration.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def calibrate(
-    checkpoint: Path, output: Path, data: tuple[Path, ...], no_hessians: bool, tokens: int, import_scales: bool,
-    overwrite: bool, as_json: bool, **options: Any,
+    checkpoint: Path, output: Path, data: tuple[Path, ...], no_hessians: bool, tokens: int,
+    high_precision: tuple[str, ...], import_scales: bool, overwrite: bool, as_json: bool, **options: Any,
 ) -> None:
     """Measure the inputs of CHECKPOINT's weights on data, for `herdgraph build --calibration` with any recipe.
 
@@ -59,7 +62,8 @@ def calibrate(
                     source.config.vision) + "; give your own for a model that will serve you")
             samples = read_samples(data, images=source.config.vision is not None)
             read = data_of(source, samples, most_tokens=tokens)
-            chosen = api.Options(hessians=not no_hessians, **options)
+            kept = tuple(name.replace("-", " ") for name in high_precision)
+            chosen = api.Options(hessians=not no_hessians, high_precision=kept, **options)
             found = api.calibrate(source, output, read, chosen, overwrite=overwrite,
                                   progress=_hooks(bar, api.CalibrationProgress))
     if as_json:

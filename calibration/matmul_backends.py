@@ -44,17 +44,17 @@ class Quantized:
     Args:
         recipe: which weights are stored in FP8.
         input_amax: the largest magnitude to represent of a weight's input, a scalar or [E], by the weight's name.
-        input_shift: what is subtracted from a weight's input before it is rounded, by the weight's name; None for
-            nothing.
+        outliers: the channels of a weight's input which are not rounded, nor what they meet, by the weight's name; None
+            for none.
         kv_amax: the largest magnitudes of keys and values, by the name of the attention; for recipes with FP8 caches.
     """
 
     def __init__(
-        self, recipe: Recipe, input_amax: Callable[[str], Tensor], input_shift: Callable[[str], Tensor | None],
+        self, recipe: Recipe, input_amax: Callable[[str], Tensor], outliers: Callable[[str], Tensor | None],
         kv_amax: Callable[[str], tuple[float, float]] | None = None,
     ) -> None:
         self.recipe = recipe
-        self._input_amax, self._input_shift, self._kv_amax = input_amax, input_shift, kv_amax
+        self._input_amax, self._outliers, self._kv_amax = input_amax, outliers, kv_amax
         self._weights: dict[str, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, name: str, x: Tensor, weight_KN: Tensor, expert: int | None = None) -> Tensor:
@@ -65,11 +65,10 @@ class Quantized:
         scale = input_scale(float(amax.max()))
         if expert is not None:
             scale /= float(expert_input_multipliers(amax)[expert])
-        weight = self._rounded_weight(name, weight_KN)
-        shift_K = self._input_shift(name)
-        if shift_K is None:
-            return rounded(x, scale) @ weight
-        return rounded(x - shift_K, scale) @ weight + shift_K @ weight_KN
+        given, outliers_J = rounded(x, scale), self._outliers(name)
+        if outliers_J is not None:
+            given[..., outliers_J] = x[..., outliers_J]
+        return given @ self._rounded_weight(name, weight_KN)
 
     def cached(self, name: str, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values through E4M3 when the recipe caches in FP8."""
@@ -83,10 +82,18 @@ class Quantized:
         source, found = self._weights.get(name, (None, None))
         # The source is kept as well, so that no other weight can lie where it does.
         if source is None or found is None or source.data_ptr() != weight_KN.data_ptr():
-            scales_N = channel_scales(weight_KN.T)
-            found = to_e4m3(weight_KN / scales_N).float() * scales_N
+            found = self._round(name, weight_KN)
             self._weights[name] = weight_KN, found
         return found
+
+    def _round(self, name: str, weight_KN: Tensor) -> Tensor:
+        """To nearest, but for what outlier channels meet."""
+        outliers_J, rest_KN = self._outliers(name), weight_KN
+        if outliers_J is not None:
+            rest_KN = weight_KN.index_fill(0, outliers_J, 0.0)
+        scales_N = channel_scales(rest_KN.T)
+        found = to_e4m3(rest_KN / scales_N).float() * scales_N
+        return found if outliers_J is None else found.index_copy_(0, outliers_J, weight_KN[outliers_J])
 
     def forget(self) -> None:
         """Drop the weights of a layer that is done."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..model.checkpoint.finite import SMALLEST_AMAX, require_finite
 from ..model.config.names import norm_before
 from ..model.llama4.decoder import DecoderLayer
-from ..model.quantization.calibration_file import INPUT_SHIFT, KV_AMAX
+from ..model.quantization.calibration_file import INPUT_ENERGY, KV_AMAX
 from ..model.quantization.observers import OBSERVERS, Observer
 from ..model.quantization.recipes import needs_hessian, needs_input_scale
 from .hessian import HessianSums
@@ -39,8 +39,8 @@ class CalibrationObserver:
         self.experts, self.norm_weights, self.hessians = experts, norm_weights or {}, hessians
         self.histograms: dict[str, list[Histogram]] = {}
         """By the name of a weight; one, or one per expert. Weights that meet the same input share one."""
-        self.input_shifts: dict[str, Tensor] = {}
-        """By the name of a weight, the shift [K] of its input: the median of each channel in the first call's rows."""
+        self.energies: dict[str, Tensor] = {}
+        """By the name of a weight, sums [K] of the squares of its input's channels."""
         self.caches: dict[str, tuple[Histogram, Histogram]] = {}
         self._last: tuple[Tensor, str] | None = None
         self._weighted: tuple[Tensor, Tensor] | None = None
@@ -74,15 +74,19 @@ class CalibrationObserver:
             if name not in self.histograms:
                 self.histograms[name] = [Histogram() for _ in range(self.experts)]
             self.histograms[name][expert].add(x)
+            self._add_energy(name, x)
             return
         if self._last is not None and self._last[0] is x:  # gate and up, or q, k and v, read one tensor
             first = self._last[1]
-            self.histograms[name], self.input_shifts[name] = self.histograms[first], self.input_shifts[first]
+            self.histograms[name], self.energies[name] = self.histograms[first], self.energies[first]
             return
-        if name not in self.input_shifts:
-            self.input_shifts[name] = x.reshape(-1, x.shape[-1]).median(0).values
-        self.histograms.setdefault(name, [Histogram()])[0].add(x - self.input_shifts[name])
+        self.histograms.setdefault(name, [Histogram()])[0].add(x)
+        self._add_energy(name, x)
         self._last = x, name
+
+    def _add_energy(self, name: str, x: Tensor) -> None:
+        rows = x.reshape(-1, x.shape[-1]).float()
+        self.energies.setdefault(name, torch.zeros(rows.shape[1])).add_(rows.square().sum(0))
 
     def cached(self, name: str, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Record keys and values."""
@@ -91,17 +95,18 @@ class CalibrationObserver:
         return key, value
 
     def amaxes(self) -> dict[str, Tensor]:
-        """Magnitudes as ``<observer>/<name>`` and shifts as ``input_shift/<name>``, as a calibration stores them."""
+        """Magnitudes and energies by the names under which a calibration stores them."""
 
         @cache
         def chosen(observer: Observer, histogram: Histogram) -> float:
             return ESTIMATORS[observer](histogram)
 
-        found = {f"{INPUT_SHIFT}/{name}": shift_K.clone() for name, shift_K in self.input_shifts.items()}
+        rows = {name: sum(histogram.rows for histogram in several) for name, several in self.histograms.items()}
+        found = {f"{INPUT_ENERGY}/{name}": energy_K / max(rows[name], 1) for name, energy_K in self.energies.items()}
         for observer in OBSERVERS:
             for name, histograms in self.histograms.items():
                 amax = without_zeros(torch.tensor([chosen(observer, histogram) for histogram in histograms]))
-                found[f"{observer}/{name}"] = amax[0] if name in self.input_shifts else amax  # experts have no shift
+                found[f"{observer}/{name}"] = amax if ".experts." in name else amax[0]
             for name, pair in self.caches.items():
                 amax = torch.tensor([chosen(observer, histogram) for histogram in pair])
                 found[f"{observer}/{name}.{KV_AMAX}"] = without_zeros(amax)

@@ -11,25 +11,13 @@ from collections.abc import Callable, Sequence
 
 from ..errors import HerdError
 from ..model.checkpoint.reader import TensorReader
-from ..model.config import HerdConfig
+from ..model.quantization.parts import parts_of
 from ..model.quantization.recipes import Recipe
 from .evaluate import Evaluation, Quality, evaluate
 from .matmul_backends import Quantized
 from .windows import Window
 
 MakeBackend = Callable[[Recipe], Quantized]
-
-
-def parts_of(config: HerdConfig) -> dict[str, list[str]]:
-    """The parts of a model that may stay in high precision: names for people to what a recipe's rules call them."""
-    text = config.text
-    dense = [f"layers.{layer}.feed_forward" for layer in range(text.num_layers) if layer not in text.moe_layers]
-    parts = {
-        "attention": ["self_attn"], "routed experts": ["feed_forward.experts"] if text.moe_layers else [],
-        "shared experts": ["shared_expert"] if text.moe_layers else [], "dense feed-forwards": dense,
-        "images": ["vision_model", "multi_modal_projector"] if config.vision else [],
-    }
-    return {name: rules for name, rules in parts.items() if rules}
 
 
 def search(

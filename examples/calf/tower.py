@@ -10,6 +10,10 @@ all N names, w a name's mean token embedding and m its MiniLM vector,
 where A, B and C are matrices that only training needs, h_p what the tower gives for a place, g less its mean. Every
 step draws new views of the pictures: turned, scaled, moved and tinted. The names are all known, so that each picture is
 told from all others at every step, and not only from those of its batch (CLIP, Radford et al. 2021).
+
+A second round, with a cosine of its own, asks for meanings elsewhere: cos(R h, m), h the mean of h_p and R a small
+network. f is drawn to the words of trained names, and a matrix finds little else in it: with a hidden layer, what
+places give tells more of things that were never shown.
 """
 
 from __future__ import annotations
@@ -35,6 +39,8 @@ from .pictures_data import NamedPictures
 TEMPERATURE = 0.05
 PLACES = 4
 """Along each side, of what lite0 sees."""
+READER = 1024
+"""Width of R's hidden layer."""
 SAVE_EVERY = 200
 
 
@@ -43,26 +49,41 @@ class TowerOptions:
     """A run.
 
     Attributes:
-        steps: of it.
+        steps: of both rounds.
         batch: pictures of a step.
-        learning_rate: the highest, after a warm-up over the first twentieth; it falls as a cosine to nothing.
+        learning_rates: the highest of both, after a warm-up over a twentieth; each falls as a cosine to nothing.
         seed: of pictures and views.
     """
 
-    steps: int = 3600
+    steps: tuple[int, int] = (9000, 3500)
     batch: int = 64
-    learning_rate: float = 1.5e-3
+    learning_rates: tuple[float, float] = (1.5e-3, 1e-3)
     seed: int = 0
+
+    def learning_rate(self, step: int) -> float:
+        """That of a step."""
+        second = step >= self.steps[0]
+        length, done = self.steps[second], step - self.steps[0] * second
+        warm = max(1, length // 20)
+        if done < warm:
+            return self.learning_rates[second] * (done + 1) / warm
+        return self.learning_rates[second] * (1 + math.cos(math.pi * (done - warm) / max(1, length - warm))) / 2
 
 
 class Heads(nn.Module):
-    """The matrices A, B and C above."""
+    """The matrices A, B and C above, and R."""
 
     def __init__(self, width: int, tower_width: int) -> None:
         super().__init__()
         self.meaning = nn.Linear(width, meanings.WIDTH)
         self.place = nn.Linear(tower_width, lite0.GRID)
         self.pooled = nn.Linear(width, lite0.POOLED)
+        self.reader = nn.Sequential(nn.Linear(tower_width, READER), nn.GELU(), nn.Dropout(0.3),
+                                    nn.Linear(READER, meanings.WIDTH))
+
+    def meant(self, places_NPC: Tensor) -> Tensor:
+        """Unit vectors of what is seen."""
+        return functional.normalize(self.reader(places_NPC.mean(1)), dim=-1)
 
 
 def see(model: Llama4, pixels_NCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,16 +162,20 @@ class TowerRun:
 
     def losses(self) -> dict[str, Tensor]:
         """The parts of the loss for the pictures of this step."""
-        random = torch.Generator().manual_seed(self.options.seed * 1_000_003 + self.step)
+        seed = self.options.seed * 1_000_003 + self.step
+        random = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)  # of dropout
         chosen = torch.randint(len(self.pictures.name_n), (self.options.batch,), generator=random)
         places, mean = see(self.model, view(self.pictures.pixels_nHWC[chosen], random))
         names, name = directions(embedded_names(self.model, self.ids)), self.pictures.name_n[chosen]
         told = directions(mean) @ names.T / TEMPERATURE
-        meant = functional.normalize(self.heads.meaning(mean), dim=-1) @ self.meanings.T / TEMPERATURE
+        second = self.step >= self.options.steps[0]
+        meant = self.heads.meant(places) if second else functional.normalize(self.heads.meaning(mean), dim=-1)
         grid = functional.normalize(self.pictures.grid_nPC[chosen].float() - self.grid_mean, dim=-1)
         pooled = functional.normalize(self.pictures.pooled_nC[chosen].float() - self.pooled_mean, dim=-1)
         return {
-            "names": functional.cross_entropy(told, name), "meanings": functional.cross_entropy(meant, name),
+            "names": functional.cross_entropy(told, name),
+            "meanings": functional.cross_entropy(meant @ self.meanings.T / TEMPERATURE, name),
             "places": 2 * (1 - functional.cosine_similarity(self.heads.place(places), grid, dim=-1).mean()),
             "lite0": 2 * (1 - functional.cosine_similarity(self.heads.pooled(mean), pooled, dim=-1).mean()),
             "found": (told.argmax(1) == name).float().mean(),
@@ -158,12 +183,8 @@ class TowerRun:
 
     def advance(self) -> dict[str, float]:
         """One step; the parts of its loss."""
-        warm, options = max(1, self.options.steps // 20), self.options
-        done = (self.step - warm) / max(1, options.steps - warm)
-        rate = options.learning_rate * (min(1.0, (self.step + 1) / warm) if done < 0 else
-                                        (1 + math.cos(math.pi * min(1.0, done))) / 2)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self.options.learning_rate(self.step)
         parts = self.losses()
         loss = sum((value for name, value in parts.items() if name != "found"), torch.zeros(()))
         loss.backward()
@@ -201,11 +222,12 @@ def train_tower(run: TowerRun, directory: Path, on_step: Callable[[int, float], 
     if state.is_file():
         run.restore(state)
     started, seconds = time.perf_counter(), run.records[-1]["seconds"] if run.records else 0.0
-    while run.step < run.options.steps:
+    last = sum(run.options.steps)
+    while run.step < last:
         record = run.advance()
         if run.step % 20 == 0:
             run.records.append({**record, "seconds": seconds + time.perf_counter() - started})
-        if run.step % SAVE_EVERY == 0 or run.step == run.options.steps:
+        if run.step % SAVE_EVERY == 0 or run.step == last:
             run.save(state)
         on_step(run.step, record["loss"])
     lines = "\n".join(map(json.dumps, run.records))

@@ -101,7 +101,7 @@ def tower(work: Path, options: TowerOptions) -> Path:
     model = new_model(start, options.seed)
     run = TowerRun(model, load_named(work / "data", work / "lite0.pt"), start, options)
     with progress() as bar:
-        task = bar.add_task("tower", total=options.steps)
+        task = bar.add_task("tower", total=sum(options.steps))
         train_tower(run, output, lambda step, loss: bar.update(task, completed=step,
                                                                description=f"tower: loss {loss:.3f}"))
     save_model(output / "model", model.config, dict_of(model), start)
@@ -160,8 +160,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(".cache/calf"))
     parser.add_argument("--views", type=int, default=2, help="pictures of every trained drawing")
-    parser.add_argument("--steps", type=int, nargs=3, metavar=("TOWER", "PICTURES", "CLIPS"),
-                        default=(9000, 16000, 9500))
+    parser.add_argument("--steps", type=int, nargs=4, metavar=("TOWER", "AGAIN", "PICTURES", "CLIPS"),
+                        default=(9000, 3500, 16000, 9500), help="of the tower's two rounds and the fusion's two stages")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--install", action="store_true", help="put the calf into the package")
     run_cli(lambda: make(parser.parse_args()))
@@ -175,9 +175,9 @@ def make(options: argparse.Namespace) -> None:
     """
     torch.set_num_threads(options.threads)
     make_data(options.work, options.views)
-    seeing = tower(options.work, TowerOptions(steps=options.steps[0]))
-    checkpoint = seeing
-    for stage, steps in zip(STAGES, options.steps[1:], strict=True):
+    first, again, *fusion = options.steps
+    checkpoint = tower(options.work, TowerOptions(steps=(first, again)))
+    for stage, steps in zip(STAGES, fusion, strict=True):
         checkpoint = fuse(options.work, checkpoint, stage, steps)
     if options.install:
         install(checkpoint, options.work / "data")

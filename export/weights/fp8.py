@@ -13,13 +13,15 @@ With the Hessians of its inputs, the codes also make up for each other's errors 
 few scales within an octave: E4M3 has the same numbers in every octave, so what is left to choose is where a channel's
 weights fall between them.
 
+Weights of outlier channels (``model/quantization/outliers.py``) are 0 among the codes, and themselves beside them.
+
 E4M3 itself, and why its scales are bfloat16 numbers: ``model/quantization/e4m3.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -68,21 +70,33 @@ class E4m3Rounder:
         return to_e4m3(blocks / scales[:, None]).float()
 
 
+@dataclass
+class _Found:
+    """What rounding a weight finds beside its codes, output channels one after the other, expert by expert.
+
+    Attributes:
+        scales: pieces [n].
+        outliers: pieces [n, J] of the weights of outlier channels.
+    """
+
+    scales: list[Array] = field(default_factory=list)
+    outliers: list[Array] = field(default_factory=list)
+
+
 class Fp8Codes(ir.LazyTensor):
-    """The codes of a weight [K, N], or of experts [E, K, N], streamed; writing or reading them finds their scales.
+    """The codes of a weight [K, N], or of experts [E, K, N], streamed; writing or reading them finds all else.
 
     Args:
         source: the weight.
-        shift_K: what is subtracted from its input (``passes/quantize/fp8.py``), None for nothing.
         hessian_of: Hessians of its inputs.
+        outliers_J: outlier channels of its input, None for none.
     """
 
     def __init__(
-        self, source: ir.TensorProtocol, shift_K: Tensor | None = None, hessian_of: HessianOf = lambda _: None
+        self, source: ir.TensorProtocol, hessian_of: HessianOf = lambda _: None, outliers_J: Tensor | None = None
     ) -> None:
-        self.source, self.shift_K, self._hessian_of = source, shift_K, hessian_of
-        self._scales: Array | None = None
-        self._offsets: Array | None = None
+        self.source, self._hessian_of, self.outliers_J = source, hessian_of, outliers_J
+        self._found: _Found | None = None
         super().__init__(self._whole, dtype=ir.DataType.FLOAT8E4M3FN, shape=ir.Shape(source.shape.numpy()))
 
     def _matrices(self) -> Iterator[ir.TensorProtocol]:
@@ -90,58 +104,70 @@ class Fp8Codes(ir.LazyTensor):
         shape = self.source.shape.numpy()
         yield from (expert_of(self.source, expert) for expert in range(shape[0])) if len(shape) == 3 else [self.source]
 
-    def _codes(self, found: list[Array], offsets: list[Array]) -> Iterator[Iterator[Array]]:
-        """Codes of each matrix by output channel, a few at a time; what is found is appended to the lists."""
+    def _codes(self) -> Iterator[Iterator[Array]]:
+        """Codes of each matrix by output channel, a few at a time."""
+        found = _Found()
         for matrix in self._matrices():
-            yield self._channels(matrix, found, offsets)
-        shape = self.source.shape.numpy()
-        self._scales = np.concatenate(found).reshape(*shape[:-2], shape[-1])
-        self._offsets = np.concatenate(offsets) if offsets else None
+            yield self._channels(matrix, found)
+        self._found = found
 
-    def _channels(self, matrix: ir.TensorProtocol, found: list[Array], offsets: list[Array]) -> Iterator[Array]:
+    def _channels(self, matrix: ir.TensorProtocol, found: _Found) -> Iterator[Array]:
         inputs = int(matrix.shape.numpy()[0])
-        hessian = partial(self._hessian_of, origin_of(matrix).expert)
-        factor_KK = inverse_cholesky_of(matrix, hessian, filled(inputs, _BLOCK))
+        factor_KK = inverse_cholesky_of(matrix, partial(self._hessian, matrix), filled(inputs, _BLOCK))
         for rows_NK in regrouped(channels_of(matrix), chunk_rows(inputs) if factor_KK is None else GPTQ_ROWS):
-            rows = torch.from_numpy(rows_NK)
+            rows, outliers_NJ = self._apart(torch.from_numpy(rows_NK))
             scales = channel_scales(rows) if factor_KK is None else _best_scales(rows, factor_KK)
-            found.append(scales.numpy())
-            if self.shift_K is not None:
-                offsets.append((rows @ self.shift_K).numpy())
+            found.scales.append(scales.numpy())
+            if outliers_NJ is not None:
+                found.outliers.append(outliers_NJ.numpy())
             yield to_e4m3(_rounded(rows, scales, factor_KK)).view(torch.uint8).numpy()
 
-    def _find_scales(self) -> None:
-        """Read the weight for its scales, unless its codes have been written."""
-        if self._scales is None:
-            for channels in self._codes([], []):
+    def _hessian(self, matrix: ir.TensorProtocol) -> Tensor | None:
+        """The Hessian of a matrix's inputs, outlier channels as if they were never seen: they take over no errors."""
+        found_KK = self._hessian_of(origin_of(matrix).expert)
+        if found_KK is None or self.outliers_J is None:
+            return found_KK
+        return found_KK.index_fill(0, self.outliers_J, 0.0).index_fill_(1, self.outliers_J, 0.0)
+
+    def _apart(self, rows_NK: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Weights with zeros where outlier channels are, and the weights of those [N, J]."""
+        if self.outliers_J is None:
+            return rows_NK, None
+        return rows_NK.index_fill(1, self.outliers_J, 0.0), rows_NK[:, self.outliers_J]
+
+    def _all_found(self) -> _Found:
+        """Read the weight, unless its codes have been written."""
+        if self._found is None:
+            for channels in self._codes():
                 for _ in channels:
                     pass
+        assert self._found is not None
+        return self._found
 
     def scales(self) -> Array:
         """float32 [N] or [E, N]; reads the weight unless its codes have been written."""
-        self._find_scales()
-        assert self._scales is not None
-        return self._scales
+        shape = self.source.shape.numpy()
+        return np.concatenate(self._all_found().scales).reshape(*shape[:-2], shape[-1])
 
-    def offsets(self) -> Array:
-        """The shift times the weight, float32 [N]; reads the weight as ``scales`` does."""
-        self._find_scales()
-        assert self._offsets is not None, "a weight whose input is not shifted has no offsets"
-        return self._offsets
+    def outlier_weights(self) -> Array:
+        """The weights of outlier channels, float32 [J, N] or [E, J, N]; reads the weight as ``scales`` does."""
+        shape = self.source.shape.numpy()
+        found_NJ = np.concatenate(self._all_found().outliers).reshape(*shape[:-2], shape[-1], -1)
+        return np.ascontiguousarray(found_NJ.swapaxes(-1, -2))
 
     def global_scale(self) -> float:
         """The scale g."""
         return power_of_two(float(self.scales().max()))
 
     def _whole(self) -> ir.TensorProtocol:
-        codes = [np.concatenate(list(channels)).T for channels in self._codes([], [])]
+        codes = [np.concatenate(list(channels)).T for channels in self._codes()]
         values = np.ascontiguousarray(np.stack(codes) if len(self.source.shape) == 3 else codes[0])
         return ir.Tensor(values.view(ir.DataType.FLOAT8E4M3FN.numpy()), dtype=ir.DataType.FLOAT8E4M3FN)
 
     def write_to(self, file: int, offset: int) -> None:
         """Write the codes at ``offset`` of an open file descriptor."""
         inputs, width = self.source.shape.numpy()[-2:]
-        for channels in self._codes([], []):
+        for channels in self._codes():
             write_channels(file, channels, offset, width=width)
             offset += inputs * width
 
@@ -195,9 +221,11 @@ class ChannelRatios(ir.LazyTensor):
         return ir.Tensor(np.ascontiguousarray(ratios[..., None, :].astype(np.float32)))
 
 
-class ShiftOffsets(ir.LazyTensor):
-    """What shifting the input by c took from the product of ``Fp8Codes``: c W, float32 [N]."""
+class OutlierWeights(ir.LazyTensor):
+    """The weights of outlier channels that belong to ``Fp8Codes``, float32 [J, N] or [E, J, N]."""
 
     def __init__(self, codes: Fp8Codes) -> None:
-        width = codes.source.shape.numpy()[-1]
-        super().__init__(lambda: ir.Tensor(codes.offsets()), dtype=ir.DataType.FLOAT, shape=ir.Shape((width,)))
+        assert codes.outliers_J is not None
+        *experts, _, width = codes.source.shape.numpy()
+        super().__init__(lambda: ir.Tensor(codes.outlier_weights()), dtype=ir.DataType.FLOAT,
+                         shape=ir.Shape((*experts, len(codes.outliers_J), width)))

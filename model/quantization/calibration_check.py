@@ -20,7 +20,7 @@ from ..checkpoint.tensors.header import read_header
 from ..checkpoint.tensors.lazy import FileTensor
 from ..config import HerdConfig
 from ..config.names import Shape, expected_tensors
-from .calibration_file import HESSIANS, INPUT_SHIFT, KV_AMAX, SCALES, CalibrationFile
+from .calibration_file import HESSIANS, INPUT_ENERGY, KV_AMAX, SCALES, CalibrationFile
 from .formats import Fp8Format
 from .recipes import Recipe, Rule, needs_hessian
 
@@ -89,9 +89,9 @@ def check_measurements(directory: Path, high_precision_parts: Iterable[str], con
 
 def _check_scale(path: Path, name: str, tensor: FileTensor, known: Mapping[str, Shape]) -> None:
     observer, _, of = name.partition("/")
-    _check_shape(path, name, tensor, known.get(name if observer == INPUT_SHIFT else of))
+    _check_shape(path, name, tensor, known.get(name if observer == INPUT_ENERGY else of))
     what = f"{shortened(name)} in {path}"
-    if observer == INPUT_SHIFT:
+    if observer == INPUT_ENERGY:
         require_finite(tensor.read(), what)
     else:
         require_magnitudes(tensor.read(), what)
@@ -112,7 +112,7 @@ def _scale_shapes(shapes: Mapping[str, Shape], config: HerdConfig) -> dict[str, 
     matrices = {name: shape for name, shape in shapes.items() if len(shape) > 1}
     return {
         **{name: shape[:1] if len(shape) == 3 else () for name, shape in matrices.items()},
-        **{f"{INPUT_SHIFT}/{name}": shape[-1:] for name, shape in matrices.items() if len(shape) == 2},
+        **{f"{INPUT_ENERGY}/{name}": shape[1:2] for name, shape in matrices.items()},
         **{f"layers.{layer}.self_attn.{KV_AMAX}": (2,) for layer in range(config.text.num_layers)},
     }
 

@@ -9,7 +9,7 @@ calibration.json       versions, fingerprint of the checkpoint, hash of the data
                        stay in high precision, and the statistics of the report
 scales.safetensors     ``<observer>/<weight>``: largest magnitude to represent of the input that a weight
                        meets, float32 scalar, or [E] for experts; ``<observer>/<attention>.kv_amax``: [2];
-                       ``input_shift/<weight>`` [K]: what is subtracted from that input first
+                       ``input_energy/<weight>`` [K]: the mean square of each channel of that input
 hessians/<layer>       Hessians XᵀX of inputs X by weight, [K, K], or [E, K, K] for experts, of one weight
                        of those that read X; X without the weight of the norm before (``hessian_basis.py``)
 =====================  =================================================================================
@@ -35,14 +35,15 @@ from ..checkpoint.tensors.header import read_header
 from ..config.parameter_counts import model_size
 from .hessian_basis import input_hessian
 from .observers import OBSERVERS
+from .outliers import outlier_channels
 from .recipes import Recipe, hessian_name
 
 DESCRIPTION = "calibration.json"
 SCALES = "scales.safetensors"
 HESSIANS = "hessians"
-FORMAT = 3
+FORMAT = 4
 KV_AMAX = "kv_amax"
-INPUT_SHIFT = "input_shift"
+INPUT_ENERGY = "input_energy"
 
 _ADVICE = "write it again with `herdgraph calibrate`"
 
@@ -140,9 +141,12 @@ class CalibrationFile:
             raise HerdError(f"{self.path} says nothing of {name} by observer {self.observer!r}: {_ADVICE}")
         return found
 
-    def input_shift(self, name: str) -> Tensor | None:
-        """The shift [K] that is subtracted from the input that a weight meets; None for none, as for experts."""
-        return self._read(SCALES, f"{INPUT_SHIFT}/{name}")
+    def outliers(self, name: str) -> Tensor | None:
+        """The outlier channels [J] of the input that a weight meets (``outliers.py``); None when not measured."""
+        return outlier_channels(self._energy(name))
+
+    def _energy(self, name: str) -> Tensor | None:
+        return self._read(SCALES, f"{INPUT_ENERGY}/{name}")
 
     def knows_hessian(self, name: str) -> bool:
         """Whether it has the Hessian of a weight's input, by the weight's canonical name; reads no more than names."""

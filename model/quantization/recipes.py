@@ -14,6 +14,7 @@ from typing import Literal
 
 from ..config.names import Shape
 from .formats import BlockFormat, ChannelFormat, Format, Fp8Format
+from .outliers import outlier_count
 from .packed_sizes import can_pack, packed_bytes
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
@@ -132,7 +133,8 @@ class Recipe:
             shares = ".gate_proj." in name or ".up_proj." in name
             return float(experts * packed_bytes(inputs, outputs, layout, shares_tiles=shares))
         if layout is not None:
-            return float(experts * layout.stored_bytes(inputs, outputs))
+            outliers = float_bytes * outlier_count(inputs) * outputs if isinstance(layout, Fp8Format) else 0
+            return float(experts * (layout.stored_bytes(inputs, outputs) + outliers))
         is_float32 = len(shape) == 1 or ".router." in name
         return float((4 if is_float32 else float_bytes) * math.prod(shape))
 

@@ -41,9 +41,8 @@ class RankCalibration(CalibrationFile):
         found = super().input_amax(name)
         return found[self._experts.start : self._experts.stop] if found.ndim else found
 
-    def input_shift(self, name: str) -> Tensor | None:
-        """The shift of those inputs that the rank's part of a weight meets."""
-        found = super().input_shift(name)
+    def _energy(self, name: str) -> Tensor | None:
+        found = super()._energy(name)
         return None if found is None else found[self._inputs(name)]
 
     def hessian(self, name: str, expert: int | None = None) -> Tensor | None:

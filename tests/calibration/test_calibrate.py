@@ -29,6 +29,7 @@ from herdgraph.console import quantity
 from herdgraph.errors import HerdError
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
 from herdgraph.model.checkpoint.tensors import write
+from herdgraph.model.config import HerdConfig
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.data import Picture, Record
 from herdgraph.model.llama4.model import Llama4
@@ -102,7 +103,10 @@ def test_one_run_measures_for_all_recipes(calibrated: tuple[Path, dict[str, Any]
             assert (amax > 0).all()
             assert (amax <= scales[f"max/{name}"]).all()
         assert torch.equal(file.input_amax(name), scales[f"mse/{name}"])
-        assert (file.input_shift(name) is None) == (".experts." in name)
+        energy, outliers = scales[f"input_energy/{name}"], file.outliers(name)
+        assert outliers is not None
+        assert len(outliers) == min(16, len(energy) // 8)
+        assert energy[outliers].min() >= energy.kthvalue(len(energy) - len(outliers)).values
     assert not any("router" in name or "lm_head" in name or "embed_tokens" in name for name in scales)
     assert all(file.kv_amax(layer) for layer in range(4))
     assert set(description["inputs"]) == {*names, *(f"layers.{layer}.self_attn.cache" for layer in range(4))}
@@ -128,7 +132,7 @@ def test_the_report_holds_everything(
     assert "&lt;b&gt;me &amp; you&lt;/b&gt;" in text
 
 
-def test_shifts_and_magnitudes_are_those_of_the_model(
+def test_energies_and_magnitudes_are_those_of_the_model(
     calibrated: tuple[Path, dict[str, Any]], checkpoint: Checkpoint, data: Data
 ) -> None:
     """An independent look: hooks on the torch model."""
@@ -140,10 +144,10 @@ def test_shifts_and_magnitudes_are_those_of_the_model(
             pixels = None if window.pixels is None else torch.from_numpy(window.pixels)
             model(torch.tensor([window.token_ids]), pixels)
     x_ND = torch.cat([x[0] for x in seen])
-    shift = scales["input_shift/layers.2.feed_forward.down_proj.weight"]
-    torch.testing.assert_close(shift, x_ND.median(0).values, atol=1e-5, rtol=1e-5)
+    found = scales["input_energy/layers.2.feed_forward.down_proj.weight"]
+    torch.testing.assert_close(found, x_ND.square().mean(0), atol=1e-6, rtol=1e-4)
     found = scales["max/layers.2.feed_forward.down_proj.weight"]
-    torch.testing.assert_close(found, (x_ND - shift).abs().max(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, x_ND.abs().max(), atol=1e-5, rtol=1e-5)
 
 
 def test_the_same_data_gives_the_same_bytes(
@@ -379,7 +383,7 @@ def test_another_checkpoints_calibration_is_refused(calibrated: tuple[Path, dict
     with pytest.raises(HerdError, match=r"has no calibration\.json, it is not a calibration"):
         CalibrationFile.open(tmp_path, "0" * 64)
     (tmp_path / "calibration.json").write_text('{"format": 99}')
-    with pytest.raises(HerdError, match="is 99, this herdgraph reads 3"):
+    with pytest.raises(HerdError, match="is 99, this herdgraph reads 4"):
         CalibrationFile.open(tmp_path, "0" * 64)
 
 
@@ -417,6 +421,27 @@ def test_pictures_are_needed_for_scales_of_the_image_tower(
     fc1 = "vision_model.model.layers.0.mlp.fc1.weight"
     assert file.applied_to(FP8).layout_of(fc1) is None
     assert file.applied_to(RECIPES["int8"]) == RECIPES["int8"], "8-bit integers need no scales of inputs"
+
+
+def test_parts_stay_in_high_precision_as_asked(checkpoint: Checkpoint, data: Data, tmp_path: Path) -> None:
+    """Routed experts only, as Meta ships; a search goes on from there."""
+    kept = ("attention", "shared experts", "dense feed-forwards", "images")
+    options = replace(OPTIONS, high_precision=kept, hessians=False)
+    found = calibrate(checkpoint, tmp_path / "out", data, options)
+    file = CalibrationFile.open(tmp_path / "out", checkpoint.fingerprint())
+    in_fp8 = stored_in_fp8(file.applied_to(FP8), checkpoint)
+    assert sorted(in_fp8) == [f"layers.{layer}.feed_forward.experts.{part}_proj"
+                              for layer in TINY.text.moe_layers for part in ("down", "gate_up")]
+    best = found["quality"]["mean_kl"]
+    more = calibrate(checkpoint, tmp_path / "more", data, replace(options, max_kl=0.5 * best))
+    assert set(more["high_precision_parts"]) == {*found["high_precision_parts"], "feed_forward.experts"}
+
+
+def test_parts_that_a_model_has_not(tmp_path: Path) -> None:
+    herds.save(HerdConfig(text=TINY.text), tmp_path / "text")
+    with open_checkpoint(tmp_path / "text") as text, pytest.raises(
+            HerdError, match="this model has no images to keep in high precision: choose among attention, routed exp"):
+        calibrate(text, tmp_path / "out", Data([], []), replace(OPTIONS, high_precision=("images",)))
 
 
 def search_with(bound: float, checkpoint: Checkpoint, data: Data, output: Path, **options: Any) -> dict[str, Any]:

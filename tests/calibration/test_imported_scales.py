@@ -111,7 +111,7 @@ def test_weights_that_meet_one_input_have_one_scale(saved: Path, tmp_path: Path)
     for part in "qkv":
         name = f"layers.1.self_attn.{part}_proj.weight"
         assert float(file.input_amax(name)) == 448 * 3
-        assert file.input_shift(name) is None
+        assert file.outliers(name) is None
     assert float(file.input_amax("layers.1.self_attn.o_proj.weight")) == 448 * 1.25
     assert float(file.input_amax("layers.0.feed_forward.gate_proj.weight")) == 448 * 3
     assert float(file.input_amax("layers.0.feed_forward.down_proj.weight")) == 448 * 9

@@ -149,10 +149,10 @@ def test_weights_that_meet_one_input_share_its_statistics() -> None:
     observed("layers.0.self_attn.o_proj.weight", x * 2, torch.zeros(32, 4))
     found = observed.amaxes()
     assert len({float(found[f"mse/{name}"]) for name in names}) == 1
-    shift = x.median(0).values
-    assert all(torch.equal(found[f"input_shift/{name}"], shift) for name in names)
-    assert found[f"max/{names[2]}"] == (x - shift).abs().max()
-    assert found["max/layers.0.self_attn.o_proj.weight"] == (x - shift).abs().max() * 2
+    for name in names:
+        torch.testing.assert_close(found[f"input_energy/{name}"], x.square().mean(0))
+    assert found[f"max/{names[2]}"] == x.abs().max()
+    assert found["max/layers.0.self_attn.o_proj.weight"] == x.abs().max() * 2
     assert observed.histograms[names[0]][0].rows == len(x), "counted once"
 
 
@@ -160,6 +160,14 @@ def test_a_single_expert_is_still_one_of_a_list() -> None:
     observed, x = CalibrationObserver(1), heavy(5)
     observed("layers.1.feed_forward.experts.down_proj", x, torch.zeros(32, 4), 0)
     assert observed.amaxes()["max/layers.1.feed_forward.experts.down_proj"].tolist() == [x.abs().max()]
+
+
+def test_energies_are_those_of_all_experts_of_a_layer() -> None:
+    observed, x, name = CalibrationObserver(2), heavy(5), "layers.1.feed_forward.experts.down_proj"
+    observed(name, x, torch.zeros(32, 4), 0)
+    observed(name, 3 * x[:2], torch.zeros(32, 4), 1)
+    wanted = torch.cat((x, 3 * x[:2])).square().mean(0)
+    torch.testing.assert_close(observed.amaxes()[f"input_energy/{name}"], wanted)
 
 
 @pytest.mark.parametrize(("value", "kind"), [(torch.nan, "a NaN"), (torch.inf, "an infinity")])

@@ -27,7 +27,7 @@ def files(tmp_path: Path) -> Path:
     return tmp_path / "files"
 
 
-def run_of(files: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> TowerRun:
+def run_of(files: Path, monkeypatch: pytest.MonkeyPatch, steps: tuple[int, int]) -> TowerRun:
     """Pictures of one colour, and a teacher that sees it."""
     names = sorted(COLOURS)
     generator = torch.Generator().manual_seed(0)
@@ -38,11 +38,11 @@ def run_of(files: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> TowerRun
                              seen[:, None, :GRID].expand(-1, 16, -1), seen)
     torch.manual_seed(1)
     model = initialize(Llama4(calf_config(VOCABULARY)))
-    return TowerRun(model, pictures, files, TowerOptions(steps=steps, batch=8, learning_rate=1e-3))
+    return TowerRun(model, pictures, files, TowerOptions(steps=steps, batch=8, learning_rates=(1e-3, 1e-3)))
 
 
 def test_it_learns_to_see(files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    run = run_of(files, monkeypatch, steps=40)
+    run = run_of(files, monkeypatch, steps=(25, 15))
     decoder = run.model.decoder.layers[0].self_attn.q_proj.weight.clone()
     first, steps = run.losses(), []
     train_tower(run, tmp_path / "run", lambda step, _: steps.append(step))
@@ -61,15 +61,38 @@ def test_a_run_that_was_cut_off_goes_on(files: Path, monkeypatch: pytest.MonkeyP
         if step == 3:
             raise KeyboardInterrupt
 
-    whole, cut, again = (run_of(files, monkeypatch, steps=5) for _ in range(3))
+    whole, cut, again = (run_of(files, monkeypatch, steps=(3, 2)) for _ in range(3))
     train_tower(whole, tmp_path / "whole", lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
         train_tower(cut, tmp_path / "cut", stop)
     steps: list[int] = []
     train_tower(again, tmp_path / "cut", lambda step, _: steps.append(step))
     assert steps == [3, 4, 5]
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, again.model.state_dict()[name]), name
+    for trained in ("model", "heads"):
+        found = getattr(again, trained).state_dict()
+        for name, value in getattr(whole, trained).state_dict().items():
+            assert torch.equal(value, found[name]), name
+
+
+def test_the_second_round_reads_from_what_places_give(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one round trains of the meanings, the other leaves alone."""
+    run = run_of(files, monkeypatch, steps=(2, 2))
+    matrix, reader = run.heads.meaning.weight, next(run.heads.reader.parameters())
+    for learns, rests in ((matrix, reader), (reader, matrix)):
+        before, kept = learns.clone(), rests.clone()
+        run.advance()
+        run.advance()
+        assert not torch.equal(learns, before)
+        assert torch.equal(rests, kept)
+
+
+def test_each_round_has_a_cosine_of_its_own() -> None:
+    options = TowerOptions(steps=(100, 40), learning_rates=(1e-3, 5e-4))
+    rates = [options.learning_rate(step) for step in range(140)]
+    assert max(rates[:100]) == rates[4] == pytest.approx(1e-3)
+    assert max(rates[100:]) == rates[101] == pytest.approx(5e-4)
+    assert rates[99] < 1e-6
+    assert rates[139] < 2e-6
 
 
 def test_lite0_has_the_shapes_of_its_package() -> None:

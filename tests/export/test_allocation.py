@@ -18,6 +18,7 @@ from herdgraph.export.pipeline import build_bundle, plan_build
 from herdgraph.model.checkpoint import open_checkpoint
 from herdgraph.model.config.parameter_counts import model_size
 from herdgraph.model.config.presets import TINY
+from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.model.data import Record
 from herdgraph.runtimes import Engine
 from herdgraph.runtimes.bundle.manifest import Bundle
@@ -121,7 +122,7 @@ def test_what_bits_need(measured: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 def test_a_tied_head_gets_bits_as_well(tmp_path: Path) -> None:
-    """It is the largest part of a small model; the size is kept, and the logits are the model's."""
+    """It is the largest part of a small model; the size is kept, and the logits are the model's, over ranks too."""
     tied = replace(TINY, text=replace(TINY.text, tie_word_embeddings=True))
     checkpoint, calibration = tmp_path / "checkpoint", tmp_path / "calibration"
     herds.save(tied, checkpoint)
@@ -138,9 +139,11 @@ def test_a_tied_head_gets_bits_as_well(tmp_path: Path) -> None:
         build_bundle(source, tmp_path / "bundle", bits=least + 1.5, **request)
         assert planned.job.bits["lm_head"] in (5, 6, 8)
         assert planned.memory.bundle_bytes * 8 / model_size(source.config).total <= least + 1.5
+        build_bundle(source, tmp_path / "ranks", bits=least + 1.5, shards=ShardPlan.parse("tp=2"), **request)
         build_bundle(source, tmp_path / "exact", recipe="fp32")
-    found, exact = (_logits(tmp_path / name) for name in ("bundle", "exact"))
+    found, ranks, exact = (_logits(tmp_path / name) for name in ("bundle", "ranks", "exact"))
     assert np.corrcoef(found, exact)[0, 1] > 0.97
+    assert np.corrcoef(ranks, exact)[0, 1] > 0.97
 
 
 def _logits(bundle: Path) -> np.ndarray:

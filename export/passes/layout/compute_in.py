@@ -34,7 +34,7 @@ _TYPED_BY = {"Where": 1, "DequantizeLinear": 1}
 """The input whose type an operator's output has, where it is not the first."""
 
 
-PARAMETERS = (".input_multiplier", ".ratios", ".input_shift", ".shift_offsets")
+PARAMETERS = (".input_multiplier", ".ratios")
 """Ends of the names of inputs that prepare the operand of an FP8 product, or finish its result."""
 
 
@@ -183,15 +183,14 @@ def _is_constant(value: ir.Value) -> bool:
 
 
 def _prepares_what_is_quantized(node: ir.Node) -> bool:
-    """A multiplication by or subtraction of constants right before a ``QuantizeLinear``.
+    """A multiplication by constants right before a ``QuantizeLinear``.
 
-    What is subtracted has to be what was added to the result, to the last bit. And TensorRT-RTX 1.7 takes factors
-    there for a second scale, and stops at ``quantize_ppg.cpp: CHECK_EQ(scale_opnd ...)`` when there is one per expert;
-    float32 inside of 16 bits keeps the two apart.
+    TensorRT-RTX 1.7 takes factors there for a second scale, and stops at ``quantize_ppg.cpp: CHECK_EQ(scale_opnd ...)``
+    when there is one per expert; float32 inside of 16 bits keeps the two apart.
     """
     users = (user for output in node.outputs for user in output.consumers())
     constants = any(_is_constant(value) for value in node.inputs if value is not None)
-    return node.op_type in ("Mul", "Sub") and constants and any(user.op_type == "QuantizeLinear" for user in users)
+    return node.op_type == "Mul" and constants and any(user.op_type == "QuantizeLinear" for user in users)
 
 
 def _float_outputs(node: ir.Node, floats: Collection[ir.Value]) -> Iterator[ir.Value]:

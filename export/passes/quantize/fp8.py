@@ -1,17 +1,16 @@
 """Matrix products in FP8: input and weight through Q/DQ in the one pattern that TensorRT really runs as FP8 x FP8.
 
-    x -> Sub(c) -> Q(s) -> DQ(s) \
-                                  MatMul -> Mul(r) -> Add(c W)          all but routed experts
-    W(E4M3)       -> DQ(g)       /
+    x       -> Q(s) -> DQ(s) \
+                              MatMul -> Mul(r) -> Add(x_J V)            all but routed experts
+    W(E4M3)     -> DQ(g)     /
 
-    x -> Mul(p) -> Q(s) -> DQ(s), MatMul, Mul(r / p)                    routed experts
+    x -> Mul(p) -> Q(s) -> DQ(s), MatMul, Mul(r / p), Add(x_J V)        routed experts
 
 s and g are scalars, r follows as an ordinary product (``export/weights/fp8.py`` says why).
 
-c [K] is the shift of the input, channel by channel. E4M3 rounds every number by up to 1/16 of itself, so a channel
-that is large and always nearly the same costs as much precision as one that says something. Without the shift only
-what varies is rounded, and the constant c W is added exactly. An expert's shift would have to be masked where it was
-not chosen.
+J are the input's outlier channels (``model/quantization/outliers.py``), a Gather of x. The codes of W are 0 there, and
+what these channels contribute is a product in 16 bits with their weights V [J, N], or [E, J, N] for experts, whose
+outlier channels are those of the layer.
 
 Experts that are computed in one batched product share the scalar s, and each has an input multiplier p of its own, a
 power of two. It brings the largest input of expert e, amax[e], as far up towards the largest of all experts as fits,
@@ -38,7 +37,7 @@ from ....model.quantization.e4m3 import expert_input_multipliers, input_scale
 from ....model.quantization.formats import Fp8Format
 from ....model.quantization.recipes import Recipe
 from ...graph.builder import Builder
-from ...weights.fp8 import ChannelRatios, Fp8Codes, GlobalScale, ShiftOffsets
+from ...weights.fp8 import ChannelRatios, Fp8Codes, GlobalScale, OutlierWeights
 from ...weights.origin import Origin, origin_of
 from ..report import report
 from ._tensors import add_initializer, e4m3_zero, scalar
@@ -58,16 +57,16 @@ class QuantizeFp8(InPlacePass):
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite all graphs of the model."""
-        found = [(graph, product) for graph in model.graphs() for node in graph if (product := self._product(node))]
+        products = [(graph, node) for graph in model.graphs() for node in graph if node.op_type == "MatMul"]
+        found = [(graph, product) for graph, node in products if (product := self._product(node))]
+        quantized = {id(product.node) for _, product in found}
+        floats = [(node, "the recipe keeps floats") for _, node in products if id(node) not in quantized]
         for graph, product in found:
             self._replace(graph, product)
-        rewritten = {id(product.node) for _, product in found}
-        floats = [(node, "the recipe keeps floats") for graph in model.graphs() for node in graph
-                  if node.op_type == "MatMul" and id(node) not in rewritten]
         return report(self, model, [product.node for _, product in found], floats)
 
     def _product(self, node: ir.Node) -> _Product | None:
-        weight = node.inputs[1] if node.op_type == "MatMul" else None
+        weight = node.inputs[1]
         if weight is None:
             return None
         gather = weight.producer()
@@ -86,23 +85,24 @@ class QuantizeFp8(InPlacePass):
         origin = origin_of(weight.const_value)
         scale, multipliers_E = input_scale_of(self.calibration, origin)
         build = Builder(f"{node.name}/fp8")
-        shift_K = self.calibration.input_shift(origin.name)
-        codes = Fp8Codes(weight.const_value, shift_K, partial(self.calibration.hessian, origin.name))
+        outliers_J = self.calibration.outliers(origin.name)
+        codes = Fp8Codes(weight.const_value, partial(self.calibration.hessian, origin.name), outliers_J)
         # Codes first: writing them finds the scales.
         stored = [add_initializer(graph, weight, suffix, tensor) for suffix, tensor in (
             ("codes", codes), ("scale", GlobalScale(codes)), ("ratios", ChannelRatios(codes, multipliers_E)))]
-        x = node.inputs[0]
+        given = x = node.inputs[0]
         if multipliers_E is not None and (multipliers_E != 1).any():
             multipliers_E11 = build("Constant", value=ir.Tensor(multipliers_E[:, None, None]))
             x = build("Mul", x, product.chosen(build, multipliers_E11))
-        elif shift_K is not None:
-            x = build("Sub", x, build("Constant", value=ir.Tensor(shift_K.numpy())))
         zero, s = e4m3_zero(build), scalar(build, scale)
         x = build("DequantizeLinear", build("QuantizeLinear", x, s, zero), s, zero)
         w = product.chosen(build, build("DequantizeLinear", *stored[:2], zero))
         y = build("Mul", build("MatMul", x, w), product.chosen(build, stored[2]))
-        if shift_K is not None:
-            y = build("Add", y, add_initializer(graph, weight, "shift_offsets", ShiftOffsets(codes)))
+        if outliers_J is not None:
+            outliers = build("Gather", given, add_initializer(graph, weight, "outliers", ir.Tensor(outliers_J.numpy())),
+                             axis=-1)
+            weights = add_initializer(graph, weight, "outlier_weights", OutlierWeights(codes))
+            y = build("Add", y, build("MatMul", outliers, product.chosen(build, weights)))
         ir.convenience.replace_nodes_and_values(graph, node, [node], build.nodes, node.outputs, [y])
         product.remove_weight(graph)
 

@@ -3,13 +3,13 @@ r"""One small plan for all layers of a shape: weights leave the graph and become
 TensorRT-RTX cannot refit a plan on a CPU, and a plan's constants cannot be replaced. But FP8 codes may be inputs of a
 network, provided that the scales at the Q/DQ are constants; so those become 1, and what they stood for moves outside:
 
-    (x - shift) · p / s  ->  Q(1) -> DQ(1) \
-                                            MatMul  ->  · (r · s · g) / p  ->  + offsets
-    W (input)            ->  DQ(1)         /
+    x · p / s  ->  Q(1) -> DQ(1) \
+                                  MatMul  ->  · (r · s · g) / p  ->  + what outlier channels add
+    W (input)  ->  DQ(1)         /
 
-p is an expert's input multiplier, 1 where it has none. ``<weight>.input_multiplier`` (p / s), ``.input_shift``,
-``.ratios`` and ``.shift_offsets`` are inputs too, in float32. Sums of codes reach K · 448², which bfloat16 holds and
-float16 does not. Norms and routers follow, so that nothing of a layer is left inside.
+p is an expert's input multiplier, 1 where it has none. ``<weight>.input_multiplier`` (p / s), ``.ratios``,
+``.outliers`` and ``.outlier_weights`` are inputs too, floats in float32. Sums of codes reach K · 448², which bfloat16
+holds and float16 does not. Norms and routers follow, so that nothing of a layer is left inside.
 """
 
 from __future__ import annotations
@@ -76,13 +76,13 @@ class WeightsAsInputs(InPlacePass):
         ratios = _root(multiply.inputs[1])
         assert ratios.const_value is not None
         self._give(graph, ratios, f"{name}.ratios", Scaled(ratios.const_value, scale))
-        for add in multiply.outputs[0].consumers():
-            offsets = add.inputs[1] if add.op_type == "Add" else None
-            if offsets is not None and str(offsets.name).endswith(".shift_offsets") and offsets.const_value is not None:
-                self._give(graph, offsets, str(offsets.name), offsets.const_value)
+        for suffix in (".outliers", ".outlier_weights"):
+            added = graph.initializers.get(f"{name}{suffix}")
+            if added is not None and added.const_value is not None:
+                self._give(graph, added, str(added.name), added.const_value)
 
     def _prepare(self, graph: ir.Graph, dequantize: ir.Node, name: str, s: float) -> None:
-        """Divide what is quantised by s, in its input multiplier where it has one, and give its shift."""
+        """Divide what is quantised by s, in its input multiplier where it has one."""
         codes = dequantize.inputs[0]
         quantize = codes.producer() if codes is not None else None
         assert quantize is not None, f"the input of {dequantize.name} is not quantised in the graph"
@@ -92,8 +92,6 @@ class WeightsAsInputs(InPlacePass):
         if (multiply := _with_constants(x, "Mul")) is not None:
             self._replace(graph, multiply, f"{name}.input_multiplier", 1 / s)
             return
-        if (subtract := _with_constants(x, "Sub")) is not None:
-            self._replace(graph, subtract, f"{name}.input_shift", 1)
         build = Builder(f"{quantize.name}/input_multiplier")
         multiplier = ir.Value(shape=ir.Shape((1,)), type=ir.TensorType(ir.DataType.FLOAT))
         self._give(graph, multiplier, f"{name}.input_multiplier", ir.Tensor(np.asarray([1 / s], np.float32)))

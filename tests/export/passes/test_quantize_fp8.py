@@ -62,17 +62,31 @@ def fake_weight(weight_KN: Tensor) -> Tensor:
     return fake(weight_KN, step(weight_KN.abs().amax(0)))
 
 
+def fake_product(
+    x: Tensor, weight_KN: Tensor, scale: float | Tensor, outliers: Tensor
+) -> Tensor:
+    """A product but for the channels that are not rounded, and those."""
+    rest = torch.ones(len(weight_KN))
+    rest[outliers] = 0
+    return fake(x, scale) @ fake_weight(weight_KN * rest[:, None]) + x[..., outliers] @ weight_KN[outliers]
+
+
+def largest(energy: Tensor) -> Tensor:
+    """The channels that are not rounded."""
+    return energy.argsort(descending=True)[: min(16, len(energy) // 8)]
+
+
 def test_a_product_gives_the_codes_of_fake_quantisation(tmp_path: Path) -> None:
     x, weight = 3 * torch.randn(T, D) + torch.linspace(-8, 8, D), torch.randn(D, F)
-    shift = torch.linspace(-8, 8, D)
-    amax = (x - shift).abs().max()
-    found = calibration(tmp_path, max___w=amax, input_shift___w=shift)
+    amax = x.abs().max()
+    energy = torch.randn(D).square()
+    found = calibration(tmp_path, max___w=amax, input_energy___w=energy)
     text = f"g (float[{T},{D}] x, float[{D},{F}] w) => (float[{T},{F}] y) {{ y = MatMul (x, w) }}"
     model = parse(text, w=weight.numpy())
     QuantizeFp8(RECIPES["fp8"], found)(model)
-    wanted = fake(x - shift, step(amax)) @ fake_weight(weight) + shift @ weight
+    wanted = fake_product(x, weight, step(amax), largest(energy))
     np.testing.assert_allclose(run(model, x=x.numpy())[0], wanted, rtol=1e-5, atol=1e-4)
-    assert operators(model)["MatMul"] == 1
+    assert operators(model)["MatMul"] == 2
     for node in model.graph:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             scale = node.inputs[1]
@@ -113,16 +127,20 @@ def test_experts_match_fake_quantization(tmp_path: Path, lowering: type) -> None
         hidden[expert] = torch.nn.functional.silu(gate) * up
         amax["gate_up_proj"][expert], amax["down_proj"][expert] = rows.abs().max(), hidden[expert].abs().max()
     prefix = f"max___{LAYER.replace('.', '__')}__"
-    found = calibration(tmp_path, **{f"{prefix}{name}": value for name, value in amax.items()})
+    energies = {"gate_up_proj": scaled.square().mean(0), "down_proj": torch.cat(list(hidden.values())).square().mean(0)}
+    found = calibration(tmp_path, **{f"{prefix}{name}": value for name, value in amax.items()},
+                        **{f"{prefix.replace('max', 'input_energy')}{name}": value for name, value in energies.items()})
 
     wanted = torch.zeros(T, D)
     for expert in range(E):
         scale = {name: step(values.max()) / 2.0 ** torch.floor(torch.log2(values.max() / values[expert]))
                 for name, values in amax.items()}
         rows = chosen == expert
-        gate, up = (fake(scaled[rows], scale["gate_up_proj"]) @ fake_weight(gate_up[expert])).chunk(2, -1)
+        outliers = {name: largest(energy) for name, energy in energies.items()}
+        gate, up = fake_product(
+            scaled[rows], gate_up[expert], scale["gate_up_proj"], outliers["gate_up_proj"]).chunk(2, -1)
         inner = torch.nn.functional.silu(gate) * up
-        wanted[rows] = fake(inner, scale["down_proj"]) @ fake_weight(down[expert])
+        wanted[rows] = fake_product(inner, down[expert], scale["down_proj"], outliers["down_proj"])
 
     model = experts_model((gate_up, down))
     lowering()(model)
@@ -160,13 +178,13 @@ def test_a_whole_decoder_is_that_of_fake_quantisation(tiny: Path) -> None:
         weight = f"{name}.weight"
         if isinstance(part, torch.nn.Linear) and f"max/{weight}" in scales:
             def forward(x: Tensor, part: torch.nn.Linear = part, weight: str = weight) -> Tensor:
-                shift = scales[f"input_shift/{weight}"]
-                y = fake(x - shift, step(scales[f"max/{weight}"])) @ fake_weight(part.weight.T)
-                return y + shift @ part.weight.T
+                outliers = largest(scales[f"input_energy/{weight}"])
+                return fake_product(x, part.weight.T, step(scales[f"max/{weight}"]), outliers)
             part.forward = forward  # type: ignore[method-assign]
         elif name.endswith("experts"):
             def experts(x: Tensor, logits: Tensor, part: torch.nn.Module = part, name: str = name) -> Tensor:
                 y, chosen = torch.zeros_like(x), logits.argmax(-1)
+                outliers = [largest(scales[f"input_energy/{name}.{part}_proj"]) for part in ("gate_up", "down")]
                 scaled = x * torch.sigmoid(logits.gather(1, chosen[:, None]))
                 for expert in range(len(part.down_proj)):
                     rows = chosen == expert
@@ -174,9 +192,10 @@ def test_a_whole_decoder_is_that_of_fake_quantisation(tiny: Path) -> None:
                     for matrix in ("gate_up_proj", "down_proj"):
                         amax = scales[f"max/{name}.{matrix}"]
                         found.append(step(amax.max()) / 2.0 ** torch.floor(torch.log2(amax.max() / amax[expert])))
-                    gate, up = (fake(scaled[rows], found[0]) @ fake_weight(part.gate_up_proj[expert])).chunk(2, -1)
+                    gate, up = fake_product(
+                        scaled[rows], part.gate_up_proj[expert], found[0], outliers[0]).chunk(2, -1)
                     inner = torch.nn.functional.silu(gate) * up
-                    y[rows] = fake(inner, found[1]) @ fake_weight(part.down_proj[expert])
+                    y[rows] = fake_product(inner, part.down_proj[expert], found[1], outliers[1])
                 return y
             part.forward = experts  # type: ignore[method-assign]
     ids = herds.tokens(40, seed=9)

@@ -22,7 +22,7 @@ from herdgraph.export.planner.storage import Storage
 from herdgraph.export.planner.traffic import cache_bytes
 from herdgraph.export.weights.block import BlockCodes, BlockScales, BlockZeros
 from herdgraph.export.weights.channel import ChannelCodes, ChannelScales, RowCodes, RowScales
-from herdgraph.export.weights.fp8 import ChannelRatios, Fp8Codes
+from herdgraph.export.weights.fp8 import ChannelRatios, Fp8Codes, OutlierWeights
 from herdgraph.export.weights.packed import GateUp, PackedMatrix, PackedScales
 from herdgraph.export.weights.stream import Weight
 from herdgraph.model.checkpoint import open_checkpoint, save_checkpoint
@@ -136,8 +136,11 @@ def exported_bytes(recipe: Recipe, name: str, shape: tuple[int, ...], float_byte
         channels = ChannelCodes(source)
         kept = [channels, ChannelScales(channels)]
     else:
-        eights = Fp8Codes(source)
+        outliers = torch.arange(min(16, inputs // 8))
+        eights = Fp8Codes(source, outliers_J=outliers if len(outliers) else None)
         kept = [eights, ChannelRatios(eights)]
+        if len(outliers):  # in the type of what is not quantized
+            kept.append(SimpleNamespace(nbytes=OutlierWeights(eights).nbytes * float_bytes // 4))
     if isinstance(layout, BlockFormat | ChannelFormat) and layout.centered:  # scales are rounded where they are written
         return experts * (kept[0].nbytes + kept[1].nbytes / 2)
     return experts * sum(tensor.nbytes for tensor in kept)

@@ -58,12 +58,15 @@ def test_an_image_tower(tmp_path: Path) -> None:
 
 
 def test_the_same_model_gives_the_same_plan(tmp_path: Path) -> None:
-    """Not the same bytes: TensorRT numbers the dimensions of a network with several inputs in no fixed order."""
+    """Not the same bytes: TensorRT numbers the dimensions of a network with several inputs in no fixed order.
+
+    Nor as many: it counts on from plan to plan, and the numbers, 4 or 5 digits long, are in the plan as text.
+    """
     onnx = plans.saved(plans.twin(herds.variant(), fp8=True), tmp_path)
     first, second = (
         build_plan(onnx, tmp_path / name, sm=SM, profiles=(plans.DECODE,)).plan for name in ("a", "b")
     )
-    assert first.bytes == second.bytes
+    assert abs(first.bytes - second.bytes) < 100
     assert first.constant_bytes() == second.constant_bytes()
     products, again = (
         [(gemm.layers, gemm.a.dtype, gemm.b.dtype, gemm.alpha) for gemm in plan.gemms] for plan in (first, second)

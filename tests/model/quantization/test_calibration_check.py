@@ -36,7 +36,7 @@ def scales() -> dict[str, torch.Tensor]:
     found = {name: torch.ones(shape[:1] if len(shape) == 3 else ()) for name, shape in SHAPES.items()
              if isinstance(RECIPES["fp8"].layout_of_tensor(name, shape), Fp8Format)}
     found |= {f"layers.{layer}.self_attn.kv_amax": torch.ones(2) for layer in range(4)}
-    return {f"mse/{name}": amax for name, amax in found.items()} | {f"input_shift/{Q_PROJ}": torch.zeros(64)}
+    return {f"mse/{name}": amax for name, amax in found.items()} | {f"input_energy/{Q_PROJ}": torch.zeros(64)}
 
 
 def opened(
@@ -86,8 +86,8 @@ def test_magnitudes_are_positive_numbers(name: str, value: float, checkpoint: Ch
 
 @pytest.mark.parametrize(("name", "tensor"), [
     (f"mse/{Q_PROJ}", torch.ones(2)), (f"mse/{Q_PROJ}", torch.ones(0)), (f"mse/{EXPERTS}", torch.ones(())),
-    (f"mse/{EXPERTS}", torch.ones(3)), (f"mse/{KV}.kv_amax", torch.ones(1)), (f"input_shift/{Q_PROJ}", torch.ones(3)),
-    (f"mse/{Q_PROJ}", torch.ones((), dtype=torch.int64)), (f"input_shift/{EXPERTS}", torch.ones(4)),
+    (f"mse/{EXPERTS}", torch.ones(3)), (f"mse/{KV}.kv_amax", torch.ones(1)), (f"input_energy/{Q_PROJ}", torch.ones(3)),
+    (f"mse/{Q_PROJ}", torch.ones((), dtype=torch.int64)), (f"input_energy/{EXPERTS}", torch.ones(4)),
     ("mse/layers.0.nonsense", torch.ones(())), ("nonsense", torch.ones(())),
 ])
 def test_names_and_shapes_are_those_of_the_model(name: str, tensor: torch.Tensor, checkpoint: Checkpoint) -> None:
@@ -96,9 +96,9 @@ def test_names_and_shapes_are_those_of_the_model(name: str, tensor: torch.Tensor
     assert "\n" not in str(caught.value)
 
 
-def test_shifts_are_finite(checkpoint: Checkpoint) -> None:
-    with pytest.raises(HerdError, match=r"input_shift/\S+ in \S+ holds a NaN at \[0\]"):
-        opened(checkpoint, scales() | {f"input_shift/{Q_PROJ}": torch.full((64,), torch.nan)})
+def test_energies_are_finite(checkpoint: Checkpoint) -> None:
+    with pytest.raises(HerdError, match=r"input_energy/\S+ in \S+ holds a NaN at \[0\]"):
+        opened(checkpoint, scales() | {f"input_energy/{Q_PROJ}": torch.full((64,), torch.nan)})
 
 
 def test_a_scale_that_is_absent_is_named_before_the_capture(checkpoint: Checkpoint) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnxruntime import InferenceSession, SessionOptions
 
-from herdgraph.export.weights.fp8 import ChannelRatios, Fp8Codes, GlobalScale, ShiftOffsets
+from herdgraph.export.weights.fp8 import ChannelRatios, Fp8Codes, GlobalScale, OutlierWeights
 from herdgraph.model.quantization.e4m3 import E4M3_MAX, channel_scales, power_of_two, rounded_up, to_e4m3
 
 CODES = np.array([code for code in range(256) if code & 0x7F != 0x7F], np.uint8)
@@ -124,15 +124,14 @@ def test_scales_of_experts() -> None:
 @pytest.mark.parametrize("shape", [(24, 10), (3, 24, 10)])
 def test_written_codes_are_the_ones_in_memory(tmp_path: Path, shape: tuple[int, ...]) -> None:
     weight = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    shift = torch.randn(24) if len(shape) == 2 else None
-    codes, again = Fp8Codes(ir.Tensor(weight), shift), Fp8Codes(ir.Tensor(weight), shift)
+    outliers = torch.tensor([2, 3, 20])
+    codes, again = (Fp8Codes(ir.Tensor(weight), outliers_J=outliers) for _ in range(2))
     with (tmp_path / "codes").open("wb") as file:
         codes.write_to(file.fileno(), 7)
     found = np.frombuffer((tmp_path / "codes").read_bytes()[7:], np.uint8).reshape(shape)
     np.testing.assert_array_equal(found, again.numpy().view(np.uint8))
     np.testing.assert_array_equal(codes.scales(), again.scales())
-    if shift is not None:
-        np.testing.assert_allclose(ShiftOffsets(codes).numpy(), shift.numpy() @ weight, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(OutlierWeights(codes).numpy(), weight[..., outliers.numpy(), :])
 
 
 def test_channel_scales_never_saturate() -> None:
@@ -148,10 +147,13 @@ def test_hessians_take_error_away_from_the_product(experts: int) -> None:
     weight = torch.randn(shape, generator=generator)
     x = torch.randn(max(experts, 1), 300, 6, generator=generator) @ torch.randn(6, 90, generator=generator)
     x += 0.1 * torch.randn(x.shape, generator=generator)
-    codes, plain = (Fp8Codes(ir.Tensor(weight.numpy(), name="w"), None, hessian_of) for hessian_of in (
+    outliers = torch.tensor([0, 50, 89])
+    codes, plain = (Fp8Codes(ir.Tensor(weight.numpy(), name="w"), hessian_of, outliers) for hessian_of in (
         lambda expert: x[expert or 0].T @ x[expert or 0], lambda _: None))
-    errors = [(x @ (torch.from_numpy(_values(found)) - weight)).square().sum((-2, -1)) for found in (codes, plain)]
+    rest = weight.index_fill(-2, outliers, 0.0)
+    errors = [(x @ (torch.from_numpy(_values(found)) - rest)).square().sum((-2, -1)) for found in (codes, plain)]
     assert (errors[0] < 0.5 * errors[1]).all()
+    assert not _values(codes)[..., outliers.numpy(), :].any()
     assert (codes.scales() >= plain.scales()).all(), "nothing is clipped"
     assert (codes.scales() < 2.01 * plain.scales()).all()
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.config.shard_plan import ShardPlan
-from herdgraph.model.quantization.calibration_file import HESSIANS, INPUT_SHIFT, KV_AMAX, SCALES, CalibrationFile
+from herdgraph.model.quantization.calibration_file import HESSIANS, INPUT_ENERGY, KV_AMAX, SCALES, CalibrationFile
 from herdgraph.model.quantization.sharded_calibration import RankCalibration
 
 EXPERTS = "layers.3.feed_forward.experts"
@@ -23,7 +23,7 @@ PLAN, RANK = ShardPlan(2, 2, 2), 7
 def whole(tmp_path: Path) -> CalibrationFile:
     scales = {f"max/layers.{layer}.self_attn.{KV_AMAX}": torch.tensor([layer, 10.0 + layer]) for layer in range(4)}
     scales |= {f"max/{EXPERTS}.down_proj": torch.arange(4.0), f"max/{O_PROJ}": torch.tensor(5.0),
-               f"{INPUT_SHIFT}/{O_PROJ}": torch.arange(64.0)}
+               f"{INPUT_ENERGY}/{O_PROJ}": torch.arange(64.0)}
     save_file(scales, tmp_path / SCALES)
     (tmp_path / HESSIANS).mkdir()
     save_file({f"{EXPERTS}.down_proj": torch.arange(4 * 48 * 48.0).view(4, 48, 48),
@@ -46,9 +46,9 @@ def test_experts_are_the_ranks_own(whole: CalibrationFile) -> None:
 
 def test_inputs_are_the_ranks_own(whole: CalibrationFile) -> None:
     part = RankCalibration.of(whole, PLAN, TINY, RANK)
-    shift = part.input_shift(O_PROJ)
-    assert shift is not None
-    assert shift.tolist() == list(range(48, 64))
+    outliers = part.outliers(O_PROJ)
+    assert outliers is not None
+    assert outliers.tolist() == [14, 15], "the largest of its own sixteen, counted from its first"
     down, gate_up = (part.hessian(f"{EXPERTS}.{role}", 1) for role in ("down_proj", "gate_up_proj"))
     every_down, every_gate_up = (whole.hessian(f"{EXPERTS}.{role}") for role in ("down_proj", "gate_up_proj"))
     assert down is not None
