@@ -150,9 +150,15 @@ class Fp8Codes(ir.LazyTensor):
         return np.concatenate(self._all_found().scales).reshape(*shape[:-2], shape[-1])
 
     def outlier_weights(self) -> Array:
-        """The weights of outlier channels, float32 [J, N] or [E, J, N]; reads the weight as ``scales`` does."""
-        shape = self.source.shape.numpy()
-        found_NJ = np.concatenate(self._all_found().outliers).reshape(*shape[:-2], shape[-1], -1)
+        """The weights of outlier channels, float32 [J, N] or [E, J, N]; reads the weight as ``scales`` does.
+
+        They are handed over, not kept: those of 128 experts of all layers are gigabytes. Asked again, it reads again.
+        """
+        if self._found is not None and not self._found.outliers:
+            self._found = None
+        found, shape = self._all_found(), self.source.shape.numpy()
+        pieces, found.outliers = found.outliers, []
+        found_NJ = np.concatenate(pieces).reshape(*shape[:-2], shape[-1], -1)
         return np.ascontiguousarray(found_NJ.swapaxes(-1, -2))
 
     def global_scale(self) -> float:

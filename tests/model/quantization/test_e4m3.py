@@ -131,7 +131,8 @@ def test_written_codes_are_the_ones_in_memory(tmp_path: Path, shape: tuple[int, 
     found = np.frombuffer((tmp_path / "codes").read_bytes()[7:], np.uint8).reshape(shape)
     np.testing.assert_array_equal(found, again.numpy().view(np.uint8))
     np.testing.assert_array_equal(codes.scales(), again.scales())
-    np.testing.assert_array_equal(OutlierWeights(codes).numpy(), weight[..., outliers.numpy(), :])
+    for _ in ("handed over", "read again"):
+        np.testing.assert_array_equal(OutlierWeights(codes).numpy(), weight[..., outliers.numpy(), :])
 
 
 def test_channel_scales_never_saturate() -> None:
