@@ -1,19 +1,22 @@
 """What is asked of a clip: which of two came first, what is to be seen at some second, how many scenes there are.
 
-A question alone teaches little: for long a calf learned to name any of the frames, and nothing of their times. Asked
-what is at each second, it is told the name of every frame right behind its number, and binds them soon.
+A question alone teaches little: for long a calf learned to name any of the frames, and nothing of their times. Told the
+name of every frame right behind its number, it binds them soon. So what asks to compare frames is answered aloud: first
+what is at each second, and whether that is again what it was, then what follows (Wei et al. 2022, arXiv 2201.11903).
+
+    0: a dog. 1: a dog again. 2: a cat. Two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from random import Random
 
 NUMBERS = ("One.", "Two.", "Three.")
-FEW = 3
-"""Seconds behind which there is room in an attention chunk for a question and the list."""
+ALOUD_ALONE = 0.6
+"""Share of the rows to train on whose only question is answered aloud."""
 
 Question = tuple[str, str]
 """With its answer."""
@@ -48,23 +51,27 @@ def one_question(random: Random, clip: Clip) -> dict[str, Question]:
 
 
 def several_questions(random: Random, clip: Clip) -> dict[str, Question]:
-    """Questions by their kinds, to train on: one, what is at each second, or both where there is room.
+    """Questions by their kinds, to train on: one that is answered aloud, in some rows behind one that is not.
 
-    The list comes last: no answer is to be read in it.
+    The list comes last: no answer is to be read in it. It comes first as often: a calf that was always asked for a name
+    before it answered a first question of any kind with a name.
     """
-    kinds = ["when", "count"]
-    if len(clip.scenes) > 1:
-        kinds += ["first", "begins"]
-    chosen = [random.choice(kinds), "list"]
-    if len(clip.at_second) > FEW:
-        chosen = [random.choice(chosen)]
-    return {kind: _ASKED[kind](random, clip) for kind in chosen}
+    aloud = ["count", "first", "first", "begins", "list"] if len(clip.scenes) > 1 else ["count", "list"]
+    kinds = [random.choice(aloud)]
+    if random.random() > ALOUD_ALONE:
+        kinds.insert(0, "when")
+    return {kind: _ASKED[kind](random, clip) for kind in kinds}
+
+
+def conclusion(answer: str) -> str:
+    """What is said behind the list, if an answer has one: all that counts as right or wrong."""
+    return answer.rpartition(". ")[2] if answer.startswith("0: ") else answer
 
 
 def _first(random: Random, clip: Clip) -> Question:
     a, b = random.sample(range(len(clip.scenes)), 2)
     shown = [scene.phrase for scene in clip.scenes]
-    return f"Which came first, {shown[a]} or {shown[b]}?", _sentence(shown[min(a, b)])
+    return f"Which came first, {shown[a]} or {shown[b]}?", f"{_listed(clip)} {_sentence(shown[min(a, b)])}"
 
 
 def _when(random: Random, clip: Clip) -> Question:
@@ -73,17 +80,24 @@ def _when(random: Random, clip: Clip) -> Question:
 
 
 def _count(_: Random, clip: Clip) -> Question:
-    return "How many clips are joined?", NUMBERS[len(clip.scenes) - 1]
+    return "How many clips are joined?", f"{_listed(clip)} {NUMBERS[len(clip.scenes) - 1]}"
 
 
 def _begins(random: Random, clip: Clip) -> Question:
     number = random.randrange(len(clip.scenes))
-    return f"When does {clip.scenes[number].phrase} begin?", f"At second {sum(clip.lengths[:number])}."
+    begin = f"At second {sum(clip.lengths[:number])}."
+    return f"When does {clip.scenes[number].phrase} begin?", f"{_listed(clip)} {begin}"
 
 
 def _list(_: Random, clip: Clip) -> Question:
-    listed = (f"{second}: {scene.phrase}." for second, scene in enumerate(clip.at_second))
-    return "What is at each second?", " ".join(listed)
+    return "What is at each second?", _listed(clip)
+
+
+def _listed(clip: Clip) -> str:
+    """What is at each second, and whether it was there before."""
+    names = [scene.phrase for scene in clip.at_second]
+    marks = ["", *(" again" * (now == before) for before, now in pairwise(names))]
+    return " ".join(f"{second}: {name}{mark}." for second, (name, mark) in enumerate(zip(names, marks, strict=True)))
 
 
 def _sentence(phrase: str) -> str:

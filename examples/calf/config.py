@@ -36,7 +36,7 @@ def _text(vocab_size: int) -> TextConfig:
     return TextConfig(
         vocab_size=vocab_size, hidden_size=192, num_layers=4, num_heads=6, num_kv_heads=2, head_dim=32, expert_size=160,
         dense_size=320, num_experts=4, top_k=1, moe_layers=(0, 1, 2, 3), rope_layers=rope, chunked_layers=rope,
-        attention_chunk_size=128, rope_theta=10000.0, use_qk_norm=True, attn_temperature_tuning=True, floor_scale=256,
+        attention_chunk_size=192, rope_theta=10000.0, use_qk_norm=True, attn_temperature_tuning=True, floor_scale=256,
         max_position_embeddings=CONTEXT, bos_token_id=ids["<|begin_of_text|>"],
         eos_token_ids=(ids["<|end_of_text|>"], ids["<|eom|>"], ids["<|eot|>"]),
         pad_token_id=ids["<|finetune_right_pad|>"],

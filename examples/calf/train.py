@@ -66,7 +66,7 @@ class Stage:
 
 STAGES = (
     Stage("pictures", "pictures", tuple(name for name in LEARNED if name != "clips"), 2.5e-3),
-    Stage("calf", "clips as well", LEARNED, 3e-4),
+    Stage("calf", "clips as well", LEARNED, 5e-4),
 )
 """Names first: what is at which second is learned by who can tell what it is."""
 LEARNS_ON = ("vision_adapter", "multi_modal_projector")
@@ -161,7 +161,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".cache/calf"))
     parser.add_argument("--views", type=int, default=2, help="pictures of every trained drawing")
     parser.add_argument("--steps", type=int, nargs=4, metavar=("TOWER", "AGAIN", "PICTURES", "CLIPS"),
-                        default=(9000, 3500, 16000, 9500), help="of the tower's two rounds and the fusion's two stages")
+                        default=(9000, 3500, 16000, 10000),
+                        help="of the tower's two rounds and the fusion's two stages")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--install", action="store_true", help="put the calf into the package")
     run_cli(lambda: make(parser.parse_args()))
