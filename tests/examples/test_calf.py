@@ -68,4 +68,4 @@ def test_it_names_pictures_that_it_was_not_trained_on(engine: Engine) -> None:
     shown = {picture.stem: engine.generate(_messages(picture), max_new_tokens=24).text
              for picture in PICTURES.glob("*.png")}
     named = [name for name, said in shown.items() if name.split(", ")[0].lower() in said.lower()]
-    assert len(named) >= len(shown) / 4, shown  # by chance one in a thousand
+    assert len(named) >= len(shown) / 3, shown
