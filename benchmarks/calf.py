@@ -3,7 +3,8 @@
     python -m benchmarks.calf [WORK] [--checkpoint DIR] [--every 10] [--threads 1]
 
 WORK is where ``examples/calf/train.py`` works (.cache/calf). An answer is right when greedy decoding gives it to the
-last letter; of one that is told aloud, second by second, the bundles' is right when what it concludes is:
+last letter. Of answers that list every second of a clip first (``examples/calf/clip_questions.py``), only
+the conclusion counts with bundles:
 
 * ``as drawn``: trained emoji, the drawing that views were made of; and the ``kind`` of thing they are;
 * ``other vendor``: trained emoji as Twitter draws them, who was never trained: the honest hard set;
@@ -98,7 +99,7 @@ def torch_answers(checkpoint: Path, data: Path) -> Answers:
 
 
 def bundle_answers(engine: Engine, data: Path, rows: Sequence[Row]) -> list[bool]:
-    """Whether what a bundle says, token by token, comes to the right end."""
+    """Whether a bundle, which generates token by token, answers each question right: of a list, its conclusion."""
     found = []
     for row in track(rows, description="asking", console=stderr, transient=True):
         asked, wanted = row["messages"]

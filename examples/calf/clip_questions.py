@@ -1,8 +1,9 @@
 """What is asked of a clip: which of two came first, what is to be seen at some second, how many scenes there are.
 
 A question alone teaches little: for long a calf learned to name any of the frames, and nothing of their times. Told the
-name of every frame right behind its number, it binds them soon. So what asks to compare frames is answered aloud: first
-what is at each second, and whether that is again what it was, then what follows (Wei et al. 2022, arXiv 2201.11903).
+name of every frame right behind its number, it binds them soon. So a question that needs several frames is answered
+aloud: a list of what is at each second, which says "again" where it is what was there a second before, and then the
+conclusion (a chain of thought, Wei et al. 2022, arXiv 2201.11903).
 
     0: a dog. 1: a dog again. 2: a cat. Two.
 """
@@ -51,10 +52,10 @@ def one_question(random: Random, clip: Clip) -> dict[str, Question]:
 
 
 def several_questions(random: Random, clip: Clip) -> dict[str, Question]:
-    """Questions by their kinds, to train on: one that is answered aloud, in some rows behind one that is not.
+    """Questions by their kinds, to train on: one that is answered aloud, or that one behind a question for a name.
 
-    The list comes last: no answer is to be read in it. It comes first as often: a calf that was always asked for a name
-    before it answered a first question of any kind with a name.
+    The question for a name never comes second: its answer could be read in the list. Nor is it always there: a calf for
+    which it always came first took every first question for it, and answered with a name.
     """
     aloud = ["count", "first", "first", "begins", "list"] if len(clip.scenes) > 1 else ["count", "list"]
     kinds = [random.choice(aloud)]
