@@ -19,7 +19,7 @@ from ..model.quantization.parts import PARTS
 @click.option("--data", type=click.Path(path_type=Path), multiple=True, show_default="a built-in text",
               help="Text, .jsonl or .tar file, picture, saved dataset, or directory of pictures; may be repeated.")
 @click.option("--no-hessians", is_flag=True,
-              help="Leave out what only int4 uses, squares of the model's widths in memory and on disk.")
+              help="Leave out what weights are rounded by, squares of the model's widths in memory and on disk.")
 @click.option("--kv", type=click.Choice(["float", "fp8"]), default="float", show_default=True,
               help="Precision of keys and values in the evaluation of fp8.")
 @click.option("--observer", type=click.Choice(OBSERVERS), default="mse", show_default=True,

@@ -111,7 +111,7 @@ def plan_build(
         target: name of the lowering.
         recipe: precision recipe: the name of one of the target, None for its first, or one of your own.
         calibration: a directory written by ``herdgraph calibrate``: FP8 scales, magnitudes of 8-bit caches, and the
-            Hessians by which 4-bit weights are rounded.
+            Hessians by which weights are rounded.
         options: what TensorRT plans are built for.
         shards: how the decoder is split over ranks, None for a whole one.
         overwrite: replace an existing output.
@@ -143,8 +143,7 @@ def plan_build(
     # 3. what it needs, and whether there is room
     memory = memory_plan(checkpoint.config, output, precision, shards, float_bytes=lowering.float_bytes,
                          packed=lowering.packs_weights,
-                         by_hessians=measured is not None and measured.has_hessians
-                         and (precision.uses_hessians or precision.fp8))
+                         by_hessians=measured is not None and measured.has_hessians and bool(precision.rules))
     job = Job(checkpoint, lowering, precision, measured, options, writer, bits=chosen)
     refusal = _refusal(checkpoint, output, memory, overwrite=overwrite)
     return BuildPlan(job, output, shards, overwrite, memory, refusal)

@@ -25,7 +25,7 @@ from ..model.quantization.recipes import EMBEDDING, HEAD
 from .passes.quantize._hessians import hessian_of, hessian_of_tied_head
 from .passes.quantize.rotate_hidden import LARGEST_BLOCK, SMALLEST_BLOCK, BlockRotated
 from .weights.block import BlockRounder, Hessian, filled_up, inverse_cholesky_of
-from .weights.channel import ChannelCodes
+from .weights.channel import ZERO, round_channels
 from .weights.stream import Weight, channels_of
 
 CHANNELS = 64
@@ -131,9 +131,8 @@ def _sample(weight: ir.TensorProtocol) -> np.ndarray:
 def _rounded(rows_NK: np.ndarray, layout: Format | None, factor_KK: Tensor | None) -> np.ndarray:
     """Values of output channels after rounding; the factor is of as many inputs as every format fills up."""
     if isinstance(layout, ChannelFormat):
-        codes = ChannelCodes(ir.Tensor(np.ascontiguousarray(rows_NK.T)), centered=layout.centered)
-        values = [rows.astype(np.float32) - 128 for rows in codes.channels()]
-        return np.concatenate(values) * codes.scales()[:, None]
+        codes_NK, scales_N = round_channels(rows_NK, factor_KK, centered=layout.centered)
+        return (codes_NK.astype(np.float32) - ZERO) * scales_N[:, None]
     assert isinstance(layout, BlockFormat)
     padded = filled_up(rows_NK, INPUT_BLOCK)
     return BlockRounder(layout).quantize(padded, factor_KK).values().reshape(padded.shape)[:, : rows_NK.shape[1]]

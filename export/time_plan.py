@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -30,14 +30,15 @@ from ..model.checkpoint.rotated import RotatedCheckpoint
 from ..model.config import HerdConfig
 from ..model.config.names import Shape, expected_tensors
 from ..model.quantization.formats import BlockFormat, ChannelFormat, Format, Fp8Format
-from ..model.quantization.packed_sizes import can_pack
+from ..model.quantization.packed_sizes import INPUT_BLOCK, can_pack, filled
+from ..model.quantization.recipes import is_rounded_by_hessian
 from ..runtimes.bundle.blocks import write_block_hashes
 from ..runtimes.machine.host import this_host
 from .job import Job
-from .weights.block import BlockCodes, BlockRounder, filled_up
-from .weights.channel import ChannelCodes
-from .weights.fp8 import Fp8Codes
-from .weights.gptq import inverse_hessian_cholesky
+from .weights.block import BlockCodes, BlockRounder
+from .weights.channel import ChannelCodes, ChannelRounder
+from .weights.fp8 import E4m3Rounder, Fp8Codes
+from .weights.gptq import Rounder, gptq_quantize, inverse_hessian_cholesky
 from .weights.packed import PackedMatrix
 from .weights.parallel import in_parallel, workers
 from .weights.stream import Weight
@@ -132,35 +133,44 @@ def _stored(job: Job, weight: Weight, layout: Format | None) -> ir.TensorProtoco
 
 def _by_hessians(job: Job) -> float:
     """Core-seconds that rounding by Hessians takes."""
-    shapes = [shape for name, shape in expected_tensors(job.config).items()
-              if _wants_hessian(job.recipe.layout_of_tensor(name, shape))]
-    if not shapes:
-        return 0.0
+    shapes: dict[Format, list[Shape]] = {}
+    for name, shape in expected_tensors(job.config).items():
+        layout = job.recipe.layout_of_tensor(name, shape)
+        if layout is not None and is_rounded_by_hessian(name):
+            shapes.setdefault(layout, []).append(shape)
+    return sum(_seconds_by_hessians(each, layout) for layout, each in shapes.items())
+
+
+def _seconds_by_hessians(shapes: Sequence[Shape], layout: Format) -> float:
     # Inputs are the second axis of a stack of experts, and of any other matrix.
     matrices = [(shape[0] if len(shape) == 3 else 1, shape[1], math.prod(shape)) for shape in shapes]
     size = min(_INPUTS, max(inputs for _, inputs, _ in matrices))
-    (_, small), (factor, large) = _hessian_seconds(size // 3), _hessian_seconds(size)
+    (_, small), (factor, large) = _hessian_seconds(size // 3, layout), _hessian_seconds(size, layout)
     slope = max(0.0, large - small) / (size - size // 3)
     return sum(count * factor * (inputs / size) ** 3 + elements * (large + slope * (inputs - size))
                for count, inputs, elements in matrices)
 
 
-def _wants_hessian(layout: Format | None) -> bool:
-    return isinstance(layout, Fp8Format) or (isinstance(layout, BlockFormat) and layout.bits < 8)
-
-
-def _hessian_seconds(inputs: int) -> tuple[float, float]:
+def _hessian_seconds(inputs: int, layout: Format) -> tuple[float, float]:
     """Seconds of a factor, and of an element that is rounded by it, on one core."""
     hessian_KK = torch.eye(inputs).add_(1 / inputs)
-    rows_NK = torch.empty(_ROWS, inputs).normal_().numpy()
-    rounder = BlockRounder(BlockFormat(4, 32))
+    weight_KN = torch.empty(filled(inputs, INPUT_BLOCK), _ROWS).normal_()
+    rounder = _rounder(layout)
 
     def measure() -> tuple[float, float]:
-        factor_KK, seconds = _timed(lambda: inverse_hessian_cholesky(functional.pad(hessian_KK, (0, -inputs % 32) * 2)))
-        _, rounding = _timed(lambda: rounder.quantize(filled_up(rows_NK, 32), factor_KK))
-        return seconds, rounding / rows_NK.size
+        rest = len(weight_KN) - inputs
+        factor_KK, seconds = _timed(lambda: inverse_hessian_cholesky(functional.pad(hessian_KK, (0, rest) * 2)))
+        _, rounding = _timed(lambda: gptq_quantize(weight_KN, factor_KK, rounder))
+        return seconds, rounding / weight_KN.numel()
 
     return next(in_parallel([measure]))
+
+
+def _rounder(layout: Format) -> Rounder:
+    if isinstance(layout, BlockFormat):
+        return BlockRounder(layout)
+    scales_N = torch.full((_ROWS,), 0.02)
+    return E4m3Rounder(scales_N) if isinstance(layout, Fp8Format) else ChannelRounder(scales_N)
 
 
 def _timed(what: Callable[[], _Result]) -> tuple[_Result, float]:

@@ -7,6 +7,8 @@ single packed copy that serves a prompt and a token alike. It is also coarser th
 activations are rotated first, so that no input stands out (``model/checkpoint/rotated.py`` and
 ``export/passes/quantize/rotate_hidden.py``).
 
+With the Hessian of the inputs, rounding also makes up for its own errors (``gptq.py``).
+
 Codes are unsigned because ONNX Runtime's product of unsigned and signed bytes adds pairs in 16 bits that saturate on a
 CPU without VNNI instructions; its product of unsigned bytes is exact there, and the same kernel where there is VNNI.
 """
@@ -14,18 +16,68 @@ CPU without VNNI instructions; its product of unsigned bytes is exact there, and
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
+from torch import Tensor
 
+from ...model.quantization.packed_sizes import filled
+from .block import GPTQ_ROWS, Hessian, filled_up, inverse_cholesky_of
+from .gptq import gptq_quantize
 from .stream import channels_of, chunk_rows, regrouped, transposed, write_all, write_channels
 
 Array = np.ndarray[Any, Any]
 
 ZERO = 128
 """The code of 0."""
+_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class ChannelRounder:
+    """Rounds weights to 8 bits by scales that are known.
+
+    Attributes:
+        scales_N: of output channels.
+        block: inputs that are rounded before the rest learns of their errors; a matter of speed alone.
+    """
+
+    scales_N: Tensor
+    block: int = _BLOCK
+
+    def fit(self, blocks: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The scales, and zero points of 0, [b, N] for blocks [b, K, N]."""
+        del weight
+        scales_bN = self.scales_N.expand(len(blocks), -1)
+        return scales_bN, torch.zeros_like(scales_bN)
+
+    def round(self, blocks: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+        """Nearest codes from -127 to 127 as float32, ties to even."""
+        del zeros
+        return (blocks / scales[:, None]).round_().clamp_(-127, 127)
+
+
+def round_channels(rows_NK: Array, factor_KK: Tensor | None = None, *, centered: bool = False) -> tuple[Array, Array]:
+    """Codes uint8 [N, K] and scales float32 [N] of output channels.
+
+    Args:
+        rows_NK: float32.
+        factor_KK: ``gptq.inverse_hessian_cholesky`` of the inputs, filled up to whole blocks; None to round to nearest.
+        centered: scales are rounded to bfloat16, before codes are chosen by them.
+    """
+    scales_N = channel_scales(rows_NK)
+    if centered:
+        scales_N = torch.from_numpy(scales_N).bfloat16().float().numpy()
+    if factor_KK is None:
+        codes_NK = np.rint(rows_NK / scales_N[:, None]).clip(-127, 127)
+    else:
+        weight_KN = torch.from_numpy(filled_up(rows_NK, _BLOCK)).T.contiguous()
+        codes_bKN, _, _ = gptq_quantize(weight_KN, factor_KK, ChannelRounder(torch.from_numpy(scales_N)))
+        codes_NK = codes_bKN.flatten(0, 1)[: rows_NK.shape[1]].T.contiguous().numpy()
+    return (codes_NK + ZERO).astype(np.uint8), scales_N
 
 
 class ChannelCodes(ir.LazyTensor):
@@ -33,11 +85,12 @@ class ChannelCodes(ir.LazyTensor):
 
     Args:
         source: the weight.
+        hessian: of the inputs, None to round to nearest.
         centered: scales are rounded to bfloat16, before codes are chosen by them.
     """
 
-    def __init__(self, source: ir.TensorProtocol, *, centered: bool = False) -> None:
-        self.source, self.centered = source, centered
+    def __init__(self, source: ir.TensorProtocol, hessian: Hessian | None = None, *, centered: bool = False) -> None:
+        self.source, self._hessian, self.centered = source, hessian, centered
         self.inputs, self.channels_count = source.shape.numpy()
         self._scales: Array | None = None
         super().__init__(
@@ -48,12 +101,12 @@ class ChannelCodes(ir.LazyTensor):
     def channels(self) -> Iterator[Array]:
         """Codes by output channel, a few at a time: uint8 [n, K] in order."""
         found = []
-        for rows_NK in regrouped(channels_of(self.source), chunk_rows(self.inputs)):
-            scales_N = channel_scales(rows_NK)
-            if self.centered:
-                scales_N = torch.from_numpy(scales_N).bfloat16().float().numpy()
+        factor_KK = inverse_cholesky_of(self.source, self._hessian, filled(self.inputs, _BLOCK))
+        most = chunk_rows(self.inputs) if factor_KK is None else GPTQ_ROWS
+        for rows_NK in regrouped(channels_of(self.source), most):
+            codes_NK, scales_N = round_channels(rows_NK, factor_KK, centered=self.centered)
             found.append(scales_N)
-            yield (np.rint(rows_NK / scales_N[:, None]).clip(-127, 127) + ZERO).astype(np.uint8)
+            yield codes_NK
         self._scales = np.concatenate(found)
 
     def scales(self) -> Array:

@@ -27,7 +27,7 @@ from ...errors import HerdError
 from ...model.quantization.formats import BlockFormat, ChannelFormat
 from ...model.quantization.packed_sizes import INPUT_BLOCK, SCALE_BLOCK, TILE, codes_bytes, filled
 from .block import GPTQ_ROWS, BlockRounder, Blocks, Hessian, inverse_cholesky_of
-from .channel import ZERO, channel_scales
+from .channel import round_channels
 from .origin import joined_origin, origin_of, with_origin
 from .stream import all_channels, channels_of, chunk_rows, regrouped, write_all
 
@@ -87,7 +87,7 @@ class PackedMatrix(ir.LazyTensor):
     Args:
         source: the weight.
         layout: how it is stored.
-        hessian: of its inputs, by which codes in blocks are rounded; None to round to nearest.
+        hessian: of its inputs, by which codes are rounded; None to round to nearest.
     """
 
     def __init__(self, source: ir.TensorProtocol, layout: Packable, hessian: Hessian | None = None) -> None:
@@ -124,8 +124,9 @@ class PackedMatrix(ir.LazyTensor):
             if self.layout is None:
                 yield pack_float32(rows_NK)
             elif isinstance(self.layout, ChannelFormat):
-                scales.append(channel_scales(rows_NK))
-                yield pack_int8(np.rint(rows_NK / scales[-1][:, None]) + ZERO)
+                codes_NK, scales_N = round_channels(rows_NK, factor_KK)
+                scales.append(scales_N)
+                yield pack_int8(codes_NK)
             elif self.layout.bits < 8:
                 yield self._pack_bits(rows_NK, factor_KK)
             else:

@@ -109,7 +109,7 @@ class CalibrationFile:
 
     @property
     def has_hessians(self) -> bool:
-        """Whether it was measured for weights of 4 bits."""
+        """Whether weights can be rounded by what it measured."""
         return any(self.path.glob(f"{HESSIANS}/*.safetensors"))
 
     def kv_amax(self, layer: int, *, observer: str | None = None) -> tuple[float, float] | None:

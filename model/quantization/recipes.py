@@ -91,7 +91,7 @@ class Recipe:
     def uses_hessians(self) -> bool:
         """Whether any weight has less than 8 bits, which lose much less with the Hessians of a calibration.
 
-        FP8 weights are rounded by them as well, if the calibration that gives their scales has any.
+        Weights of 8 bits and FP8 are rounded by them as well, if a build is given a calibration that has any.
         """
         return any(isinstance(rule.layout, BlockFormat) and rule.layout.bits < 8 for rule in self.rules)
 
@@ -192,13 +192,17 @@ def needs_input_scale(name: str) -> bool:
     return any(isinstance(recipe.layout_of(name), Fp8Format) for recipe in RECIPES.values())
 
 
-def needs_hessian(name: str) -> bool:
-    """Whether a weight may be rounded by the Hessian of its input: the matrices of the decoder, router excepted.
+def is_rounded_by_hessian(name: str) -> bool:
+    """Whether a weight may be rounded by the Hessian of its input: the matrices of the decoder, router excepted."""
+    return name.startswith(("layers.", "lm_head.")) and "norm" not in name and ".router." not in name
 
-    Of those that read the same input one is asked for all, see ``hessian_name``.
+
+def needs_hessian(name: str) -> bool:
+    """Whether a calibration measures the Hessian of a weight's input.
+
+    Of weights that read the same input one is asked for all, see ``hessian_name``.
     """
-    return (name.startswith(("layers.", "lm_head.")) and "norm" not in name and ".router." not in name
-            and hessian_name(name) == name)
+    return is_rounded_by_hessian(name) and hessian_name(name) == name
 
 
 def hessian_name(name: str) -> str:

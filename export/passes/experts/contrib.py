@@ -50,7 +50,7 @@ class LowerExpertsContrib(ExpertsPass):
 
     Args:
         recipe: says which weight is stored how.
-        calibration: Hessians of inputs, for 4-bit weights.
+        calibration: Hessians of inputs.
     """
 
     def __init__(self, recipe: Recipe, calibration: CalibrationFile | None = None) -> None:
@@ -73,7 +73,8 @@ class _Contrib(ExpertsLowering):
     def __init__(self, node: ir.Node, recipe: Recipe, calibration: CalibrationFile | None) -> None:
         super().__init__(node)
         layout = recipe.layout_of(*origin_of(self.gate_up).names)
-        self.layout = _BLOCKS if isinstance(layout, BlockFormat) and layout.bits == 4 else layout and _CHANNELS
+        is_small = isinstance(layout, BlockFormat) and layout.bits == 4
+        self.layout: BlockFormat | ChannelFormat | None = _BLOCKS if is_small else None if layout is None else _CHANNELS
         self.calibration = calibration
 
     def build(self, build: Builder) -> ir.Value:
@@ -138,6 +139,8 @@ class _Contrib(ExpertsLowering):
         return build.weight(f"{name}.codes", stacked), build.weight(f"{name}.scales", StackedScales(stacked))
 
     def _codes(self, source: ir.TensorProtocol) -> Any:
+        assert self.layout is not None, "floats have no codes"
+        hessian = hessian_of(source, self.layout, self.calibration)
         if isinstance(self.layout, BlockFormat):
-            return BlockCodes(source, self.layout, hessian_of(source, self.layout, self.calibration))
-        return ChannelCodes(source, centered=True)
+            return BlockCodes(source, self.layout, hessian)
+        return ChannelCodes(source, hessian, centered=True)

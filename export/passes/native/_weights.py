@@ -26,7 +26,7 @@ class Packer:
 
     Attributes:
         recipe: says which weight is stored how.
-        calibration: Hessians of inputs, for 4-bit weights.
+        calibration: Hessians of inputs.
     """
 
     recipe: Recipe

@@ -27,7 +27,7 @@ class LowerProjects(InPlacePass):
 
     Args:
         recipe: says which weight is stored how.
-        calibration: Hessians of inputs, for 4-bit weights.
+        calibration: Hessians of inputs.
     """
 
     def __init__(self, recipe: Recipe, calibration: CalibrationFile | None = None) -> None:

@@ -6,7 +6,7 @@
 Rotated, head and table differ by the weight g of the last norm (``model/checkpoint/rotated.py``). M [D, D] takes its
 place, in float32: a hundredth of the table that need not be stored a second time.
 
-Below 8 bits the table is rounded so that the logits suffer least, by GPTQ with the Hessian of what it is multiplied
+By a calibration the table is rounded so that the logits suffer least, by GPTQ with the Hessian of what it is multiplied
 with. Its rows are then 1.4 times as far off as those of nearest codes, which is little beside what logits gain: by
 the measure of ``export/allocation.py`` SmolLM2's lose 8e-4 nats in 6 bits instead of 6e-3.
 """
@@ -53,7 +53,7 @@ class LowerTiedTable(InPlacePass):
 
     Args:
         recipe: says how the head is stored; the table is stored so as well.
-        calibration: Hessians of inputs; below 8 bits the table is rounded by that of the head.
+        calibration: Hessians of inputs; the table is rounded by that of the head.
     """
 
     def __init__(self, recipe: Recipe, calibration: CalibrationFile | None = None) -> None:

@@ -25,7 +25,7 @@ def hessian_of(
     Raises:
         HerdError: the calibration does not have it, and the weight is stored in less than 8 bits.
     """
-    if calibration is None or isinstance(layout, ChannelFormat):
+    if calibration is None:
         return None
     return partial(_read, weight, calibration) if _known(origin_of(weight).name, layout, calibration) else None
 
@@ -34,15 +34,15 @@ def hessian_of_tied_head(
     layout: BlockFormat | ChannelFormat, calibration: CalibrationFile | None
 ) -> Hessian | None:
     """As ``hessian_of``, for a table that is the head too: of what is multiplied with it (``native/tied_table.py``)."""
-    if calibration is None or isinstance(layout, ChannelFormat):
+    if calibration is None:
         return None
     return partial(_read_tied, calibration) if _known(HEAD, layout, calibration) else None
 
 
-def _known(name: str, layout: BlockFormat, calibration: CalibrationFile) -> bool:
+def _known(name: str, layout: BlockFormat | ChannelFormat, calibration: CalibrationFile) -> bool:
     if calibration.knows_hessian(name):
         return True
-    if layout.bits < 8:
+    if isinstance(layout, BlockFormat) and layout.bits < 8:
         raise HerdError(f"{calibration.path} says nothing of {name}, which is stored in {layout.bits} bits: write it "
                         "again with `herdgraph calibrate`")
     return False

@@ -38,7 +38,7 @@ class QuantizeMatMuls(InPlacePass):
 
     Args:
         recipe: says which weight is stored how.
-        calibration: Hessians of inputs, for weights in blocks.
+        calibration: Hessians of inputs.
     """
 
     def __init__(self, recipe: Recipe, calibration: CalibrationFile | None = None) -> None:
@@ -75,7 +75,7 @@ class QuantizeMatMuls(InPlacePass):
         if isinstance(layout, BlockFormat):
             y = self._blocks(build, graph, x, weight, layout)
         else:
-            y = self._channels(build, graph, x, weight)
+            y = self._channels(build, graph, x, weight, layout)
         ir.convenience.replace_nodes_and_values(graph, node, [node], build.nodes, node.outputs, [y])
         if not weight.uses():
             del graph.initializers[str(weight.name)]
@@ -93,9 +93,11 @@ class QuantizeMatMuls(InPlacePass):
                      bits=layout.bits, block_size=layout.block,
                      accuracy_level=_FLOAT_ACTIVATIONS if layout.centered else _INT8_ACTIVATIONS)
 
-    def _channels(self, build: Builder, graph: ir.Graph, x: ir.Value, weight: ir.Value) -> ir.Value:
+    def _channels(
+        self, build: Builder, graph: ir.Graph, x: ir.Value, weight: ir.Value, layout: ChannelFormat
+    ) -> ir.Value:
         assert weight.const_value is not None
-        codes = ChannelCodes(weight.const_value)
+        codes = ChannelCodes(weight.const_value, hessian_of(weight.const_value, layout, self.calibration))
         codes_KN = add_initializer(graph, weight, "codes", codes)
         scales_N = add_initializer(graph, weight, "scales", ChannelScales(codes))
         step, zero = scalar(build, 1 / 127), build("Constant", value=ir.Tensor(np.asarray(128, np.uint8)))

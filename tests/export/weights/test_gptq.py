@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,6 +21,7 @@ from herdgraph.export.bounds import BOUNDS
 from herdgraph.export.pipeline import build_bundle
 from herdgraph.export.verify import compare, fidelity
 from herdgraph.export.weights.block import BlockCodes, BlockRounder, filled_up
+from herdgraph.export.weights.channel import ZERO, ChannelCodes
 from herdgraph.export.weights.gptq import DAMPING, gptq_quantize, inverse_hessian_cholesky
 from herdgraph.export.weights.stream import Weight
 from herdgraph.model.checkpoint import Checkpoint, open_checkpoint
@@ -55,6 +57,19 @@ def test_errors_on_the_data_are_less_than_half_of_rounding() -> None:
     found = torch.from_numpy(blocks.values()).flatten(1)
     plain = torch.from_numpy(BlockRounder(LAYOUT).quantize(filled_up(rows.numpy(), 16)).values()).flatten(1)
     errors = [float(((values - rows) @ x.T).square().sum()) for values in (found, plain)]
+    assert errors[0] < 0.5 * errors[1]
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_channels_of_8_bits_are_rounded_by_data_too(centered: bool) -> None:
+    x = _data(inputs=40)
+    weight = torch.randn(40, 24, generator=torch.Generator().manual_seed(1))
+    errors = []
+    for hessian in (lambda: x.T @ x, None):
+        codes = ChannelCodes(ir.Tensor(weight.numpy()), hessian, centered=centered)
+        values = (codes.numpy().astype(np.float32) - ZERO) * codes.scales()
+        assert np.abs(codes.numpy().astype(int) - ZERO).max() == 127
+        errors.append(float((x @ (torch.from_numpy(values) - weight)).square().sum()))
     assert errors[0] < 0.5 * errors[1]
 
 
@@ -189,16 +204,21 @@ def assert_near(found: torch.Tensor | None, wanted: torch.Tensor) -> None:
     assert float((found - wanted).norm() / wanted.norm()) < 2e-6
 
 
-def test_a_bundle_rounded_by_data_is_closer_on_it(checkpoint: Path, calibration: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("recipe", "share"), [("int4", 0.7), ("int8", 0.9)])
+def test_a_bundle_rounded_by_data_is_closer_on_it(
+    recipe: str, share: float, checkpoint: Path, calibration: Path, tmp_path: Path
+) -> None:
+    """Of what 8 bits cost, activations are most."""
     logits = {}
     with open_checkpoint(checkpoint) as source:
-        for name, recipe, measured in (("exact", "fp32", None), ("plain", "int4", None), ("gptq", "int4", calibration)):
-            build_bundle(source, tmp_path / name, recipe=recipe, calibration=measured)
+        builds = {"exact": ("fp32", None), "plain": (recipe, None), "gptq": (recipe, calibration)}
+        for name, (precision, measured) in builds.items():
+            build_bundle(source, tmp_path / name, recipe=precision, calibration=measured)
             engine = Engine.load(tmp_path / name, threads=1)
             ids = engine.processor.tokenizer.encode(TEXT)[:400]
             logits[name] = engine.prefill(engine.new_sequence(), ids, all_positions=True)
     plain, gptq = (fidelity(logits["exact"], logits[name]) for name in ("plain", "gptq"))
-    assert gptq.mean_kl < 0.7 * plain.mean_kl
+    assert gptq.mean_kl < share * plain.mean_kl
 
 
 @pytest.mark.parametrize(("recipe", "caches"), [("int4", "int8"), ("int8", "int8"), ("fp8", "float")])
