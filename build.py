@@ -20,7 +20,17 @@ import click
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 
-from herdgraph.console import HerdCommand, emit_json, print_warning, progress, quantity, size, succeed, table
+from herdgraph.console import (
+    HerdCommand,
+    duration,
+    emit_json,
+    print_warning,
+    progress,
+    quantity,
+    size,
+    succeed,
+    table,
+)
 from herdgraph.errors import HerdError
 from herdgraph.export.targets.precision import PRECISIONS, caches_by_target, recipes_by_target
 from herdgraph.options import COUNT, PATH, Number, TokenCount, context_option, json_option, kv_option, recipe_option
@@ -137,15 +147,8 @@ def _show(plan: BuildPlan, checkpoint: Path, expected: float, *, err: bool) -> N
         "target": f"{target.name}, recipe {recipe.name} ({recipe.purpose}): {target.purpose}",
         "bundle": f"about {size(memory.bundle_bytes)}{free}", **ranks,
         "peak memory": f"about {size(memory.peak_memory_bytes)}, whatever the number of layers and experts",
-        "time": f"about {_duration(expected)} on this machine as it is now",
+        "time": f"about {duration(expected)} on this machine as it is now",
     }, err=err)
-
-
-def _duration(seconds: float) -> str:
-    """Seconds for people, as they are guessed."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _end_dry_run(plan: BuildPlan, expected: float, *, as_json: bool) -> None:

@@ -20,10 +20,12 @@ from .files import size
 from .foreign_text import printable
 from .interruption import Interrupted, received, signals_unwind
 from .options import similar_options
+from .progress_lines import ProgressLines, duration
 
 __all__ = [
     "HerdCommand",
     "HerdGroup",
+    "duration",
     "emit_json",
     "fail",
     "print_error",
@@ -219,10 +221,11 @@ def succeed(verb: str, what: str) -> None:
 
 
 def progress(*columns: str | ProgressColumn, quiet: bool = False) -> Progress:
-    """A progress display that vanishes; where there is no terminal it would leave empty lines, and is not shown."""
-    hidden = quiet or not stderr.is_terminal
-    console = Console(quiet=True) if hidden else stderr  # rich before 14.3 ends a disabled display with a line, too
-    return Progress(*columns, console=console, disable=hidden, transient=True)
+    """A progress display that vanishes; lines where there is no terminal."""
+    if not quiet and not stderr.is_terminal:
+        return ProgressLines()
+    console = Console(quiet=True) if quiet else stderr  # rich before 14.3 ends a disabled display with a line, too
+    return Progress(*columns, console=console, disable=quiet, transient=True)
 
 
 def emit_json(value: Any) -> None:

@@ -109,7 +109,7 @@ def _train(run: Any, options: Any, *, as_json: bool) -> None:
     lines = StepLines(options.train.steps, options.train.log_every)
     speaks = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     made = 0
-    with told(quiet=as_json or not speaks), progress(*columns, quiet=as_json) as bar:
+    with told(quiet=as_json or not speaks), progress(*columns, quiet=as_json or not stderr.is_terminal) as bar:
         task = bar.add_task("starting", total=options.train.steps)
 
         def on_step(done: Any, record: dict[str, float]) -> None:

@@ -9,7 +9,7 @@
    as well. Of the tower only adapter and projector learn on: what it sees in drawings of a hand that was never trained
    stays as it was.
 
-The calf that the repository carries was made so (docs/training.md). A step whose result exists is not repeated, one
+The calf that the repository carries was made so (docs/calf.md). A step whose result exists is not repeated, one
 that was cut off goes on from its last checkpoint. ``--install`` puts the result into the package, where ``herdgraph
 build calf`` and ``make demo`` find it.
 """

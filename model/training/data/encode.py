@@ -78,7 +78,7 @@ class Encoder:
     ) -> None:
         if max_tokens > (context := config.text.max_position_embeddings):
             raise HerdError(f"samples may have {max_tokens} tokens, the model's context is {context}: take shorter "
-                            "rows, or raise the context first (recipe long_context)")
+                            "rows, or raise the context first (herdgraph train long-context)")
         self.processor = PromptProcessor(directory, config)
         self.max_tokens, self._too_long = max_tokens, too_long
 

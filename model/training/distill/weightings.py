@@ -15,7 +15,7 @@ not bend what is learned. Early q knows nothing, and nearly all labels are the t
 something else than what stands there, the label counts from the first step on. The better the student becomes, the
 more labels it explains itself: soft early, hard late, without a schedule.
 
-Measured (docs/training.md), it does no better than the best fixed weight: the default is fixed.
+Measured (docs/distillation.md), it does no better than the best fixed weight: the default is fixed.
 """
 
 from __future__ import annotations

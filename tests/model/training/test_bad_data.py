@@ -145,7 +145,7 @@ def test_rows_that_are_longer_than_the_context(checkpoint: Path, tmp_path: Path)
     data = lines(tmp_path / "data.jsonl", *PROSE)
     assert refused(train(checkpoint, data, "seq_len=4097")) == (
         "samples may have 4097 tokens, the model's context is 4096: take shorter rows, or raise the context first "
-        "(recipe long_context)")
+        "(herdgraph train long-context)")
 
 
 def test_a_tar_file_reaches_nothing_outside_of_it(checkpoint: Path, tmp_path: Path) -> None:
