@@ -160,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(".cache/calf"))
     parser.add_argument("--steps", type=int, nargs=4, metavar=("TOWER", "AGAIN", "PICTURES", "CLIPS"),
-                        default=(9000, 3500, 15000, 11000),
+                        default=(9000, 3500, 14000, 10500),
                         help="of the tower's two rounds and the fusion's two stages")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--install", action="store_true", help="put the calf into the package")
