@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from herdgraph.model.config.presets import TINY
+from herdgraph.model.training.runs import TRAINING_RUNS
 from support import clips, herds
 from support.command_line import run
 
@@ -71,6 +72,15 @@ def test_every_option_exists(command: str) -> None:
     """An option that is gone or misspelt ends the parsing before the help is shown."""
     done = run(*shlex.split(command)[1:], "--help")
     assert done.returncode == 0, done.stderr
+
+
+def test_every_training_recipe_is_told() -> None:
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    table = re.search(r"^\| recipe \| does \|\n(.*?)\n\n", page, re.DOTALL | re.M)
+    assert table is not None
+    named = {name.replace("_", "-") for name in TRAINING_RUNS}
+    assert set(re.findall(r"^\| `(.*?)`", table[1], re.M)) == named
+    assert {command.split()[2] for _, command in COMMANDS if command.startswith("herdgraph train ")} <= named
 
 
 def _write_files(directory: Path) -> None:
