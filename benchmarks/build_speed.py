@@ -3,8 +3,8 @@
     python -m benchmarks.build_speed [CHECKPOINT] [--target cpu] [--recipes int8 int4] [--experts 2] [--threads 2]
 
 Without a checkpoint it writes a layer of Scout at its real widths with a small vocabulary: with two of its experts
-0.5 B parameters, with all 16 of them 2.3 B. ``gptq`` is int4 by the Hessians of a calibration on random tokens, which
-is measured first; ``fp8`` goes by its scales and Hessians, too.
+0.5 B parameters, with all 16 of them 2.3 B. ``int8-gptq`` and ``int4-gptq`` round by the Hessians of a calibration on
+random tokens, which is measured first; ``fp8`` goes by its scales and Hessians, too.
 
 Every build runs in a process of its own. "processor" adds up the seconds of all cores, which on a busy machine says
 more than those on the clock. "above imports" is the peak resident memory less that with the libraries imported. "copy"
@@ -37,8 +37,9 @@ from herdgraph.model.config.parameter_counts import model_size
 from .memory import peak_megabytes
 from .models import MODELS, tensors
 
-RECIPES = {"cpu": ("fp32", "int8", "int4", "gptq", "fp8"), "cuda": ("bf16", "int8", "int4", "gptq")}
-CALIBRATED = {"gptq": "int4", "fp8": "fp8"}
+RECIPES = {"cpu": ("fp32", "int8", "int4", "int8-gptq", "int4-gptq", "fp8"),
+           "cuda": ("bf16", "int8", "int4", "int8-gptq", "int4-gptq")}
+CALIBRATED = {"int8-gptq": "int8", "int4-gptq": "int4", "fp8": "fp8"}
 """Recipes of builds that read the calibration, by what they are called here."""
 _PIECE = 8 << 20
 
