@@ -5,12 +5,7 @@ name of every frame right behind its number, it binds them soon. So a question t
 aloud: a list of what is at each second, which says "again" where it is what was there a second before, and then the
 conclusion (a chain of thought, Wei et al. 2022, arXiv 2201.11903).
 
-    How many clips are joined?             0: a dog. 1: a dog again. 2: a cat. Two.
-
-Where something asked for is looked for, the list ends as soon as it is seen, and the conclusion is what was just said.
-Behind a whole list the calf had to find again which of two names stood there first, and did so in four of five.
-
-    Which came first, a cat or a dog?      0: a sun. 1: a dog. A dog.
+    0: a dog. 1: a dog again. 2: a cat. Two.
 """
 
 from __future__ import annotations
@@ -49,10 +44,6 @@ class Clip:
         return list(chain.from_iterable([scene] * length
                                         for scene, length in zip(self.scenes, self.lengths, strict=True)))
 
-    def begin(self, scene: int) -> int:
-        """The second at which a scene is seen first, by its number."""
-        return sum(self.lengths[:scene])
-
 
 def one_question(random: Random, clip: Clip) -> dict[str, Question]:
     """A question by its kind, to evaluate on."""
@@ -81,9 +72,7 @@ def conclusion(answer: str) -> str:
 def _first(random: Random, clip: Clip) -> Question:
     a, b = random.sample(range(len(clip.scenes)), 2)
     shown = [scene.phrase for scene in clip.scenes]
-    first = min(a, b)
-    seen = _listed(clip, clip.begin(first))
-    return f"Which came first, {shown[a]} or {shown[b]}?", f"{seen} {_sentence(shown[first])}"
+    return f"Which came first, {shown[a]} or {shown[b]}?", f"{_listed(clip)} {_sentence(shown[min(a, b)])}"
 
 
 def _when(random: Random, clip: Clip) -> Question:
@@ -97,17 +86,17 @@ def _count(_: Random, clip: Clip) -> Question:
 
 def _begins(random: Random, clip: Clip) -> Question:
     number = random.randrange(len(clip.scenes))
-    begin = clip.begin(number)
-    return f"When does {clip.scenes[number].phrase} begin?", f"{_listed(clip, begin)} At second {begin}."
+    begin = f"At second {sum(clip.lengths[:number])}."
+    return f"When does {clip.scenes[number].phrase} begin?", f"{_listed(clip)} {begin}"
 
 
 def _list(_: Random, clip: Clip) -> Question:
     return "What is at each second?", _listed(clip)
 
 
-def _listed(clip: Clip, last: int | None = None) -> str:
-    """What is at each second, to the last one to look at, and whether it was there before."""
-    names = [scene.phrase for scene in clip.at_second[:None if last is None else last + 1]]
+def _listed(clip: Clip) -> str:
+    """What is at each second, and whether it was there before."""
+    names = [scene.phrase for scene in clip.at_second]
     marks = ["", *(" again" * (now == before) for before, now in pairwise(names))]
     return " ".join(f"{second}: {name}{mark}." for second, (name, mark) in enumerate(zip(names, marks, strict=True)))
 

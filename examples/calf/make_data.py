@@ -3,7 +3,7 @@
 1. emoji drawn by six hands to train on, and by Twitter to evaluate on, from npm;
 2. captions, questions and answers (``captions.py`` says what is in which file), with prose from Python's own language
    reference and a few pages of the Jargon File; questions about shapes (``shapes.py``); clips (``clips.py``);
-3. a byte-level BPE, trained on the text of it.
+3. a byte-level BPE, trained on all of it that is trained on.
 
 The result is a directory with ``data/`` and ``tokenizer/``.
 """
@@ -27,7 +27,7 @@ from .shapes import write_shapes
 from .tokenizer import save_processor, train_tokenizer
 from .vendors import LICENCES, drawn_by
 
-LEARNED = ("train", "views", "shapes", "clips", "text")
+LEARNED = ("train", "shapes", "clips", "text")
 """What early fusion is trained on, by the names of the files in ``data/``."""
 
 
@@ -59,11 +59,12 @@ def texts(path: Path) -> Iterator[str]:
             yield from (part if isinstance(part, str) else part.get("text", "") for part in parts)
 
 
-def make_data(work: Path) -> None:
+def make_data(work: Path, views: int) -> None:
     """Make it, unless it is there.
 
     Args:
         work: directory that gets ``data/`` and ``tokenizer/``.
+        views: pictures of every trained drawing.
 
     Raises:
         HerdError: something cannot be fetched, or the extra ``calf`` is not installed.
@@ -75,12 +76,11 @@ def make_data(work: Path) -> None:
     google, twitter = (read_emoji(fetch_emoji(vendor, cache), vendor) for vendor in ("google", "twitter"))
     drawn = {"google": google, **{vendor: drawn_by(vendor, google, cache) for vendor in LICENCES}}
     stderr.print(", ".join(f"{len(emoji)} emoji by {vendor}" for vendor, emoji in drawn.items()))
-    counts = write_calf_data(data, drawn, twitter, prose=prose([DEFAULT_TEXT]), overwrite=True)
+    counts = write_calf_data(data, drawn, twitter, prose=prose([DEFAULT_TEXT]), views=views, overwrite=True)
     trained, shaded = ([emoji for emoji in several if not emoji.is_held_out(HELD_OUT)]
                        for several in (google, drawn["fluent-emoji"]))
     counts |= write_shapes(data) | write_clips(data, trained, shaded, fetch_animations(cache))
-    # Views say the same of other pictures: who only counts words needs to read it once.
-    learned = (text for name in LEARNED if name != "views" for text in texts(data / f"{name}.jsonl"))
+    learned = (text for name in LEARNED for text in texts(data / f"{name}.jsonl"))
     save_processor(work / "tokenizer", train_tokenizer(learned, VOCABULARY), image_size=IMAGE_SIZE, overwrite=True)
     table("the calf's data", {
         **{name.replace("_", " "): str(count) for name, count in counts.items()}, "in": str(work),

@@ -159,8 +159,9 @@ def main() -> None:
     """Make it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(".cache/calf"))
+    parser.add_argument("--views", type=int, default=2, help="pictures of every trained drawing")
     parser.add_argument("--steps", type=int, nargs=4, metavar=("TOWER", "AGAIN", "PICTURES", "CLIPS"),
-                        default=(9000, 3500, 14000, 10500),
+                        default=(9000, 3500, 16000, 10000),
                         help="of the tower's two rounds and the fusion's two stages")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--install", action="store_true", help="put the calf into the package")
@@ -174,7 +175,7 @@ def make(options: argparse.Namespace) -> None:
         HerdError: something cannot be fetched, or the extra ``calf`` is not installed.
     """
     torch.set_num_threads(options.threads)
-    make_data(options.work)
+    make_data(options.work, options.views)
     first, again, *fusion = options.steps
     checkpoint = tower(options.work, TowerOptions(steps=(first, again)))
     for stage, steps in zip(STAGES, fusion, strict=True):
