@@ -16,7 +16,6 @@ CPU without VNNI instructions; its product of unsigned bytes is exact there, and
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,33 +25,17 @@ from torch import Tensor
 
 from ...model.quantization.packed_sizes import filled
 from .block import GPTQ_ROWS, Hessian, filled_up, inverse_cholesky_of
-from .gptq import gptq_quantize
+from .gptq import CHANNEL_BLOCK, KnownScales, gptq_quantize
 from .stream import channels_of, chunk_rows, regrouped, transposed, write_all, write_channels
 
 Array = np.ndarray[Any, Any]
 
 ZERO = 128
 """The code of 0."""
-_BLOCK = 64
 
 
-@dataclass(frozen=True)
-class ChannelRounder:
-    """Rounds weights to 8 bits by scales that are known.
-
-    Attributes:
-        scales_N: of output channels.
-        block: inputs that are rounded before the rest learns of their errors; a matter of speed alone.
-    """
-
-    scales_N: Tensor
-    block: int = _BLOCK
-
-    def fit(self, blocks: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The scales, and zero points of 0, [b, N] for blocks [b, K, N]."""
-        del weight
-        scales_bN = self.scales_N.expand(len(blocks), -1)
-        return scales_bN, torch.zeros_like(scales_bN)
+class ChannelRounder(KnownScales):
+    """Rounds weights to 8 bits by scales that are known."""
 
     def round(self, blocks: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
         """Nearest codes from -127 to 127 as float32, ties to even."""
@@ -74,7 +57,7 @@ def round_channels(rows_NK: Array, factor_KK: Tensor | None = None, *, centered:
     if factor_KK is None:
         codes_NK = np.rint(rows_NK / scales_N[:, None]).clip(-127, 127)
     else:
-        weight_KN = torch.from_numpy(filled_up(rows_NK, _BLOCK)).T.contiguous()
+        weight_KN = torch.from_numpy(filled_up(rows_NK, CHANNEL_BLOCK)).T.contiguous()
         codes_bKN, _, _ = gptq_quantize(weight_KN, factor_KK, ChannelRounder(torch.from_numpy(scales_N)))
         codes_NK = codes_bKN.flatten(0, 1)[: rows_NK.shape[1]].T.contiguous().numpy()
     return (codes_NK + ZERO).astype(np.uint8), scales_N
@@ -101,7 +84,7 @@ class ChannelCodes(ir.LazyTensor):
     def channels(self) -> Iterator[Array]:
         """Codes by output channel, a few at a time: uint8 [n, K] in order."""
         found = []
-        factor_KK = inverse_cholesky_of(self.source, self._hessian, filled(self.inputs, _BLOCK))
+        factor_KK = inverse_cholesky_of(self.source, self._hessian, filled(self.inputs, CHANNEL_BLOCK))
         most = chunk_rows(self.inputs) if factor_KK is None else GPTQ_ROWS
         for rows_NK in regrouped(channels_of(self.source), most):
             codes_NK, scales_N = round_channels(rows_NK, factor_KK, centered=self.centered)

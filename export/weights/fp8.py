@@ -33,7 +33,7 @@ from torch import Tensor
 from ...model.quantization.e4m3 import channel_scales, power_of_two, rounded_up, to_e4m3
 from ...model.quantization.packed_sizes import filled
 from .block import GPTQ_ROWS, filled_up, inverse_cholesky_of
-from .gptq import gptq_quantize
+from .gptq import CHANNEL_BLOCK, KnownScales, gptq_quantize
 from .origin import origin_of
 from .stream import channels_of, chunk_rows, expert_of, regrouped, write_channels
 
@@ -43,26 +43,10 @@ HessianOf = Callable[[int | None], Tensor | None]
 
 STEPS = 4
 """Scales within an octave that are tried."""
-_BLOCK = 64
 
 
-@dataclass(frozen=True)
-class E4m3Rounder:
-    """Rounds weights to E4M3 by scales that are known.
-
-    Attributes:
-        scales_N: of output channels.
-        block: inputs that are rounded before the rest learns of their errors; a matter of speed alone.
-    """
-
-    scales_N: Tensor
-    block: int = _BLOCK
-
-    def fit(self, blocks: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The scales, and zero points of 0, [b, N] for blocks [b, K, N]."""
-        del weight
-        scales_bN = self.scales_N.expand(len(blocks), -1)
-        return scales_bN, torch.zeros_like(scales_bN)
+class E4m3Rounder(KnownScales):
+    """Rounds weights to E4M3 by scales that are known."""
 
     def round(self, blocks: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
         """The nearest E4M3 numbers as float32."""
@@ -113,7 +97,7 @@ class Fp8Codes(ir.LazyTensor):
 
     def _channels(self, matrix: ir.TensorProtocol, found: _Found) -> Iterator[Array]:
         inputs = int(matrix.shape.numpy()[0])
-        factor_KK = inverse_cholesky_of(matrix, partial(self._hessian, matrix), filled(inputs, _BLOCK))
+        factor_KK = inverse_cholesky_of(matrix, partial(self._hessian, matrix), filled(inputs, CHANNEL_BLOCK))
         for rows_NK in regrouped(channels_of(matrix), chunk_rows(inputs) if factor_KK is None else GPTQ_ROWS):
             rows, outliers_NJ = self._apart(torch.from_numpy(rows_NK))
             scales = channel_scales(rows) if factor_KK is None else _best_scales(rows, factor_KK)
@@ -192,7 +176,7 @@ def _rounded(rows_NK: Tensor, scales_N: Tensor, factor_KK: Tensor | None) -> Ten
     """Rows as multiples of their scales: E4M3 numbers by GPTQ, or as they are to be rounded to nearest."""
     if factor_KK is None:
         return rows_NK / scales_N[:, None]
-    weight_KN = torch.from_numpy(filled_up(rows_NK.numpy(), _BLOCK)).T.contiguous()
+    weight_KN = torch.from_numpy(filled_up(rows_NK.numpy(), CHANNEL_BLOCK)).T.contiguous()
     codes_bKN, _, _ = gptq_quantize(weight_KN, factor_KK, E4m3Rounder(scales_N))
     return codes_bKN.flatten(0, 1)[: rows_NK.shape[1]].T.contiguous()
 

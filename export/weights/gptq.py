@@ -13,6 +13,7 @@ Inputs lie before outputs here, [K, N]: what happens to an input is arithmetic o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -25,6 +26,8 @@ _LAZY = 256
 A multiple of every block."""
 _NEAR = 16
 """Inputs after which the rest of their block takes over errors: fewer passes over it than after every one."""
+CHANNEL_BLOCK = 64
+"""Inputs that are rounded together where a scale is a whole channel's."""
 _SMALL = 128
 """Triangular matrices up to twice this size are inverted at once."""
 
@@ -41,6 +44,25 @@ class Rounder(Protocol):
 
     def round(self, blocks: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
         """The nearest numbers that codes stand for, without their scale: codes less zero points, as float32."""
+
+
+@dataclass(frozen=True)
+class KnownScales:
+    """The half of a ``Rounder`` whose scales are those of whole output channels, known beforehand.
+
+    Attributes:
+        scales_N: of output channels.
+        block: inputs that are rounded before the rest learns of their errors; a matter of speed alone.
+    """
+
+    scales_N: Tensor
+    block: int = CHANNEL_BLOCK
+
+    def fit(self, blocks: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The scales, and zero points of 0, [b, N] for blocks [b, K, N]."""
+        del weight
+        scales_bN = self.scales_N.expand(len(blocks), -1)
+        return scales_bN, torch.zeros_like(scales_bN)
 
 
 def inverse_hessian_cholesky(hessian_KK: Tensor) -> Tensor:
