@@ -154,8 +154,8 @@ def _seconds_by_hessians(shapes: Sequence[Shape], layout: Format) -> float:
 def _hessian_seconds(inputs: int, layout: Format) -> tuple[float, float]:
     """Seconds of a factor, and of an element that is rounded by it, on one core."""
     hessian_KK = torch.eye(inputs).add_(1 / inputs)
-    weight_KN = torch.empty(filled(inputs, INPUT_BLOCK), _ROWS).normal_()
     rounder = _rounder(layout)
+    weight_KN = torch.empty(filled(inputs, max(INPUT_BLOCK, rounder.block)), _ROWS).normal_()
 
     def measure() -> tuple[float, float]:
         rest = len(weight_KN) - inputs

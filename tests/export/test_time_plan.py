@@ -55,7 +55,7 @@ def test_hessians_are_scaled_to_their_sizes(
     assert wanted > 0
 
 
-@pytest.mark.parametrize("layout", [BlockFormat(4, 32), ChannelFormat(), Fp8Format()])
+@pytest.mark.parametrize("layout", [BlockFormat(4, 32), BlockFormat(4, 128), ChannelFormat(), Fp8Format()])
 def test_every_format_is_rounded_by_hessians_at_a_rate(layout: Format) -> None:
     factor, element = time_plan._hessian_seconds(100, layout)
     assert 0 < factor < 10
