@@ -75,7 +75,6 @@ def measure(
     """
     store = _Store.open(work, hashlib.sha256(key.encode()).hexdigest(), parts_to_measure(source, data))
     result = Measured(Coverage(min_tokens_shown))
-    experts = source.config.text.num_experts
     with torch.inference_mode():
         stream = DecoderStream(source)
         tokens = [window.token_ids for window in data.measured]
@@ -92,7 +91,7 @@ def measure(
                 coverage = Coverage(min_tokens_shown)
                 shapes = hessian_shapes(source.config, index) if with_hessians else {}
                 with store.hessians(part, shapes) as hessians, stream.layer(index) as layer:
-                    observed = CalibrationObserver(experts, norm_weights_of(layer, index), hessians)
+                    observed = CalibrationObserver(source.config.text, norm_weights_of(layer, index), hessians)
                     stream.attend(layer, [Run(states, observed)])
                     stream.feed_forward(index, layer, [Run(states, observed)], coverage)
                 require_finite(states.x_ND, f"the output of {part}")
@@ -109,7 +108,7 @@ def _features(source: TensorReader, windows: list[Window], store: _Store) -> lis
     tiles = [torch.from_numpy(window.pixels) for window in windows if window.pixels is not None]
     if not tiles or source.config.vision is None:
         return [None] * len(windows)
-    observed = CalibrationObserver(0)
+    observed = CalibrationObserver(source.config.text)
     rows = VisionStream(source).features(torch.cat(tiles), observed)
     if not store.has(VISION):
         store.save(VISION, observed, Coverage(0), None)

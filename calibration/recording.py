@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ..model.checkpoint.finite import SMALLEST_AMAX, require_finite
+from ..model.checkpoint.rotated import head_rotation
+from ..model.config import TextConfig
 from ..model.config.names import norm_before
 from ..model.llama4.decoder import DecoderLayer
-from ..model.quantization.calibration_file import INPUT_ENERGY, KV_AMAX
+from ..model.quantization.calibration_file import INPUT_ENERGY, KV_AMAX, ROTATED_VALUE_AMAX
 from ..model.quantization.observers import OBSERVERS, Observer
 from ..model.quantization.recipes import needs_hessian, needs_input_scale
 from .hessian import HessianSums
@@ -28,20 +30,22 @@ class CalibrationObserver:
     """Exact products whose inputs are recorded as the recipes want them; a ``MatmulBackend``.
 
     Args:
-        experts: experts of a layer.
+        config: of the decoder.
         norm_weights: of the norms that give their output without, by name.
         hessians: adds up Hessians too, None for magnitudes alone.
     """
 
     def __init__(
-        self, experts: int, norm_weights: Mapping[str, Tensor] | None = None, hessians: HessianSums | None = None
+        self, config: TextConfig, norm_weights: Mapping[str, Tensor] | None = None, hessians: HessianSums | None = None
     ) -> None:
-        self.experts, self.norm_weights, self.hessians = experts, norm_weights or {}, hessians
+        self.config, self.norm_weights, self.hessians = config, norm_weights or {}, hessians
         self.histograms: dict[str, list[Histogram]] = {}
         """By the name of a weight; one, or one per expert. Weights that meet the same input share one."""
         self.energies: dict[str, Tensor] = {}
         """By the name of a weight, sums [K] of the squares of its input's channels."""
         self.caches: dict[str, tuple[Histogram, Histogram]] = {}
+        self.rotated_values: dict[str, Histogram] = {}
+        """By the name of an attention, as ``caches``: what rotated recipes keep instead of its values."""
         self._last: tuple[Tensor, str] | None = None
         self._weighted: tuple[Tensor, Tensor] | None = None
         """What a norm gave last, and that with the norm's weight."""
@@ -72,7 +76,7 @@ class CalibrationObserver:
     def _record(self, name: str, x: Tensor, expert: int | None) -> None:
         if expert is not None:
             if name not in self.histograms:
-                self.histograms[name] = [Histogram() for _ in range(self.experts)]
+                self.histograms[name] = [Histogram() for _ in range(self.config.num_experts)]
             self.histograms[name][expert].add(x)
             self._add_energy(name, x)
             return
@@ -92,6 +96,9 @@ class CalibrationObserver:
         """Record keys and values."""
         for histogram, x in zip(self.caches.setdefault(name, (Histogram(), Histogram())), (key, value), strict=True):
             histogram.add(x)
+        width = self.config.head_dim
+        heads = value.unflatten(-1, (-1, width)) @ head_rotation(width)
+        self.rotated_values.setdefault(name, Histogram()).add(heads)
         return key, value
 
     def amaxes(self) -> dict[str, Tensor]:
@@ -110,6 +117,9 @@ class CalibrationObserver:
             for name, pair in self.caches.items():
                 amax = torch.tensor([chosen(observer, histogram) for histogram in pair])
                 found[f"{observer}/{name}.{KV_AMAX}"] = without_zeros(amax)
+            for name, histogram in self.rotated_values.items():
+                amax = torch.tensor([chosen(observer, histogram)])
+                found[f"{observer}/{name}.{ROTATED_VALUE_AMAX}"] = without_zeros(amax)[0]
         return found
 
 

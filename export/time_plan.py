@@ -91,7 +91,7 @@ class _Random:
 
 def _seconds_per_element(job: Job, name: str, shape: Shape, layout: Format | None) -> float:
     """Seconds of one core while all are busy."""
-    shape = _sample_shape(name, shape)
+    shape = _sample_shape(name, shape, job.config.text.head_dim)
     source = _Random(job.checkpoint.config, torch.empty(shape, dtype=torch.bfloat16).normal_())
     reader = RotatedCheckpoint(source) if job.recipe.rotated else source  # type: ignore[arg-type]
 
@@ -106,18 +106,22 @@ def _seconds_per_element(job: Job, name: str, shape: Shape, layout: Format | Non
     return (time.perf_counter() - started) / math.prod(shape)
 
 
-def _sample_shape(name: str, shape: Shape) -> Shape:
-    """Fewer outputs, or fewer inputs where outputs are mixed with each other when the residual stream is rotated."""
+def _sample_shape(name: str, shape: Shape, head_dim: int) -> Shape:
+    """Fewer outputs, or fewer inputs where outputs are mixed with each other when the residual stream is rotated.
+
+    What belongs to a head stays together: values are mixed within it.
+    """
     if len(shape) == 1:
         return shape
     *first, rows, columns = shape
+    whole = math.lcm(64, head_dim)
     if name.endswith(("o_proj.weight", "down_proj.weight", "linear_1.weight", "gate_up_proj")):
-        return (*(1 for _ in first), rows, _few(columns, rows))
-    return (*(1 for _ in first), _few(rows, columns), columns)
+        return (*(1 for _ in first), rows, _few(columns, rows, whole))
+    return (*(1 for _ in first), _few(rows, columns, whole), columns)
 
 
-def _few(count: int, others: int) -> int:
-    return min(count, max(64, _SAMPLE // others // 64 * 64))
+def _few(count: int, others: int, multiple: int) -> int:
+    return min(count, max(multiple, _SAMPLE // others // multiple * multiple))
 
 
 def _stored(job: Job, weight: Weight, layout: Format | None) -> ir.TensorProtocol:

@@ -10,6 +10,11 @@ where g is the weight of the norm before a product, which becomes one. A head th
 its own then, or reads its inputs through R^T diag(g) R and keeps the table's. R mixes all channels, so that each looks
 like a normal variable, at no cost when the model runs.
 
+Attention adds values up, channel by channel. So each head may keep them in a basis of its own, too, R_h: caches hold
+v R_h, and the output projection reads its inputs in it:
+
+    W_v' = R_h^T W_v        W_o' = W_o R_h        for the rows of W_v and the columns of W_o of every head
+
 The model computes the same function whatever R is; R is a product of signs, Hadamard matrices and,
 for the odd factor of the width, one small random orthogonal matrix, so that applying it costs little.
 """
@@ -44,6 +49,12 @@ def hadamard(size: int) -> Tensor:
     while len(matrix) < size:
         matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)
     return matrix / math.sqrt(size)
+
+
+@lru_cache
+def head_rotation(head_dim: int) -> Tensor:
+    """R_h, the basis of the values of a head: orthogonal, float32 [K, K]."""
+    return Rotation(head_dim)(torch.eye(head_dim))
 
 
 def power_of_two_in(width: int, limit: int) -> int:
@@ -127,7 +138,7 @@ class RotatedCheckpoint:
             return self._experts(name, index)
         if role == "embed_tokens" or ".experts." in name:
             return self.rotate(self.source.read(name, index))
-        if role in ("o_proj", "down_proj", "linear_1"):
+        if role in ("v_proj", "o_proj", "down_proj", "linear_1"):
             whole = self._whole(name)
             return whole if index is None else whole[index]
         tied = role == "lm_head" and self.source.config.text.tie_word_embeddings
@@ -143,6 +154,11 @@ class RotatedCheckpoint:
         """M = R^T diag(g) R, [D, D]: the logits of a tied head are n M E'^T of what the last norm gives, n."""
         return self.rotate(self.rotate(torch.eye(self.rotate.width)).T, self._gain("lm_head.weight"))
 
+    def rotate_heads(self, x: Tensor) -> Tensor:
+        """The last axis, what all heads give, one after the other, in the basis of their values; float32."""
+        basis_KK = head_rotation(self.config.text.head_dim)
+        return (x.float().unflatten(-1, (-1, len(basis_KK))) @ basis_KK).flatten(-2)
+
     def _experts(self, name: str, index: int | slice | None) -> Tensor:
         """Inputs are the second axis of fused experts: [E, D, 2F], or [D, 2F] of one."""
         return self.rotate(self.source.read(name, index).mT, self._gain(name)).mT
@@ -151,8 +167,13 @@ class RotatedCheckpoint:
         """A tensor whose rows mix; each thread keeps its last one, because it is read in pieces."""
         last: tuple[str, Tensor] | None = getattr(self._kept, "last", None)
         if last is None or last[0] != name:
-            last = self._kept.last = name, self.rotate(self.source.read(name).T).T
+            last = self._kept.last = name, self._mixed(name, self.source.read(name))
         return last[1]
+
+    def _mixed(self, name: str, weight: Tensor) -> Tensor:
+        if name.endswith("v_proj.weight"):
+            return self.rotate(self.rotate_heads(weight.T).T, self._gain(name))
+        return self.rotate((self.rotate_heads(weight) if name.endswith("o_proj.weight") else weight).T).T
 
     def _gain(self, name: str) -> Tensor:
         """The weight of the norm whose output a product reads, [D]."""

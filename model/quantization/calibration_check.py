@@ -20,7 +20,7 @@ from ..checkpoint.tensors.header import read_header
 from ..checkpoint.tensors.lazy import FileTensor
 from ..config import HerdConfig
 from ..config.names import Shape, expected_tensors
-from .calibration_file import HESSIANS, INPUT_ENERGY, KV_AMAX, SCALES, CalibrationFile
+from .calibration_file import HESSIANS, INPUT_ENERGY, KV_AMAX, ROTATED_VALUE_AMAX, SCALES, CalibrationFile
 from .formats import Fp8Format
 from .recipes import Recipe, Rule, needs_hessian
 
@@ -51,7 +51,9 @@ def _require_measured(calibration: CalibrationFile, recipe: Recipe, config: Herd
               if isinstance(recipe.layout_of_tensor(name, shape), Fp8Format)}
     if recipe.measured_caches:
         observer = "max" if recipe.caches == "int8" else calibration.observer
-        wanted |= {f"layers.{layer}.self_attn.{KV_AMAX}": observer for layer in range(config.text.num_layers)}
+        measured_of_caches = (KV_AMAX, ROTATED_VALUE_AMAX) if recipe.rotated else (KV_AMAX,)
+        wanted |= {f"layers.{layer}.self_attn.{name}": observer
+                   for layer in range(config.text.num_layers) for name in measured_of_caches}
     if recipe.uses_hessians and not calibration.has_hessians:
         raise HerdError(f"{calibration.path} has no Hessians, by which weights of 4 bits are rounded: write it again "
                         "with `herdgraph calibrate`, without --no-hessians")
@@ -113,7 +115,8 @@ def _scale_shapes(shapes: Mapping[str, Shape], config: HerdConfig) -> dict[str, 
     return {
         **{name: shape[:1] if len(shape) == 3 else () for name, shape in matrices.items()},
         **{f"{INPUT_ENERGY}/{name}": shape[1:2] for name, shape in matrices.items()},
-        **{f"layers.{layer}.self_attn.{KV_AMAX}": (2,) for layer in range(config.text.num_layers)},
+        **{f"layers.{layer}.self_attn.{name}": shape for layer in range(config.text.num_layers)
+           for name, shape in ((KV_AMAX, (2,)), (ROTATED_VALUE_AMAX, ()))},
     }
 
 

@@ -8,7 +8,8 @@ file                   content
 calibration.json       versions, fingerprint of the checkpoint, hash of the data, observer, parts that
                        stay in high precision, and the statistics of the report
 scales.safetensors     ``<observer>/<weight>``: largest magnitude to represent of the input that a weight
-                       meets, float32 scalar, or [E] for experts; ``<observer>/<attention>.kv_amax``: [2];
+                       meets, float32 scalar, or [E] for experts; ``<observer>/<attention>.kv_amax``: [2], and
+                       ``.rotated_value_amax``, of values in the basis of rotated recipes;
                        ``input_energy/<weight>`` [K]: the mean square of each channel of that input
 hessians/<layer>       Hessians XᵀX of inputs X by weight, [K, K], or [E, K, K] for experts, of one weight
                        of those that read X; X without the weight of the norm before (``hessian_basis.py``)
@@ -31,6 +32,7 @@ from ...reading import read_json
 from ..checkpoint import Checkpoint
 from ..checkpoint.finite import require_finite
 from ..checkpoint.reader import TensorReader
+from ..checkpoint.rotated import RotatedCheckpoint
 from ..checkpoint.tensors.header import read_header
 from ..config.parameter_counts import model_size
 from .hessian_basis import input_hessian
@@ -42,7 +44,7 @@ DESCRIPTION = "calibration.json"
 SCALES = "scales.safetensors"
 HESSIANS = "hessians"
 FORMAT = 4
-KV_AMAX = "kv_amax"
+KV_AMAX, ROTATED_VALUE_AMAX = "kv_amax", "rotated_value_amax"
 INPUT_ENERGY = "input_energy"
 
 _ADVICE = "write it again with `herdgraph calibrate`"
@@ -113,9 +115,13 @@ class CalibrationFile:
         return any(self.path.glob(f"{HESSIANS}/*.safetensors"))
 
     def kv_amax(self, layer: int, *, observer: str | None = None) -> tuple[float, float] | None:
-        """Largest magnitudes of a layer's keys, as they enter the cache, and values; None when not measured."""
-        found = self._read(SCALES, f"{observer or self.observer}/layers.{layer}.self_attn.{KV_AMAX}")
-        return None if found is None else (float(found[0]), float(found[1]))
+        """Largest magnitudes of a layer's keys and values as they enter the cache; None when not measured."""
+        attention = f"{observer or self.observer}/layers.{layer}.self_attn"
+        found = self._read(SCALES, f"{attention}.{KV_AMAX}")
+        if found is None or not isinstance(self.source, RotatedCheckpoint):
+            return None if found is None else (float(found[0]), float(found[1]))
+        value = self._read(SCALES, f"{attention}.{ROTATED_VALUE_AMAX}")
+        return None if value is None else (float(found[0]), float(value))
 
     def required_kv_amax(self, layer: int, *, observer: str | None = None) -> tuple[float, float]:
         """Largest magnitudes of a layer's keys and values.

@@ -5,8 +5,9 @@ and the residual stream rotated (``model/checkpoint/rotated.py``) it reads x = n
 
     H = diag(g) N diag(g)        H = R^T N R        N = sum n^T n
 
-A calibration stores N: where g is 0 the second could not be found from the first. What other products read, attention's
-values and hidden values, is the same in both bases. Experts' inputs carry a score, a factor of the whole row.
+A calibration stores N: where g is 0 the second could not be found from the first. What the output projection reads is
+turned head by head with the values. Hidden values are the same in both bases. Experts' inputs carry a score, a factor
+of the whole row.
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ def input_hessian(source: TensorReader, name: str, stored_KK: Tensor) -> Tensor:
         name: canonical name of the weight.
         stored_KK: of a calibration.
     """
+    rotated = source if isinstance(source, RotatedCheckpoint) else None
+    if rotated and name.endswith("o_proj.weight"):
+        return rotated.rotate_heads(rotated.rotate_heads(stored_KK).mT)
     if (norm := norm_before(name)) is None:
         return stored_KK
-    if isinstance(source, RotatedCheckpoint):
-        return source.rotate(source.rotate(stored_KK).mT)
+    if rotated:
+        return rotated.rotate(rotated.rotate(stored_KK).mT)
     gain_K = source.read(norm).float()
     return gain_K[:, None] * stored_KK * gain_K

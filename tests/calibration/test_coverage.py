@@ -154,7 +154,7 @@ def test_sending_all_tokens_through_all_experts_shows_nothing() -> None:
     assert dead == [2, 3]
     scale = forced[3].abs().max() / E4M3_MAX
     assert to_e4m3(forced[3] / scale).float().isnan().all()
-    coverage, observed = Coverage(min_tokens_shown=16), CalibrationObserver(4)
+    coverage, observed = Coverage(min_tokens_shown=16), CalibrationObserver(TINY.text)
     coverage.routed(1, logits_TE, best.indices)
     for expert in range(4):
         rows = torch.cat((torch.where(best.indices[:, 0] == expert)[0], coverage.extra_tokens(1, expert)))
@@ -188,7 +188,7 @@ def test_watching_changes_nothing(directory: Path, monkeypatch: pytest.MonkeyPat
     with open_checkpoint(directory) as checkpoint:
         exact = streamed(checkpoint, WINDOWS, Exact())
         coverage = Coverage(min_tokens_shown=50)
-        observer = CalibrationObserver(checkpoint.config.text.num_experts)
+        observer = CalibrationObserver(checkpoint.config.text)
         watched = streamed(checkpoint, WINDOWS, observer, coverage)
         assert sum(int(shown.sum()) for shown in coverage.shown.values()) > 0
         assert torch.equal(exact, watched)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +14,8 @@ from herdgraph.calibration.histogram import BINS, Histogram, bin_centers, bins_o
 from herdgraph.calibration.observers import ESTIMATORS
 from herdgraph.calibration.recording import CalibrationObserver, without_zeros
 from herdgraph.errors import HerdError
+from herdgraph.model.checkpoint.rotated import head_rotation
+from herdgraph.model.config.presets import TINY
 from herdgraph.model.quantization.e4m3 import E4M3_MAX, to_e4m3
 from herdgraph.model.quantization.observers import OBSERVERS
 
@@ -142,7 +146,7 @@ def test_files_know_the_observers() -> None:
 
 
 def test_weights_that_meet_one_input_share_its_statistics() -> None:
-    observed, x = CalibrationObserver(2), heavy(5)
+    observed, x = CalibrationObserver(TINY.text), heavy(5)
     names = [f"layers.0.self_attn.{part}_proj.weight" for part in "qkv"]
     for name in names:
         observed(name, x, torch.zeros(32, 4))
@@ -157,17 +161,29 @@ def test_weights_that_meet_one_input_share_its_statistics() -> None:
 
 
 def test_a_single_expert_is_still_one_of_a_list() -> None:
-    observed, x = CalibrationObserver(1), heavy(5)
+    observed, x = CalibrationObserver(replace(TINY.text, num_experts=1)), heavy(5)
     observed("layers.1.feed_forward.experts.down_proj", x, torch.zeros(32, 4), 0)
     assert observed.amaxes()["max/layers.1.feed_forward.experts.down_proj"].tolist() == [x.abs().max()]
 
 
 def test_energies_are_those_of_all_experts_of_a_layer() -> None:
-    observed, x, name = CalibrationObserver(2), heavy(5), "layers.1.feed_forward.experts.down_proj"
+    observed, x, name = CalibrationObserver(TINY.text), heavy(5), "layers.1.feed_forward.experts.down_proj"
     observed(name, x, torch.zeros(32, 4), 0)
     observed(name, 3 * x[:2], torch.zeros(32, 4), 1)
     wanted = torch.cat((x, 3 * x[:2])).square().mean(0)
     torch.testing.assert_close(observed.amaxes()[f"input_energy/{name}"], wanted)
+
+
+def test_values_are_measured_in_the_basis_of_rotated_recipes_too() -> None:
+    """What stands out in a channel is spread over its head, so the largest magnitude is another."""
+    observed, width = CalibrationObserver(TINY.text), TINY.text.head_dim
+    keys, values = heavy(0)[:, :32], torch.zeros(5, 32)
+    values[:, 3] = 40.0
+    observed.cached("layers.0.self_attn", keys, values)
+    found = observed.amaxes()
+    assert found["max/layers.0.self_attn.kv_amax"].tolist() == [keys.abs().max(), 40.0]
+    rotated = values.unflatten(-1, (-1, width)) @ head_rotation(width)
+    assert found["max/layers.0.self_attn.rotated_value_amax"] == rotated.abs().max() == pytest.approx(10.0)
 
 
 @pytest.mark.parametrize(("value", "kind"), [(torch.nan, "a NaN"), (torch.inf, "an infinity")])
@@ -176,4 +192,4 @@ def test_what_is_not_finite_is_named(value: float, kind: str) -> None:
     x[3, 3] = value
     name = "layers.1.feed_forward.experts.down_proj"
     with pytest.raises(HerdError, match=f"the input of {name}, expert 1, holds {kind} at "):
-        CalibrationObserver(2)(name, x, torch.zeros(32, 4), 1)
+        CalibrationObserver(TINY.text)(name, x, torch.zeros(32, 4), 1)

@@ -164,12 +164,13 @@ def test_images(family: Callable[[str], Family], plan: str) -> None:
 def test_recipes_are_as_near_to_float32_as_the_single_engine(
     family: Callable[[str], Family], plan: str, recipe: str, caches: str
 ) -> None:
+    """By the median: a token between two experts may go to the other one on ranks, and later ones attend to it."""
     ids, plain = herds.tokens(52), family("plain")
     exact = _single(plain.engine(), ids, 44)
     assert cache_type(plain.build(plan, recipe, caches)) == {"float": "float32", "int8": "int8"}[caches]
     alone = np.abs(_single(plain.engine(recipe, caches), ids, 44) - exact)
     found = np.abs(_decoded(plain.lockstep(plan, recipe, caches), ids, 44) - exact)
-    assert 0 < found.mean() < 1.3 * alone.mean()
+    assert 0 < np.median(found.mean(1)) < 1.15 * np.median(alone.mean(1))
     decided = _router_margins(plain, ids) > UNDECIDED
     assert decided.sum() >= len(ids) - 2
     assert found[decided].max() < 2 * alone.max()

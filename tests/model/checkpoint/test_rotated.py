@@ -53,6 +53,21 @@ def test_rotation_keeps_logits(name: str, tmp_path: Path) -> None:
     assert (plain - turned).abs().max() < 1e-4
 
 
+def test_values_that_stand_out_are_spread_over_their_head(tmp_path: Path) -> None:
+    """A channel of the values a hundred times larger: neither what is cached nor what the output reads shows it."""
+    herds.save(replace(TINY, vision=None), tmp_path / "checkpoint")
+    with open_checkpoint(tmp_path / "checkpoint") as checkpoint:
+        values = checkpoint.read("layers.0.self_attn.v_proj.weight").float()
+        values[5] = 100 * values.abs().mean()
+        output = checkpoint.read("layers.0.self_attn.o_proj.weight").float()
+        output[:, 5] = 100 * output.abs().mean()
+        rotated = RotatedCheckpoint(checkpoint)
+        for weight in (values.T, output):
+            heads = rotated.rotate_heads(weight).abs().mean(0)
+            assert heads.max() < 2 * heads[:16].mean(), "all 16 channels of the head share it"
+            assert heads[16:].max() < 2 * weight.abs().mean(0)[16:].max(), "no other head does"
+
+
 @pytest.mark.parametrize("name", ["layers.0.self_attn.o_proj.weight", "layers.1.feed_forward.experts.gate_up_proj",
                                   "embed_tokens.weight",
                                   "layers.2.self_attn.v_proj.weight", "layers.0.feed_forward.down_proj.weight"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from herdgraph.model.config.presets import TINY
 from herdgraph.model.quantization.calibration_check import calibration_for, check_measurements
 from herdgraph.model.quantization.calibration_file import FORMAT, HESSIANS, SCALES, CalibrationFile
 from herdgraph.model.quantization.formats import Fp8Format
-from herdgraph.model.quantization.recipes import RECIPES
+from herdgraph.model.quantization.recipes import RECIPES, Recipe
 
 TEXT = HerdConfig(text=TINY.text)
 Q_PROJ, EXPERTS = "layers.0.self_attn.q_proj.weight", "layers.1.feed_forward.experts.down_proj"
@@ -40,14 +42,14 @@ def scales() -> dict[str, torch.Tensor]:
 
 
 def opened(
-    checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], recipe: str = "fp8", **description: Any
+    checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], recipe: Recipe = RECIPES["fp8"], **description: Any
 ) -> CalibrationFile | None:
     path = checkpoint.directory / "calibration"
     path.mkdir()
     content = {"format": FORMAT, "fingerprint": checkpoint.fingerprint(), "observer": "mse", "high_precision_parts": []}
     (path / "calibration.json").write_text(json.dumps(content | description))
     write_tensors(tensors, path / SCALES)
-    return calibration_for(RECIPES[recipe], path, checkpoint)
+    return calibration_for(recipe, path, checkpoint)
 
 
 def test_what_was_measured_is_opened(checkpoint: Checkpoint) -> None:
@@ -108,9 +110,23 @@ def test_a_scale_that_is_absent_is_named_before_the_capture(checkpoint: Checkpoi
         opened(checkpoint, tensors)
 
 
+def test_caches_of_rotated_recipes_keep_rotated_values(checkpoint: Checkpoint) -> None:
+    """A calibration knows the magnitudes of values in both bases, and is told of the one that is missing."""
+    recipe = replace(RECIPES["int8"], caches="int8")
+    tensors = {f"max/layers.{layer}.self_attn.kv_amax": torch.tensor([2.0, 9.0]) for layer in range(4)}
+    with pytest.raises(HerdError, match=rf"says nothing of {KV}.rotated_value_amax by observer 'max': write it again"):
+        opened(checkpoint, tensors, recipe)
+    shutil.rmtree(checkpoint.directory / "calibration")
+    tensors |= {f"max/layers.{layer}.self_attn.rotated_value_amax": torch.tensor(5.0) for layer in range(4)}
+    found = opened(checkpoint, tensors, recipe)
+    assert found is not None
+    assert found.required_kv_amax(3, observer="max") == (2.0, 5.0)
+    assert replace(found, source=checkpoint).required_kv_amax(3, observer="max") == (2.0, 9.0)
+
+
 def test_four_bits_need_hessians(checkpoint: Checkpoint) -> None:
     with pytest.raises(HerdError, match=r"has no Hessians, by which weights of 4 bits .* without --no-hessians"):
-        opened(checkpoint, scales(), recipe="int4")
+        opened(checkpoint, scales(), recipe=RECIPES["int4"])
 
 
 def with_hessian(checkpoint: Checkpoint, name: str, hessian: torch.Tensor) -> CalibrationFile:
