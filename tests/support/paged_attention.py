@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,7 +108,9 @@ class Case:
             q, k = (rms_norm(rows, 1, EPSILON) for rows in (q, k))
         if layer.tempered:
             q = q * temperature(np.arange(len(x)))[:, None, None]
-        k, v = (stored(layer.cache, rows).repeat(layer.heads // layer.kv_heads, 1) for rows in (k, v))
+        mixing = hadamard(layer.dims) if layer.cache == INT8 else np.eye(layer.dims)
+        k = stored(layer.cache, k @ mixing) @ mixing
+        k, v = (rows.repeat(layer.heads // layer.kv_heads, 1) for rows in (k, stored(layer.cache, v)))
         return np.array([attended(q[t], k[layer.start(t) : t + 1], v[layer.start(t) : t + 1])
                          for t in range(first, first + count)])
 
@@ -124,6 +127,16 @@ def temperature(positions: np.ndarray) -> np.ndarray:
 def rotate(x: np.ndarray, angles: np.ndarray) -> np.ndarray:
     turned = (x[..., ::2] + 1j * x[..., 1::2]) * np.exp(1j * angles)
     return np.stack([turned.real, turned.imag], -1).reshape(x.shape)
+
+
+def hadamard(dims: int) -> np.ndarray:
+    """The transform of each 64 channels of a head, of fewer where the width is no multiple of it, of none below 8."""
+    block, matrix = math.gcd(dims, 64), np.eye(1)
+    if block < 8:
+        return np.eye(dims)
+    while len(matrix) < block:
+        matrix = np.kron(matrix, [[1, 1], [1, -1]]) / 2**0.5
+    return np.kron(np.eye(dims // block), matrix)
 
 
 def stored(cache: int, x: np.ndarray) -> np.ndarray:

@@ -8,6 +8,9 @@
 //   attributes  num_heads (H), kv_num_heads (G), chunk (0: the whole past), cache_type, norm_epsilon (0: no norm)
 //   outputs     y [T, H d]; key_cache, value_cache: the inputs after the append, in place where they are bound in place
 //
+// Caches of bytes hold keys after a Walsh-Hadamard transform of each 64 channels, or of as many as the width allows, and
+// queries are transformed alike: their products are the same, and no channel stands out for which a scale has to be large.
+//
 // A chunked layer's table covers the current chunk alone: position p has slot p % chunk. A call must not cross a multiple
 // of the chunk. Blocks of 64 tokens as kernels.h lays them out.
 #include <math.h>
@@ -123,11 +126,14 @@ ort::Status* PagedAttention::run(ort::Context* context) const {
 
   // 3. Queries, keys and values of every token; append.
   float scale = kLog2E / sqrtf(float(dims));
+  int mixed = cache_type_ == kCacheInt8 ? dims & -dims : 0;   // channels, a power of two
+  if (mixed > 64) mixed = 64;
   auto append = [&](int t) {
     float head[2][512];   // key and value of one head
     auto turn = [&](float* x) {
       if (cos) kernel.rotate(x, cos + size_t(t) * (dims / 2), sin + size_t(t) * (dims / 2), dims);
       if (norm_epsilon_ > 0) kernel.rms_norm(x, nullptr, dims, norm_epsilon_, x);
+      if (mixed >= 8) kernel.hadamard(x, dims, mixed);
     };
     const float* q = query + size_t(t) * shape.last();
     const float *k = key ? key + size_t(t) * kv_heads_ * dims : q + size_t(heads_) * dims, *v = value ? value + size_t(t) * kv_heads_ * dims : k + size_t(kv_heads_) * dims;

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from support.paged_attention import CACHES, FLOAT32, NAMES, Case, Layer, close
+from support.native_packing import rounded
+from support.paged_attention import CACHES, FLOAT32, INT8, NAMES, Case, Layer, attended, close
 
 Node = Callable[..., Any]
 
@@ -73,6 +74,18 @@ def test_long_pasts_in_partial_results(node: Node, cache: int, threads: int) -> 
     y = whole.step([(0, 2090, 10), (1, 1020, 5)])
     assert close(y, np.concatenate([whole.meant((0, 2090, 10)), whole.meant((1, 1020, 5))]), cache)
     assert np.array_equal(np.concatenate([single.step([(0, 2090 + i, 1)]) for i in range(10)]), y[:10])
+
+
+def test_keys_with_a_channel_that_stands_out_lose_little(node: Node) -> None:
+    """Against rounding keys as they are, whose scales have to reach that channel."""
+    layer = Layer(heads=2, kv_heads=1, dims=64, cache=INT8, norm=False, rotated=False)
+    tested = case(node, layer, [60])
+    tested.rows[0][:, 2 * 64 + 5] *= 50   # of the key
+    x = tested.rows[0].astype(float).reshape(60, 4, 64)
+    q, k, v = x[:, :2], x[:, 2:3].repeat(2, 1), x[:, 3:].repeat(2, 1)
+    found, exact, plain = tested.step([(0, 0, 60)]), *(
+        np.array([attended(q[t], keys[: t + 1], v[: t + 1]) for t in range(60)]) for keys in (k, rounded(k)))
+    assert np.abs(found - exact).mean() < np.abs(plain - exact).mean() / 2
 
 
 @pytest.mark.parametrize("cache", CACHES)
