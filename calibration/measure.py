@@ -38,6 +38,8 @@ from .windows import Data, Window
 
 VISION = "vision"
 HEAD = "lm_head.weight"
+SAMPLED = 2048
+"""Tokens, about, that say what a sublayer adds to the residual stream."""
 
 
 @dataclass
@@ -92,8 +94,12 @@ def measure(
                 shapes = hessian_shapes(source.config, index) if with_hessians else {}
                 with store.hessians(part, shapes) as hessians, stream.layer(index) as layer:
                     observed = CalibrationObserver(source.config.text, norm_weights_of(layer, index), hessians)
+                    begin_SD = _sampled(states)
                     stream.attend(layer, [Run(states, observed)])
+                    attended_SD = _sampled(states)
                     stream.feed_forward(index, layer, [Run(states, observed)], coverage)
+                    observed.added(f"{part}.self_attn", begin_SD, attended_SD)
+                    observed.added(f"{part}.feed_forward", attended_SD, _sampled(states))
                 require_finite(states.x_ND, f"the output of {part}")
                 store.save(part, observed, coverage, states.x_ND)
             store.load(part, result)
@@ -101,6 +107,11 @@ def measure(
         if with_hessians:
             store.save_head(stream.head_hessian(states))
     return result
+
+
+def _sampled(states: States) -> Tensor:
+    """The hidden states of some tokens, spread over all windows."""
+    return states.x_ND[:: max(1, len(states.x_ND) // SAMPLED)].clone()
 
 
 def _features(source: TensorReader, windows: list[Window], store: _Store) -> list[Tensor | None]:

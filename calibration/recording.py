@@ -18,7 +18,7 @@ from ..model.checkpoint.rotated import head_rotation
 from ..model.config import TextConfig
 from ..model.config.names import norm_before
 from ..model.llama4.decoder import DecoderLayer
-from ..model.quantization.calibration_file import INPUT_ENERGY, KV_AMAX, ROTATED_VALUE_AMAX
+from ..model.quantization.calibration_file import INPUT_ENERGY, KV_AMAX, RESIDUAL_SHARE, ROTATED_VALUE_AMAX
 from ..model.quantization.observers import OBSERVERS, Observer
 from ..model.quantization.recipes import needs_hessian, needs_input_scale
 from .hessian import HessianSums
@@ -46,6 +46,7 @@ class CalibrationObserver:
         self.caches: dict[str, tuple[Histogram, Histogram]] = {}
         self.rotated_values: dict[str, Histogram] = {}
         """By the name of an attention, as ``caches``: what rotated recipes keep instead of its values."""
+        self.residual_shares: dict[str, Tensor] = {}
         self._last: tuple[Tensor, str] | None = None
         self._weighted: tuple[Tensor, Tensor] | None = None
         """What a norm gave last, and that with the norm's weight."""
@@ -101,6 +102,11 @@ class CalibrationObserver:
         self.rotated_values.setdefault(name, Histogram()).add(heads)
         return key, value
 
+    def added(self, sublayer: str, before_ND: Tensor, after_ND: Tensor) -> None:
+        """Record how much of the residual stream after a sublayer is what it added, for some tokens."""
+        energies = [x.square().sum(-1) for x in (after_ND - before_ND, after_ND)]
+        self.residual_shares[sublayer] = (energies[0] / energies[1].clamp_min(SMALLEST_AMAX)).clamp_max(1).mean()
+
     def amaxes(self) -> dict[str, Tensor]:
         """Magnitudes and energies by the names under which a calibration stores them."""
 
@@ -110,6 +116,7 @@ class CalibrationObserver:
 
         rows = {name: sum(histogram.rows for histogram in several) for name, several in self.histograms.items()}
         found = {f"{INPUT_ENERGY}/{name}": energy_K / max(rows[name], 1) for name, energy_K in self.energies.items()}
+        found |= {f"{RESIDUAL_SHARE}/{name}": share for name, share in self.residual_shares.items()}
         for observer in OBSERVERS:
             for name, histograms in self.histograms.items():
                 amax = without_zeros(torch.tensor([chosen(observer, histogram) for histogram in histograms]))

@@ -20,9 +20,20 @@ from ..checkpoint.tensors.header import read_header
 from ..checkpoint.tensors.lazy import FileTensor
 from ..config import HerdConfig
 from ..config.names import Shape, expected_tensors
-from .calibration_file import HESSIANS, INPUT_ENERGY, KV_AMAX, ROTATED_VALUE_AMAX, SCALES, CalibrationFile
+from .calibration_file import (
+    HESSIANS,
+    INPUT_ENERGY,
+    KV_AMAX,
+    RESIDUAL_SHARE,
+    ROTATED_VALUE_AMAX,
+    SCALES,
+    CalibrationFile,
+)
 from .formats import Fp8Format
 from .recipes import Recipe, Rule, needs_hessian
+
+_NO_MAGNITUDES = (INPUT_ENERGY, RESIDUAL_SHARE)
+"""What is no largest magnitude and may be 0."""
 
 
 def calibration_for(recipe: Recipe, path: Path | None, checkpoint: Checkpoint) -> CalibrationFile | None:
@@ -91,9 +102,9 @@ def check_measurements(directory: Path, high_precision_parts: Iterable[str], con
 
 def _check_scale(path: Path, name: str, tensor: FileTensor, known: Mapping[str, Shape]) -> None:
     observer, _, of = name.partition("/")
-    _check_shape(path, name, tensor, known.get(name if observer == INPUT_ENERGY else of))
+    _check_shape(path, name, tensor, known.get(name if observer in _NO_MAGNITUDES else of))
     what = f"{shortened(name)} in {path}"
-    if observer == INPUT_ENERGY:
+    if observer in _NO_MAGNITUDES:
         require_finite(tensor.read(), what)
     else:
         require_magnitudes(tensor.read(), what)
@@ -117,6 +128,8 @@ def _scale_shapes(shapes: Mapping[str, Shape], config: HerdConfig) -> dict[str, 
         **{f"{INPUT_ENERGY}/{name}": shape[1:2] for name, shape in matrices.items()},
         **{f"layers.{layer}.self_attn.{name}": shape for layer in range(config.text.num_layers)
            for name, shape in ((KV_AMAX, (2,)), (ROTATED_VALUE_AMAX, ()))},
+        **{f"{RESIDUAL_SHARE}/layers.{layer}.{sublayer}": () for layer in range(config.text.num_layers)
+           for sublayer in ("self_attn", "feed_forward")},
     }
 
 

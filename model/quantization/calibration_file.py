@@ -10,7 +10,9 @@ calibration.json       versions, fingerprint of the checkpoint, hash of the data
 scales.safetensors     ``<observer>/<weight>``: largest magnitude to represent of the input that a weight
                        meets, float32 scalar, or [E] for experts; ``<observer>/<attention>.kv_amax``: [2], and
                        ``.rotated_value_amax``, of values in the basis of rotated recipes;
-                       ``input_energy/<weight>`` [K]: the mean square of each channel of that input
+                       ``input_energy/<weight>`` [K]: the mean square of each channel of that input;
+                       ``residual_share/<sublayer>``: how much of the residual stream's energy after a
+                       sublayer (``layers.1.self_attn``) is what it added, 1 at most, mean over tokens
 hessians/<layer>       Hessians XᵀX of inputs X by weight, [K, K], or [E, K, K] for experts, of one weight
                        of those that read X; X without the weight of the norm before (``hessian_basis.py``)
 =====================  =================================================================================
@@ -45,7 +47,7 @@ SCALES = "scales.safetensors"
 HESSIANS = "hessians"
 FORMAT = 4
 KV_AMAX, ROTATED_VALUE_AMAX = "kv_amax", "rotated_value_amax"
-INPUT_ENERGY = "input_energy"
+INPUT_ENERGY, RESIDUAL_SHARE = "input_energy", "residual_share"
 
 _ADVICE = "write it again with `herdgraph calibrate`"
 
@@ -150,6 +152,20 @@ class CalibrationFile:
     def outliers(self, name: str) -> Tensor | None:
         """The outlier channels [J] of the input that a weight meets (``outliers.py``); None when not measured."""
         return outlier_channels(self._energy(name))
+
+    def residual_share(self, sublayer: str) -> float:
+        """How much of the residual stream's energy after a sublayer is what the sublayer added.
+
+        Args:
+            sublayer: an attention or a feed-forward, ``layers.1.self_attn``.
+
+        Raises:
+            HerdError: it was not measured.
+        """
+        found = self._read(SCALES, f"{RESIDUAL_SHARE}/{sublayer}")
+        if found is None:
+            raise HerdError(f"{self.path} does not say what {sublayer} adds to the residual stream: {_ADVICE}")
+        return float(found)
 
     def _energy(self, name: str) -> Tensor | None:
         return self._read(SCALES, f"{INPUT_ENERGY}/{name}")

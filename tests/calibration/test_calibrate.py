@@ -551,6 +551,30 @@ def test_hessians_are_written_once_for_an_input_and_found_again(
     assert all(file.kv_amax(layer, observer="max") for layer in range(4))
 
 
+def test_what_a_sublayer_adds_is_a_share_of_the_residual_stream(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Against the torch model: the energy of what attentions and feed-forwards give, and of the stream after them."""
+    ids, shares, stream = herds.tokens(50), {}, {}
+    found = measure(checkpoint, Data([Window(ids)], []), tmp_path, key="", with_hessians=False).amaxes
+    decoder = Llama4.from_checkpoint(checkpoint).eval().decoder
+
+    def note(sublayer: str, y_BTD: torch.Tensor) -> None:
+        stream["h"] = stream["h"] + y_BTD
+        shares[sublayer] = (y_BTD.square().sum(-1) / stream["h"].square().sum(-1)).clamp_max(1).mean()
+
+    for index, layer in enumerate(decoder.layers):
+        layer.register_forward_pre_hook(lambda _, inputs: stream.update(h=inputs[0]))
+        layer.self_attn.register_forward_hook(
+            lambda _, inputs, output, index=index: note(f"layers.{index}.self_attn", output[0]))
+        layer.feed_forward.register_forward_hook(
+            lambda _, inputs, output, index=index: note(f"layers.{index}.feed_forward", output))
+    with torch.inference_mode():
+        decoder(torch.tensor([ids]))
+    assert len(shares) == 8
+    for sublayer, share in shares.items():
+        assert 0.01 < share < 0.99, "neither all nor nothing"
+        assert float(found[f"residual_share/{sublayer}"]) == pytest.approx(float(share), rel=1e-4)
+
+
 def test_hessians_can_be_left_out(
     calibrated: tuple[Path, dict[str, Any]], checkpoint: Checkpoint, data: Data, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from herdgraph.calibration.calibrate import calibrate
 from herdgraph.calibration.windows import data_of
@@ -16,10 +19,12 @@ from herdgraph.errors import HerdError
 from herdgraph.export.allocation import Choice, Part, allocate, parts_of
 from herdgraph.export.pipeline import build_bundle, plan_build
 from herdgraph.model.checkpoint import open_checkpoint
+from herdgraph.model.checkpoint.tensors.write import write_tensors
 from herdgraph.model.config.parameter_counts import model_size
 from herdgraph.model.config.presets import TINY
 from herdgraph.model.config.shard_plan import ShardPlan
 from herdgraph.model.data import Record
+from herdgraph.model.quantization.calibration_file import RESIDUAL_SHARE, SCALES
 from herdgraph.runtimes import Engine
 from herdgraph.runtimes.bundle.manifest import Bundle
 from support import herds
@@ -119,6 +124,39 @@ def test_what_bits_need(measured: tuple[Path, Path], tmp_path: Path) -> None:
                                              ("int4", None, "pass --calibration")):
             with pytest.raises(HerdError, match=message):
                 plan_build(source, tmp_path / "bundle", recipe=recipe, calibration=calibration, bits=6)
+
+
+def test_bits_go_where_most_of_the_residual_stream_is_made(measured: tuple[Path, Path], tmp_path: Path) -> None:
+    """Of two layers alike in everything else; a calibration that does not say how much is refused."""
+    checkpoint, calibration = measured
+    with open_checkpoint(checkpoint) as source:
+        plain = with_shares(calibration, tmp_path / "plain", {})
+        altered = with_shares(calibration, tmp_path / "altered", {
+            "layers.1.feed_forward": torch.tensor(1e-3), "layers.3.feed_forward": torch.tensor(0.9)})
+        before, after = (
+            plan_build(source, tmp_path / "bundle", recipe="int4", calibration=path, bits=8).job.bits
+            for path in (plain, altered))
+        parts = [part for part in before if part.startswith("layers.1.feed_forward")]
+        assert len(parts) == 2
+        for low in parts:
+            high = low.replace("layers.1", "layers.3")
+            assert after[low] == 4 < before[low]
+            assert after[high] > after[low]
+        silent = with_shares(calibration, tmp_path / "silent", {"layers.2.self_attn": None})
+        with pytest.raises(HerdError, match=r"does not say what layers\.2\.self_attn adds to .*: write"):
+            plan_build(source, tmp_path / "bundle", recipe="int4", calibration=silent, bits=8)
+
+
+def with_shares(calibration: Path, path: Path, shares: dict[str, torch.Tensor | None]) -> Path:
+    """A copy of a calibration that says other shares of the residual stream, or does not say them."""
+    shutil.copytree(calibration, path)
+    scales = load_file(path / SCALES)
+    for sublayer, share in shares.items():
+        del scales[f"{RESIDUAL_SHARE}/{sublayer}"]
+        if share is not None:
+            scales[f"{RESIDUAL_SHARE}/{sublayer}"] = share
+    write_tensors(scales, path / SCALES)
+    return path
 
 
 def test_a_tied_head_gets_bits_as_well(tmp_path: Path) -> None:
