@@ -41,7 +41,7 @@ from herdgraph.runtimes.evaluation.accuracy import (
 from herdgraph.runtimes.evaluation.likelihood import EncodedPair, LogLikelihood, Scorer
 from herdgraph.runtimes.evaluation.questions import TASKS, Task, TaskFiles
 
-DENSE_QUESTIONS = 12
+DENSE_QUESTIONS = 48
 """Of each task, for the dense model."""
 
 
