@@ -183,7 +183,7 @@ def _timed(what: Callable[[], _Result]) -> tuple[_Result, float]:
 
 
 def _reading(checkpoint: Checkpoint) -> float:
-    """Seconds to read and check all weights from the disk, and to read them again: from memory, if they fit into it."""
+    """Seconds to read and check all weights from the disk, and to read them again: from memory on all cores, if they fit."""
     name = max(checkpoint.tensors, key=lambda name: math.prod(checkpoint.tensors[name].shape))
     info = checkpoint.tensors[name]
     row = math.prod(info.shape[1:]) * info.dtype.itemsize
@@ -193,7 +193,7 @@ def _reading(checkpoint: Checkpoint) -> float:
         return checkpoint.read(name, slice(0, max(1, _SAMPLE_BYTES // row)))
 
     part, first = _timed(read)
-    again = _timed(read)[1] if total < this_host().available else first
+    again = _timed(read)[1] / workers() if total < this_host().available else first
     return total * (first + again) / part.nbytes
 
 
