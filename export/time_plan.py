@@ -183,7 +183,7 @@ def _timed(what: Callable[[], _Result]) -> tuple[_Result, float]:
 
 
 def _reading(checkpoint: Checkpoint) -> float:
-    """Seconds to read and check all weights from the disk, and again: from memory and on all cores, if they fit into it."""
+    """Seconds to read and check all weights from the disk, and again: on all cores from memory, if they fit into it."""
     name = max(checkpoint.tensors, key=lambda name: math.prod(checkpoint.tensors[name].shape))
     info = checkpoint.tensors[name]
     row = math.prod(info.shape[1:]) * info.dtype.itemsize
