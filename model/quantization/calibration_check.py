@@ -104,7 +104,11 @@ def _check_scale(path: Path, name: str, tensor: FileTensor, known: Mapping[str, 
     observer, _, of = name.partition("/")
     _check_shape(path, name, tensor, known.get(name if observer in _NO_MAGNITUDES else of))
     what = f"{shortened(name)} in {path}"
-    if observer in _NO_MAGNITUDES:
+    if observer == RESIDUAL_SHARE:
+        if not 0 <= (share := float(tensor.read())) <= 1:
+            raise HerdError(f"{what} is {share:g}, a share is within 0 and 1: write it again with `herdgraph "
+                            "calibrate`")
+    elif observer == INPUT_ENERGY:
         require_finite(tensor.read(), what)
     else:
         require_magnitudes(tensor.read(), what)

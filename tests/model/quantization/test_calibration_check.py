@@ -103,6 +103,12 @@ def test_energies_are_finite(checkpoint: Checkpoint) -> None:
         opened(checkpoint, scales() | {f"input_energy/{Q_PROJ}": torch.full((64,), torch.nan)})
 
 
+@pytest.mark.parametrize("share", [-0.1, 1.5, torch.nan, torch.inf])
+def test_shares_are_within_0_and_1(share: float, checkpoint: Checkpoint) -> None:
+    with pytest.raises(HerdError, match=r"residual_share/\S+ in \S+ is \S+, a share is within 0 and 1: write"):
+        opened(checkpoint, scales() | {f"residual_share/{KV}": torch.tensor(share)})
+
+
 def test_a_scale_that_is_absent_is_named_before_the_capture(checkpoint: Checkpoint) -> None:
     tensors = scales()
     del tensors[f"mse/{Q_PROJ}"]
