@@ -250,7 +250,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def draw(path: Path, rows: list[dict[str, Any]]) -> None:
-    """KL over bits; the recipe of 4-bit feed-forwards lies on no line, for no other size is chosen by its rule."""
+    """KL over bits: a line for the sizes of ``--bits`` and int8, one for llama.cpp's, and recipe int4 by itself."""
     lines: dict[str, list[tuple[float, float, str]]] = {"herdgraph": [], "llama.cpp": [], "herdgraph --recipe int4": []}
     for row in rows:
         kind = "herdgraph --recipe int4" if row["name"].split(",")[0] == "int4" else row["kind"]

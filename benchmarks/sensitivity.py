@@ -2,9 +2,10 @@
 
     python -m benchmarks.sensitivity CHECKPOINT CALIBRATION [--tokens 512] [--json]
 
-Everything else stays float32. A part's weights are rounded as a build rounds them, by GPTQ in the rotated basis; the KL
-is against the exact model, on the beginnings of two texts that nothing was fitted on. *expected* is what
-``export/allocation.py`` reckons with, from samples of the weights and the calibration alone.
+Everything else stays float32. A part's weights are rounded by GPTQ in the rotated basis, as a build rounds them but
+for hidden values, which a build rotates, too; the KL is against the exact model, on the beginnings of two texts that
+nothing was fitted on. *expected* is what ``--bits`` reckons with (``export/allocation.py``), from samples of the weights
+and the calibration alone.
 """
 
 from __future__ import annotations
