@@ -4,8 +4,8 @@
 
 Everything else stays float32. A part's weights are rounded by GPTQ in the rotated basis, as a build rounds them but
 for hidden values, which a build rotates, too; the KL is against the exact model, on the beginnings of two texts that
-nothing was fitted on. *expected* is what ``--bits`` reckons with (``export/allocation.py``), from samples of the weights
-and the calibration alone.
+nothing was fitted on. *expected* is what ``--bits`` reckons with (``export/allocation.py``), from samples of the
+weights and the calibration alone.
 """
 
 from __future__ import annotations
