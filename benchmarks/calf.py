@@ -11,7 +11,8 @@ the conclusion counts with bundles:
 * ``never shown``: emoji of which no vendor's picture was trained, though their names occur in the text;
 * ``shapes``: the official test questions of easy-vqa, beside the share of its most common answer;
 * ``new clips``: animations of trained clips joined anew, by other frames where they have others: which came first (of
-  two), what is to be seen at a second, how many were joined;
+  two), what is to be seen at a second, how many were joined; ``first, later``: which came first where neither is seen
+  at second 0. To name that always is right in four of five of all, and needs no order;
 * ``clips``: the same of joined animations that are in no trained clip, which is harder.
 
 The torch model is asked everything, and has to be right in every word: it does not generate, which is a pass for each
@@ -71,7 +72,15 @@ def question_sets(data: Path) -> dict[str, list[Row]]:
         clips = read_rows(data / f"{name}.jsonl")
         for kind in ("first", "when", "count"):
             found[f"{title}: {kind}"] = [row for row in clips if row["kind"] == kind]
+        found[f"{title}: first, later"] = [row for row in found[f"{title}: first"] if not answered_at_0(row)]
     return found
+
+
+def answered_at_0(row: Row) -> bool:
+    """Whether the right answer is what is to be seen at second 0: who names that always is right here."""
+    answer = row["messages"][-1]["content"]
+    at_0 = answer.partition(". ")[0].removeprefix("0: ")
+    return conclusion(answer).lower() == f"{at_0}.".lower()
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -139,10 +148,10 @@ def herdgraph(*arguments: object) -> None:
     subprocess.run([sys.executable, "-m", "herdgraph", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
 
 
-def most_common(rows: Sequence[Row]) -> float:
-    """The share of questions that the most common answer answers."""
+def easiest(rows: Sequence[Row]) -> float:
+    """The share of questions that the most common answer answers, or what is to be seen at second 0."""
     answers = Counter(conclusion(row["messages"][-1]["content"]) for row in rows)
-    return answers.most_common(1)[0][1] / len(rows)
+    return max(answers.most_common(1)[0][1], sum(map(answered_at_0, rows))) / len(rows)
 
 
 def share(right: Sequence[bool]) -> str:
@@ -162,7 +171,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     data, sets, clips = args.work / "data", question_sets(args.work / "data"), tuple(CLIPS.values())
     answers = torch_answers(checkpoint, data)
-    columns = {"most common answer": {title: f"{100 * most_common(rows):.1f} %" for title, rows in sets.items()},
+    columns = {"most common, or at second 0": {title: f"{100 * easiest(rows):.1f} %" for title, rows in sets.items()},
                "torch, every word": {title: share(answers(rows)) for title, rows in sets.items()}}
     for speaker, say in bundles(checkpoint, args.work, args.threads) if args.every else ():
         columns[speaker] = {title: share(say(rows if title.startswith(clips) else rows[:: args.every]))
