@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -79,7 +80,7 @@ def question_sets(data: Path) -> dict[str, list[Row]]:
 def answered_at_0(row: Row) -> bool:
     """Whether the right answer is what is to be seen at second 0: who names that always is right here."""
     answer = row["messages"][-1]["content"]
-    at_0 = answer.partition(". ")[0].removeprefix("0: ")
+    at_0 = re.split(r"[.?] ", answer)[0].removeprefix("0: ")
     return conclusion(answer).lower() == f"{at_0}.".lower()
 
 

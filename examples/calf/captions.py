@@ -1,7 +1,8 @@
 """The calf's data: emoji with captions, questions and answers, and prose, as JSON lines.
 
 ``train.jsonl``         captions, conversations and pairs of pictures, from several views of every trained drawing
-``pairs.jsonl``         the same pictures, each with its name alone: what the image tower learns to see by
+``views.jsonl``         the same from further views: who reads by heart what is said of few pictures knows no others
+``pairs.jsonl``         the pictures of ``train.jsonl``, each with its name alone: what the image tower learns to see by
 ``text.jsonl``          what all emoji are called and belong to, those without pictures included, and pages of prose
 ``seen.jsonl``          to evaluate on: trained emoji, as the first vendor drew them
 ``held_out.jsonl``      to evaluate on: emoji of which no picture was trained, though their names occur in the text
@@ -55,8 +56,8 @@ _EVALUATED = ("What is this?", "{A}.")
 
 def write_calf_data(
     directory: Path, drawn: Mapping[str, Sequence[Emoji]], other: Sequence[Emoji], *, other_vendor: str = "twitter",
-    prose: Mapping[str, str] | None = None, views: int = 2, held_out: float = HELD_OUT, seed: int = 0,
-    overwrite: bool = False,
+    prose: Mapping[str, str] | None = None, views: int = 2, more_views: int = 2, held_out: float = HELD_OUT,
+    seed: int = 0, overwrite: bool = False,
 ) -> dict[str, int]:
     """Write the files above, with pictures in ``pictures/``.
 
@@ -67,6 +68,7 @@ def write_calf_data(
         other_vendor: its name.
         prose: texts by name.
         views: pictures of every trained drawing.
+        more_views: pictures more, for the decoder; the tower draws views of its own.
         held_out: share of emoji without pictures in training.
         seed: of views and templates.
         overwrite: replace a directory that was written by this function.
@@ -93,10 +95,11 @@ def write_calf_data(
                      for several in (hard, hardest))
     with atomic_directory(directory, overwrite=overwrite, mark="counts.json") as temporary:
         (temporary / "pictures").mkdir()
-        rows = [row for vendor, several in kept.items() for row in _training_rows(several, vendor, views, seed,
-                                                                                  temporary)]
+        rows, more = ([row for vendor, several in kept.items()
+                       for row in _training_rows(several, vendor, numbers, seed, temporary)]
+                      for numbers in (range(views), range(views, views + more_views)))
         written: dict[str, Iterable[Row]] = {
-            "train": rows, "pairs": _pairs(rows, trained),
+            "train": rows, "views": more, "pairs": _pairs(rows, trained),
             "text": (*_facts(drawn[first]), *_pages(prose or {})),
             "seen": _evaluated(trained, "drawn", temporary),
             "held_out": _evaluated(unseen, "drawn", temporary),
@@ -126,9 +129,11 @@ def view(picture: Path, random: Random | None = None) -> Image.Image:
     return ImageEnhance.Brightness(ground).enhance(random.uniform(0.8, 1.15))
 
 
-def _training_rows(emoji: Sequence[Emoji], vendor: str, views: int, seed: int, directory: Path) -> Iterator[Row]:
-    """One row per view. The next view of two emoji is a pair of pictures now and then."""
-    for number in range(views):
+def _training_rows(
+    emoji: Sequence[Emoji], vendor: str, numbers: Iterable[int], seed: int, directory: Path
+) -> Iterator[Row]:
+    """One row per view, by its number. The next view of two emoji is a pair of pictures now and then."""
+    for number in numbers:
         for index, shown in enumerate(emoji):
             random = Random(f"{seed} {number} {vendor} {shown.code}")
             another = emoji[(index + random.randrange(1, max(2, len(emoji)))) % len(emoji)]

@@ -2,14 +2,24 @@
 
 A question alone teaches little: for long a calf learned to name any of the frames, and nothing of their times. Told the
 name of every frame right behind its number, it binds them soon. So a question that needs several frames is answered
-aloud: a list of what is at each second, which says "again" where it is what was there a second before, and then the
-conclusion (a chain of thought, Wei et al. 2022, arXiv 2201.11903).
+aloud: a list of what is at each second, which says "again" where it is what was there a second before, and then what
+follows from it, a step at a time (a chain of thought, Wei et al. 2022, arXiv 2201.11903).
 
-    0: a dog. 1: a dog again. 2: a cat. Two.
+    How many clips are joined?             0: a dog. 1: a dog again. 2: a cat. Two.
+
+Where something asked for is looked for, the list ends as soon as it is seen, and what follows is what was just said. A
+calf of this size copies what it has read before it compares: so both the question and the list put a question mark
+behind what is asked for, and to see it is to read on as the question did (Olsson et al. 2022, arXiv 2209.11895).
+
+    Which came first: a cat? Or a dog?     0: a sun. 1: a dog? A dog.
+
+Asked without that mark, behind a whole list or where the list just ends, it said what is at second 0, which is right in
+four of five.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -18,6 +28,7 @@ from random import Random
 NUMBERS = ("One.", "Two.", "Three.")
 ALOUD_ALONE = 0.6
 """Share of the rows to train on whose only question is answered aloud."""
+
 
 Question = tuple[str, str]
 """With its answer."""
@@ -44,11 +55,32 @@ class Clip:
         return list(chain.from_iterable([scene] * length
                                         for scene, length in zip(self.scenes, self.lengths, strict=True)))
 
+    def begin(self, scene: int) -> int:
+        """The second at which a scene is seen first, by its number."""
+        return sum(self.lengths[:scene])
+
+
+def which_first(one: str, other: str) -> str:
+    """A question for one of two things."""
+    return f"Which came first: {one}? Or {other}?"
+
+
+def begins(thing: str) -> str:
+    """A question for a thing's first second."""
+    return f"When does it begin: {thing}?"
+
+
+def listed(names: Sequence[str], asked: Sequence[str] = ()) -> str:
+    """What is at each second, whether it was there a second before, and whether it was asked for."""
+    again = ["", *(" again" * (now == before) for before, now in pairwise(names))]
+    return " ".join(f"{second}: {name}{again[second]}{'?' if name in asked else '.'}"
+                    for second, name in enumerate(names))
+
 
 def one_question(random: Random, clip: Clip) -> dict[str, Question]:
     """A question by its kind, to evaluate on."""
     kind = random.choice(("first", "when", "count")) if len(clip.scenes) > 1 else random.choice(("when", "count"))
-    return {kind: _ASKED[kind](random, clip)}
+    return {kind: _KINDS[kind](random, clip)}
 
 
 def several_questions(random: Random, clip: Clip) -> dict[str, Question]:
@@ -61,18 +93,30 @@ def several_questions(random: Random, clip: Clip) -> dict[str, Question]:
     kinds = [random.choice(aloud)]
     if random.random() > ALOUD_ALONE:
         kinds.insert(0, "when")
-    return {kind: _ASKED[kind](random, clip) for kind in kinds}
+    return {kind: (_KINDS | {"first": _first_to_learn})[kind](random, clip) for kind in kinds}
 
 
 def conclusion(answer: str) -> str:
     """What is said behind the list, if an answer has one: all that counts as right or wrong."""
-    return answer.rpartition(". ")[2] if answer.startswith("0: ") else answer
+    return re.split(r"[.?] ", answer)[-1] if answer.startswith("0: ") else answer
 
 
 def _first(random: Random, clip: Clip) -> Question:
-    a, b = random.sample(range(len(clip.scenes)), 2)
-    shown = [scene.phrase for scene in clip.scenes]
-    return f"Which came first, {shown[a]} or {shown[b]}?", f"{_listed(clip)} {_sentence(shown[min(a, b)])}"
+    return _which_first(clip, *random.sample(range(len(clip.scenes)), 2))
+
+
+def _first_to_learn(random: Random, clip: Clip) -> Question:
+    """Twice as often about scenes behind the first, if there are two: or nobody learns to look any further."""
+    last = len(clip.scenes) - 1
+    first = random.choices(range(last), [1 + bool(scene) for scene in range(last)])[0]
+    both = [first, random.randint(first + 1, last)]
+    random.shuffle(both)
+    return _which_first(clip, *both)
+
+
+def _which_first(clip: Clip, a: int, b: int) -> Question:
+    shown, first = [scene.phrase for scene in clip.scenes], min(a, b)
+    return which_first(shown[a], shown[b]), f"{_listed_to(clip, first)} {_sentence(shown[first])}"
 
 
 def _when(random: Random, clip: Clip) -> Question:
@@ -81,28 +125,33 @@ def _when(random: Random, clip: Clip) -> Question:
 
 
 def _count(_: Random, clip: Clip) -> Question:
-    return "How many clips are joined?", f"{_listed(clip)} {NUMBERS[len(clip.scenes) - 1]}"
+    return "How many clips are joined?", f"{listed(_names(clip))} {NUMBERS[len(clip.scenes) - 1]}"
 
 
 def _begins(random: Random, clip: Clip) -> Question:
     number = random.randrange(len(clip.scenes))
-    begin = f"At second {sum(clip.lengths[:number])}."
-    return f"When does {clip.scenes[number].phrase} begin?", f"{_listed(clip)} {begin}"
+    return begins(clip.scenes[number].phrase), f"{_listed_to(clip, number)} At second {clip.begin(number)}."
 
 
 def _list(_: Random, clip: Clip) -> Question:
-    return "What is at each second?", _listed(clip)
+    return "What is at each second?", listed(_names(clip))
 
 
-def _listed(clip: Clip) -> str:
-    """What is at each second, and whether it was there before."""
-    names = [scene.phrase for scene in clip.at_second]
-    marks = ["", *(" again" * (now == before) for before, now in pairwise(names))]
-    return " ".join(f"{second}: {name}{mark}." for second, (name, mark) in enumerate(zip(names, marks, strict=True)))
+def _listed_to(clip: Clip, scene: int) -> str:
+    """The list as far as a scene that is asked for."""
+    return listed(_names(clip)[:clip.begin(scene) + 1], [clip.scenes[scene].phrase])
+
+
+def _names(clip: Clip) -> list[str]:
+    return [scene.phrase for scene in clip.at_second]
 
 
 def _sentence(phrase: str) -> str:
-    return f"{phrase[:1].upper()}{phrase[1:]}."
+    return f"{_capital(phrase)}."
 
 
-_ASKED = {"first": _first, "when": _when, "count": _count, "begins": _begins, "list": _list}
+def _capital(phrase: str) -> str:
+    return f"{phrase[:1].upper()}{phrase[1:]}"
+
+
+_KINDS = {"first": _first, "when": _when, "count": _count, "begins": _begins, "list": _list}

@@ -76,7 +76,7 @@ def write_clips(
     unseen, trained = moving[:count], moving[count:]
     never, learned, new = ([_animation(one, frames, package, directory) for one in several] for several, frames in (
         (unseen, FRAMES), (trained, FRAMES), (trained, OTHER_FRAMES)))
-    drawings, shapes = _drawings(directory, emoji, {one.code for one in unseen}), _shapes(directory)
+    drawings, shapes = _drawings(directory, emoji, {one.code for one in unseen}), shape_scenes(directory)
 
     def training(random: Random, count: int) -> list[Scene]:
         kind = random.choices(("animations", "drawings", "shapes"), SHARES)[0]
@@ -116,7 +116,7 @@ def _drawings(directory: Path, emoji: Sequence[Emoji], unseen: set[str]) -> list
             for one in emoji if one.code in found]
 
 
-def _shapes(directory: Path) -> list[Scene]:
+def shape_scenes(directory: Path) -> list[Scene]:
     """Shapes of each kind and color, somewhere else every second."""
     found: dict[str, list[str]] = defaultdict(list)
     for _, picture, name in _named(directory / "shape_names.jsonl"):

@@ -2,8 +2,9 @@
 
 1. emoji drawn by six hands to train on, and by Twitter to evaluate on, from npm;
 2. captions, questions and answers (``captions.py`` says what is in which file), with prose from Python's own language
-   reference and a few pages of the Jargon File; questions about shapes (``shapes.py``); clips (``clips.py``);
-3. a byte-level BPE, trained on all of it that is trained on.
+   reference and a few pages of the Jargon File; questions about shapes (``shapes.py``); clips (``clips.py``); lists in
+   words (``lists.py``);
+3. a byte-level BPE, trained on the text of it.
 
 The result is a directory with ``data/`` and ``tokenizer/``.
 """
@@ -20,14 +21,15 @@ from herdgraph.calibration.samples import DEFAULT_TEXT
 from herdgraph.console import stderr, table
 
 from .captions import HELD_OUT, write_calf_data
-from .clips import fetch_animations, write_clips
+from .clips import fetch_animations, shape_scenes, write_clips
 from .config import IMAGE_SIZE, VOCABULARY
 from .emoji import fetch_emoji, read_emoji
+from .lists import write_lists
 from .shapes import write_shapes
 from .tokenizer import save_processor, train_tokenizer
 from .vendors import LICENCES, drawn_by
 
-LEARNED = ("train", "shapes", "clips", "text")
+LEARNED = ("train", "views", "shapes", "lists", "clips", "text")
 """What early fusion is trained on, by the names of the files in ``data/``."""
 
 
@@ -59,12 +61,11 @@ def texts(path: Path) -> Iterator[str]:
             yield from (part if isinstance(part, str) else part.get("text", "") for part in parts)
 
 
-def make_data(work: Path, views: int) -> None:
+def make_data(work: Path) -> None:
     """Make it, unless it is there.
 
     Args:
         work: directory that gets ``data/`` and ``tokenizer/``.
-        views: pictures of every trained drawing.
 
     Raises:
         HerdError: something cannot be fetched, or the extra ``calf`` is not installed.
@@ -76,11 +77,13 @@ def make_data(work: Path, views: int) -> None:
     google, twitter = (read_emoji(fetch_emoji(vendor, cache), vendor) for vendor in ("google", "twitter"))
     drawn = {"google": google, **{vendor: drawn_by(vendor, google, cache) for vendor in LICENCES}}
     stderr.print(", ".join(f"{len(emoji)} emoji by {vendor}" for vendor, emoji in drawn.items()))
-    counts = write_calf_data(data, drawn, twitter, prose=prose([DEFAULT_TEXT]), views=views, overwrite=True)
+    counts = write_calf_data(data, drawn, twitter, prose=prose([DEFAULT_TEXT]), overwrite=True)
     trained, shaded = ([emoji for emoji in several if not emoji.is_held_out(HELD_OUT)]
                        for several in (google, drawn["fluent-emoji"]))
     counts |= write_shapes(data) | write_clips(data, trained, shaded, fetch_animations(cache))
-    learned = (text for name in LEARNED for text in texts(data / f"{name}.jsonl"))
+    counts |= write_lists(data, [one.phrase for one in trained], [scene.phrase for scene in shape_scenes(data)])
+    # Views say the same of other pictures, and lists name the same again: who counts words needs to read them once.
+    learned = (text for name in LEARNED if name not in ("views", "lists") for text in texts(data / f"{name}.jsonl"))
     save_processor(work / "tokenizer", train_tokenizer(learned, VOCABULARY), image_size=IMAGE_SIZE, overwrite=True)
     table("the calf's data", {
         **{name.replace("_", " "): str(count) for name, count in counts.items()}, "in": str(work),

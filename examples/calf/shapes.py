@@ -27,7 +27,8 @@ def write_shapes(directory: Path, seed: int = 0) -> dict[str, int]:
     rows: dict[str, list[Row]] = {"shapes": [], "shape_names": [], "shapes_test": []}
     for number, picture, asked in _pictures("train"):
         Random(f"{seed} {number}").shuffle(asked)
-        rows["shapes"].append({"key": f"shape-{number}", **conversation(picture, asked[:TURNS])})
+        rows["shapes"] += [{"key": f"shape-{number}-{turn}", **conversation(picture, asked[turn:turn + TURNS])}
+                           for turn in range(0, len(asked), TURNS)]
         if name := _name(asked):
             rows["shape_names"].append({"key": f"shape-{number}-name", "content": [picture, name]})
     rows["shapes_test"] = [{"key": f"shape-test-{number}-{turn}", **conversation(picture, [question])}

@@ -6,12 +6,12 @@
 1. ``make_data``: six vendors' drawings, questions about shapes, clips, prose, a tokenizer;
 2. ``tower``: the image tower learns to see, from EfficientNet-lite0 and from names (``tower.py``);
 3. ``fuse``: the decoder learns captions, answers and prose, text and pictures fused from the first layer; then clips
-   as well. Of the tower only adapter and projector learn on: what it sees in drawings of a hand that was never trained
-   stays as it was.
+   as well; then what is seen once more. Of the tower only adapter and projector learn on: what it sees in drawings of a
+   hand that was never trained stays as it was.
 
-The calf that the repository carries was made so (docs/calf.md). A step whose result exists is not repeated, one
-that was cut off goes on from its last checkpoint. ``--install`` puts the result into the package, where ``herdgraph
-build calf`` and ``make demo`` find it.
+The calf that the repository carries was made so, but for what docs/calf.md says. A step whose result exists is not
+repeated, one that was cut off goes on from its last checkpoint. ``--install`` puts the result into the package, where
+``herdgraph build calf`` and ``make demo`` find it.
 """
 
 from __future__ import annotations
@@ -66,9 +66,11 @@ class Stage:
 
 STAGES = (
     Stage("pictures", "pictures", tuple(name for name in LEARNED if name != "clips"), 2.5e-3),
-    Stage("calf", "clips as well", LEARNED, 5e-4),
+    Stage("clips", "clips as well", LEARNED, 5e-4),
+    Stage("calf", "pictures and clips again", tuple(name for name in LEARNED if name not in ("lists", "text")), 5e-4),
 )
-"""Names first: what is at which second is learned by who can tell what it is."""
+"""Names first: what is at which second is learned by who can tell what it is. At last what is seen alone: names come
+slowest, and what lists and prose teach is there by then."""
 LEARNS_ON = ("vision_adapter", "multi_modal_projector")
 """Parts of the image tower that early fusion trains."""
 
@@ -159,10 +161,9 @@ def main() -> None:
     """Make it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(".cache/calf"))
-    parser.add_argument("--views", type=int, default=2, help="pictures of every trained drawing")
-    parser.add_argument("--steps", type=int, nargs=4, metavar=("TOWER", "AGAIN", "PICTURES", "CLIPS"),
-                        default=(9000, 3500, 16000, 10000),
-                        help="of the tower's two rounds and the fusion's two stages")
+    parser.add_argument("--steps", type=int, nargs=5, metavar=("TOWER", "AGAIN", "PICTURES", "CLIPS", "SEEN"),
+                        default=(9000, 3500, 16000, 9500, 4600),
+                        help="of the tower's two rounds and the fusion's three stages")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--install", action="store_true", help="put the calf into the package")
     run_cli(lambda: make(parser.parse_args()))
@@ -175,7 +176,7 @@ def make(options: argparse.Namespace) -> None:
         HerdError: something cannot be fetched, or the extra ``calf`` is not installed.
     """
     torch.set_num_threads(options.threads)
-    make_data(options.work, options.views)
+    make_data(options.work)
     first, again, *fusion = options.steps
     checkpoint = tower(options.work, TowerOptions(steps=(first, again)))
     for stage, steps in zip(STAGES, fusion, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ from examples.calf import extras, shapes
 from examples.calf.clip_questions import conclusion
 from examples.calf.clips import FRAMES, write_clips
 from examples.calf.emoji import Emoji
+from examples.calf.lists import LINES, write_lists
 from examples.calf.shapes import TURNS, write_shapes
 from examples.calf.vendors import matched
 from herdgraph.errors import HerdError
@@ -52,10 +54,12 @@ def test_shapes_keep_their_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         setattr(package, f"get_{split}_questions", partial(tuple, (texts, answers, [0] * len(asked))))
     monkeypatch.setattr(shapes, "needed", lambda _: package)
     counts = write_shapes(tmp_path)
-    assert counts == {"shapes": 1, "shape_names": 1, "shapes_test": len(asked)}
+    assert counts == {"shapes": 2, "shape_names": 1, "shapes_test": len(asked)}
     assert rows(tmp_path / "shape_names.jsonl")[0]["content"][1] == "blue circle"
     trained = rows(tmp_path / "shapes.jsonl")
-    assert [len(row["messages"]) for row in trained] == [2 * TURNS]
+    assert [len(row["messages"]) for row in trained] == [2 * TURNS, 2 * (len(asked) - TURNS)]
+    questions = [message["content"][-1]["text"] for row in trained for message in row["messages"][::2]]
+    assert sorted(questions) == sorted(texts), "each is asked once"
     assert {row["messages"][0]["content"][0]["image"] for row in trained} == {str(tmp_path / "train.png")}
     for row, (question, answer) in zip(rows(tmp_path / "shapes_test.jsonl"), asked, strict=True):
         assert row["messages"][0]["content"] == [{"image": str(tmp_path / "test.png")}, {"text": question}]
@@ -118,14 +122,15 @@ def test_clips_say_what_they_show(tmp_path: Path) -> None:
 
 def test_a_conclusion_is_what_is_said_behind_the_list() -> None:
     assert conclusion("0: a dog. 1: a dog again. Two.") == "Two."
-    assert conclusion("0: a dog. A dog.") == "A dog."
+    assert conclusion("0: a cat. 1: a dog? A dog.") == "A dog."
     assert conclusion("A dog.") == "A dog."
     assert conclusion("0: a dog. 1: a cat. One.") != "Two."
 
 
 def test_clips_to_evaluate_on_were_not_trained(tmp_path: Path) -> None:
     made = clips(tmp_path)
-    frames = {name: {frame for row in several for frame in video(row)} for name, several in made.items()}
+    frames = {name: {frame for row in made[name] for frame in video(row)}
+              for name in ("clips", "clips_new", "clips_test")}
     shown = {name: {frame.split("-")[0] for frame in several} for name, several in frames.items()}
     never = {frame for frame in frames["clips"] if frame.split("-")[0] in shown["clips_test"]}
     assert {frame.split("-")[1][:-1] for frame in never} == {"google", "noto_v1"}, "drawn by other hands only"
@@ -155,18 +160,44 @@ def _check(row: dict[str, Any], known: dict[str, str]) -> None:
         text, aloud = question["content"][-1]["text"], answer["content"].lower()
         said = conclusion(aloud)
         if kind != "when":
-            marks = ["", *(" again" * (now == before) for before, now in pairwise(names))]
-            listed = " ".join(f"{second}: a {name}{marks[second]}." for second, name in enumerate(names))
+            listed = _list(names, text if kind in ("first", "begins") else "")
             assert aloud == (listed if kind == "list" else f"{listed} {said}")
         if kind == "count":
             assert said == ("one.", "two.", "three.")[len(set(names)) - 1]
         elif kind == "when":
             assert names[int(text.split()[-1][:-1])] in said
         elif kind == "first":
-            assert said == f"a {next(name for name in names if name in text)}."
+            assert said == f"a {next(name for name in names if f'a {name}?' in text)}."
         elif kind == "begins":
-            thing = text.removeprefix("When does a ").removesuffix(" begin?")
+            thing = text.removeprefix("When does it begin: a ").removesuffix("?")
             assert said == f"at second {names.index(thing)}."
+
+
+def _list(names: list[str], question: str) -> str:
+    """What is at each second, as far as the first thing that the question asks for."""
+    lines = []
+    for second, (before, name) in enumerate(pairwise(["", *names])):
+        lines.append(f"{second}: a {name}{' again' * (name == before)}.")
+        if f"a {name}?" in question:
+            return " ".join(lines).removesuffix(".") + "?"
+    return " ".join(lines)
+
+
+def test_lists_mark_what_was_asked_for(tmp_path: Path) -> None:
+    things = [f"a {name}" for name in COLORS]
+    shapes = [f"a {name}" for name in SHAPES]
+    assert write_lists(tmp_path, things, shapes, lists=50) == {"lists": 50}
+    kinds = set()
+    for row in rows(tmp_path / "lists.jsonl"):
+        (question,), answer = (message["content"] for message in row["messages"])
+        lines = re.findall(r"(\d): (a [ a-z]+)([.?])", answer)
+        assert [int(second) for second, _, _ in lines] == list(range(LINES))
+        assert all((mark == "?") == (f"{name}?" in question["text"]) for _, name, mark in lines)
+        assert all(before[1] != now[1] for before, now in pairwise(lines))
+        names = {name for _, name, _ in lines}
+        assert names <= set(things) or names <= set(shapes)
+        kinds.add((question["text"].split()[0], names <= set(things)))
+    assert kinds == {("Which", True), ("Which", False), ("When", True), ("When", False)}
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
