@@ -12,7 +12,7 @@ the conclusion counts with bundles:
 * ``shapes``: the official test questions of easy-vqa, beside the share of its most common answer;
 * ``new clips``: animations of trained clips joined anew, by other frames where they have others: which came first (of
   two), what is to be seen at a second, how many were joined; ``first, later``: which came first where neither is seen
-  at second 0. To name that always is right in four of five of all, and needs no order;
+  at second 0 (elsewhere who names what is at second 0 is right, and needs no order);
 * ``clips``: the same of joined animations that are in no trained clip, which is harder.
 
 The torch model is asked everything, and has to be right in every word: it does not generate, which is a pass for each
@@ -78,7 +78,7 @@ def question_sets(data: Path) -> dict[str, list[Row]]:
 
 
 def answered_at_0(row: Row) -> bool:
-    """Whether the right answer is what is to be seen at second 0: who names that always is right here."""
+    """Whether the right answer is what is to be seen at second 0, which can be named without looking any further."""
     answer = row["messages"][-1]["content"]
     at_0 = re.split(r"[.?] ", answer)[0].removeprefix("0: ")
     return conclusion(answer).lower() == f"{at_0}.".lower()

@@ -1,7 +1,7 @@
 """The calf's data: emoji with captions, questions and answers, and prose, as JSON lines.
 
 ``train.jsonl``         captions, conversations and pairs of pictures, from several views of every trained drawing
-``views.jsonl``         the same from further views: who reads by heart what is said of few pictures knows no others
+``views.jsonl``         the same from further views, for the decoder, which learns few pictures by heart
 ``pairs.jsonl``         the pictures of ``train.jsonl``, each with its name alone: what the image tower learns to see by
 ``text.jsonl``          what all emoji are called and belong to, those without pictures included, and pages of prose
 ``seen.jsonl``          to evaluate on: trained emoji, as the first vendor drew them

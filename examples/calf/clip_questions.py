@@ -29,7 +29,6 @@ NUMBERS = ("One.", "Two.", "Three.")
 ALOUD_ALONE = 0.6
 """Share of the rows to train on whose only question is answered aloud."""
 
-
 Question = tuple[str, str]
 """With its answer."""
 

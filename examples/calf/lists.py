@@ -2,9 +2,9 @@
 
     Which came first: a cat? Or a dog?     0: a sun. 1: a dog? 2: a tree. 3: a cat? 4: a sun. ...
 
-A clip teaches a mark or two in a hundred tokens of pictures and names; a list teaches one in ten tokens. Clips alone
-did not teach to look at what was asked for, in a whole run; 70,000 lines of lists did (docs/calf.md). What they name is
-drawn by lot.
+A clip teaches a mark or two in a hundred tokens of pictures and names; a list teaches one in ten tokens. A whole run on
+clips without marks did not teach to look at what was asked for, nor did 800 steps on clips with marks; 800 steps on
+lists did (docs/calf.md). What they name is drawn by lot.
 """
 
 from __future__ import annotations

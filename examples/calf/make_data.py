@@ -82,7 +82,7 @@ def make_data(work: Path) -> None:
                        for several in (google, drawn["fluent-emoji"]))
     counts |= write_shapes(data) | write_clips(data, trained, shaded, fetch_animations(cache))
     counts |= write_lists(data, [one.phrase for one in trained], [scene.phrase for scene in shape_scenes(data)])
-    # Views say the same of other pictures, and lists name the same again: who counts words needs to read them once.
+    # The BPE needs no repetitions: views say the same of other pictures, lists name the same things again.
     learned = (text for name in LEARNED if name not in ("views", "lists") for text in texts(data / f"{name}.jsonl"))
     save_processor(work / "tokenizer", train_tokenizer(learned, VOCABULARY), image_size=IMAGE_SIZE, overwrite=True)
     table("the calf's data", {

@@ -6,8 +6,8 @@
 1. ``make_data``: six vendors' drawings, questions about shapes, clips, prose, a tokenizer;
 2. ``tower``: the image tower learns to see, from EfficientNet-lite0 and from names (``tower.py``);
 3. ``fuse``: the decoder learns captions, answers and prose, text and pictures fused from the first layer; then clips
-   as well; then what is seen once more. Of the tower only adapter and projector learn on: what it sees in drawings of a
-   hand that was never trained stays as it was.
+   as well; then pictures and clips alone. Of the tower only adapter and projector learn on: what it sees in drawings
+   of a hand that was never trained stays as it was.
 
 The calf that the repository carries was made so, but for what docs/calf.md says. A step whose result exists is not
 repeated, one that was cut off goes on from its last checkpoint. ``--install`` puts the result into the package, where
@@ -69,8 +69,8 @@ STAGES = (
     Stage("clips", "clips as well", LEARNED, 5e-4),
     Stage("calf", "pictures and clips again", tuple(name for name in LEARNED if name not in ("lists", "text")), 5e-4),
 )
-"""Names first: what is at which second is learned by who can tell what it is. At last what is seen alone: names come
-slowest, and what lists and prose teach is there by then."""
+"""Names first: what is at which second is learned by who can tell what it is. The last stage leaves out lists and
+prose, which are learned by then, for what is seen: names come slowest."""
 LEARNS_ON = ("vision_adapter", "multi_modal_projector")
 """Parts of the image tower that early fusion trains."""
 

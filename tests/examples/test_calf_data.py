@@ -7,14 +7,16 @@ import re
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from benchmarks.calf import answered_at_0
 from examples.calf import extras, shapes
-from examples.calf.clip_questions import conclusion
+from examples.calf.clip_questions import Clip, Scene, conclusion, several_questions
 from examples.calf.clips import FRAMES, write_clips
 from examples.calf.emoji import Emoji
 from examples.calf.lists import LINES, write_lists
@@ -120,6 +122,22 @@ def test_clips_say_what_they_show(tmp_path: Path) -> None:
     assert shown == [len(video(row)) for row in made["clips_test"]]
 
 
+def test_training_asks_for_what_is_not_at_the_beginning() -> None:
+    """Or the calf names what is at second 0, which is right too often."""
+    clip = Clip([Scene(name, ()) for name in ("a cat", "a dog", "a cow")], [1, 1, 1])
+    answers = [asked["first"][1] for seed in range(600) if "first" in (asked := several_questions(Random(seed), clip))]
+    assert set(answers) == {"0: a cat? A cat.", "0: a cat. 1: a dog? A dog."}
+    assert 0.58 < sum(answer.endswith("A dog.") for answer in answers) / len(answers) < 0.75
+
+
+@pytest.mark.parametrize(("answer", "is_at_0"), [
+    ("0: a dog? A dog.", True), ("0: the sun? The sun.", True), ("0: a sun. 1: a dog? A dog.", False),
+    ("0: a dog. 1: a dog again. One.", False), ("A dog.", False), ("no", False),
+])
+def test_what_can_be_answered_from_second_0_is_told_apart(answer: str, is_at_0: bool) -> None:
+    assert answered_at_0({"messages": [{"role": "assistant", "content": answer}]}) == is_at_0
+
+
 def test_a_conclusion_is_what_is_said_behind_the_list() -> None:
     assert conclusion("0: a dog. 1: a dog again. Two.") == "Two."
     assert conclusion("0: a cat. 1: a dog? A dog.") == "A dog."
@@ -129,8 +147,7 @@ def test_a_conclusion_is_what_is_said_behind_the_list() -> None:
 
 def test_clips_to_evaluate_on_were_not_trained(tmp_path: Path) -> None:
     made = clips(tmp_path)
-    frames = {name: {frame for row in made[name] for frame in video(row)}
-              for name in ("clips", "clips_new", "clips_test")}
+    frames = {name: {frame for row in several for frame in video(row)} for name, several in made.items()}
     shown = {name: {frame.split("-")[0] for frame in several} for name, several in frames.items()}
     never = {frame for frame in frames["clips"] if frame.split("-")[0] in shown["clips_test"]}
     assert {frame.split("-")[1][:-1] for frame in never} == {"google", "noto_v1"}, "drawn by other hands only"

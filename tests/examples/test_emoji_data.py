@@ -93,8 +93,12 @@ def test_held_out_emoji_are_never_shown(made: tuple[Path, dict[str, int]], drawi
     assert 0 < len(held) == counts["emoji_held_out"] == counts["held_out"]
     assert counts["seen"] == counts["other_vendor"] == counts["emoji_trained"] == len(drawings["google"]) - len(held)
     assert counts["train"] == 8 * counts["emoji_trained"]
+    assert counts["views"] == 2 * counts["emoji_trained"]
+    views = {name: {row["key"] for row in rows(directory, name)} for name in ("train", "views")}
+    assert not views["train"] & views["views"]
+    assert {key[-1] for key in views["views"]} == {"8", "9"}
     assert json.loads((directory / "counts.json").read_text()) == counts
-    training = (directory / "train.jsonl").read_text()
+    training = "".join((directory / f"{name}.jsonl").read_text() for name in ("train", "views"))
     text = (directory / "text.jsonl").read_text().lower()
     for emoji in held.values():
         assert f"{emoji.code}-" not in training
@@ -139,7 +143,7 @@ def test_every_row_is_learned_from(made: tuple[Path, dict[str, int]], tmp_path: 
     save_processor(tmp_path / "files", train_tokenizer(["A picture of a cow. " * 20], 320), image_size=IMAGE_SIZE)
     encoder = Encoder(tmp_path / "files", calf_config(320), max_tokens=512, too_long="cut")
     per_tile = calf_config(320).vision.tokens_per_tile
-    for name in ("train", "text", "seen", "held_out", "other_vendor", "other_held_out"):
+    for name in ("train", "views", "text", "seen", "held_out", "other_vendor", "other_held_out"):
         samples = open_samples([directory / f"{name}.jsonl"])
         loader = Loader(samples, encoder, rows=2, seq_len=512, epochs=1)
         batches = list(loader)
