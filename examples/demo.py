@@ -148,7 +148,7 @@ def main() -> None:
     stderr.print("[bold]5. ask it[/bold]")
     figures = answer(QUESTION)
     stderr.print("[bold]6. show pictures to the calf, the small model that herdgraph carries[/bold]")
-    stderr.print("[dim]By a hand of whose drawings it was shown none, chosen by lot. It names one in three of such; of "
+    stderr.print("[dim]By a hand of whose drawings it was shown none, chosen by lot. It names three in ten of such; of "
                  "two of these it has never seen any drawing.[/dim]")
     look()
     table("summary", {
