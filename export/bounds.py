@@ -15,10 +15,10 @@ fp8       0.010 to 0.039      88 to 96 %          0.08                     80 %
 
 int4 was not calibrated, which is the worse case. With the weights of an earlier calf, whose KL was half of these, 8-bit
 caches changed int8 by less than 0.0001, and bundles were broken, one tensor of one layer at fault: a scale twice too
-large gave a KL of 0.10 to 0.43 and 57 to 75 % of the top tokens, experts in another order 0.46 to 0.68 and 54 to 63 %. A
-factor on the queries or keys of a model that normalises them changes nothing, and is not found. Decoding one by one
-differs from the whole prompt by a KL of at most 0.0008 (8-bit caches), and is held to the same bound. bf16 has the bounds
-of int8: no GPU has run one yet.
+large gave a KL of 0.10 to 0.43 and 57 to 75 % of the top tokens, experts in another order 0.46 to 0.68 and 54 to 63 %.
+A factor on the queries or keys of a model that normalises them changes nothing, and is not found. Decoding one by one
+differs from the whole prompt by a KL of at most 0.0008 (8-bit caches), and is held to the same bound. bf16 has the
+bounds of int8: no GPU has run one yet.
 """
 
 from __future__ import annotations
