@@ -7,18 +7,17 @@ likely token is the same. Measured on the calf, 128 random tokens after a pictur
 ========  ==================  ==================  =======================  =======================
 recipe    mean KL (nats)      same top token      bound of the KL          bound of the top token
 ========  ==================  ==================  =======================  =======================
-fp32      8e-13               100 %               (1e-3 of a logit)
+fp32      2e-12               100 %               (1e-3 of a logit)
 int8      0.0009 to 0.011     96 to 100 %         0.02                     90 %
 int4      0.022 to 0.052      81 to 90 %          0.08                     75 %
 fp8       0.010 to 0.039      88 to 96 %          0.08                     80 %
 ========  ==================  ==================  =======================  =======================
 
-int4 was not calibrated, which is the worse case. With the weights of an earlier calf, whose KL was half of these, 8-bit
-caches changed int8 by less than 0.0001, and bundles were broken, one tensor of one layer at fault: a scale twice too
-large gave a KL of 0.10 to 0.43 and 57 to 75 % of the top tokens, experts in another order 0.46 to 0.68 and 54 to 63 %.
-A factor on the queries or keys of a model that normalises them changes nothing, and is not found. Decoding one by one
-differs from the whole prompt by a KL of at most 0.0008 (8-bit caches), and is held to the same bound. bf16 has the
-bounds of int8: no GPU has run one yet.
+int4 was not calibrated, which is the worse case. Broken bundles, one tensor of layer 1 or 3 at fault: in int8 a scale
+twice too large gave a KL of 0.065 to 0.57 and 44 to 86 % of the top tokens, experts in another order 0.14 and 0.30 and
+65 to 74 %; in int4 the least of four was 0.11 and 76 %. A factor on the queries or keys of a model that normalises them
+changes nothing, and is not found. With 8-bit caches, decoding one by one differed from the whole prompt by a KL of at
+most 0.0008 (an earlier calf); it is held to the same bound. bf16 has the bounds of int8: no GPU has run one yet.
 """
 
 from __future__ import annotations

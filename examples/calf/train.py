@@ -9,9 +9,9 @@
    as well; then pictures and clips alone. Of the tower only adapter and projector learn on: what it sees in drawings
    of a hand that was never trained stays as it was.
 
-The calf that the repository carries was made so, but for what docs/calf.md says. A step whose result exists is not
-repeated, one that was cut off goes on from its last checkpoint. ``--install`` puts the result into the package, where
-``herdgraph build calf`` and ``make demo`` find it.
+The calf that the repository carries was made so. A step whose result exists is not repeated, one that was cut off goes
+on from its last checkpoint. ``--install`` puts the result into the package, where ``herdgraph build calf`` and ``make
+demo`` find it.
 """
 
 from __future__ import annotations
